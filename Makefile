@@ -1,0 +1,39 @@
+# make demo | make test | make setup; each sets itself up first. PYTHON picks the interpreter (>= 3.10).
+PYTHON ?= python3
+VENV   := .venv
+RUN    := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+
+.PHONY: help setup test demo lint soak clean
+
+help:
+	@echo "make setup   create $(VENV) with everything needed (no compiler)"
+	@echo "make demo    source model -> estimator -> fine-tuning -> evaluation -> pictures, in output/demo"
+	@echo "make test    the test suite"
+	@echo "make lint    ruff and mypy"
+
+setup: $(READY)
+
+$(READY): setup.py requirements/detectron2.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "tmt_d2 needs Python >= 3.10, $(PYTHON) is %d.%d; try: make setup PYTHON=python3.11" % sys.version_info[:2])'
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install -q --disable-pip-version-check torch torchvision
+	$(RUN) -m pip install -q --disable-pip-version-check -e '.[dev]'
+	cd / && $(abspath $(RUN)) -c 'import detectron2' 2>/dev/null || $(abspath $(RUN)) -m pip install -q --disable-pip-version-check \
+		--no-deps --only-binary=:all: --python-version 3.10 --require-hashes -r $(abspath requirements/detectron2.txt) \
+		--target "$$($(abspath $(RUN)) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@touch $@
+
+test: $(READY)
+	$(RUN) -m pytest -q tests
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+demo: $(READY)
+	$(RUN) -m demo.run --output output/demo
+
+clean:
+	rm -rf output build dist *.egg-info

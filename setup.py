@@ -1,0 +1,46 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# What Detectron2 itself imports: it is installed without its dependencies (see README, "Installing").
+DETECTRON2_NEEDS = [
+    "cloudpickle",
+    "fvcore",
+    "hydra-core>=1.1",
+    "iopath>=0.1.7",
+    "matplotlib",
+    "omegaconf>=2.1",
+    "packaging",
+    "pycocotools",
+    "tabulate",
+    "tensorboard",
+    "termcolor",
+    "tqdm",
+    "yacs",
+]
+
+setup(
+    name="tmt_d2",
+    version="0.1.0",
+    description="Transferable Mask Transformer (arXiv 2504.05774) as a Detectron2 project",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["tmt_d2", "tmt_d2.*"]),
+    install_requires=[
+        "torch>=2.1",
+        "torchvision",
+        "numpy",
+        "opencv-python-headless",
+        "Pillow",
+        "scipy",
+        *DETECTRON2_NEEDS,
+    ],
+    extras_require={
+        "test": ["pytest"],
+        "dev": ["pytest", "ruff", "mypy"],
+        # Multi-scale deformable attention as a Triton kernel, on NVIDIA GPUs.
+        "gpu": ["deformops; python_version >= '3.12'"],
+    },
+)

@@ -1,0 +1,92 @@
+"""The 19 Cityscapes train classes, and for each data set the one table from its own ids to them.
+
+Training, evaluation, drawing and the embedded renderer all read these tables; nothing else in the
+project knows a class name, a colour or a data set's id. Sources of the tables: the data sets' own
+documentation and the label definitions of ``cityscapesScripts`` (see README, "Data").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Mapping
+
+import numpy as np
+
+IGNORE = 255  # train id of pixels that neither train nor count
+OUTSIDE = 254  # lookup value of an id that the data set does not define: a wrong file, reported as an error
+
+CLASSES = (
+    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
+    "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+)  # fmt: skip
+
+PALETTE = (
+    (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30),
+    (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142),
+    (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
+)  # RGB, in the order of CLASSES  # fmt: skip
+
+TRAIN_ID = {name: index for index, name in enumerate(CLASSES)}
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """How the pixel values of one data set's label files become train ids.
+
+    Attributes:
+        name: for messages, e.g. ``"Mapillary Vistas v1.2, mapping A"``.
+        train_ids: id on disk -> train id, for the ids that have one.
+        ignored: the other ids that the data set defines; they become ``IGNORE``.
+        classes: class names in train-id order; all five data sets share ``CLASSES``.
+    """
+
+    name: str
+    train_ids: Mapping[int, int]
+    ignored: frozenset[int]
+    classes: tuple[str, ...] = CLASSES
+
+    def lookup(self) -> np.ndarray:
+        """(256,) uint8: id on disk -> train id, ``IGNORE``, or ``OUTSIDE`` for an undefined id."""
+        table = np.full(256, OUTSIDE, np.uint8)
+        table[sorted(self.ignored)] = IGNORE
+        for value, train_id in self.train_ids.items():
+            table[value] = train_id
+        return table
+
+    @property
+    def absent(self) -> tuple[int, ...]:
+        """Train ids that no id of this data set maps to (SYNTHIA: terrain, truck, train)."""
+        return tuple(sorted(set(range(len(self.classes))) - set(self.train_ids.values())))
+
+
+def _space(name: str, train_ids: Mapping[int, int], defined: range, also: frozenset[int] = frozenset()) -> LabelSpace:
+    ignored = (frozenset(defined) | also) - frozenset(train_ids)
+    return LabelSpace(name=name, train_ids=dict(train_ids), ignored=ignored)
+
+
+_CITYSCAPES_IDS = {
+    7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14, 28: 15,
+    31: 16, 32: 17, 33: 18,
+}  # fmt: skip
+_IDENTITY = {index: index for index in range(19)}
+
+_MAPILLARY_A = {
+    2: 1, 3: 4, 6: 3, 13: 0, 15: 1, 17: 2, 19: 11, 20: 12, 21: 12, 22: 12, 24: 0, 27: 10, 29: 9, 30: 8, 41: 0, 45: 5,
+    47: 5, 48: 6, 50: 7, 52: 18, 54: 15, 55: 13, 57: 17, 58: 16, 61: 14,
+}  # fmt: skip
+_MAPILLARY_B = {
+    **{value: train_id for value, train_id in _MAPILLARY_A.items() if value != 41},
+    7: 0, 8: 0, 9: 1, 10: 0, 11: 1, 14: 0, 23: 0, 44: 5, 46: 7, 49: 7,
+}  # fmt: skip
+_SYNTHIA_IDS = {
+    1: 10, 2: 2, 3: 0, 4: 1, 5: 4, 6: 8, 7: 5, 8: 13, 9: 7, 10: 11, 11: 18, 12: 17, 15: 6, 16: 9, 17: 12, 18: 14,
+    19: 15, 20: 16, 21: 3,
+}  # fmt: skip
+
+CITYSCAPES = _space("Cityscapes labelIds", _CITYSCAPES_IDS, range(34), frozenset({34}))
+TRAIN_IDS = _space("Cityscapes train ids", _IDENTITY, range(19), frozenset({IGNORE}))
+BDD100K = _space("BDD100K semantic segmentation", _IDENTITY, range(19), frozenset({IGNORE}))
+MAPILLARY_A = _space("Mapillary Vistas v1.2, mapping A", _MAPILLARY_A, range(66))
+MAPILLARY_B = _space("Mapillary Vistas v1.2, mapping B", _MAPILLARY_B, range(66))
+GTAV = _space("GTAV", _CITYSCAPES_IDS, range(35))
+SYNTHIA = _space("SYNTHIA-RAND-CITYSCAPES", _SYNTHIA_IDS, range(23))

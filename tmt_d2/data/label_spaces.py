@@ -8,7 +8,7 @@ documentation and the label definitions of ``cityscapesScripts`` (see README, "D
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Mapping
+from typing import Iterable, Literal, Mapping
 
 import numpy as np
 
@@ -38,12 +38,17 @@ class LabelSpace:
         train_ids: id on disk -> train id, for the ids that have one.
         ignored: the other ids that the data set defines; they become ``IGNORE``.
         classes: class names in train-id order; all five data sets share ``CLASSES``.
+        encoding: ``"index"``, an 8-bit PNG, grey or palette, whose stored value is the id; ``"synthia"``, a 16-bit
+            PNG with three channels, the first (red) of which is the id.
+        never_occurs: train ids that no file of the data set holds, though its documentation defines them.
     """
 
     name: str
     train_ids: Mapping[int, int]
     ignored: frozenset[int]
     classes: tuple[str, ...] = CLASSES
+    encoding: Literal["index", "synthia"] = "index"
+    never_occurs: tuple[int, ...] = ()
 
     def lookup(self) -> np.ndarray:
         """(256,) uint8: id on disk -> train id, ``IGNORE``, or ``OUTSIDE`` for an undefined id."""
@@ -53,15 +58,9 @@ class LabelSpace:
             table[value] = train_id
         return table
 
-    @property
-    def absent(self) -> tuple[int, ...]:
-        """Train ids that no id of this data set maps to (SYNTHIA: terrain, truck, train)."""
-        return tuple(sorted(set(range(len(self.classes))) - set(self.train_ids.values())))
 
-
-def _space(name: str, train_ids: Mapping[int, int], defined: range, also: frozenset[int] = frozenset()) -> LabelSpace:
-    ignored = (frozenset(defined) | also) - frozenset(train_ids)
-    return LabelSpace(name=name, train_ids=dict(train_ids), ignored=ignored)
+def _space(name: str, train_ids: Mapping[int, int], defined: Iterable[int]) -> LabelSpace:
+    return LabelSpace(name, train_ids, frozenset(defined) - frozenset(train_ids))
 
 
 _CITYSCAPES_IDS = {
@@ -83,10 +82,20 @@ _SYNTHIA_IDS = {
     19: 15, 20: 16, 21: 3,
 }  # fmt: skip
 
-CITYSCAPES = _space("Cityscapes labelIds", _CITYSCAPES_IDS, range(34), frozenset({34}))
-TRAIN_IDS = _space("Cityscapes train ids", _IDENTITY, range(19), frozenset({IGNORE}))
-BDD100K = _space("BDD100K semantic segmentation", _IDENTITY, range(19), frozenset({IGNORE}))
+CITYSCAPES = _space("Cityscapes labelIds", _CITYSCAPES_IDS, range(35))  # 34 is the licence plate
+TRAIN_IDS = _space("Cityscapes train ids", _IDENTITY, (*range(19), IGNORE))
+BDD100K = _space("BDD100K semantic segmentation", _IDENTITY, (*range(19), IGNORE))
 MAPILLARY_A = _space("Mapillary Vistas v1.2, mapping A", _MAPILLARY_A, range(66))
 MAPILLARY_B = _space("Mapillary Vistas v1.2, mapping B", _MAPILLARY_B, range(66))
 GTAV = _space("GTAV", _CITYSCAPES_IDS, range(35))
-SYNTHIA = _space("SYNTHIA-RAND-CITYSCAPES", _SYNTHIA_IDS, range(23))
+SYNTHIA = LabelSpace(
+    name="SYNTHIA-RAND-CITYSCAPES",
+    train_ids=_SYNTHIA_IDS,
+    ignored=frozenset(range(23)) - frozenset(_SYNTHIA_IDS),
+    encoding="synthia",
+    never_occurs=(9, 14, 16),
+)
+
+# The two sets of train ids over which results on SYNTHIA are reported.
+SYNTHIA_16 = tuple(train_id for train_id in range(19) if train_id not in SYNTHIA.never_occurs)
+SYNTHIA_13 = tuple(train_id for train_id in SYNTHIA_16 if CLASSES[train_id] not in ("wall", "fence", "pole"))

@@ -1,0 +1,215 @@
+"""Where the files of each data set lie, and which image belongs to which label.
+
+A place is a pattern below the data set's folder, such as ``gtFine/train/*/{stem}_gtFine_labelIds.png``: ``*`` is any
+text within one name, and ``{stem}`` is the part of the name that image and label share.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Iterator, Sequence
+
+from scipy.io import loadmat
+
+from tmt_d2.data.reader import DataError
+
+STEM = "{stem}"
+
+
+@dataclass
+class Listing:
+    """The files of one split.
+
+    Attributes:
+        pairs: stem -> (image, label), sorted by stem.
+        images_alone: images without a label. labels_alone: labels without an image.
+        left_out: pairs that are known to be bad, and are not in `pairs`.
+        absent: stems that the data set's list of the split names, but of which no image is there.
+    """
+
+    pairs: dict[str, tuple[str, str]] = field(default_factory=dict)
+    images_alone: list[str] = field(default_factory=list)
+    labels_alone: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where one data set lies below the root, as it is downloaded.
+
+    Attributes:
+        title: for messages.
+        folder: the data set's folder below the root.
+        images, labels: patterns with ``{split}``; where several match the same stem, the first counts.
+        splits: split -> (its name on disk, the number of pairs in the full data set).
+        members: for data sets that do not part their splits by folder: (folder, split) -> the stems of the split,
+            or a test for one.
+        bad: stems of known bad frames.
+    """
+
+    title: str
+    folder: str
+    images: tuple[str, ...]
+    labels: tuple[str, ...]
+    splits: dict[str, tuple[str, int]]
+    members: Callable[[Path, str], Callable[[str], bool] | frozenset[str]] | None = None
+    bad: frozenset[str] = frozenset()
+
+    def listing(self, root: str, split: str) -> Listing:
+        """Pair the files of one split.
+
+        Raises:
+            FileNotFoundError: the folder of the images or of the labels is not there, or is empty.
+            DataError: a file name or split list is not as the data set ships it.
+        """
+        folder = Path(root) / self.folder
+        on_disk, _ = self.splits[split]
+        images = self._find(folder, self.images, on_disk, "images")
+        labels = self._find(folder, self.labels, on_disk, "labels")
+        listing = Listing()
+        members = self.members(folder, split) if self.members else None
+        if members is not None:
+            inside = members.__contains__ if isinstance(members, frozenset) else members
+            images = {stem: path for stem, path in images.items() if inside(stem)}
+            labels = {stem: path for stem, path in labels.items() if inside(stem)}
+            if isinstance(members, frozenset):
+                listing.absent = sorted(members - images.keys() - self.bad)
+        for stem, image in sorted(images.items()):
+            if stem in self.bad:
+                listing.left_out.append(stem)
+            elif stem in labels:
+                listing.pairs[stem] = (image, labels[stem])
+            else:
+                listing.images_alone.append(image)
+        listing.labels_alone = [labels[stem] for stem in sorted(labels.keys() - images.keys() - self.bad)]
+        return listing
+
+    def _find(self, folder: Path, patterns: Sequence[str], on_disk: str, what: str) -> dict[str, str]:
+        patterns = [pattern.replace("{split}", on_disk) for pattern in patterns]
+        found: dict[str, str] = {}
+        for pattern in reversed(patterns):
+            found.update(find(folder, pattern))
+        if not found:
+            missing = self.title + f": no {what} like " + " or ".join(f"{folder}/{pattern}" for pattern in patterns)
+            raise FileNotFoundError(
+                f"{missing}; set DETECTRON2_DATASETS to the folder that holds {self.folder}/, "
+                "or make small embedded scenes with `python -m datasets.render`"
+            )
+        return found
+
+
+def find(folder: str | Path, pattern: str) -> dict[str, str]:
+    """All files below `folder` that match `pattern`, as stem -> path.
+
+    Hidden files (``._x.png``, which some archivers add) do not match ``*`` or ``{stem}``. A folder that is not there
+    has no files.
+
+    Raises:
+        DataError: two files have the same stem.
+    """
+    found: dict[str, str] = {}
+    for stem, path in _matches(str(folder), pattern.split("/"), None):
+        if stem in found:
+            raise DataError(f"{found[stem]} and {path} have the same name {stem!r} in the pattern {pattern}")
+        found[stem] = path
+    return found
+
+
+def _matches(folder: str, parts: Sequence[str], stem: str | None) -> Iterator[tuple[str, str]]:
+    part, *rest = parts
+    if "*" not in part and STEM not in part:
+        path = os.path.join(folder, part)
+        if rest:
+            yield from _matches(path, rest, stem)
+        elif stem is not None and os.path.isfile(path):
+            yield stem, path
+        return
+    expression = re.escape(part).replace(re.escape("*"), ".*").replace(re.escape(STEM), "(?P<stem>.+)")
+    match = re.compile(rf"(?!\.){expression}").fullmatch
+    try:
+        names = [(entry.name, entry.is_dir()) for entry in os.scandir(folder)]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name, is_dir in names:
+        matched = match(name)
+        if matched and is_dir == bool(rest):
+            own = matched.groupdict().get("stem", stem)
+            path = os.path.join(folder, name)
+            if rest:
+                yield from _matches(path, rest, own)
+            elif own is not None:
+                yield own, path
+
+
+def _gtav_members(folder: Path, split: str) -> frozenset[str] | Callable[[str], bool]:
+    if split == "all":
+        return lambda stem: True
+    path = folder / "split.mat"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"GTAV: no {path}, which says what its splits are; get it from the data set's page (read_mapping.zip), "
+            "or train on all frames with the data set gtav_sem_seg_all"
+        )
+    key = {"train": "trainIds", "val": "valIds", "test": "testIds"}[split]
+    try:
+        numbers = loadmat(path)[key]
+    except Exception as error:  # SciPy raises many kinds for a damaged file
+        raise DataError(f"{path}: cannot read {key} ({type(error).__name__}: {error})".replace("\n", " ")) from error
+    return frozenset(f"{int(number):05d}" for number in numbers.ravel())
+
+
+def _synthia_members(folder: Path, split: str) -> Callable[[str], bool]:
+    """There is no official split: the frames whose number ends in 9 are for validation (940 of 9,400)."""
+
+    def inside(stem: str) -> bool:
+        if not stem.isdecimal():
+            raise DataError(f"{folder}/RAND_CITYSCAPES: {stem!r} is not a frame number such as 0000009")
+        return (int(stem) % 10 == 9) == (split == "val")
+
+    return inside
+
+
+CITYSCAPES = Layout(
+    title="Cityscapes",
+    folder="cityscapes",
+    images=("leftImg8bit/{split}/*/{stem}_leftImg8bit.png",),
+    labels=("gtFine/{split}/*/{stem}_gtFine_labelIds.png", "gtFine/{split}/*/{stem}_gtFine_labelTrainIds.png"),
+    splits={"train": ("train", 2975), "val": ("val", 500)},
+)
+BDD100K = Layout(
+    title="BDD100K",
+    folder="bdd100k",
+    images=("images/10k/{split}/{stem}.jpg", "seg/images/{split}/{stem}.jpg"),
+    labels=("labels/sem_seg/masks/{split}/{stem}.png", "seg/labels/{split}/{stem}_train_id.png"),
+    splits={"train": ("train", 7000), "val": ("val", 1000)},
+)
+MAPILLARY = Layout(
+    title="Mapillary Vistas",
+    folder="mapillary_vistas",
+    images=("{split}/images/{stem}.jpg",),
+    # Where v1.2 was re-packaged with v2.0, {split}/labels is somebody's own addition.
+    labels=("{split}/v1.2/labels/{stem}.png", "{split}/labels/{stem}.png"),
+    splits={"train": ("training", 18000), "val": ("validation", 2000)},
+)
+GTAV = Layout(
+    title="GTAV",
+    folder="gta5",
+    images=("images/{stem}.png",),
+    labels=("labels/{stem}.png",),
+    splits={"train": ("", 12403), "val": ("", 6382), "test": ("", 6181), "all": ("", 24966)},
+    members=_gtav_members,
+    # 15188 and 17705: image and label disagree; 20801 to 20860 are blank.
+    bad=frozenset(f"{number:05d}" for number in (15188, 17705, *range(20801, 20861))),
+)
+SYNTHIA = Layout(
+    title="SYNTHIA",
+    folder="synthia/RAND_CITYSCAPES",
+    images=("RGB/{stem}.png",),
+    labels=("GT/LABELS/{stem}.png",),
+    splits={"train": ("", 8460), "val": ("", 940)},
+    members=_synthia_members,
+)

@@ -1,0 +1,167 @@
+"""Reading images and labels from disk, once for training, evaluation and checking.
+
+A label leaves this file as train ids, whatever the data set ships. A file that cannot be read whole, or that holds
+an id its data set does not define, is an error: it would otherwise train or score on wrong pixels without a word.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Literal, Mapping
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from tmt_d2.data.label_spaces import CITYSCAPES, MAPILLARY_A, MAPILLARY_B, OUTSIDE, TRAIN_IDS, LabelSpace
+
+ChannelOrder = Literal["RGB", "BGR"]
+
+PNG = b"\x89PNG\r\n\x1a\n"
+JPEG = b"\xff\xd8\xff"
+MAX_IDS_SHOWN = 5
+
+
+class DataError(ValueError):
+    """A file or folder of a data set is not what it should be; the message is one line that names it."""
+
+
+def read_image(path: str, format: ChannelOrder = "RGB", oriented: bool = False) -> np.ndarray:
+    """Read an image of any kind that OpenCV knows.
+
+    Args:
+        path: the file.
+        format: order of the channels in the result.
+        oriented: turn the image as its EXIF orientation says. Labels have no such entry and mostly belong to the
+            image as stored, so this is off; see `read_pair`.
+
+    Returns:
+        (H, W, 3) uint8, C-contiguous. Grey images are repeated, transparency is dropped.
+
+    Raises:
+        DataError: the file is missing, empty, truncated, or no image.
+    """
+    if format not in ("RGB", "BGR"):
+        raise ValueError(f"format is {format!r}: should be 'RGB' or 'BGR'")
+    flags = cv2.IMREAD_COLOR if oriented else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    image = _decode(path, _read_whole(path), flags)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if format == "RGB" else image
+
+
+def read_label(path: str, label_space: LabelSpace) -> np.ndarray:
+    """Read a label file and map its ids to train ids.
+
+    A file named ``*_labelTrainIds.png`` of Cityscapes is read as train ids.
+
+    Returns:
+        (H, W) uint8 train ids, 255 = ignore.
+
+    Raises:
+        DataError: the file is missing, empty, truncated, or not encoded as `label_space` says, or holds ids that
+            `label_space` does not define.
+    """
+    if label_space is CITYSCAPES and str(path).endswith("_labelTrainIds.png"):
+        label_space = TRAIN_IDS
+    data = _read_whole(path)
+    ids = _synthia_ids(path, data) if label_space.encoding == "synthia" else _index_ids(path, data)
+    # No table defines id 255 of a 16-bit file, so every id above 255 may stand there as 255.
+    label = cv2.LUT(ids if ids.dtype == np.uint8 else np.minimum(ids, 255).astype(np.uint8), label_space.lookup())
+    outside = label == OUTSIDE
+    if outside.any():
+        raise DataError(_outside_message(path, np.unique(ids[outside]).tolist(), label_space))
+    return label
+
+
+def read_pair(
+    record: Mapping[str, str], label_space: LabelSpace, format: ChannelOrder = "RGB"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read the image and the label of one record (``file_name``, ``sem_seg_file_name``).
+
+    The EXIF orientation of the image is applied only where the label has the size of the turned image.
+
+    Returns:
+        image (H, W, 3) uint8 and label (H, W) uint8 train ids, of the same size.
+
+    Raises:
+        DataError: as `read_image` and `read_label`, or the sizes differ.
+    """
+    image_path, label_path = record["file_name"], record["sem_seg_file_name"]
+    image, label = read_image(image_path, format), read_label(label_path, label_space)
+    if image.shape[:2] != label.shape:
+        turned = read_image(image_path, format, oriented=True)
+        if turned.shape[:2] != label.shape:
+            (height, width), (label_height, label_width) = image.shape[:2], label.shape
+            raise DataError(
+                f"{image_path} is {width}x{height}, but its label {label_path} is {label_width}x{label_height}"
+            )
+        image = turned
+    return image, label
+
+
+def _read_whole(path: str) -> bytes:
+    """The bytes of an image file whose end is there: decoders may fill what is missing with grey, without a word."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    if not data:
+        raise DataError(f"{path}: the file is empty (0 bytes)")
+    if data.startswith(PNG) and data.rfind(b"IEND") < 0:
+        raise DataError(f"{path}: the file is truncated (PNG without its end)")
+    # A thumbnail has an end marker too, so one far from the end proves nothing: then the slower decoder decides.
+    if data.startswith(JPEG) and b"\xff\xd9" not in data[-64:]:
+        _open(path, data)
+    return data
+
+
+def _decode(path: str, data: bytes, flags: int) -> np.ndarray:
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise DataError(f"{path}: cannot be decoded ({error.err})") from error
+    if image is None:
+        raise DataError(f"{path}: cannot be decoded (damaged or truncated, or no image)")
+    return image
+
+
+def _open(path: str, data: bytes) -> Image.Image:
+    """The decoded image in Pillow, which keeps the indices of a palette file and knows when data are missing."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, ... for damaged files
+        raise DataError(f"{path}: cannot be decoded ({type(error).__name__}: {error})".replace("\n", " ")) from error
+    return image
+
+
+def _index_ids(path: str, data: bytes) -> np.ndarray:
+    if not data.startswith(PNG):
+        raise DataError(f"{path}: is not a PNG file; labels are 8-bit PNG, grey or palette")
+    depth, colour_type = data[24], data[25]  # of the header chunk, which always comes first
+    # Grey of fewer than 8 bits would be stretched to 0-255 by every decoder, and lose its ids.
+    if not (colour_type == 3 or (colour_type == 0 and depth == 8)):
+        kind = {0: "grey", 2: "RGB", 4: "grey with transparency", 6: "RGBA"}.get(colour_type, "unknown")
+        raise DataError(
+            f"{path}: is a {depth}-bit {kind} PNG; labels are 8-bit PNG, grey or palette. "
+            "Take the original file: converting it to colours has lost the ids"
+        )
+    return np.asarray(_open(path, data))
+
+
+def _synthia_ids(path: str, data: bytes) -> np.ndarray:
+    image = _decode(path, data, cv2.IMREAD_UNCHANGED)  # Pillow cannot decode 16-bit RGB
+    if image.dtype != np.uint16 or image.ndim != 3 or image.shape[2] != 3:
+        raise DataError(
+            f"{path}: is {image.dtype} of shape {image.shape}; SYNTHIA's labels are 16-bit PNG with 3 channels "
+            "(the folder GT/LABELS, not GT/COLOR)"
+        )
+    return image[:, :, 2]  # OpenCV has the channels in BGR order: the class is the red one
+
+
+def _outside_message(path: str, ids: list[int], label_space: LabelSpace) -> str:
+    shown = ", ".join(map(str, ids[:MAX_IDS_SHOWN])) + (", ..." if len(ids) > MAX_IDS_SHOWN else "")
+    message = f"{path}: ids {shown} are not defined in {label_space.name}"
+    if label_space in (MAPILLARY_A, MAPILLARY_B) and max(ids) > 65:
+        message += "; these are v2.0 labels: take those of v1.2, in {training,validation}/v1.2/labels"
+    return message

@@ -1,0 +1,118 @@
+"""The five data sets under their names in Detectron2's catalogs.
+
+``{cityscapes,bdd100k,mapillary,mapillary_b,gtav,synthia}_sem_seg_{train,val}``, ``gtav_sem_seg_test`` and
+``gtav_sem_seg_all`` (all frames, for training without ``split.mat``). Nothing on disk is looked at before a split is
+used; the root is then ``$DETECTRON2_DATASETS`` (default: ``datasets``), as everywhere in Detectron2.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from functools import partial
+from typing import Callable
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from tmt_d2.data import label_spaces, layouts
+from tmt_d2.data.label_spaces import IGNORE, PALETTE, SYNTHIA_13, SYNTHIA_16, LabelSpace
+from tmt_d2.data.layouts import Layout, Listing
+from tmt_d2.data.reader import DataError
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, str]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One family of names: where the files lie, and what their values mean."""
+
+    layout: Layout
+    label_space: LabelSpace
+
+
+DATA_SETS = {
+    "cityscapes": DataSet(layouts.CITYSCAPES, label_spaces.CITYSCAPES),
+    "bdd100k": DataSet(layouts.BDD100K, label_spaces.BDD100K),
+    "mapillary": DataSet(layouts.MAPILLARY, label_spaces.MAPILLARY_A),
+    "mapillary_b": DataSet(layouts.MAPILLARY, label_spaces.MAPILLARY_B),
+    "gtav": DataSet(layouts.GTAV, label_spaces.GTAV),
+    "synthia": DataSet(layouts.SYNTHIA, label_spaces.SYNTHIA),
+}
+
+
+def dataset_root() -> str:
+    """The folder that holds the data sets: ``$DETECTRON2_DATASETS``, or ``datasets``."""
+    return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+
+
+def register_all() -> None:
+    """Register every split of every data set; a second call changes nothing."""
+    for family, data_set in DATA_SETS.items():
+        for split in data_set.layout.splits:
+            register_split(f"{family}_sem_seg_{split}", partial(_load, family, split), data_set.label_space)
+
+
+def register_split(name: str, load: Callable[[], list[Record]], label_space: LabelSpace) -> None:
+    """Put one split into both catalogs, with what Detectron2's evaluator and visualizer look for."""
+    if name in DatasetCatalog:
+        return
+    DatasetCatalog.register(name, load)
+    metadata = MetadataCatalog.get(name).set(
+        stuff_classes=list(label_space.classes),
+        stuff_colors=[list(colour) for colour in PALETTE],
+        ignore_label=IGNORE,
+        evaluator_type="sem_seg",
+        label_space=label_space,
+    )
+    if label_space is label_spaces.SYNTHIA:
+        metadata.set(class_subsets={"16 classes": SYNTHIA_16, "13 classes": SYNTHIA_13})
+
+
+def label_space_of(dataset_name: str) -> LabelSpace:
+    """What the label files of a registered split hold.
+
+    Raises:
+        ValueError: no such name, or one that was registered elsewhere without a label space.
+    """
+    known = [name for name in MetadataCatalog.list() if hasattr(MetadataCatalog.get(name), "label_space")]
+    if dataset_name not in known:
+        raise ValueError(f"data set {dataset_name!r} is not known; there are: {', '.join(sorted(known))}")
+    return MetadataCatalog.get(dataset_name).label_space
+
+
+def to_records(name: str, listing: Listing) -> list[Record]:
+    """One dict per pair, as Detectron2's catalogs want them."""
+    return [
+        {"file_name": image, "sem_seg_file_name": label, "image_id": stem, "dataset": name}
+        for stem, (image, label) in listing.pairs.items()
+    ]
+
+
+def _load(family: str, split: str) -> list[Record]:
+    layout, label_space = DATA_SETS[family].layout, DATA_SETS[family].label_space
+    name = f"{family}_sem_seg_{split}"
+    listing = layout.listing(dataset_root(), split)
+    if listing.images_alone and layout is not layouts.BDD100K:
+        raise DataError(unlabelled_message(name, listing))
+    if not listing.pairs:
+        raise DataError(
+            f"{name}: no image has a label of its name; the first of {len(listing.images_alone)} images without one: "
+            f"{listing.images_alone[0] if listing.images_alone else '-'}"
+        )
+    logger.info("%s: %d images, labels read as %s", name, len(listing.pairs), label_space.name)
+    if listing.left_out:
+        logger.info("%s: left out %d known bad frames", name, len(listing.left_out))
+    if listing.absent:
+        logger.warning("%s: %d frames of split.mat are not on disk", name, len(listing.absent))
+    if listing.images_alone or listing.labels_alone:
+        counts = len(listing.images_alone), len(listing.labels_alone)
+        logger.warning("%s: left out %d images without a label and %d labels without an image", name, *counts)
+    return to_records(name, listing)
+
+
+def unlabelled_message(name: str, listing: Listing) -> str:
+    """One line about the images that have no label."""
+    return f"{name}: {len(listing.images_alone)} images have no label, the first is {listing.images_alone[0]}"

@@ -7,8 +7,9 @@ documentation and the label definitions of ``cityscapesScripts`` (see README, "D
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Iterable, Literal, Mapping
+from typing import Literal
 
 import numpy as np
 
@@ -40,7 +41,7 @@ class LabelSpace:
         classes: class names in train-id order; all five data sets share ``CLASSES``.
         encoding: ``"index"``, an 8-bit PNG, grey or palette, whose stored value is the id; ``"synthia"``, a 16-bit
             PNG with three channels, the first (red) of which is the id.
-        never_occurs: train ids that no file of the data set holds, though its documentation defines them.
+        never_occurs: train ids that no file of the data set holds, even where ``train_ids`` leads to them.
     """
 
     name: str

@@ -1,22 +1,22 @@
 """Where the files of each data set lie, and which image belongs to which label.
 
 A place is a pattern below the data set's folder, such as ``gtFine/train/*/{stem}_gtFine_labelIds.png``: ``*`` is any
-text within one name, and ``{stem}`` is the part of the name that image and label share.
+text within one name, and ``{stem}`` captures what image and label share.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Iterator, Sequence
 
 from scipy.io import loadmat
 
 from tmt_d2.data.reader import DataError
 
-STEM = "{stem}"
+CAPTURE = re.compile(r"\{(\w+)\}")
 
 
 @dataclass
@@ -70,22 +70,17 @@ class Layout:
         on_disk, _ = self.splits[split]
         images = self._find(folder, self.images, on_disk, "images")
         labels = self._find(folder, self.labels, on_disk, "labels")
-        listing = Listing()
-        members = self.members(folder, split) if self.members else None
-        if members is not None:
-            inside = members.__contains__ if isinstance(members, frozenset) else members
-            images = {stem: path for stem, path in images.items() if inside(stem)}
-            labels = {stem: path for stem, path in labels.items() if inside(stem)}
-            if isinstance(members, frozenset):
-                listing.absent = sorted(members - images.keys() - self.bad)
-        for stem, image in sorted(images.items()):
-            if stem in self.bad:
-                listing.left_out.append(stem)
-            elif stem in labels:
-                listing.pairs[stem] = (image, labels[stem])
-            else:
-                listing.images_alone.append(image)
-        listing.labels_alone = [labels[stem] for stem in sorted(labels.keys() - images.keys() - self.bad)]
+        if self.members is None:
+            return pair(images, labels)
+        members = self.members(folder, split)
+        inside = members.__contains__ if isinstance(members, frozenset) else members
+        listing = pair(
+            {stem: path for stem, path in images.items() if inside(stem)},
+            {stem: path for stem, path in labels.items() if inside(stem)},
+            self.bad,
+        )
+        if isinstance(members, frozenset):
+            listing.absent = sorted(members - images.keys() - self.bad)
         return listing
 
     def _find(self, folder: Path, patterns: Sequence[str], on_disk: str, what: str) -> dict[str, str]:
@@ -102,47 +97,77 @@ class Layout:
         return found
 
 
+def pair(images: Mapping[str, str], labels: Mapping[str, str], bad: Container[str] = ()) -> Listing:
+    """Match images and labels (stem -> path) by stem."""
+    listing = Listing()
+    for stem, image in sorted(images.items()):
+        if stem in bad:
+            listing.left_out.append(stem)
+        elif stem in labels:
+            listing.pairs[stem] = (image, labels[stem])
+        else:
+            listing.images_alone.append(image)
+    listing.labels_alone = [labels[stem] for stem in sorted(labels.keys() - images.keys()) if stem not in bad]
+    return listing
+
+
 def find(folder: str | Path, pattern: str) -> dict[str, str]:
     """All files below `folder` that match `pattern`, as stem -> path.
 
-    Hidden files (``._x.png``, which some archivers add) do not match ``*`` or ``{stem}``. A folder that is not there
-    has no files.
+    A pattern with several captures, such as ``{drive}/{frame}.png``, has their texts joined by ``_`` as stem, in the
+    alphabetical order of the captures' names. Hidden files (``._x.png``, which some archivers add) match neither
+    ``*`` nor a capture. A folder that is not there has no files.
 
     Raises:
         DataError: two files have the same stem.
     """
     found: dict[str, str] = {}
-    for stem, path in _matches(str(folder), pattern.split("/"), None):
+    for captured, path in _matches(str(folder), pattern.split("/"), {}):
+        stem = "_".join(captured[name] for name in sorted(captured))
         if stem in found:
-            raise DataError(f"{found[stem]} and {path} have the same name {stem!r} in the pattern {pattern}")
+            raise DataError(f"{found[stem]} and {path} both have the name {stem!r} in the pattern {pattern}")
         found[stem] = path
     return found
 
 
-def _matches(folder: str, parts: Sequence[str], stem: str | None) -> Iterator[tuple[str, str]]:
+def _matches(folder: str, parts: Sequence[str], captured: dict[str, str]) -> Iterator[tuple[dict[str, str], str]]:
     part, *rest = parts
-    if "*" not in part and STEM not in part:
+    if "*" not in part and not CAPTURE.search(part):
         path = os.path.join(folder, part)
         if rest:
-            yield from _matches(path, rest, stem)
-        elif stem is not None and os.path.isfile(path):
-            yield stem, path
+            yield from _matches(path, rest, captured)
+        elif os.path.isfile(path):
+            yield captured, path
         return
-    expression = re.escape(part).replace(re.escape("*"), ".*").replace(re.escape(STEM), "(?P<stem>.+)")
-    match = re.compile(rf"(?!\.){expression}").fullmatch
+    match = re.compile(r"(?!\.)" + _expression(part, captured)).fullmatch
     try:
-        names = [(entry.name, entry.is_dir()) for entry in os.scandir(folder)]
+        entries = list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return
-    for name, is_dir in names:
-        matched = match(name)
-        if matched and is_dir == bool(rest):
-            own = matched.groupdict().get("stem", stem)
-            path = os.path.join(folder, name)
+    for entry in entries:
+        matched = match(entry.name)
+        if matched and entry.is_dir() == bool(rest):
+            together = captured | matched.groupdict()
             if rest:
-                yield from _matches(path, rest, own)
-            elif own is not None:
-                yield own, path
+                yield from _matches(entry.path, rest, together)
+            else:
+                yield together, entry.path
+
+
+def _expression(part: str, captured: Mapping[str, str]) -> str:
+    expression, known = "", dict(captured)
+    for piece in re.split(r"(\*|\{\w+\})", part):
+        name = piece[1:-1]
+        if piece == "*":
+            expression += ".*"
+        elif not CAPTURE.fullmatch(piece):
+            expression += re.escape(piece)
+        elif name in captured:
+            expression += re.escape(captured[name])
+        else:
+            expression += f"(?P={name})" if name in known else f"(?P<{name}>.+)"
+            known[name] = ""
+    return expression
 
 
 def _gtav_members(folder: Path, split: str) -> frozenset[str] | Callable[[str], bool]:

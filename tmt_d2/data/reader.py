@@ -7,8 +7,9 @@ an id its data set does not define, is an error: it would otherwise train or sco
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Mapping
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -25,6 +26,14 @@ MAX_IDS_SHOWN = 5
 
 class DataError(ValueError):
     """A file or folder of a data set is not what it should be; the message is one line that names it."""
+
+
+class SizeError(DataError):
+    """Image and label differ in size."""
+
+
+class UndefinedIdError(DataError):
+    """A label file holds an id that its data set does not define."""
 
 
 def read_image(path: str, format: ChannelOrder = "RGB", oriented: bool = False) -> np.ndarray:
@@ -69,7 +78,7 @@ def read_label(path: str, label_space: LabelSpace) -> np.ndarray:
     label = cv2.LUT(ids if ids.dtype == np.uint8 else np.minimum(ids, 255).astype(np.uint8), label_space.lookup())
     outside = label == OUTSIDE
     if outside.any():
-        raise DataError(_outside_message(path, np.unique(ids[outside]).tolist(), label_space))
+        raise UndefinedIdError(_outside_message(path, np.unique(ids[outside]).tolist(), label_space))
     return label
 
 
@@ -92,7 +101,7 @@ def read_pair(
         turned = read_image(image_path, format, oriented=True)
         if turned.shape[:2] != label.shape:
             (height, width), (label_height, label_width) = image.shape[:2], label.shape
-            raise DataError(
+            raise SizeError(
                 f"{image_path} is {width}x{height}, but its label {label_path} is {label_width}x{label_height}"
             )
         image = turned

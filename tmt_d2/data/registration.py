@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -83,8 +83,25 @@ def label_space_of(dataset_name: str) -> LabelSpace:
     return MetadataCatalog.get(dataset_name).label_space
 
 
-def to_records(name: str, listing: Listing) -> list[Record]:
-    """One dict per pair, as Detectron2's catalogs want them."""
+def to_records(name: str, listing: Listing, label_space: LabelSpace, unlabelled_allowed: bool = False) -> list[Record]:
+    """One dict per pair, as Detectron2's catalogs want them; says in the log what was left out.
+
+    Raises:
+        DataError: there is no pair, or an image without a label where that is not `unlabelled_allowed`.
+    """
+    alone = len(listing.images_alone)
+    if alone and not (unlabelled_allowed and listing.pairs):
+        raise DataError(f"{name}: {alone} images have no label, the first is {listing.images_alone[0]}")
+    if not listing.pairs:
+        raise DataError(f"{name}: no frame of this split is on disk; `python -m datasets.check` says what is there")
+    logger.info("%s: %d images, labels read as %s", name, len(listing.pairs), label_space.name)
+    if listing.left_out:
+        logger.info("%s: left out %d known bad frames", name, len(listing.left_out))
+    if listing.absent:
+        logger.warning("%s: %d frames of the split's list are not on disk", name, len(listing.absent))
+    if alone or listing.labels_alone:
+        counts = alone, len(listing.labels_alone)
+        logger.warning("%s: left out %d images without a label and %d labels without an image", name, *counts)
     return [
         {"file_name": image, "sem_seg_file_name": label, "image_id": stem, "dataset": name}
         for stem, (image, label) in listing.pairs.items()
@@ -92,27 +109,8 @@ def to_records(name: str, listing: Listing) -> list[Record]:
 
 
 def _load(family: str, split: str) -> list[Record]:
-    layout, label_space = DATA_SETS[family].layout, DATA_SETS[family].label_space
-    name = f"{family}_sem_seg_{split}"
-    listing = layout.listing(dataset_root(), split)
-    if listing.images_alone and layout is not layouts.BDD100K:
-        raise DataError(unlabelled_message(name, listing))
-    if not listing.pairs:
-        raise DataError(
-            f"{name}: no image has a label of its name; the first of {len(listing.images_alone)} images without one: "
-            f"{listing.images_alone[0] if listing.images_alone else '-'}"
-        )
-    logger.info("%s: %d images, labels read as %s", name, len(listing.pairs), label_space.name)
-    if listing.left_out:
-        logger.info("%s: left out %d known bad frames", name, len(listing.left_out))
-    if listing.absent:
-        logger.warning("%s: %d frames of split.mat are not on disk", name, len(listing.absent))
-    if listing.images_alone or listing.labels_alone:
-        counts = len(listing.images_alone), len(listing.labels_alone)
-        logger.warning("%s: left out %d images without a label and %d labels without an image", name, *counts)
-    return to_records(name, listing)
-
-
-def unlabelled_message(name: str, listing: Listing) -> str:
-    """One line about the images that have no label."""
-    return f"{name}: {len(listing.images_alone)} images have no label, the first is {listing.images_alone[0]}"
+    data_set = DATA_SETS[family]
+    listing = data_set.layout.listing(dataset_root(), split)
+    # An older archive of BDD100K has a handful of images without labels.
+    unlabelled_allowed = data_set.layout is layouts.BDD100K
+    return to_records(f"{family}_sem_seg_{split}", listing, data_set.label_space, unlabelled_allowed)

@@ -35,6 +35,7 @@ setup(
         "opencv-python-headless",
         "Pillow",
         "scipy",
+        "POT",
         *DETECTRON2_NEEDS,
     ],
     extras_require={

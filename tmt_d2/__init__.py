@@ -1,0 +1,15 @@
+"""Transferable Mask Transformer (TMT, arXiv 2504.05774) as a Detectron2 project."""
+
+try:
+    import detectron2  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "tmt_d2 needs Detectron2, which is not importable. Either run `make setup` in a checkout of tmt_d2 (a pinned "
+        "wheel, no compiler), or install the official one: "
+        "python -m pip install 'git+https://github.com/facebookresearch/detectron2.git'"
+    ) from error
+
+from . import data, modeling, transferability  # noqa: F401  importing registers data sets and architectures
+from .config import add_tmt_config, setup_cfg
+
+__all__ = ["add_tmt_config", "setup_cfg"]

@@ -1,0 +1,189 @@
+"""Every configuration key of the project with its default, and ``setup_cfg``, which reads a config file.
+
+The first half are the official Mask2Former keys with their official defaults, so official YAML files merge
+unchanged. The second half is TMT's own: ``MODEL.TMT`` (the method), ``TRANSFER`` (the protocol) and a few
+keys beside existing ones. Symbols and equation numbers are those of arXiv 2504.05774.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode, get_cfg
+
+from .config_file import load_config_file
+
+STAGES = ("source", "estimator", "finetune")
+METHODS = ("linear", "full", "tmt")
+MASK_RULES = ("foreground", "uncertain")
+REGIONS = ("adaptive", "square")
+ACTE_FEATURES = ("live", "source")
+
+
+def add_maskformer2_config(cfg: CfgNode) -> None:
+    """Add the official Mask2Former keys, with the official defaults, to ``cfg`` in place."""
+    cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
+    cfg.INPUT.COLOR_AUG_SSD = False
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
+    cfg.INPUT.SIZE_DIVISIBILITY = -1
+    cfg.INPUT.IMAGE_SIZE = 1024
+    cfg.INPUT.MIN_SCALE = 0.1
+    cfg.INPUT.MAX_SCALE = 2.0
+
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+
+    former = cfg.MODEL.MASK_FORMER = CfgNode()
+    former.DEEP_SUPERVISION = True
+    former.NO_OBJECT_WEIGHT = 0.1
+    former.CLASS_WEIGHT = 1.0
+    former.DICE_WEIGHT = 1.0
+    former.MASK_WEIGHT = 20.0
+    former.NHEADS = 8
+    former.DROPOUT = 0.1
+    former.DIM_FEEDFORWARD = 2048
+    former.ENC_LAYERS = 0
+    former.DEC_LAYERS = 6  # official meaning: decoder layers + 1, because the queries are supervised before layer 1 too
+    former.PRE_NORM = False
+    former.HIDDEN_DIM = 256
+    former.NUM_OBJECT_QUERIES = 100
+    former.TRANSFORMER_IN_FEATURE = "res5"
+    former.TRANSFORMER_DECODER_NAME = "MultiScaleMaskedTransformerDecoder"
+    former.ENFORCE_INPUT_PROJ = False
+    former.SIZE_DIVISIBILITY = 32
+    former.TRAIN_NUM_POINTS = 112 * 112
+    former.OVERSAMPLE_RATIO = 3.0
+    former.IMPORTANCE_SAMPLE_RATIO = 0.75
+    former.TEST = CfgNode()
+    former.TEST.SEMANTIC_ON = True
+    former.TEST.INSTANCE_ON = False
+    former.TEST.PANOPTIC_ON = False
+    former.TEST.OBJECT_MASK_THRESHOLD = 0.0
+    former.TEST.OVERLAP_THRESHOLD = 0.0
+    former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
+
+    head = cfg.MODEL.SEM_SEG_HEAD
+    head.MASK_DIM = 256
+    head.TRANSFORMER_ENC_LAYERS = 0
+    head.PIXEL_DECODER_NAME = "BasePixelDecoder"
+    head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
+    head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4
+    head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8
+
+    swin = cfg.MODEL.SWIN = CfgNode()
+    swin.PRETRAIN_IMG_SIZE = 224
+    swin.PATCH_SIZE = 4
+    swin.EMBED_DIM = 96
+    swin.DEPTHS = [2, 2, 6, 2]
+    swin.NUM_HEADS = [3, 6, 12, 24]
+    swin.WINDOW_SIZE = 7
+    swin.MLP_RATIO = 4.0
+    swin.QKV_BIAS = True
+    swin.QK_SCALE = None
+    swin.DROP_RATE = 0.0
+    swin.ATTN_DROP_RATE = 0.0
+    swin.DROP_PATH_RATE = 0.3
+    swin.APE = False
+    swin.PATCH_NORM = True
+    swin.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    swin.USE_CHECKPOINT = False
+
+
+def add_tmt_config(cfg: CfgNode) -> None:
+    """Add the official Mask2Former keys and the project's own keys to ``cfg`` in place."""
+    add_maskformer2_config(cfg)
+
+    # False: padded positions are never attended to. True: attended to as in the official code, which differs
+    # only for images whose size is no multiple of SIZE_DIVISIBILITY.
+    cfg.MODEL.MASK_FORMER.ATTEND_PADDING = False
+
+    tmt = cfg.MODEL.TMT = CfgNode()
+    # Adaptive clustering (Eqs. 6-9), one entry per level the decoder attends to: strides 32, 16, 8.
+    tmt.REGIONS = "adaptive"  # "square": equal patches instead of adaptive regions, the ablation "w/o ACTE"
+    tmt.CELL_SIZES = [2, 4, 8]  # c: a region starts as a c x c cell of the level, 64 x 64 image pixels
+    tmt.ITERATIONS = 6  # L
+    tmt.KAPPA = 10.0  # kappa: sharpness of exp(kappa * cos(f(r), chi(p)))
+    tmt.FEATURES = "live"  # what ACTE sees: the model's own features, or "source": a frozen copy of the source model's
+    # Discriminator E (Eqs. 2-5, 10), one per level.
+    tmt.DISCRIMINATOR = CfgNode()
+    tmt.DISCRIMINATOR.HIDDEN_DIM = 64  # 0: a linear classifier
+    tmt.DISCRIMINATOR.NORMALIZE = True  # region features to unit length: their norm alone often gives the domain away
+    # Transferable masked attention (Eqs. 12-13).
+    tmt.ATTENTION = True  # False: T is computed but no attention is masked by it, the ablation "w/o TMA"
+    tmt.P_T = 0.30  # p_T: the fraction of positions, those with the highest T, that no query attends to
+    tmt.MASK_RULE = (
+        "foreground"  # attend where M >= lambda_M (Mask2Former); "uncertain": where M <= lambda_M (as printed)
+    )
+    tmt.LAMBDA_M = 0.5  # lambda_M: threshold on the predicted mask probability M
+
+    cfg.MODEL.TMT.OUTPUT_TRANSFERABILITY = False  # add "transferability" (per-level maps T) to each output
+
+    transfer = cfg.TRANSFER = CfgNode()
+    transfer.STAGE = "source"
+    transfer.METHOD = "full"  # of the fine-tuning stage
+    transfer.LABEL_FRACTION = 1.0  # share of the target's labelled training images that fine-tuning may use
+    transfer.LABEL_SEED = 0  # which images these are; a smaller fraction is a subset of a larger one
+    transfer.ESTIMATOR = CfgNode()
+    transfer.ESTIMATOR.TARGET_ERROR = 0.0  # stop training a level's discriminator once its running error is below this
+    transfer.ESTIMATOR.HELD_OUT = 200  # images per domain on which the proxy A-distance is measured
+
+    cfg.DATASETS.SOURCE_TRAIN = ()  # estimator: source-domain splits (DATASETS.TRAIN: target-domain splits)
+    cfg.DATASETS.SOURCE_TEST = ()  # estimator: held-out source images (DATASETS.TEST: held-out target images)
+    cfg.DATASETS.CUSTOM = ()  # YAML files that each describe a data set of your own
+
+    cfg.TEST.SLIDING_WINDOW = CfgNode()
+    cfg.TEST.SLIDING_WINDOW.ENABLED = False
+    cfg.TEST.SLIDING_WINDOW.SIZE = [1024, 1024]  # height, width
+    cfg.TEST.SLIDING_WINDOW.STRIDE = [768, 768]
+
+
+def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """Read a config file with its ``_BASE_`` files, then the ``KEY VALUE ...`` overrides, and check the result.
+
+    Nothing in the file is executed: see ``config_file``.
+
+    Raises:
+        FileNotFoundError: the file, or one of its bases, does not exist.
+        ValueError: an unknown key, a value of a wrong type, or a value that no stage could run with.
+    """
+    cfg = get_cfg()
+    add_tmt_config(cfg)
+    try:
+        cfg.merge_from_other_cfg(CfgNode(load_config_file(config_file)))
+        cfg.merge_from_list(list(opts))
+    except (KeyError, AssertionError, ValueError) as error:
+        raise ValueError(f"{config_file}: {_one_line(error)}") from error
+    check_cfg(cfg)
+    return cfg
+
+
+def check_cfg(cfg: CfgNode) -> None:
+    """Raise a ValueError that names the key for values that would only fail (or mislead) after training began."""
+    tmt, transfer = cfg.MODEL.TMT, cfg.TRANSFER
+    _check_choice("TRANSFER.STAGE", transfer.STAGE, STAGES)
+    _check_choice("TRANSFER.METHOD", transfer.METHOD, METHODS)
+    _check_choice("MODEL.TMT.MASK_RULE", tmt.MASK_RULE, MASK_RULES)
+    _check_choice("MODEL.TMT.REGIONS", tmt.REGIONS, REGIONS)
+    _check_choice("MODEL.TMT.FEATURES", tmt.FEATURES, ACTE_FEATURES)
+    if not 0 <= tmt.P_T < 1:
+        raise ValueError(f"MODEL.TMT.P_T is {tmt.P_T}: it is the excluded fraction of positions, so 0 <= P_T < 1")
+    if not 0 < tmt.LAMBDA_M < 1:
+        raise ValueError(f"MODEL.TMT.LAMBDA_M is {tmt.LAMBDA_M}: it is a probability strictly between 0 and 1")
+    if not 0 < transfer.LABEL_FRACTION <= 1:
+        raise ValueError(f"TRANSFER.LABEL_FRACTION is {transfer.LABEL_FRACTION}: it must be in (0, 1]")
+    if not 0 <= transfer.ESTIMATOR.TARGET_ERROR < 0.5:
+        raise ValueError(
+            f"TRANSFER.ESTIMATOR.TARGET_ERROR is {transfer.ESTIMATOR.TARGET_ERROR}: it must be in [0, 0.5)"
+        )
+    if tmt.ITERATIONS < 0 or min(tmt.CELL_SIZES) < 1:
+        raise ValueError(f"MODEL.TMT.ITERATIONS {tmt.ITERATIONS} must be >= 0 and CELL_SIZES {tmt.CELL_SIZES} >= 1")
+
+
+def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{key} is {value!r}: choose one of {', '.join(choices)}")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error.args[0] if error.args else error).split())

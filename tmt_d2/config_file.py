@@ -1,0 +1,72 @@
+"""Reading a YAML config with its ``_BASE_`` files, without executing anything in it.
+
+Official Mask2Former configs write one value as a Python expression,
+``!!python/object/apply:eval ["[int(x * 0.1 * 1024) for x in range(5, 21)]"]``. That one form is recognised by a
+pattern and computed here; every other Python tag is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_SCALES = re.compile(r"\[\s*int\(\s*x \* ([0-9.]+) \* ([0-9]+)\s*\) for x in range\((\d+), (\d+)\)\s*\]")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader plus the one arithmetic list of official configs."""
+
+
+def _scale_list(loader: _Loader, node: yaml.Node) -> list[int]:
+    values = loader.construct_sequence(node) if isinstance(node, yaml.SequenceNode) else []
+    match = _SCALES.fullmatch(values[0]) if len(values) == 1 and isinstance(values[0], str) else None
+    if match is None or int(match[4]) - int(match[3]) > 1000:
+        raise yaml.constructor.ConstructorError(
+            None, None, f"refusing to evaluate {values!r}: write the list out", node.start_mark
+        )
+    step, size, start, stop = float(match[1]), int(match[2]), int(match[3]), int(match[4])
+    return [int(x * step * size) for x in range(start, stop)]
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _scale_list)
+
+
+def load_config_file(path: str | Path, _including: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's keys merged over those of its ``_BASE_`` (relative to the file), as nested dictionaries.
+
+    Raises:
+        FileNotFoundError: the file or a base does not exist.
+        ValueError: not YAML, not a mapping, an executable tag, or a circle of bases; the message names file and line.
+    """
+    path = Path(path)
+    if path.resolve() in _including:
+        raise ValueError(f"{path}: _BASE_ leads back to the file itself")
+    if not path.is_file():
+        included_by = f" (the _BASE_ of {_including[-1]})" if _including else ""
+        raise FileNotFoundError(f"config file {path} does not exist{included_by}")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader subclass
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a config is a mapping of keys, this file holds {type(values).__name__}")
+    base = values.pop("_BASE_", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: _BASE_ must be one file name, got {base!r}")
+    base_path = Path(base).expanduser()
+    merged = load_config_file(path.parent / base_path, (*_including, path.resolve()))
+    _merge(merged, values)
+    return merged
+
+
+def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value

@@ -1,0 +1,204 @@
+"""The set criterion of Mask2Former: match queries to targets, then classification, mask and dice losses on points.
+
+All decoder outputs are matched and scored together: one batch, one transfer to the host, no loop over layers.
+Letters: L decoder outputs, B images, Q queries, N classes, T targets of an image, K targets of all images, P points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.projects.point_rend.point_features import point_sample
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from .mask_logits import MaskLogits
+from .matcher import match, matching_costs
+
+
+class SetCriterion(nn.Module):
+    """Losses of all decoder outputs; ``weight_dict`` names them with their weights."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        class_weight: float,
+        mask_weight: float,
+        dice_weight: float,
+        no_object_weight: float,
+        num_aux_outputs: int,
+        num_points: int,
+        oversample_ratio: float,
+        importance_sample_ratio: float,
+    ):
+        """
+        Args:
+            num_classes: N, without "no object".
+            class_weight, mask_weight, dice_weight: used both for matching and as weights of the losses.
+            no_object_weight: weight of the "no object" class in the classification loss.
+            num_aux_outputs: decoder outputs that are supervised besides the last one.
+            num_points: P. oversample_ratio, importance_sample_ratio: of PointRend's uncertainty sampling.
+        """
+        super().__init__()
+        self.num_classes, self.num_points = num_classes, num_points
+        self.class_weight, self.mask_weight, self.dice_weight = class_weight, mask_weight, dice_weight
+        self.oversample_ratio, self.importance_sample_ratio = oversample_ratio, importance_sample_ratio
+        self.num_aux_outputs = num_aux_outputs
+        weights = {"loss_ce": class_weight, "loss_mask": mask_weight, "loss_dice": dice_weight}
+        self.weight_dict = dict(weights)
+        for index in range(num_aux_outputs):
+            self.weight_dict.update({f"{name}_{index}": weight for name, weight in weights.items()})
+        empty_weight = torch.ones(num_classes + 1)
+        empty_weight[-1] = no_object_weight
+        self.register_buffer("empty_weight", empty_weight)
+
+    def forward(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """
+        Args:
+            outputs: as the decoder returns them; "pred_masks" are ``MaskLogits`` or a tensor (B, Q, h, w).
+            targets: per image "labels" (T,) long and "masks" (T, H, W) bool, all of one size.
+
+        Returns:
+            unweighted scalar losses: "loss_ce", "loss_mask", "loss_dice" of the last output, with suffix "_i" those
+            of auxiliary output i. Sums over masks are divided by the mean number of masks per process.
+        """
+        layers = [*outputs.get("aux_outputs", [])[: self.num_aux_outputs], outputs]
+        with torch.autocast(layers[-1]["pred_logits"].device.type, enabled=False):
+            class_logits = torch.stack([layer["pred_logits"].float() for layer in layers])  # (L, B, Q, N + 1)
+            masks = _StackedMasks([layer["pred_masks"] for layer in layers])
+            queries = self._match(class_logits, masks, targets)
+            loss_ce = self._classification_losses(class_logits, targets, queries)
+            loss_mask, loss_dice = self._mask_losses(masks, targets, queries)
+        losses = {}
+        for index in range(len(layers)):
+            suffix = "" if index == len(layers) - 1 else f"_{index}"
+            losses[f"loss_ce{suffix}"] = loss_ce[index]
+            losses[f"loss_mask{suffix}"] = loss_mask[index]
+            losses[f"loss_dice{suffix}"] = loss_dice[index]
+        return losses
+
+    @torch.no_grad()
+    def _match(
+        self, class_logits: Tensor, masks: _StackedMasks, targets: Sequence[Mapping[str, Tensor]]
+    ) -> list[Tensor]:
+        """Per image (L, T) long: the query of each target, for every decoder output."""
+        device = class_logits.device
+        points = torch.rand(len(targets), self.num_points, 2, device=device)
+        logits = masks.sample(points)  # (L, B, Q, P)
+        costs = []
+        for image, target in enumerate(targets):
+            target_points = point_sample(
+                target["masks"][:, None].float(), _repeat(points[image], target), align_corners=False
+            )
+            costs.append(
+                matching_costs(
+                    class_logits[:, image],
+                    logits[:, image],
+                    target["labels"],
+                    target_points[:, 0],
+                    class_weight=self.class_weight,
+                    mask_weight=self.mask_weight,
+                    dice_weight=self.dice_weight,
+                )
+            )
+        return [torch.from_numpy(chosen).to(device) for chosen in match(costs)]
+
+    def _classification_losses(
+        self, class_logits: Tensor, targets: Sequence[Mapping[str, Tensor]], queries: list[Tensor]
+    ) -> Tensor:
+        """(L,): cross-entropy over all queries; those without a target belong to "no object"."""
+        wanted = torch.full(class_logits.shape[:3], self.num_classes, dtype=torch.long, device=class_logits.device)
+        for image, (target, chosen) in enumerate(zip(targets, queries)):
+            wanted[:, image].scatter_(1, chosen, target["labels"].expand(len(chosen), -1))
+        losses = F.cross_entropy(class_logits.flatten(0, 2), wanted.flatten(), self.empty_weight, reduction="none")
+        weights = self.empty_weight[wanted]
+        return losses.view(wanted.shape).sum((1, 2)) / weights.sum((1, 2))
+
+    def _mask_losses(
+        self, masks: _StackedMasks, targets: Sequence[Mapping[str, Tensor]], queries: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """(L,), (L,): binary cross-entropy and dice on uncertain points of the matched masks."""
+        predicted = masks.select(queries)  # (L, K, h, w)
+        L, K = predicted.shape[:2]
+        if K == 0:
+            zero = predicted.sum(tuple(range(1, predicted.dim())))  # keeps every parameter in the graph
+            return zero, zero
+        with torch.no_grad():
+            points = self._uncertain_points(predicted)  # (L, K, P, 2)
+            by_target = points.transpose(0, 1).flatten(1, 2)  # (K, L*P, 2): each target is read once for all outputs
+            wanted, start = [], 0
+            for target in targets:
+                count = len(target["labels"])
+                grid = by_target[start : start + count]
+                wanted.append(point_sample(target["masks"][:, None].float(), grid, align_corners=False)[:, 0])
+                start += count
+            wanted_points = torch.cat(wanted).view(K, L, -1).transpose(0, 1)  # (L, K, P)
+        logits = point_sample(predicted.flatten(0, 1)[:, None], points.flatten(0, 1), align_corners=False)
+        logits = logits.view(L, K, -1)
+        loss_mask = F.binary_cross_entropy_with_logits(logits, wanted_points, reduction="none").mean(-1)
+        probabilities = logits.sigmoid()
+        overlap = 2 * (probabilities * wanted_points).sum(-1)
+        loss_dice = 1 - (overlap + 1) / (probabilities.sum(-1) + wanted_points.sum(-1) + 1)
+        num_masks = _mean_over_processes(K, logits.device)
+        return loss_mask.sum(1) / num_masks, loss_dice.sum(1) / num_masks
+
+    def _uncertain_points(self, predicted: Tensor) -> Tensor:
+        """PointRend's sampling (arXiv 1912.08193, 3.3) of P points per mask: of P * oversample_ratio random points
+        the importance_sample_ratio share nearest to the mask's border, the rest uniformly."""
+        L, K = predicted.shape[:2]
+        device = predicted.device
+        candidates = torch.rand(L * K, int(self.num_points * self.oversample_ratio), 2, device=device)
+        logits = point_sample(predicted.flatten(0, 1)[:, None], candidates, align_corners=False)[:, 0]
+        uncertain = int(self.importance_sample_ratio * self.num_points)
+        nearest = logits.abs().topk(uncertain, dim=1, largest=False, sorted=False).indices
+        points = candidates.gather(1, nearest[..., None].expand(-1, -1, 2))
+        uniform = torch.rand(L * K, self.num_points - uncertain, 2, device=device)
+        return torch.cat([points, uniform], 1).view(L, K, self.num_points, 2)
+
+
+class _StackedMasks:
+    """The mask predictions of all L outputs, as factors or as maps, behind the two questions the criterion asks."""
+
+    def __init__(self, layers: Sequence[MaskLogits | Tensor]):
+        if isinstance(layers[0], MaskLogits):
+            self._features: Tensor | None = layers[0].features.float()  # the same for every output
+            self._stack = torch.stack([layer.embeddings.float() for layer in layers])  # (L, B, Q, C)
+        else:
+            self._features = None
+            self._stack = torch.stack([layer.float() for layer in layers])  # (L, B, Q, h, w)
+
+    def sample(self, points: Tensor) -> Tensor:
+        """points (B, P, 2) in [0, 1] -> logits (L, B, Q, P)."""
+        if self._features is None:
+            L = len(self._stack)
+            sampled = point_sample(self._stack.flatten(0, 1), points.repeat(L, 1, 1), align_corners=False)
+            return sampled.unflatten(0, (L, -1))
+        return self._stack @ point_sample(self._features, points, align_corners=False)
+
+    def select(self, queries: Sequence[Tensor]) -> Tensor:
+        """queries: per image (L, T) long -> the maps of these queries (L, K, h, w), images one after the other."""
+        selected = []
+        for image, chosen in enumerate(queries):
+            index = chosen.view(*chosen.shape, *(1,) * (self._stack.dim() - 3))
+            picked = self._stack[:, image].gather(1, index.expand(-1, -1, *self._stack.shape[3:]))
+            if self._features is not None:
+                picked = torch.einsum("ltc,chw->lthw", picked, self._features[image])
+            selected.append(picked)
+        return torch.cat(selected, 1)
+
+
+def _repeat(points: Tensor, target: Mapping[str, Tensor]) -> Tensor:
+    """(P, 2) -> (T, P, 2), the same points for every target of an image."""
+    return points.expand(len(target["labels"]), -1, -1)
+
+
+def _mean_over_processes(count: int, device: torch.device) -> Tensor:
+    """Mean of ``count`` over all processes, at least 1."""
+    total = torch.tensor(float(count), device=device)
+    if comm.get_world_size() > 1:
+        torch.distributed.all_reduce(total)
+    return (total / comm.get_world_size()).clamp(min=1)

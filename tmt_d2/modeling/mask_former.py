@@ -1,0 +1,314 @@
+"""The two meta-architectures: ``MaskFormer`` (Mask2Former for semantic segmentation) and ``TransferableMaskFormer``.
+
+Follow one image: ``preprocess`` -> backbone -> pixel decoder -> (TMT: transferability of every position) -> decoder
+-> in training ``losses``, else ``postprocess``.
+
+Letters: B images, Q queries, N classes, (H, W) the padded image size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from ..data.targets import semantic_targets
+from ..transferability.estimator import LevelTransferability, TransferabilityEstimator
+from .criterion import SetCriterion
+from .mask_former_head import MaskFormerHead
+from .transformer_decoder import LayerTrace
+
+Record = Mapping[str, Any]  # one element of Detectron2's batched inputs
+
+
+class Encoded(NamedTuple):
+    """What the pixel decoder made of a batch: levels (B, C, h, w), mask_features (B, C, H/4, W/4), and which
+    positions of the levels are not padding, (B, h, w) bool each, or None where there is no padding."""
+
+    levels: list[Tensor]
+    mask_features: Tensor
+    valid: list[Tensor] | None
+
+
+@META_ARCH_REGISTRY.register()
+class MaskFormer(nn.Module):
+    """Mask2Former with semantic inference. State-dict names are the official ones."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: MaskFormerHead,
+        criterion: SetCriterion,
+        size_divisibility: int,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        postprocess_before_inference: bool,
+        attend_padding: bool,
+    ):
+        """
+        Args:
+            size_divisibility: images are padded to a multiple of it.
+            pixel_mean, pixel_std: per channel, in the order of the input image.
+            postprocess_before_inference: resize the masks of the queries, not the class scores, to the output size:
+                slightly better, slower.
+            attend_padding: let queries attend to padded positions, as the official code does.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.criterion = criterion
+        self.size_divisibility = size_divisibility
+        self.postprocess_before_inference = postprocess_before_inference
+        self.attend_padding = attend_padding
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std, dtype=torch.float32).view(-1, 1, 1), False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        backbone = build_backbone(cfg)
+        head = build_sem_seg_head(cfg, backbone.output_shape())
+        former = cfg.MODEL.MASK_FORMER
+        if not former.TEST.SEMANTIC_ON:
+            raise ValueError("MODEL.MASK_FORMER.TEST.SEMANTIC_ON is False: only semantic segmentation is built")
+        criterion = SetCriterion(
+            head.num_classes,
+            class_weight=former.CLASS_WEIGHT,
+            mask_weight=former.MASK_WEIGHT,
+            dice_weight=former.DICE_WEIGHT,
+            no_object_weight=former.NO_OBJECT_WEIGHT,
+            num_aux_outputs=former.DEC_LAYERS - 1 if former.DEEP_SUPERVISION else 0,
+            num_points=former.TRAIN_NUM_POINTS,
+            oversample_ratio=former.OVERSAMPLE_RATIO,
+            importance_sample_ratio=former.IMPORTANCE_SAMPLE_RATIO,
+        )
+        return {
+            "backbone": backbone,
+            "sem_seg_head": head,
+            "criterion": criterion,
+            "size_divisibility": former.SIZE_DIVISIBILITY
+            if former.SIZE_DIVISIBILITY > 0
+            else backbone.size_divisibility,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "postprocess_before_inference": former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
+            "attend_padding": former.ATTEND_PADDING,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: Sequence[Record]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """
+        Args:
+            batched_inputs: Detectron2 records: "image" (3, h, w) in the configured channel order; in training
+                "sem_seg" (h, w), train ids; optionally "height" and "width", the wanted size of the output.
+
+        Returns:
+            in training the weighted losses, else per image {"sem_seg": (N, height, width) float scores}.
+        """
+        images = self.preprocess(batched_inputs)
+        encoded = self.encode(images)
+        transferability = self.transferability_of(images, encoded)
+        outputs = self.decode(encoded, transferability)
+        if self.training:
+            return self.losses(outputs, batched_inputs, images)
+        results = self.postprocess(outputs, batched_inputs, images)
+        self.annotate(results, transferability, images)
+        return results
+
+    def preprocess(self, batched_inputs: Sequence[Record]) -> ImageList:
+        """Normalised images, padded at the bottom and right to one size."""
+        images = [
+            (record["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+            for record in batched_inputs
+        ]
+        return ImageList.from_tensors(images, self.size_divisibility)
+
+    def encode(self, images: ImageList) -> Encoded:
+        mask_features, levels = self.sem_seg_head.pixel_decoder(self.backbone(images.tensor))
+        return Encoded(levels, mask_features, None if self.attend_padding else valid_positions(images, levels))
+
+    def transferability_of(self, images: ImageList, encoded: Encoded) -> list[LevelTransferability] | None:
+        """Transferability of the positions of every level; None for plain Mask2Former."""
+        return None
+
+    def attended(self, transferability: list[LevelTransferability] | None, encoded: Encoded) -> list[Tensor] | None:
+        """Per level (B, h, w) bool, True = transferability lets queries attend to the position; None = everywhere."""
+        return None
+
+    def decode(
+        self,
+        encoded: Encoded,
+        transferability: list[LevelTransferability] | None,
+        trace: list[LayerTrace] | None = None,
+    ) -> dict[str, Any]:
+        attended = self.attended(transferability, encoded)
+        return self.sem_seg_head.predictor(encoded.levels, encoded.mask_features, attended, encoded.valid, trace)
+
+    def losses(
+        self, outputs: Mapping[str, Any], batched_inputs: Sequence[Record], images: ImageList
+    ) -> dict[str, Tensor]:
+        """Weighted losses of all decoder outputs."""
+        height, width = images.tensor.shape[-2:]
+        ignore = self.sem_seg_head.ignore_value
+        labels = torch.full((len(images), height, width), ignore, dtype=torch.long, device=self.device)
+        for padded, record in zip(labels, batched_inputs):
+            sem_seg = record["sem_seg"]
+            padded[: sem_seg.shape[-2], : sem_seg.shape[-1]] = sem_seg.to(self.device, non_blocking=True)
+        losses = self.criterion(outputs, semantic_targets(labels, ignore))
+        return {name: loss * self.criterion.weight_dict[name] for name, loss in losses.items()}
+
+    def postprocess(
+        self, outputs: Mapping[str, Any], batched_inputs: Sequence[Record], images: ImageList
+    ) -> list[dict[str, Any]]:
+        """Class scores of every pixel at the wanted output size."""
+        masks = outputs["pred_masks"].dense()
+        masks = F.interpolate(masks, size=images.tensor.shape[-2:], mode="bilinear", align_corners=False)
+        results = []
+        for logits, mask, record, (height, width) in zip(
+            outputs["pred_logits"], masks, batched_inputs, images.image_sizes
+        ):
+            size = (record.get("height", height), record.get("width", width))
+            mask = mask[:, :height, :width]
+            if self.postprocess_before_inference:
+                scores = semantic_scores(logits, _resize(mask, size))
+            else:
+                scores = _resize(semantic_scores(logits, mask), size)
+            results.append({"sem_seg": scores})
+        return results
+
+    def annotate(
+        self, results: list[dict[str, Any]], transferability: list[LevelTransferability] | None, images: ImageList
+    ) -> None:
+        """Add to the results, in place, what a subclass has to say besides the scores."""
+
+    @torch.no_grad()
+    def inspect(self, batched_inputs: Sequence[Record]) -> dict[str, Any]:
+        """One evaluation pass with everything a picture needs.
+
+        Returns:
+            "results" as ``forward``, "outputs" of the decoder, "layers": a ``LayerTrace`` per decoder layer,
+            "transferability": a ``LevelTransferability`` per level or None, "images": the padded ``ImageList``.
+        """
+        if self.training:
+            raise ValueError("inspect() looks at evaluation: call model.eval() first")
+        images = self.preprocess(batched_inputs)
+        encoded = self.encode(images)
+        transferability = self.transferability_of(images, encoded)
+        trace: list[LayerTrace] = []
+        outputs = self.decode(encoded, transferability, trace)
+        return {
+            "results": self.postprocess(outputs, batched_inputs, images),
+            "outputs": outputs,
+            "layers": trace,
+            "transferability": transferability,
+            "images": images,
+        }
+
+
+@META_ARCH_REGISTRY.register()
+class TransferableMaskFormer(MaskFormer):
+    """Mask2Former whose masked attention also obeys transferability (Eqs. 12-13).
+
+    Adds ``transferability.*`` to the state dict; a plain Mask2Former checkpoint loads with only those missing.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        transferability: TransferabilityEstimator,
+        p_t: float,
+        attention: bool,
+        output_transferability: bool,
+        **mask_former: Any,
+    ):
+        """
+        Args:
+            transferability: ACTE. p_t: fraction of positions, those with the highest T, that are not attended to.
+            attention: False computes T but masks no attention by it ("w/o TMA").
+            output_transferability: add "transferability" to each result.
+            mask_former: the arguments of ``MaskFormer``.
+        """
+        super().__init__(**mask_former)
+        self.transferability = transferability
+        self.p_t, self.attention, self.output_transferability = p_t, attention, output_transferability
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        arguments = super().from_config(cfg)
+        tmt = cfg.MODEL.TMT
+        encoder = (arguments["backbone"], arguments["sem_seg_head"].pixel_decoder)
+        return {
+            **arguments,
+            "transferability": TransferabilityEstimator(
+                channels=cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM,
+                cell_sizes=tmt.CELL_SIZES,
+                iterations=tmt.ITERATIONS,
+                kappa=tmt.KAPPA,
+                regions=tmt.REGIONS,
+                hidden_dim=tmt.DISCRIMINATOR.HIDDEN_DIM,
+                normalize=tmt.DISCRIMINATOR.NORMALIZE,
+                frozen_encoder=encoder if tmt.FEATURES == "source" else None,
+            ),
+            "p_t": tmt.P_T,
+            "attention": tmt.ATTENTION,
+            "output_transferability": tmt.OUTPUT_TRANSFERABILITY,
+        }
+
+    @torch.no_grad()
+    def transferability_of(self, images: ImageList, encoded: Encoded) -> list[LevelTransferability] | None:
+        if not (self.attention or self.output_transferability):
+            return None
+        levels = self.transferability.encode(images.tensor) or encoded.levels
+        return self.transferability(levels, valid_positions(images, levels))
+
+    def attended(self, transferability: list[LevelTransferability] | None, encoded: Encoded) -> list[Tensor] | None:
+        if transferability is None or not self.attention:
+            return None
+        return [level.attended(self.p_t) for level in transferability]
+
+    def annotate(
+        self, results: list[dict[str, Any]], transferability: list[LevelTransferability] | None, images: ImageList
+    ) -> None:
+        if self.output_transferability and transferability is not None:
+            for index, (result, size) in enumerate(zip(results, images.image_sizes)):
+                result["transferability"] = [level.map_of(index) for level in transferability]
+
+
+def valid_positions(images: ImageList, levels: Sequence[Tensor]) -> list[Tensor] | None:
+    """Per level (B, h, w) bool: True where a position sees at least one pixel that is not padding; None = all do."""
+    height, width = images.tensor.shape[-2:]
+    if all(tuple(size) == (height, width) for size in images.image_sizes):
+        return None
+    valid = []
+    for level in levels:
+        h, w = level.shape[-2:]
+        mask = torch.zeros(len(images), h, w, dtype=torch.bool, device=level.device)
+        for index, (image_height, image_width) in enumerate(images.image_sizes):
+            mask[index, : math.ceil(image_height * h / height), : math.ceil(image_width * w / width)] = True
+        valid.append(mask)
+    return valid
+
+
+def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+    """class_logits (Q, N + 1), mask_logits (Q, H, W) -> (N, H, W): sum over queries of class times mask probability."""
+    probabilities = class_logits.softmax(-1)[:, :-1]
+    return torch.einsum("qn,qhw->nhw", probabilities, mask_logits.sigmoid())
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C, H, W) -> (C, *size), bilinear."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]

@@ -1,0 +1,51 @@
+"""``MaskFormerHead``: pixel decoder and transformer decoder behind one name, as the official state dict has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import Tensor, nn
+
+from .transformer_decoder import TRANSFORMER_DECODER_REGISTRY
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class MaskFormerHead(nn.Module):
+    """Holds the two parts; ``forward`` is plain Mask2Former, TMT calls the parts itself."""
+
+    @configurable
+    def __init__(self, *, pixel_decoder: nn.Module, predictor: nn.Module, num_classes: int, ignore_value: int):
+        super().__init__()
+        self.pixel_decoder = pixel_decoder
+        self.predictor = predictor
+        self.num_classes = num_classes
+        self.ignore_value = ignore_value
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
+        head, former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
+        build_pixel_decoder = SEM_SEG_HEADS_REGISTRY.get(head.PIXEL_DECODER_NAME)
+        build_predictor = TRANSFORMER_DECODER_REGISTRY.get(former.TRANSFORMER_DECODER_NAME)
+        if former.TRANSFORMER_IN_FEATURE != "multi_scale_pixel_decoder":
+            raise ValueError(
+                f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is {former.TRANSFORMER_IN_FEATURE!r}: masked attention "
+                "needs 'multi_scale_pixel_decoder'"
+            )
+        return {
+            "pixel_decoder": build_pixel_decoder(cfg, input_shape),
+            "predictor": build_predictor(cfg, head.CONVS_DIM),
+            "num_classes": head.NUM_CLASSES,
+            "ignore_value": head.IGNORE_VALUE,
+        }
+
+    def forward(self, features: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Backbone features -> the decoder's outputs, with dense masks (B, Q, H/4, W/4) as the official head gives."""
+        mask_features, levels = self.pixel_decoder(features)
+        outputs = self.predictor(levels, mask_features)
+        for output in (outputs, *outputs["aux_outputs"]):
+            output["pred_masks"] = output["pred_masks"].dense()
+        return outputs

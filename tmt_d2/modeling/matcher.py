@@ -1,0 +1,84 @@
+"""Bipartite matching of queries to the masks of an image (DETR; costs of Mask2Former, Eq. of its section 3.3).
+
+Letters: L decoder outputs, B images, Q queries, T targets of an image, P sampled points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.utils.events import get_event_storage, has_event_storage
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+
+def matching_costs(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    labels: Tensor,
+    masks: Tensor,
+    *,
+    class_weight: float,
+    mask_weight: float,
+    dice_weight: float,
+) -> Tensor:
+    """Cost of giving each query each target: - class probability, binary cross-entropy and dice on sampled points.
+
+    Args:
+        class_logits: (L, Q, N + 1). mask_logits: (L, Q, P). labels: (T,) long. masks: (T, P) in [0, 1].
+
+    Returns:
+        (L, Q, T), float32
+    """
+    logits, masks = mask_logits.float(), masks.float()
+    class_cost = -class_logits.float().softmax(-1)[..., labels]
+    # -t log sigmoid(x) - (1 - t) log(1 - sigmoid(x)) = softplus(x) - t x, finite for every finite x
+    points = logits.shape[-1]
+    mask_cost = (F.softplus(logits).sum(-1, keepdim=True) - logits @ masks.T) / points
+    probabilities = logits.sigmoid()
+    overlap = 2 * (probabilities @ masks.T)
+    total = probabilities.sum(-1, keepdim=True) + masks.sum(-1)
+    dice_cost = 1 - (overlap + 1) / (total + 1)
+    return class_weight * class_cost + mask_weight * mask_cost + dice_weight * dice_cost
+
+
+def match(costs: Sequence[Tensor]) -> list[np.ndarray]:
+    """Cheapest assignment for every image and decoder output, after a single transfer of all costs to the host.
+
+    Args:
+        costs: per image (L, Q, T), T <= Q.
+
+    Returns:
+        per image (L, T) int64: the query that each target got.
+
+    Raises:
+        FloatingPointError: a cost is not finite; the message names the image and, in training, the iteration.
+        ValueError: an image has more targets than there are queries.
+    """
+    if not costs:
+        return []
+    flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
+    assignments, start = [], 0
+    for image, cost in enumerate(costs):
+        outputs, queries, targets = cost.shape
+        if targets > queries:
+            raise ValueError(
+                f"an image has {targets} classes but there are {queries} queries: raise MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"
+            )
+        block = flat[start : start + cost.numel()].reshape(outputs, queries, targets)
+        start += cost.numel()
+        if not np.isfinite(block).all():
+            when = f" at iteration {get_event_storage().iter}" if has_event_storage() else ""
+            raise FloatingPointError(
+                f"matching costs are not finite{when} (image {image} of the batch): the model's outputs have diverged; "
+                "lower SOLVER.BASE_LR or clip gradients"
+            )
+        chosen = np.empty((outputs, targets), np.int64)
+        for output in range(outputs):
+            rows, columns = linear_sum_assignment(block[output])
+            chosen[output, columns] = rows
+        assignments.append(chosen)
+    return assignments

@@ -1,0 +1,238 @@
+"""Mask2Former's transformer decoder: queries that repeatedly attend to a pyramid, each inside its own predicted mask.
+
+Letters: B images, Q queries, C channels, (H, W) a level, K = H*W, N classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d
+from detectron2.utils.registry import Registry
+from fvcore.nn import weight_init
+from torch import Tensor, nn
+
+from .mask_logits import MaskLogits, resize_features
+from .masked_attention import MultiheadAttention, attention_mask
+from .position_encoding import sine_position_encoding
+
+TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_MODULE")
+TRANSFORMER_DECODER_REGISTRY.__doc__ = "Transformer decoders of mask-classification models, by official name."
+
+
+class CrossAttentionLayer(nn.Module):
+    """Queries attend to one level of the pyramid; residual, post-norm."""
+
+    def __init__(self, d_model: int, nhead: int):
+        super().__init__()
+        self.multihead_attn = MultiheadAttention(d_model, nhead)
+        self.norm = nn.LayerNorm(d_model)
+
+    def forward(
+        self, queries: Tensor, query_pos: Tensor, memory: Tensor, memory_pos: Tensor, allowed: Tensor
+    ) -> Tensor:
+        """queries, query_pos (B, Q, C); memory, memory_pos (B, K, C); allowed (B, Q, K) bool -> (B, Q, C)."""
+        attended = self.multihead_attn(queries + query_pos, memory + memory_pos, memory, allowed)
+        return self.norm(queries + attended)
+
+
+class SelfAttentionLayer(nn.Module):
+    """Queries attend to each other; residual, post-norm."""
+
+    def __init__(self, d_model: int, nhead: int):
+        super().__init__()
+        self.self_attn = MultiheadAttention(d_model, nhead)
+        self.norm = nn.LayerNorm(d_model)
+
+    def forward(self, queries: Tensor, query_pos: Tensor) -> Tensor:
+        with_pos = queries + query_pos
+        return self.norm(queries + self.self_attn(with_pos, with_pos, queries))
+
+
+class FFNLayer(nn.Module):
+    """Position-wise feed-forward network; residual, post-norm."""
+
+    def __init__(self, d_model: int, dim_feedforward: int):
+        super().__init__()
+        self.linear1 = nn.Linear(d_model, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, d_model)
+        self.norm = nn.LayerNorm(d_model)
+        for layer in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(layer.weight)
+
+    def forward(self, queries: Tensor) -> Tensor:
+        return self.norm(queries + self.linear2(F.relu(self.linear1(queries))))
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int):
+        super().__init__()
+        dims = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(dims[:-1], dims[1:]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+@dataclass(frozen=True)
+class LayerTrace:
+    """What one decoder layer saw, for pictures: all of one forward pass, nothing recomputed.
+
+    level: index into the pyramid; predicted: (B, Q, H, W) bool, the mask rule alone; allowed: (B, Q, H, W) bool, what
+    the layer obeyed; attention: (B, M, Q, H, W) weights per head.
+    """
+
+    level: int
+    predicted: Tensor
+    allowed: Tensor
+    attention: Tensor
+
+
+@TRANSFORMER_DECODER_REGISTRY.register()
+class MultiScaleMaskedTransformerDecoder(nn.Module):
+    """Decoder layer i attends to level i mod 3 of the pyramid (strides 32, 16, 8). State-dict names are official."""
+
+    num_levels = 3
+
+    @configurable
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        num_classes: int,
+        hidden_dim: int,
+        num_queries: int,
+        nheads: int,
+        dim_feedforward: int,
+        dec_layers: int,
+        mask_dim: int,
+        enforce_input_project: bool,
+        mask_rule: str,
+        lambda_m: float,
+    ):
+        """
+        Args:
+            in_channels: C of the pyramid. num_classes: N, without "no object". dec_layers: decoder layers, >= 1.
+            mask_rule, lambda_m: see ``attention_mask``.
+        """
+        super().__init__()
+        self.num_layers, self.mask_rule, self.lambda_m = dec_layers, mask_rule, lambda_m
+        layers = range(dec_layers)
+        self.transformer_self_attention_layers = nn.ModuleList(SelfAttentionLayer(hidden_dim, nheads) for _ in layers)
+        self.transformer_cross_attention_layers = nn.ModuleList(CrossAttentionLayer(hidden_dim, nheads) for _ in layers)
+        self.transformer_ffn_layers = nn.ModuleList(FFNLayer(hidden_dim, dim_feedforward) for _ in layers)
+        self.decoder_norm = nn.LayerNorm(hidden_dim)
+        self.query_feat = nn.Embedding(num_queries, hidden_dim)
+        self.query_embed = nn.Embedding(num_queries, hidden_dim)
+        self.level_embed = nn.Embedding(self.num_levels, hidden_dim)
+        self.input_proj = nn.ModuleList(nn.Sequential() for _ in range(self.num_levels))
+        if in_channels != hidden_dim or enforce_input_project:
+            self.input_proj = nn.ModuleList(Conv2d(in_channels, hidden_dim, 1) for _ in range(self.num_levels))
+            for projection in self.input_proj:
+                weight_init.c2_xavier_fill(projection)
+        self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
+        self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, 3)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
+        former = cfg.MODEL.MASK_FORMER
+        if former.PRE_NORM:
+            raise ValueError("MODEL.MASK_FORMER.PRE_NORM is True: only post-norm, as in all official models, is built")
+        if former.DEC_LAYERS < 2:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.DEC_LAYERS is {former.DEC_LAYERS}: it counts decoder layers + 1, so it must be >= 2"
+            )
+        return {
+            "in_channels": in_channels,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "hidden_dim": former.HIDDEN_DIM,
+            "num_queries": former.NUM_OBJECT_QUERIES,
+            "nheads": former.NHEADS,
+            "dim_feedforward": former.DIM_FEEDFORWARD,
+            "dec_layers": former.DEC_LAYERS - 1,
+            "mask_dim": cfg.MODEL.SEM_SEG_HEAD.MASK_DIM,
+            "enforce_input_project": former.ENFORCE_INPUT_PROJ,
+            "mask_rule": cfg.MODEL.TMT.MASK_RULE,
+            "lambda_m": cfg.MODEL.TMT.LAMBDA_M,
+        }
+
+    def forward(
+        self,
+        levels: Sequence[Tensor],
+        mask_features: Tensor,
+        transferable: Sequence[Tensor] | None = None,
+        valid: Sequence[Tensor] | None = None,
+        trace: list[LayerTrace] | None = None,
+    ) -> dict[str, Any]:
+        """
+        Args:
+            levels: three (B, C, H, W), strides 32, 16, 8. mask_features: (B, C_mask, H/4, W/4).
+            transferable: per level (B, H, W) bool, True = may be attended to (Eq. 12); None = plain Mask2Former.
+            valid: per level (B, H, W) bool, False = padding; None = no padding.
+            trace: a list to which what every layer saw is appended; slower, for pictures only.
+
+        Returns:
+            "pred_logits": (B, Q, N + 1), "pred_masks": the masks as ``MaskLogits``, of the last layer, and
+            "aux_outputs": the same two for the queries before each layer, in order.
+        """
+        if len(levels) != self.num_levels:
+            raise ValueError(f"{len(levels)} levels given, the decoder attends to {self.num_levels}")
+        memories, positions, small_features = [], [], []
+        for index, (level, project) in enumerate(zip(levels, self.input_proj)):
+            projected = project(level)
+            height, width = projected.shape[-2:]
+            channels = projected.shape[1]
+            memories.append(projected.flatten(2).transpose(1, 2) + self.level_embed.weight[index])
+            encoding = sine_position_encoding(height, width, channels, like=projected)
+            positions.append(encoding.flatten(1).T[None].to(projected.dtype))
+            with torch.no_grad():  # masks steer attention but are not trained through it
+                small_features.append(resize_features(mask_features, (height, width)))
+
+        batch = mask_features.shape[0]
+        queries = self.query_feat.weight.expand(batch, -1, -1)
+        query_pos = self.query_embed.weight.expand(batch, -1, -1)
+        predictions = [self._predict(queries, mask_features)]
+        layers = zip(
+            self.transformer_cross_attention_layers, self.transformer_self_attention_layers, self.transformer_ffn_layers
+        )
+        for index, (cross_attention, self_attention, feed_forward) in enumerate(layers):
+            level = index % self.num_levels
+            level_valid = None if valid is None else valid[level]
+            with torch.no_grad():
+                mask_logits = predictions[-1]["pred_masks"].resized(small_features[level])
+                allowed = attention_mask(
+                    mask_logits,
+                    None if transferable is None else transferable[level],
+                    level_valid,
+                    self.mask_rule,
+                    self.lambda_m,
+                )
+            if trace is not None:
+                keys = memories[level] + positions[level]
+                weights = cross_attention.multihead_attn.weights(queries + query_pos, keys, allowed)
+                size = mask_logits.shape[-2:]
+                predicted = attention_mask(mask_logits, None, level_valid, self.mask_rule, self.lambda_m)
+                trace.append(
+                    LayerTrace(
+                        level, predicted.unflatten(-1, size), allowed.unflatten(-1, size), weights.unflatten(-1, size)
+                    )
+                )
+            queries = cross_attention(queries, query_pos, memories[level], positions[level], allowed)
+            queries = self_attention(queries, query_pos)
+            queries = feed_forward(queries)
+            predictions.append(self._predict(queries, mask_features))
+        return {**predictions[-1], "aux_outputs": predictions[:-1]}
+
+    def _predict(self, queries: Tensor, mask_features: Tensor) -> dict[str, Any]:
+        normed = self.decoder_norm(queries)
+        masks = MaskLogits(self.mask_embed(normed), mask_features)
+        return {"pred_logits": self.class_embed(normed), "pred_masks": masks}

@@ -1,0 +1,18 @@
+"""How transferable is what: regions, discriminators, maps, masks and scores. Pure functions and small modules."""
+
+from .clustering import Regions, adaptive_clustering
+from .estimator import Discriminator, LevelTransferability, TransferabilityEstimator
+from .mask import transferability_mask
+from .scores import leep, otce, proxy_a_distance
+
+__all__ = [
+    "Discriminator",
+    "LevelTransferability",
+    "Regions",
+    "TransferabilityEstimator",
+    "adaptive_clustering",
+    "leep",
+    "otce",
+    "proxy_a_distance",
+    "transferability_mask",
+]

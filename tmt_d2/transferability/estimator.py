@@ -1,0 +1,142 @@
+"""ACTE: adaptive regions, one domain discriminator per level, and the transferability of every position (Eqs. 2-11)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .clustering import Regions, adaptive_clustering
+from .mask import transferability_mask
+
+
+class LevelTransferability(NamedTuple):
+    """Transferability of one level.
+
+    logits: (B, H, W), logit of E(f(r*)) of the region each position belongs to; 0 at padding.
+    regions: the regions themselves.
+    region_logits: (B, R, S), logit of E(f(r)).
+    valid: (B, H, W) bool, False = padding.
+    """
+
+    logits: Tensor
+    regions: Regions
+    region_logits: Tensor
+    valid: Tensor
+
+    def attended(self, p_t: float) -> Tensor:
+        """(B, H, W) bool, True = may be attended to."""
+        return transferability_mask(self.logits, p_t, self.valid)
+
+    def map_of(self, image: int) -> Tensor:
+        """T of one image without its padding, (h, w) in [0, 1]; high = like the source (Eq. 11)."""
+        valid = self.valid[image]
+        height, width = int(valid.any(1).sum()), int(valid.any(0).sum())
+        return 1 - self.logits[image, :height, :width].sigmoid()
+
+
+class Discriminator(nn.Module):
+    """E of Eqs. 2-5: region features -> logit of the probability that the region is from the target domain."""
+
+    def __init__(self, channels: int, hidden_dim: int, normalize: bool):
+        """hidden_dim: units of the one hidden layer, 0 = a linear classifier; normalize: features to unit length."""
+        super().__init__()
+        self.normalize = normalize
+        layers: list[nn.Module] = [nn.Linear(channels, hidden_dim), nn.ReLU()] if hidden_dim else []
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden_dim or channels, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., C) -> (...)"""
+        if self.normalize:  # scaled so that the entries, not the vector, have unit size
+            features = F.normalize(features, dim=-1) * features.shape[-1] ** 0.5
+        return self.layers(features).squeeze(-1)
+
+
+class TransferabilityEstimator(nn.Module):
+    """Regions and discriminators of all levels; ``transferability.*`` in the state dict."""
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        cell_sizes: Sequence[int],
+        iterations: int,
+        kappa: float,
+        regions: str,
+        hidden_dim: int,
+        normalize: bool,
+        frozen_encoder: tuple[nn.Module, nn.Module] | None = None,
+    ):
+        """
+        Args:
+            channels: C of the levels. cell_sizes: c of every level. iterations, kappa: of ``adaptive_clustering``.
+            regions: "adaptive", or "square": equal patches instead ("w/o ACTE").
+            hidden_dim, normalize: of the discriminators.
+            frozen_encoder: (backbone, pixel decoder) of which a frozen copy provides the features; it takes the
+                weights of a checkpoint's own backbone and pixel decoder unless the checkpoint has it already.
+        """
+        super().__init__()
+        if regions not in ("adaptive", "square"):
+            raise ValueError(f"regions is {regions!r}: choose adaptive or square")
+        self.cell_sizes, self.kappa = list(cell_sizes), kappa
+        self.iterations = iterations if regions == "adaptive" else 0
+        self.discriminators = nn.ModuleList(Discriminator(channels, hidden_dim, normalize) for _ in cell_sizes)
+        self.backbone = self.pixel_decoder = None
+        if frozen_encoder is not None:
+            self.backbone, self.pixel_decoder = (copy.deepcopy(part).requires_grad_(False) for part in frozen_encoder)
+
+    def train(self, mode: bool = True) -> TransferabilityEstimator:
+        super().train(mode)
+        for part in (self.backbone, self.pixel_decoder):
+            if part is not None:
+                part.eval()  # frozen means its normalisation statistics too
+        return self
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> list[Tensor] | None:
+        """Levels of the frozen copy for normalised images (B, 3, H, W); None where the model's own are to be used."""
+        if self.backbone is None or self.pixel_decoder is None:
+            return None
+        return self.pixel_decoder(self.backbone(images)).levels
+
+    def regions_of(self, level: int, features: Tensor, valid: Tensor | None) -> Regions:
+        return adaptive_clustering(features, self.cell_sizes[level], self.iterations, self.kappa, valid)
+
+    def forward(self, levels: Sequence[Tensor], valid: Sequence[Tensor] | None) -> list[LevelTransferability]:
+        """levels: (B, C, H, W) each; valid: (B, H, W) bool each, False = padding, or None."""
+        if len(levels) != len(self.cell_sizes):
+            raise ValueError(f"{len(levels)} levels given, MODEL.TMT.CELL_SIZES has {len(self.cell_sizes)} entries")
+        results = []
+        for level, features in enumerate(levels):
+            level_valid = None if valid is None else valid[level]
+            regions = self.regions_of(level, features, level_valid)
+            region_logits = self.region_logits(level, regions)
+            flat = region_logits.flatten(1)
+            logits = flat.gather(1, regions.index.clamp(min=0).flatten(1)).view_as(regions.index)
+            if level_valid is None:
+                level_valid = torch.ones_like(regions.index, dtype=torch.bool)
+            results.append(
+                LevelTransferability(logits.masked_fill(~level_valid, 0), regions, region_logits, level_valid)
+            )
+        return results
+
+    def region_logits(self, level: int, regions: Regions) -> Tensor:
+        """(B, R, S), float32"""
+        with torch.autocast(regions.centers.device.type, enabled=False):
+            return self.discriminators[level](regions.centers.permute(0, 2, 3, 1))
+
+
+def fill_frozen_encoder(state: dict[str, Any], prefix: str = "transferability.") -> Mapping[str, Any]:
+    """A state dict with the frozen copy's entries added from the model's own backbone and pixel decoder."""
+    copies = {"backbone.": f"{prefix}backbone.", "sem_seg_head.pixel_decoder.": f"{prefix}pixel_decoder."}
+    added = {
+        target + name[len(source) :]: value
+        for source, target in copies.items()
+        for name, value in state.items()
+        if name.startswith(source)
+    }
+    return {**added, **state}

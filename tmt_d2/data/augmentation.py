@@ -1,0 +1,105 @@
+"""What happens to a training image: which part of it at which scale, and in which colours.
+
+Pure geometry and pure pixel functions; the random draws are made by the mapper and passed in, except for
+``ssd_colors``, which draws from NumPy's global state (seeded per worker by Detectron2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from PIL import Image
+
+BRIGHTNESS_DELTA = 32.0  # SSD (Liu et al. 2016), Section 2.2 and its public implementation
+CONTRAST_RANGE = (0.5, 1.5)
+SATURATION_RANGE = (0.5, 1.5)
+HUE_DELTA = 18  # of 180
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A rectangle of a resized image that is never made: (``top``, ``left``, ``height``, ``width``) in its pixels.
+
+    Attributes:
+        source: (H, W) of the image on disk.
+        resized: (H', W') it would have after resizing.
+    """
+
+    source: tuple[int, int]
+    resized: tuple[int, int]
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) in continuous source coordinates (pixel i covers [i, i + 1])."""
+        step_y, step_x = self.source[0] / self.resized[0], self.source[1] / self.resized[1]
+        right, bottom = (self.left + self.width) * step_x, (self.top + self.height) * step_y
+        return self.left * step_x, self.top * step_y, min(right, self.source[1]), min(bottom, self.source[0])
+
+
+def crop_image(image: np.ndarray, crop: Crop) -> np.ndarray:
+    """The crop of a (h, w, 3) uint8 image, equal to Pillow's bilinear resize of the whole image, then cropped.
+
+    ``image`` may be smaller than ``crop.source`` (decoded at a fraction of its size). Only the pixels under
+    the crop, and what the filter reaches around it, are read.
+    """
+    scale_y, scale_x = image.shape[0] / crop.source[0], image.shape[1] / crop.source[1]
+    left, top, right, bottom = crop.box
+    left, top, right, bottom = left * scale_x, top * scale_y, right * scale_x, bottom * scale_y
+    if (crop.height, crop.width) == (bottom - top, right - left) and left.is_integer() and top.is_integer():
+        return image[int(top) : int(bottom), int(left) : int(right)]
+    reach_y = int((bottom - top) / crop.height) + 2  # the triangle filter reaches one output pixel, or one input pixel
+    reach_x = int((right - left) / crop.width) + 2
+    y0, y1 = max(int(top) - reach_y, 0), min(int(bottom) + reach_y + 1, image.shape[0])
+    x0, x1 = max(int(left) - reach_x, 0), min(int(right) + reach_x + 1, image.shape[1])
+    box = (left - x0, top - y0, min(right - x0, x1 - x0), min(bottom - y0, y1 - y0))
+    part = Image.fromarray(image[y0:y1, x0:x1])
+    return np.asarray(part.resize((crop.width, crop.height), Image.Resampling.BILINEAR, box=box))
+
+
+def crop_label(label: np.ndarray, crop: Crop) -> np.ndarray:
+    """The crop of a (H, W) label map, nearest: equal to Pillow's nearest resize of the whole map, then cropped."""
+    step_y, step_x = crop.source[0] / crop.resized[0], crop.source[1] / crop.resized[1]
+    rows = ((np.arange(crop.top, crop.top + crop.height) + 0.5) * step_y).astype(np.intp)
+    columns = ((np.arange(crop.left, crop.left + crop.width) + 0.5) * step_x).astype(np.intp)
+    return label[rows].take(columns, axis=1)
+
+
+def ssd_colors(image: np.ndarray, rgb: bool) -> np.ndarray:
+    """SSD's colour jitter: brightness, contrast, saturation and hue, each with probability 1/2.
+
+    The distribution of Detectron2's ``ColorAugSSDTransform``. Brightness and contrast are one table look-up,
+    saturation and hue share one trip through HSV; contrast comes before or after them with equal probability.
+
+    Args:
+        image: (H, W, 3) uint8.
+        rgb: channel order, RGB or BGR.
+    """
+    apply = np.random.rand(4) < 0.5
+    ramp = np.arange(256, dtype=np.float32)
+    brightness = np.random.uniform(-BRIGHTNESS_DELTA, BRIGHTNESS_DELTA) if apply[0] else 0.0
+    contrast = np.random.uniform(*CONTRAST_RANGE) if apply[1] else 1.0
+    saturation = np.random.uniform(*SATURATION_RANGE) if apply[2] else 1.0
+    hue = np.random.randint(-HUE_DELTA, HUE_DELTA + 1) if apply[3] else 0
+    contrast_first = np.random.rand() < 0.5
+
+    brighter = np.clip(ramp + brightness, 0, 255).astype(np.uint8)
+    stretched = np.clip(ramp * contrast, 0, 255).astype(np.uint8)
+    before = stretched[brighter] if contrast_first else brighter
+    if apply[0] or (apply[1] and contrast_first):
+        image = cv2.LUT(image, before)
+    if apply[2] or apply[3]:
+        table = np.empty((1, 256, 3), np.uint8)
+        table[0, :, 0] = (ramp + hue) % 180
+        table[0, :, 1] = np.clip(ramp * saturation, 0, 255)
+        table[0, :, 2] = ramp
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV if rgb else cv2.COLOR_BGR2HSV)
+        image = cv2.cvtColor(cv2.LUT(hsv, table), cv2.COLOR_HSV2RGB if rgb else cv2.COLOR_HSV2BGR)
+    if apply[1] and not contrast_first:
+        image = cv2.LUT(image, stretched)
+    return image

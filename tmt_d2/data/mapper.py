@@ -1,0 +1,186 @@
+"""From a data set record to what the model reads: one mapper for training, estimation and testing.
+
+In training the scale and the crop are drawn first, and only the crop is resized, so the cost follows the
+crop's size, not the image's. The crops have the distribution of Detectron2's ``ResizeShortestEdge``
+followed by ``RandomCrop_CategoryAreaConstraint`` (the augmentations of Mask2Former's semantic mapper), and
+for a given state of NumPy's generator they are the same crops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data.transforms import ResizeShortestEdge
+
+from tmt_d2.data import reader
+from tmt_d2.data.augmentation import Crop, crop_image, crop_label, ssd_colors
+from tmt_d2.data.label_spaces import IGNORE, LabelSpace
+from tmt_d2.data.registration import label_space_of
+
+PAD_VALUE = 128  # Mask2Former's padding; close to the pixel mean, so that it is close to 0 in the network
+CROP_ATTEMPTS = 10  # draws until no class fills more than SINGLE_CATEGORY_MAX_AREA of a crop
+PASSED_ON = ("file_name", "sem_seg_file_name", "image_id", "dataset", "domain")
+
+
+class SemanticMapper:
+    """A record {"file_name", "sem_seg_file_name", "image_id", "dataset"} -> one model input.
+
+    In training: ``image`` uint8 (3, h, w) and, unless ``with_label`` is off, ``sem_seg`` uint8 (h, w)
+    of train ids, padded to the crop size with 128 and 255. In testing: ``image`` only, its shortest edge
+    resized. Both carry ``height`` and ``width`` of the file, and the record's names.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        label_spaces: Mapping[str, LabelSpace],
+        min_sizes: Sequence[int],
+        max_size: int,
+        min_size_sampling: str = "choice",
+        crop_size: tuple[int, int] | None = None,
+        single_category_max_area: float = 1.0,
+        color_jitter: bool = False,
+        horizontal_flip: bool = False,
+        size_divisibility: int = 0,
+        image_format: str = "RGB",
+        with_label: bool = True,
+    ) -> None:
+        """
+        Args:
+            is_train: draw scale, crop, colours and flip; otherwise only resize to ``min_sizes[0]``.
+            label_spaces: registered data set name -> how its labels are read.
+            min_sizes: lengths of the shortest edge (two ends of a range for ``"range"``); 0 keeps the size.
+            max_size: upper bound of the longest edge.
+            min_size_sampling: ``"choice"`` or ``"range"``.
+            crop_size: (h, w) in pixels of the resized image, or None for all of it.
+            single_category_max_area: below 1, crops in which one class fills more are drawn again.
+            color_jitter: SSD's colour augmentation.
+            horizontal_flip: mirror every other image.
+            size_divisibility: pad to multiples of it (values below 2: do not).
+            image_format: ``"RGB"`` or ``"BGR"``.
+            with_label: False never opens a label file.
+        """
+        if min_size_sampling not in ("choice", "range"):
+            raise ValueError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING={min_size_sampling!r}: use 'choice' or 'range'")
+        if min_size_sampling == "range" and len(min_sizes) != 2:
+            raise ValueError(f"INPUT.MIN_SIZE_TRAIN={tuple(min_sizes)}: 'range' sampling needs two lengths")
+        if image_format not in ("RGB", "BGR"):
+            raise ValueError(f"INPUT.FORMAT={image_format!r}: use 'RGB' or 'BGR'")
+        self.is_train = is_train
+        self.label_spaces = dict(label_spaces)
+        self.min_sizes = tuple(min_sizes)
+        self.max_size = max_size
+        self.min_size_sampling = min_size_sampling
+        self.crop_size = crop_size
+        self.single_category_max_area = single_category_max_area
+        self.color_jitter = color_jitter
+        self.horizontal_flip = horizontal_flip
+        self.size_divisibility = size_divisibility
+        self.image_format = image_format
+        self.with_label = with_label
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True, with_label: bool = True) -> dict[str, Any]:
+        names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
+        values = {
+            "is_train": is_train,
+            "label_spaces": {name: label_space_of(name) for name in names} if is_train and with_label else {},
+            "image_format": cfg.INPUT.FORMAT,
+        }
+        if not is_train:
+            return values | {"min_sizes": (cfg.INPUT.MIN_SIZE_TEST,), "max_size": cfg.INPUT.MAX_SIZE_TEST}
+        if cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE != "absolute":
+            raise ValueError(f"INPUT.CROP.TYPE={cfg.INPUT.CROP.TYPE!r}: only 'absolute' crops are supported")
+        if cfg.INPUT.RANDOM_FLIP not in ("none", "horizontal"):
+            raise ValueError(f"INPUT.RANDOM_FLIP={cfg.INPUT.RANDOM_FLIP!r}: use 'horizontal' or 'none'")
+        return values | {
+            "min_sizes": cfg.INPUT.MIN_SIZE_TRAIN,
+            "max_size": cfg.INPUT.MAX_SIZE_TRAIN,
+            "min_size_sampling": cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
+            "crop_size": tuple(cfg.INPUT.CROP.SIZE) if cfg.INPUT.CROP.ENABLED else None,
+            "single_category_max_area": cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA,
+            "color_jitter": cfg.INPUT.COLOR_AUG_SSD,
+            "horizontal_flip": cfg.INPUT.RANDOM_FLIP == "horizontal",
+            "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY,
+            "with_label": with_label,
+        }
+
+    def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        sample = {key: record[key] for key in PASSED_ON if key in record}
+        if not self.is_train:
+            image = reader.read_image(record["file_name"], self.image_format)
+            size = image.shape[:2]
+            crop = _whole(size, self._resized(size, self.min_sizes[0]))
+            return sample | {"image": _channels_first(crop_image(image, crop)), "height": size[0], "width": size[1]}
+
+        if self.with_label:
+            space = self.label_spaces.get(record["dataset"]) or label_space_of(record["dataset"])
+            image, label = reader.read_pair(record, space, self.image_format)
+        else:
+            image, label = reader.read_image(record["file_name"], self.image_format), None
+        size = image.shape[:2]
+        sample |= {"height": size[0], "width": size[1]}
+        crop, sem_seg = self._draw_crop(size, label)
+        pixels = crop_image(image, crop)
+        if self.color_jitter:
+            pixels = ssd_colors(pixels, rgb=self.image_format == "RGB")
+        mirrored = self.horizontal_flip and np.random.rand() < 0.5
+        height, width = self._padded_size(crop)
+        sample["image"] = _channels_first(pixels, mirrored, (height, width), PAD_VALUE)
+        if sem_seg is not None:
+            sample["sem_seg"] = _channels_first(sem_seg[..., None], mirrored, (height, width), IGNORE)[0]
+        return sample
+
+    def _resized(self, size: tuple[int, int], min_size: int) -> tuple[int, int]:
+        return ResizeShortestEdge.get_output_shape(*size, min_size, self.max_size) if min_size else size
+
+    def _draw_crop(self, size: tuple[int, int], label: np.ndarray | None) -> tuple[Crop, np.ndarray | None]:
+        if self.min_size_sampling == "range":
+            min_size = int(np.random.randint(self.min_sizes[0], self.min_sizes[1] + 1))
+        else:
+            min_size = int(np.random.choice(self.min_sizes))
+        resized = self._resized(size, min_size)
+        if self.crop_size is None:
+            crop = _whole(size, resized)
+            return crop, None if label is None else crop_label(label, crop)
+        height, width = min(self.crop_size[0], resized[0]), min(self.crop_size[1], resized[1])
+        constrained = label is not None and self.single_category_max_area < 1
+        for _ in range(CROP_ATTEMPTS if constrained else 1):
+            top = int(np.random.randint(resized[0] - height + 1))
+            left = int(np.random.randint(resized[1] - width + 1))
+            crop = Crop(size, resized, top, left, height, width)
+            sem_seg = None if label is None else crop_label(label, crop)
+            if constrained and _is_varied(sem_seg, self.single_category_max_area):
+                break
+        return crop, sem_seg
+
+    def _padded_size(self, crop: Crop) -> tuple[int, int]:
+        height, width = self.crop_size or (crop.height, crop.width)
+        step = max(self.size_divisibility, 1)
+        return -(-height // step) * step, -(-width // step) * step
+
+
+def _whole(size: tuple[int, int], resized: tuple[int, int]) -> Crop:
+    return Crop(size, resized, 0, 0, *resized)
+
+
+def _is_varied(sem_seg: np.ndarray, max_area: float) -> bool:
+    """Whether at least two classes occur and none fills ``max_area`` of the labelled pixels or more."""
+    counts = np.bincount(sem_seg.ravel(), minlength=IGNORE + 1)[:IGNORE]
+    return np.count_nonzero(counts) > 1 and counts.max() < counts.sum() * max_area
+
+
+def _channels_first(
+    pixels: np.ndarray, mirrored: bool = False, size: tuple[int, int] | None = None, fill: int = 0
+) -> torch.Tensor:
+    """(h, w, C) -> contiguous (C, *size), mirrored first, then filled at the right and the bottom."""
+    height, width = pixels.shape[:2]
+    planes = np.full((pixels.shape[2], *(size or (height, width))), fill, np.uint8)
+    planes[:, :height, :width] = (pixels[:, ::-1] if mirrored else pixels).transpose(2, 0, 1)
+    return torch.from_numpy(planes)

@@ -1,0 +1,36 @@
+"""Ground-truth masks of a batch, made on the device of its labels so that loaders only ship uint8 maps.
+
+Shapes: B images, H x W pixels, N classes that occur in an image.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tmt_d2.data.label_spaces import IGNORE
+
+
+def semantic_targets(sem_seg: Tensor, ignore: int = IGNORE) -> list[dict[str, Tensor]]:
+    """One binary mask for each class that occurs in an image.
+
+    Args:
+        sem_seg: (B, H, W) or (H, W) integer train ids in [0, 255], on any device.
+        ignore: id that belongs to no mask.
+
+    Returns:
+        For each image ``labels`` (N,) long, ascending, and ``masks`` (N, H, W) bool, True inside the
+        class. N = 0 where every pixel is ignored.
+    """
+    if sem_seg.dim() not in (2, 3):
+        raise ValueError(f"semantic_targets: expected labels (B, H, W) or (H, W), got {tuple(sem_seg.shape)}")
+    batch = sem_seg if sem_seg.dim() == 3 else sem_seg[None]
+    present = torch.zeros(len(batch), 256, dtype=torch.bool, device=batch.device)
+    present.scatter_(1, batch.flatten(1).long(), True)
+    present[:, ignore] = False
+    image, labels = present.nonzero(as_tuple=True)  # the one synchronisation with the host
+    counts = torch.bincount(image, minlength=len(batch)).tolist()
+    return [
+        {"labels": ids, "masks": seg[None] == ids[:, None, None].to(seg.dtype)}
+        for seg, ids in zip(batch, labels.split(counts))
+    ]

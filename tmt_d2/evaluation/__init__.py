@@ -1,0 +1,1 @@
+"""Metrics, and inference beyond one forward pass."""

@@ -1,0 +1,217 @@
+"""mIoU and its relatives, from one confusion matrix that stays on the device of the predictions.
+
+The numbers mean what Detectron2's ``SemSegEvaluator`` means by them. What differs: labels are read through
+the data set's table (no converted copies), nothing is run-length encoded, and no array of all scores at the
+size of the image is ever made here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tmt_d2.data import reader
+from tmt_d2.data.label_spaces import IGNORE
+from tmt_d2.data.registration import label_space_of
+
+logger = logging.getLogger(__name__)
+
+
+def labels_at_size(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """The best class of each pixel after bilinear interpolation of ``scores`` to ``size``.
+
+    ``interpolate(scores, size, mode="bilinear", align_corners=False).argmax(0)``, plane by plane: two maps of
+    ``size`` are in memory instead of K. (PyTorch may round one plane and K planes differently in the last bit, which
+    shows only where two classes are equally good.)
+
+    Args:
+        scores: (K, h, w) float, K <= 255.
+        size: (H, W).
+
+    Returns:
+        (H, W) uint8; the first class where several are best.
+    """
+    best, labels = None, torch.zeros(size, dtype=torch.uint8, device=scores.device)
+    for index, plane in enumerate(scores):
+        candidate = F.interpolate(plane[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+        if best is None:
+            best = candidate.clone()  # interpolation to the same size may return its input
+            continue
+        labels.masked_fill_(candidate > best, index)
+        torch.maximum(best, candidate, out=best)
+    return labels
+
+
+def confusion_matrix(prediction: Tensor, truth: Tensor, num_classes: int, ignore: int = IGNORE) -> Tensor:
+    """(K, K) long counts, row = true class, column = predicted class; pixels whose truth is ``ignore`` are left out.
+
+    Args:
+        prediction: (H, W) integer, each value in [0, K).
+        truth: (H, W) integer, each value in [0, K) or ``ignore``; on the same device.
+    """
+    rows = torch.where(truth == ignore, num_classes, truth.int())
+    index = rows * num_classes + prediction.int()
+    counts = torch.bincount(index.flatten(), minlength=(num_classes + 1) * num_classes)
+    return counts.view(-1, num_classes)[:num_classes]
+
+
+def metrics(matrix: np.ndarray, classes: Sequence[str], subsets: Mapping[str, Iterable[int]] = {}) -> dict[str, float]:
+    """Percentages by the names of the paper's table, in Detectron2's sense.
+
+    A class counts in mIoU, fwIoU and mACC when it occurs in the ground truth, and is NaN otherwise. For each
+    entry of ``subsets`` there is an ``mIoU-<name>`` over those of its classes that occur.
+
+    Args:
+        matrix: (K, K) counts, row = true class, column = predicted class.
+    """
+    hits = matrix.diagonal().astype(np.float64)
+    true, predicted = matrix.sum(1).astype(np.float64), matrix.sum(0).astype(np.float64)
+    occurs = true > 0
+    nan = np.full(len(classes), np.nan)
+    iou = np.divide(hits, true + predicted - hits, out=nan.copy(), where=occurs)
+    accuracy = np.divide(hits, true, out=nan.copy(), where=occurs)
+    total = true.sum()
+
+    def mean(values: np.ndarray, members: np.ndarray) -> float:
+        return float(values[members].mean()) if members.any() else float("nan")
+
+    result = {
+        "mIoU": mean(iou, occurs),
+        "fwIoU": float((iou[occurs] * true[occurs]).sum() / total) if total else float("nan"),
+        "mACC": mean(accuracy, occurs),
+        "pACC": float(hits.sum() / total) if total else float("nan"),
+    }
+    for name, members in subsets.items():
+        result[f"mIoU-{name}"] = mean(iou, occurs & np.isin(np.arange(len(classes)), list(members)))
+    result |= {f"IoU-{name}": float(value) for name, value in zip(classes, iou)}
+    result |= {f"ACC-{name}": float(value) for name, value in zip(classes, accuracy)}
+    return {name: 100 * value for name, value in result.items()}
+
+
+class SemanticEvaluator(DatasetEvaluator):
+    """Scores predictions of train ids against the label files of a registered split.
+
+    A model's output per image is ``sem_seg_labels`` (H, W) integer, or else ``sem_seg`` (K, H, W) scores, of
+    the size of the label file.
+
+    Attributes:
+        absent_classes: after ``evaluate``, the classes that never occur in the ground truth.
+    """
+
+    def __init__(self, dataset_name: str, output_dir: str | None = None, per_image: bool = False) -> None:
+        """
+        Args:
+            dataset_name: a registered split; its metadata names the classes and the subsets.
+            output_dir: where ``confusion_matrix.npz`` and ``sem_seg_evaluation.json`` go; None writes nothing.
+            per_image: also write ``sem_seg_per_image.json``, the metrics of each image.
+        """
+        metadata = MetadataCatalog.get(dataset_name)
+        self.dataset_name = dataset_name
+        self.output_dir = output_dir
+        self.per_image = per_image
+        self.classes = tuple(metadata.stuff_classes)
+        self.subsets: Mapping[str, Iterable[int]] = getattr(metadata, "class_subsets", {})
+        self.label_space = label_space_of(dataset_name)
+        self.label_files = {r["file_name"]: r["sem_seg_file_name"] for r in DatasetCatalog.get(dataset_name)}
+        self.absent_classes: list[str] = []
+        self.reset()
+
+    def reset(self) -> None:
+        self.matrix: Tensor | None = None
+        self.images: dict[str, dict[str, float]] = {}
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
+        for item, output in zip(inputs, outputs):
+            file_name = item["file_name"]
+            if file_name not in self.label_files:
+                raise ValueError(f"{file_name} is not an image of {self.dataset_name}: check DATASETS.TEST")
+            truth = torch.from_numpy(reader.read_label(self.label_files[file_name], self.label_space))
+            prediction = output.get("sem_seg_labels")
+            if prediction is None:
+                prediction = labels_at_size(output["sem_seg"], tuple(output["sem_seg"].shape[1:]))
+            if prediction.shape != truth.shape:
+                raise ValueError(
+                    f"{file_name}: prediction is {tuple(prediction.shape)}, its label {self.label_files[file_name]} "
+                    f"is {tuple(truth.shape)}"
+                )
+            if prediction.numel() and int(prediction.max()) >= len(self.classes):
+                raise ValueError(
+                    f"{file_name}: predicted class {int(prediction.max())}, but {self.dataset_name} has "
+                    f"{len(self.classes)} classes: check MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+                )
+            matrix = confusion_matrix(prediction, truth.to(prediction.device), len(self.classes))
+            self.matrix = matrix if self.matrix is None else self.matrix + matrix
+            if self.per_image:
+                self.images[file_name] = metrics(matrix.cpu().numpy(), self.classes)
+
+    def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
+        """{"sem_seg": {"mIoU", "fwIoU", "mACC", "pACC", "IoU-<class>", ...}} in percent; None in other processes."""
+        size = len(self.classes)
+        own = np.zeros((size, size), np.int64) if self.matrix is None else self.matrix.cpu().numpy()
+        gathered = comm.gather((own, self.images), dst=0)
+        if not comm.is_main_process():
+            return None
+        matrix = np.sum([each for each, _ in gathered], axis=0)
+        images = {name: values for _, each in gathered for name, values in each.items()}
+        result = metrics(matrix, self.classes, self.subsets)
+        self.absent_classes = [name for name, count in zip(self.classes, matrix.sum(1)) if not count]
+        if self.absent_classes:
+            logger.info(
+                "%s: not in the ground truth, and in no mean: %s", self.dataset_name, ", ".join(self.absent_classes)
+            )
+        if self.output_dir:
+            self._write(Path(self.output_dir), matrix, result, images)
+        return OrderedDict(sem_seg=result)
+
+    def _write(self, folder: Path, matrix: np.ndarray, result: Mapping[str, float], images: Mapping[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_atomically(
+            folder / "confusion_matrix.npz", lambda file: np.savez(file, matrix=matrix, classes=np.array(self.classes))
+        )
+        report = {"dataset": self.dataset_name, "absent_classes": self.absent_classes, **_without_nan(result)}
+        _write_json(folder / "sem_seg_evaluation.json", report)
+        if self.per_image:
+            _write_json(
+                folder / "sem_seg_per_image.json",
+                {name: _without_nan(values) for name, values in sorted(images.items())},
+            )
+
+
+def evaluate_split(
+    model: nn.Module | Callable[..., Any], loader: Iterable[Any], evaluator: DatasetEvaluator
+) -> dict[str, dict[str, float]]:
+    """Runs ``model`` over ``loader``; what ``evaluator`` says, and {} in processes other than the first."""
+    return inference_on_dataset(model, loader, evaluator)
+
+
+def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: None if np.isnan(value) else value for name, value in values.items()}  # JSON has no NaN
+
+
+def _write_json(path: Path, content: Any) -> None:
+    _write_atomically(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
+
+
+def _write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -21,6 +21,7 @@ ChannelOrder = Literal["RGB", "BGR"]
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
+JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"  # neither can occur within picture data
 MAX_IDS_SHOWN = 5
 
 
@@ -118,9 +119,9 @@ def _read_whole(path: str) -> bytes:
         raise DataError(f"{path}: the file is empty (0 bytes)")
     if data.startswith(PNG) and data.rfind(b"IEND") < 0:
         raise DataError(f"{path}: the file is truncated (PNG without its end)")
-    # A thumbnail has an end marker too, so one far from the end proves nothing: then the slower decoder decides.
-    if data.startswith(JPEG) and b"\xff\xd9" not in data[-64:]:
-        _open(path, data)
+    # The end of a thumbnail in the header does not count: picture data begin after it.
+    if data.startswith(JPEG) and (end := data.rfind(JPEG_END)) < data.find(JPEG_SCAN, max(end, 0)):
+        raise DataError(f"{path}: the file is truncated (JPEG without its end)")
     return data
 
 

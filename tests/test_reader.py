@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from tmt_d2.data.label_spaces import (
+    BDD100K,
+    CITYSCAPES,
+    CLASSES,
+    GTAV,
+    IGNORE,
+    MAPILLARY_A,
+    MAPILLARY_B,
+    OUTSIDE,
+    PALETTE,
+    SYNTHIA,
+    SYNTHIA_13,
+    SYNTHIA_16,
+    TRAIN_IDS,
+    LabelSpace,
+)
+from tmt_d2.data.reader import DataError, SizeError, UndefinedIdError, read_image, read_label, read_pair
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+ALL_SPACES = (CITYSCAPES, TRAIN_IDS, BDD100K, MAPILLARY_A, MAPILLARY_B, GTAV, SYNTHIA)
+
+
+def save_label(path: Path, ids: np.ndarray, palette: bool = False) -> str:
+    image = Image.fromarray(ids.astype(np.uint8))
+    if palette:
+        image.putpalette([255 - value // 3 for value in range(768)])  # colours that have nothing to do with the ids
+    image.save(path)
+    return str(path)
+
+
+def picture(height: int = 61, width: int = 93) -> np.ndarray:
+    """Rough enough that a JPEG of it is several kilobytes."""
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture()).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+# ---- label spaces
+
+
+@pytest.mark.parametrize("space", ALL_SPACES, ids=lambda space: space.name)
+def test_a_table_covers_what_the_data_set_defines_and_nothing_else(space: LabelSpace) -> None:
+    table = space.lookup()
+    assert not set(space.train_ids) & space.ignored
+    assert {value for value in range(256) if table[value] != OUTSIDE} == set(space.train_ids) | space.ignored
+    assert set(table[sorted(space.train_ids)].tolist()) == set(range(19))
+
+
+def test_the_two_mapillary_mappings_differ_in_eleven_ids() -> None:
+    a, b = MAPILLARY_A.lookup(), MAPILLARY_B.lookup()
+    assert np.flatnonzero(a != b).tolist() == [7, 8, 9, 10, 11, 14, 23, 41, 44, 46, 49]
+    assert (a[41], b[41]) == (0, IGNORE)
+
+
+def test_the_subsets_of_synthia() -> None:
+    assert [CLASSES[i] for i in SYNTHIA.never_occurs] == ["terrain", "truck", "train"]
+    assert len(SYNTHIA_16) == 16 and len(SYNTHIA_13) == 13
+    assert [CLASSES[i] for i in sorted(set(SYNTHIA_16) - set(SYNTHIA_13))] == ["wall", "fence", "pole"]
+    assert len(PALETTE) == len(CLASSES) == 19
+
+
+# ---- images
+
+
+def test_the_order_of_the_channels(tmp_path: Path) -> None:
+    path = str(tmp_path / "image.png")
+    Image.new("RGB", (3, 2), (10, 20, 30)).save(path)
+    for format, pixel in (("RGB", [10, 20, 30]), ("BGR", [30, 20, 10])):
+        image = read_image(path, format)
+        assert image.shape == (2, 3, 3) and image.dtype == np.uint8 and image.flags.c_contiguous
+        assert image[1, 2].tolist() == pixel
+    with pytest.raises(ValueError, match="format is 'L'"):
+        read_image(path, "L")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16"])
+def test_other_kinds_of_images_become_three_channels(tmp_path: Path, mode: str) -> None:
+    path = str(tmp_path / "image.png")
+    if mode == "I;16":
+        Image.fromarray(np.full((4, 5), 0x8000, np.uint16)).save(path)
+    else:
+        image = Image.new("RGB", (5, 4), (128, 128, 128))
+        (image.quantize() if mode == "P" else image.convert(mode)).save(path)
+        assert Image.open(path).mode == mode
+    assert (np.abs(read_image(path).astype(int) - 128) <= 1).all()
+    assert read_image(path).shape == (4, 5, 3)
+
+
+def test_jpeg_pixels_are_those_of_pillow(tmp_path: Path) -> None:
+    (tmp_path / "image.jpg").write_bytes(encoded("JPEG", quality=90))
+    expected = np.asarray(Image.open(tmp_path / "image.jpg").convert("RGB")).astype(int)
+    assert np.abs(read_image(str(tmp_path / "image.jpg")) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("keep", [0.02, 0.5, 0.9, -13, -2])
+def test_a_truncated_image_is_an_error(tmp_path: Path, kind: str, keep: float) -> None:
+    whole = encoded(kind)
+    path = tmp_path / "cut.image"
+    path.write_bytes(whole)
+    read_image(str(path))
+    path.write_bytes(whole[: keep if keep < 0 else int(len(whole) * keep)])
+    with pytest.raises(DataError, match=r"cut\.image: ") as error:
+        read_image(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_jpeg_filled_up_with_zeros_is_an_error_but_one_with_bytes_behind_its_end_is_not(tmp_path: Path) -> None:
+    whole = encoded("JPEG")
+    path = tmp_path / "image.jpg"
+    path.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) // 2))  # an aborted download of a known size
+    with pytest.raises(DataError, match="truncated"):
+        read_image(str(path))
+    path.write_bytes(whole + bytes(300))
+    assert read_image(str(path)).shape == (61, 93, 3)
+
+
+def test_the_thumbnail_of_a_truncated_jpeg_does_not_hide_that_it_is_truncated(tmp_path: Path) -> None:
+    thumbnail = encoded("JPEG")
+    whole = encoded("JPEG", exif=b"Exif\0\0" + thumbnail[:60000])
+    assert whole.count(b"\xff\xd9") == 2
+    path = tmp_path / "image.jpg"
+    for length in (len(whole) - 200, len(thumbnail) + 50):  # the second is cut within the header
+        path.write_bytes(whole[:length])
+        with pytest.raises(DataError, match="truncated"):
+            read_image(str(path))
+    path.write_bytes(whole)
+    assert read_image(str(path)).shape == (61, 93, 3)
+
+
+def test_files_that_are_no_images(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("version https://git-lfs.github.com/spec/v1")
+    for read in (read_image, lambda path: read_label(path, CITYSCAPES)):
+        with pytest.raises(DataError, match=r"empty\.png: the file is empty \(0 bytes\)"):
+            read(str(tmp_path / "empty.png"))
+        with pytest.raises(DataError, match=r"text\.png: "):
+            read(str(tmp_path / "text.png"))
+        with pytest.raises(DataError, match=r"gone\.png: cannot be read \(No such file or directory\)"):
+            read(str(tmp_path / "gone.png"))
+
+
+# ---- labels
+
+
+def test_a_palette_label_is_read_by_index(tmp_path: Path) -> None:
+    ids = np.array([[7, 26, 34], [0, 33, 21]])
+    expected = [[0, 13, 255], [255, 18, 8]]
+    for palette in (False, True):
+        label = read_label(save_label(tmp_path / "label.png", ids, palette), GTAV)
+        assert label.tolist() == expected and label.dtype == np.uint8
+    assert Image.open(tmp_path / "label.png").mode == "P"
+
+
+def test_a_small_palette_of_four_bits_is_read_by_index(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[7, 8, 11]], np.uint8))
+    image.putpalette([0] * 48)
+    image.save(tmp_path / "label.png", bits=4)
+    assert (tmp_path / "label.png").read_bytes()[24] == 4
+    assert read_label(str(tmp_path / "label.png"), GTAV).tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("image", "kind"),
+    [
+        (Image.new("RGB", (4, 3), PALETTE[0]), "8-bit RGB PNG"),
+        (Image.new("RGBA", (4, 3)), "8-bit RGBA PNG"),
+        (Image.new("1", (4, 3)), "1-bit grey PNG"),
+        (Image.fromarray(np.zeros((3, 4), np.uint16)), "16-bit grey PNG"),
+    ],
+)
+def test_a_label_that_has_lost_its_ids_is_an_error(tmp_path: Path, image: Image.Image, kind: str) -> None:
+    image.save(tmp_path / "label.png")
+    with pytest.raises(DataError, match=rf"label\.png: is a {kind}; labels are 8-bit PNG"):
+        read_label(str(tmp_path / "label.png"), GTAV)
+
+
+def test_a_jpeg_is_no_label(tmp_path: Path) -> None:
+    Image.new("L", (4, 3)).save(tmp_path / "label.png", "JPEG")
+    with pytest.raises(DataError, match="is not a PNG file"):
+        read_label(str(tmp_path / "label.png"), CITYSCAPES)
+
+
+@pytest.mark.parametrize("keep", [0.02, 0.5, 0.97])
+def test_a_truncated_label_is_an_error(tmp_path: Path, keep: float) -> None:
+    path = Path(save_label(tmp_path / "label.png", picture()[:, :, 0] % 34, palette=True))
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+    with pytest.raises(DataError, match=r"label\.png: .*(truncated|decoded)"):
+        read_label(str(path), CITYSCAPES)
+
+
+def test_ids_outside_the_table_are_named(tmp_path: Path) -> None:
+    path = save_label(tmp_path / "label.png", np.array([[99, 7, 40, 40, 35, 255, 60, 61]]))
+    with pytest.raises(UndefinedIdError) as error:
+        read_label(path, CITYSCAPES)
+    assert str(error.value) == f"{path}: ids 35, 40, 60, 61, 99, ... are not defined in Cityscapes labelIds"
+
+
+def test_labels_of_mapillary_2_are_rejected_with_a_hint(tmp_path: Path) -> None:
+    path = save_label(tmp_path / "label.png", np.array([[13, 65, 66, 123]]), palette=True)
+    for space in (MAPILLARY_A, MAPILLARY_B):
+        with pytest.raises(UndefinedIdError, match=r"ids 66, 123 .*v2\.0 labels.*v1\.2/labels"):
+            read_label(path, space)
+    path = save_label(tmp_path / "label.png", np.array([[13, 65]]), palette=True)
+    assert read_label(path, MAPILLARY_A).tolist() == [[0, 255]]
+
+
+def test_files_of_train_ids_in_cityscapes_are_read_as_such(tmp_path: Path) -> None:
+    ids = np.array([[0, 7, 18, 255]])
+    assert read_label(save_label(tmp_path / "a_gtFine_labelTrainIds.png", ids), CITYSCAPES).tolist() == ids.tolist()
+    with pytest.raises(UndefinedIdError, match="ids 255 "):
+        read_label(save_label(tmp_path / "a_gtFine_labelIds.png", ids), CITYSCAPES)
+
+
+def synthia_label(path: Path, red: np.ndarray) -> str:
+    instance = np.full(red.shape, 1000, np.uint16)
+    cv2.imwrite(str(path), np.dstack([np.zeros_like(instance), instance, red.astype(np.uint16)]))  # BGR
+    return str(path)
+
+
+def test_the_class_of_synthia_is_the_red_channel_of_16_bits(tmp_path: Path) -> None:
+    path = synthia_label(tmp_path / "label.png", np.array([[1, 3, 21], [0, 22, 15]]))
+    assert read_label(path, SYNTHIA).tolist() == [[10, 0, 3], [255, 255, 6]]
+
+
+def test_wrong_labels_of_synthia(tmp_path: Path) -> None:
+    with pytest.raises(UndefinedIdError, match=r"ids 23, 255, 256, 259 are not defined in SYNTHIA"):
+        read_label(synthia_label(tmp_path / "label.png", np.array([[1, 256, 259, 23, 255]])), SYNTHIA)
+    Image.new("RGB", (4, 3)).save(tmp_path / "colour.png")
+    with pytest.raises(DataError, match=r"colour\.png: is uint8 of shape \(3, 4, 3\); .*GT/LABELS, not GT/COLOR"):
+        read_label(str(tmp_path / "colour.png"), SYNTHIA)
+
+
+# ---- pairs
+
+
+def test_a_pair_of_other_sizes_is_an_error(tmp_path: Path) -> None:
+    image = str(tmp_path / "image.png")
+    Image.new("RGB", (5, 4)).save(image)
+    label = save_label(tmp_path / "label.png", np.zeros((4, 6)))
+    with pytest.raises(SizeError) as error:
+        read_pair({"file_name": image, "sem_seg_file_name": label}, CITYSCAPES)
+    assert str(error.value) == f"{image} is 5x4, but its label {label} is 6x4"
+
+
+def turned_jpeg(path: Path, orientation: int) -> str:
+    """6 wide and 4 high as stored: left third red, middle green, right blue."""
+    stored = np.zeros((32, 48, 3), np.uint8)
+    stored[:, :16], stored[:, 16:32], stored[:, 32:] = RED, GREEN, BLUE
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(path, exif=exif, quality=100, subsampling=0)
+    return str(path)
+
+
+@pytest.mark.parametrize(("orientation", "top", "bottom"), [(6, RED, BLUE), (8, BLUE, RED)])
+def test_the_exif_orientation_is_applied_only_where_the_label_is_turned(
+    tmp_path: Path, orientation: int, top: tuple[int, int, int], bottom: tuple[int, int, int]
+) -> None:
+    record = {"file_name": turned_jpeg(tmp_path / "image.jpg", orientation)}
+
+    record["sem_seg_file_name"] = save_label(tmp_path / "stored.png", np.zeros((32, 48)))
+    image, label = read_pair(record, CITYSCAPES)
+    assert image.shape == (32, 48, 3) and label.shape == (32, 48)
+    assert np.allclose(image[16, 4], RED, atol=8)
+
+    record["sem_seg_file_name"] = save_label(tmp_path / "turned.png", np.zeros((48, 32)))
+    image, label = read_pair(record, CITYSCAPES)
+    assert image.shape == (48, 32, 3) and label.shape == (48, 32) and image.flags.c_contiguous
+    assert np.allclose(image[4, 16], top, atol=8) and np.allclose(image[44, 16], bottom, atol=8)
+
+    image, _ = read_pair(record, CITYSCAPES, "BGR")
+    assert np.allclose(image[4, 16], top[::-1], atol=8)
+
+
+def test_half_a_turn_does_not_change_an_image_whose_label_fits(tmp_path: Path) -> None:
+    record = {"file_name": turned_jpeg(tmp_path / "image.jpg", 3)}
+    record["sem_seg_file_name"] = save_label(tmp_path / "label.png", np.zeros((32, 48)))
+    assert np.allclose(read_pair(record, CITYSCAPES)[0][16, 4], RED, atol=8)
+
+
+def test_a_label_on_its_side_without_an_exif_orientation_is_an_error(tmp_path: Path) -> None:
+    record = {"file_name": turned_jpeg(tmp_path / "image.jpg", 1)}
+    record["sem_seg_file_name"] = save_label(tmp_path / "label.png", np.zeros((48, 32)))
+    with pytest.raises(SizeError, match=r"is 48x32, but its label .* is 32x48"):
+        read_pair(record, CITYSCAPES)

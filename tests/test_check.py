@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from datasets.check import main
+from datasets.render import render
+
+
+def save(path: Path, value: int = 7, size: tuple[int, int] = (8, 6)) -> None:
+    """size is (width, height)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full(size[::-1], value, np.uint8)).save(path)
+
+
+def run(root: Path, *arguments: str) -> tuple[int, dict[str, dict[str, dict]]]:
+    file = root.parent / "report.json"
+    status = main(["--root", str(root), "--workers", "2", "--json", str(file), *arguments])
+    report = json.loads(file.read_text())
+    assert [path.name for path in root.parent.glob(".report*")] == []
+    return status, report["data_sets"]
+
+
+def state(root: Path) -> dict[str, tuple[int, int]]:
+    files = [os.path.join(folder, name) for folder, _, names in os.walk(root) for name in names]
+    return {path: (os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "root").mkdir()
+    return tmp_path / "root"
+
+
+def mapillary(root: Path, split: str, stem: str, value: int = 13, size: tuple[int, int] = (8, 6)) -> None:
+    save(root / "mapillary_vistas" / split / "images" / f"{stem}.jpg", 100)
+    save(root / "mapillary_vistas" / split / "labels" / f"{stem}.png", value, size)
+
+
+def test_rendered_data_sets_are_in_order(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    render(root, train=3, val=2, size=(32, 64), workers=1)
+    before = state(root)
+    status, report = run(root)
+    assert status == 0, report
+    assert state(root) == before
+    assert set(report) == {"cityscapes", "bdd100k", "mapillary", "gtav", "synthia"}
+    for splits in report.values():
+        for split, found in splits.items():
+            count = {"train": 3, "val": 2, "test": 0}[split]
+            assert (found["found"], found["pairs"], found["read"], found["expected"]) == (count, count, count, None)
+            assert found["problems"] == {}
+    assert report["cityscapes"]["train"]["sizes"] == dict.fromkeys(("smallest", "most common", "largest"), "64x32")
+    assert "cityscapes  train" in capsys.readouterr().out
+
+
+def test_nothing_found(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(root) == (2, {})
+    output = capsys.readouterr().out
+    assert "DETECTRON2_DATASETS" in output and "python -m datasets.render" in output and "gta5" in output
+
+
+def test_a_data_set_that_was_asked_for_and_is_not_there_is_a_problem(root: Path) -> None:
+    render(root, ["cityscapes"], train=1, val=1, size=(32, 64), workers=1)
+    assert run(root)[0] == 0
+    assert run(root, "--data-sets", "cityscapes")[0] == 0
+    assert run(root, "--data-sets", "cityscapes", "gtav")[0] == 1
+
+
+def test_every_problem_is_found_and_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for stem, value in (("good", 13), ("outside", 70), ("empty", 13), ("cut", 13), ("both", 99), ("alone", 13)):
+        mapillary(root, "training", stem, value)
+    mapillary(root, "training", "small", size=(4, 6))
+    save(root / "mapillary_vistas/training/images/large.jpg", 100, (20, 10))
+    save(root / "mapillary_vistas/training/labels/large.png", 13, (20, 10))
+    images, labels = (root / "mapillary_vistas/training" / kind for kind in ("images", "labels"))
+    (images / "empty.jpg").write_bytes(b"")
+    for path in (labels / "cut.png", images / "both.jpg"):
+        path.write_bytes(path.read_bytes()[:-20])
+    (labels / "alone.png").rename(labels / "unused.png")
+    before = state(root)
+    status, report = run(root)
+    assert status == 1 and state(root) == before
+    found = report["mapillary"]["train"]
+    assert (found["found"], found["expected"], found["pairs"], found["read"]) == (8, 18000, 7, 7)
+    assert found["sizes"] == {"smallest": "8x6", "most common": "8x6", "largest": "20x10"}
+    problems = found["problems"]
+    assert problems["missing"] == ["8 of 18000 images found"]
+    assert problems["unlabelled"] == [str(images / "alone.jpg")]
+    assert problems["unused"] == [str(labels / "unused.png")]
+    assert [message.split(": ")[0] for message in problems["unreadable"]] == [
+        str(path) for path in (images / "both.jpg", labels / "cut.png", images / "empty.jpg")
+    ]
+    assert [message.split(": ")[0] for message in problems["undefined ids"]] == [
+        str(labels / name) for name in ("both.png", "outside.png")
+    ]
+    assert all("v2.0" in message for message in problems["undefined ids"])
+    assert problems["sizes"] == [f"{images / 'small.jpg'} is 8x6, but its label {labels / 'small.png'} is 4x6"]
+    (message,) = report["mapillary"]["val"]["problems"]["missing"]
+    assert "no images like" in message and "/validation/images/" in message
+    output = capsys.readouterr().out
+    assert "empty.jpg: the file is empty" in output and "not in " in output
+
+
+def test_only_the_first_messages_of_a_kind_are_printed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for index in range(7):
+        mapillary(root, "training", str(index), value=120)
+    assert len(run(root)[1]["mapillary"]["train"]["problems"]["undefined ids"]) == 7
+    output = capsys.readouterr().out
+    assert output.count("are not defined in") == 3 and "... 7 in all" in output
+
+
+def test_quick_reads_a_sample_from_the_first_to_the_last(root: Path) -> None:
+    for index in range(45):
+        mapillary(root, "training", f"{index:02d}", value=120 if index in (0, 44) else 13)
+    found = run(root, "--quick")[1]["mapillary"]["train"]
+    assert (found["found"], found["read"]) == (45, 20)
+    assert len(found["problems"]["undefined ids"]) == 2
+    assert run(root)[1]["mapillary"]["train"]["read"] == 45
+
+
+def gtav(root: Path, number: int) -> None:
+    save(root / "gta5" / "images" / f"{number:05d}.png")
+    save(root / "gta5" / "labels" / f"{number:05d}.png")
+
+
+def test_the_frames_of_gtav(root: Path) -> None:
+    for number in (1, 2, 15188):
+        gtav(root, number)
+    status, report = run(root)
+    assert status == 1 and set(report["gtav"]) == {"train", "val", "test", "all"}
+    assert "split.mat" in report["gtav"]["train"]["problems"]["missing"][0]
+    everything = report["gtav"]["all"]
+    assert (everything["found"], everything["pairs"], everything["known bad, left out"]) == (3, 2, 1)
+
+    columns = {"trainIds": [1, 15188, 24966], "valIds": [2], "testIds": []}
+    savemat(root / "gta5" / "split.mat", {key: np.array(ids, np.uint16).reshape(-1, 1) for key, ids in columns.items()})
+    report = run(root)[1]
+    assert set(report["gtav"]) == {"train", "val", "test"}
+    assert report["gtav"]["train"]["known bad, left out"] == 1
+    message = "2 of 12403 images found; the first frame that is missing is 24966"
+    assert report["gtav"]["train"]["problems"]["missing"] == [message]
+
+
+def test_both_layouts_of_bdd100k_and_labels_of_16_bits(root: Path) -> None:
+    save(root / "bdd100k/seg/images/train/a.jpg")
+    save(root / "bdd100k/seg/labels/train/a_train_id.png", 18)
+    save(root / "bdd100k/images/10k/val/b.jpg")
+    save(root / "bdd100k/labels/sem_seg/masks/val/b.png", 40)  # a panoptic mask
+    save(root / "synthia/RAND_CITYSCAPES/RGB/0000009.png")
+    (root / "synthia/RAND_CITYSCAPES/GT/LABELS").mkdir(parents=True)
+    cv2.imwrite(
+        str(root / "synthia/RAND_CITYSCAPES/GT/LABELS/0000009.png"), np.full((6, 8, 3), (0, 1000, 3), np.uint16)
+    )
+    report = run(root)[1]
+    assert set(report["bdd100k"]["train"]["problems"]) == {"missing"}
+    assert "ids 40 " in report["bdd100k"]["val"]["problems"]["undefined ids"][0]
+    assert report["synthia"]["val"]["problems"] == {"missing": ["1 of 940 images found"]}
+
+
+def test_a_custom_data_set(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(root / "rgb" / "a.png")
+    save(root / "ids" / "a.png", 1)
+    file = tmp_path / "town.yaml"
+    text = "name: town\nroot: root\nclasses: [road, sky]\nsplits: {train: {images: 'rgb/{stem}.png', labels: 'ids/{stem}.png'}}\n"
+    file.write_text(text)
+    status, report = run(root, "--data-sets", str(file))
+    assert status == 0 and report["town"]["train"]["pairs"] == 1
+    save(root / "ids" / "a.png", 2)
+    status, report = run(root, "--data-sets", str(file))
+    assert status == 1 and "ids 2 are not defined in town" in report["town"]["train"]["problems"]["undefined ids"][0]
+    file.write_text("name: 3")
+    assert main(["--root", str(root), "--data-sets", str(file)]) == 1
+    assert "town.yaml: name: should be a word" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data-sets", "gta5"], "--data-sets gta5: should be one of cityscapes, bdd100k, mapillary, gtav, synthia"),
+        (["--workers", "0"], "--workers 0: should be at least 1"),
+    ],
+)
+def test_wrong_arguments(root: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    with pytest.raises(SystemExit):
+        main(["--root", str(root), *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_nothing_is_written_below_the_root(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--root", str(root), "--json", str(root / "report.json")])
+    assert "where nothing is written" in capsys.readouterr().err
+    assert list(root.iterdir()) == []
+
+
+def test_the_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as status:
+        main(["--help"])
+    output = capsys.readouterr().out
+    assert status.value.code == 0
+    for part in ("--quick", "DETECTRON2_DATASETS", "Exit status", "my_city.yaml", "python -m datasets.check --root"):
+        assert part in output

@@ -9,7 +9,12 @@ except ImportError as error:
         "python -m pip install 'git+https://github.com/facebookresearch/detectron2.git'"
     ) from error
 
-from . import data, modeling, transferability  # noqa: F401  importing registers data sets and architectures
-from .config import add_tmt_config, setup_cfg
+import warnings
+
+with warnings.catch_warnings():
+    # Detectron2 scripts some functions at import, which newer PyTorch calls deprecated; not the user's doing.
+    warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.jit")
+    from . import data, modeling, transferability  # noqa: F401  importing registers data sets and architectures
+    from .config import add_tmt_config, setup_cfg
 
 __all__ = ["add_tmt_config", "setup_cfg"]

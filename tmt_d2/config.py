@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode, get_cfg
+from detectron2.projects.deeplab import add_deeplab_config
 
 from .config_file import load_config_file
 
@@ -22,6 +23,7 @@ ACTE_FEATURES = ("live", "source")
 
 def add_maskformer2_config(cfg: CfgNode) -> None:
     """Add the official Mask2Former keys, with the official defaults, to ``cfg`` in place."""
+    add_deeplab_config(cfg)  # SOLVER.POLY_LR_*, and ResNet keys that official configs name
     cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
     cfg.INPUT.COLOR_AUG_SSD = False
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0

@@ -1,0 +1,82 @@
+"""AdamW with Mask2Former's parameter groups, and its polynomial schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver import LRMultiplier, WarmupParamScheduler
+from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
+from torch import nn
+
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
+_SWIN_POSITIONS = ("relative_position_bias_table", "absolute_pos_embed")
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    base_lr: float,
+    weight_decay: float,
+    weight_decay_norm: float,
+    weight_decay_embed: float,
+    backbone_multiplier: float,
+) -> list[dict[str, Any]]:
+    """One group for every combination of learning rate and weight decay, over the trainable parameters.
+
+    The backbone learns ``backbone_multiplier`` times slower; norms and embeddings have their own decay and Swin's
+    position tables none.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    seen: set[nn.Parameter] = set()
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            lr = base_lr * backbone_multiplier if "backbone" in module_name.split(".") else base_lr
+            decay = weight_decay
+            if isinstance(module, _NORMS):
+                decay = weight_decay_norm
+            elif isinstance(module, nn.Embedding):
+                decay = weight_decay_embed
+            elif name in _SWIN_POSITIONS:
+                decay = 0.0
+            groups.setdefault((lr, decay), []).append(parameter)
+    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    solver = cfg.SOLVER
+    if solver.OPTIMIZER not in ("ADAMW", "SGD"):
+        raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}: choose ADAMW or SGD")
+    groups = parameter_groups(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
+        backbone_multiplier=solver.BACKBONE_MULTIPLIER,
+    )
+    if not groups:
+        raise ValueError("nothing to train: every parameter of the model is frozen")
+    if solver.OPTIMIZER == "SGD":
+        return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM)
+    return torch.optim.AdamW(groups, lr=solver.BASE_LR, fused=True)
+
+
+def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
+    """(1 - iteration / MAX_ITER) ** POLY_LR_POWER after a warm-up; it depends on the iteration only."""
+    solver = cfg.SOLVER
+    if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
+        from detectron2.solver import build_lr_scheduler as build_stock_scheduler
+
+        return build_stock_scheduler(cfg, optimizer)
+    schedule = WarmupParamScheduler(
+        PolynomialDecayParamScheduler(1.0, solver.POLY_LR_POWER),
+        solver.WARMUP_FACTOR,
+        min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0),
+        solver.WARMUP_METHOD,
+    )
+    return LRMultiplier(optimizer, multiplier=schedule, max_iter=solver.MAX_ITER)

@@ -1,0 +1,141 @@
+"""The three stages: source training, estimator training, fine-tuning; one run of ``train_net.py`` is one stage."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from torch import nn
+
+from ..config import check_cfg
+from ..data import register_custom
+from ..data.loaders import build_paired_loader, build_train_loader
+from ..data.mapper import SemanticMapper
+from ..files import write_json
+from ..modeling.mask_former import TransferableMaskFormer
+from .checkpoint import TMTCheckpointer
+from .estimator import DiscriminatorTraining, held_out_loader, measure
+from .trainer import StageTrainer, evaluate_model
+
+logger = logging.getLogger(__name__)
+
+RESULTS = {"source": "evaluation.json", "estimator": "estimator.json", "finetune": "evaluation.json"}
+PREDICTION_LAYERS = ("sem_seg_head.predictor.class_embed.", "sem_seg_head.predictor.mask_embed.")
+
+
+def run_stage(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> dict[str, Any]:
+    """Run the stage that ``cfg`` describes and write its results to OUTPUT_DIR.
+
+    Returns:
+        source and fine-tuning: {split: metrics}; estimator: as ``measure``. The same is in ``RESULTS[stage]``.
+
+    Raises:
+        ValueError, FileNotFoundError: before training starts, if the configuration, the data or the checkpoint cannot
+            be used; one line that names what is wrong.
+    """
+    check_cfg(cfg)
+    for path in cfg.DATASETS.CUSTOM:
+        register_custom(path)
+    check_stage(cfg, eval_only)
+    model = build_model(cfg)
+    if cfg.TRANSFER.STAGE == "estimator":
+        results = _run_estimator(cfg, model, resume, eval_only)
+    else:
+        results = _run_training(cfg, model, resume, eval_only)
+    if comm.is_main_process():
+        write_json(Path(cfg.OUTPUT_DIR) / RESULTS[cfg.TRANSFER.STAGE], results)
+    return results
+
+
+def check_stage(cfg: CfgNode, eval_only: bool = False) -> None:
+    """Raise one-line errors for what would otherwise fail, or mislead, long after the start."""
+    stage, method = cfg.TRANSFER.STAGE, cfg.TRANSFER.METHOD
+    transferable = cfg.MODEL.META_ARCHITECTURE == "TransferableMaskFormer"
+    if stage == "estimator" and not transferable:
+        raise ValueError("TRANSFER.STAGE estimator needs MODEL.META_ARCHITECTURE TransferableMaskFormer")
+    if stage == "finetune" and transferable != (method == "tmt"):
+        wanted = "TransferableMaskFormer" if method == "tmt" else "MaskFormer"
+        raise ValueError(
+            f"TRANSFER.METHOD {method} needs MODEL.META_ARCHITECTURE {wanted}, got {cfg.MODEL.META_ARCHITECTURE}"
+        )
+    if not cfg.MODEL.WEIGHTS and (stage != "source" or eval_only):
+        what = "evaluation" if eval_only else f"stage {stage}"
+        raise ValueError(f"MODEL.WEIGHTS is empty: {what} starts from a checkpoint, e.g. the source stage's model_final.pth")
+    keys = ["TEST"] if eval_only else ["TRAIN", "TEST"]
+    if stage == "estimator":
+        keys += ["SOURCE_TEST"] if eval_only else ["SOURCE_TRAIN", "SOURCE_TEST"]
+    for key in keys:
+        names = cfg.DATASETS[key]
+        if not names:
+            raise ValueError(f"DATASETS.{key} is empty: name at least one registered split")
+        for name in names:
+            if name not in DatasetCatalog.list():
+                raise ValueError(f"DATASETS.{key} names {name!r}, which is not registered: check the spelling or DATASETS.CUSTOM")
+            DatasetCatalog.get(name)  # a missing root or file speaks up now, not at the first evaluation
+
+
+def apply_method(model: nn.Module, method: str) -> None:
+    """Freeze what the fine-tuning method does not train. The estimator is frozen in every method."""
+    if isinstance(model, TransferableMaskFormer):
+        model.transferability.requires_grad_(False)
+    if method == "linear":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith(PREDICTION_LAYERS))
+
+
+def _run_training(cfg: CfgNode, model: nn.Module, resume: bool, eval_only: bool) -> dict[str, Any]:
+    require_estimator = isinstance(model, TransferableMaskFormer)
+    if eval_only:
+        TMTCheckpointer(model, cfg.OUTPUT_DIR, require_estimator=require_estimator).resume_or_load(
+            cfg.MODEL.WEIGHTS, resume=resume
+        )
+        return evaluate_model(cfg, model)
+    if cfg.TRANSFER.STAGE == "finetune":
+        apply_method(model, cfg.TRANSFER.METHOD)
+    loader = build_train_loader(
+        cfg.DATASETS.TRAIN,
+        SemanticMapper(cfg, is_train=True),
+        cfg.SOLVER.IMS_PER_BATCH,
+        label_fraction=cfg.TRANSFER.LABEL_FRACTION if cfg.TRANSFER.STAGE == "finetune" else 1.0,
+        subset_seed=cfg.TRANSFER.LABEL_SEED,
+        seed=_seed(cfg),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+    trainer = StageTrainer(cfg, model=model, data_loader=loader, require_estimator=require_estimator)
+    trainer.resume_or_load(resume)
+    return trainer.train()
+
+
+def _run_estimator(cfg: CfgNode, model: TransferableMaskFormer, resume: bool, eval_only: bool) -> dict[str, Any]:
+    training = DiscriminatorTraining(model, cfg.TRANSFER.ESTIMATOR.TARGET_ERROR)
+    held_out = {
+        "source": held_out_loader(cfg, cfg.DATASETS.SOURCE_TEST, cfg.TRANSFER.ESTIMATOR.HELD_OUT),
+        "target": held_out_loader(cfg, cfg.DATASETS.TEST, cfg.TRANSFER.ESTIMATOR.HELD_OUT),
+    }
+    if eval_only:
+        TMTCheckpointer(model, cfg.OUTPUT_DIR, require_estimator=True).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        return measure(training, held_out)
+    loader = build_paired_loader(
+        cfg.DATASETS.SOURCE_TRAIN,
+        cfg.DATASETS.TRAIN,
+        SemanticMapper(cfg, is_train=True, with_label=False),
+        cfg.SOLVER.IMS_PER_BATCH,
+        seed=_seed(cfg),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+    trainer = StageTrainer(
+        cfg, model=model, training_module=training, data_loader=loader, evaluate=lambda: measure(training, held_out)
+    )
+    trainer.checkpointer.add_checkpointable("estimator_training", training.progress)
+    trainer.resume_or_load(resume)
+    return trainer.train()
+
+
+def _seed(cfg: CfgNode) -> int | None:
+    return cfg.SEED if cfg.SEED >= 0 else None

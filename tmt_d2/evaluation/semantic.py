@@ -7,14 +7,11 @@ size of the image is ever made here.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +24,7 @@ from torch.nn import functional as F
 from tmt_d2.data import reader
 from tmt_d2.data.label_spaces import IGNORE
 from tmt_d2.data.registration import label_space_of
+from tmt_d2.files import atomic_write, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -179,16 +177,13 @@ class SemanticEvaluator(DatasetEvaluator):
 
     def _write(self, folder: Path, matrix: np.ndarray, result: Mapping[str, float], images: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_atomically(
-            folder / "confusion_matrix.npz", lambda file: np.savez(file, matrix=matrix, classes=np.array(self.classes))
-        )
+        with atomic_write(folder / "confusion_matrix.npz") as file:
+            np.savez(file, matrix=matrix, classes=np.array(self.classes))
         report = {"dataset": self.dataset_name, "absent_classes": self.absent_classes, **_without_nan(result)}
-        _write_json(folder / "sem_seg_evaluation.json", report)
+        write_json(folder / "sem_seg_evaluation.json", report)
         if self.per_image:
-            _write_json(
-                folder / "sem_seg_per_image.json",
-                {name: _without_nan(values) for name, values in sorted(images.items())},
-            )
+            per_image = {name: _without_nan(values) for name, values in sorted(images.items())}
+            write_json(folder / "sem_seg_per_image.json", per_image)
 
 
 def evaluate_split(
@@ -200,18 +195,3 @@ def evaluate_split(
 
 def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else value for name, value in values.items()}  # JSON has no NaN
-
-
-def _write_json(path: Path, content: Any) -> None:
-    _write_atomically(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
-
-
-def _write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

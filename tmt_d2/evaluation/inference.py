@@ -1,0 +1,160 @@
+"""Inference beyond one forward pass: large outputs, sliding windows, several scales and mirror images.
+
+Each wrapper takes and returns what the model does, so it stands in for the model in ``inference_on_dataset``.
+Scores are kept for at most ``MAX_SCORE_PIXELS`` pixels at once: at 5248 x 3936, K = 19 maps of float32 would be
+1.6 GB. A larger output comes as ``sem_seg_labels`` alone, its scores taken at 1/2, 1/4, ... of the input; the masks
+of a Mask2Former have 1/4 of the input's size in the first place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.transforms import ResizeShortestEdge
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tmt_d2.evaluation.semantic import labels_at_size
+
+MAX_SCORE_PIXELS = 2048 * 2048  # 19 maps: 319 MB
+
+
+def build_inference(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """``model`` with what ``TEST.SLIDING_WINDOW`` and ``TEST.AUG`` ask for around it."""
+    window, augmentation = cfg.TEST.SLIDING_WINDOW, cfg.TEST.AUG
+    wrapped = SlidingWindow(model, tuple(window.SIZE), tuple(window.STRIDE)) if window.ENABLED else SinglePass(model)
+    if not augmentation.ENABLED:
+        return wrapped
+    return MultiScaleFlip(wrapped, augmentation.MIN_SIZES, augmentation.MAX_SIZE, augmentation.FLIP)
+
+
+class SinglePass(nn.Module):
+    """The model itself for outputs of up to ``MAX_SCORE_PIXELS``; larger ones in bounded memory."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    @torch.no_grad()
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """
+        Args:
+            batched_inputs: items with ``image`` (3, h, w), and ``height`` and ``width`` of the output (else h, w).
+
+        Returns:
+            for each item ``sem_seg`` (K, height, width), or for large outputs ``sem_seg_labels`` (height, width).
+        """
+        return [self._one(item) for item in batched_inputs]
+
+    def _one(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        height, width = _output_size(item)
+        if height * width <= MAX_SCORE_PIXELS:
+            return self._small(item, (height, width))
+        return {"sem_seg_labels": labels_at_size(self.scores(item), (height, width))}
+
+    def _small(self, item: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+        return self.model([item])[0]
+
+    def scores(self, item: Mapping[str, Any]) -> Tensor:
+        """(K, h', w') at the input's size, or a fraction of it that has at most ``MAX_SCORE_PIXELS``."""
+        return self._ask(item["image"], _score_size(item["image"])[0])
+
+    def _ask(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.model([{"image": image, "height": size[0], "width": size[1]}])[0]["sem_seg"]
+
+
+class SlidingWindow(SinglePass):
+    """The mean of the scores of overlapping windows of the input."""
+
+    def __init__(self, model: nn.Module, size: tuple[int, int], stride: tuple[int, int]) -> None:
+        """
+        Args:
+            size: (h, w) of a window, in pixels of the input.
+            stride: (h, w) between windows, at most ``size``; the last window of a row ends with the image.
+        """
+        super().__init__(model)
+        if not all(0 < step <= length for step, length in zip(stride, size)):
+            raise ValueError(f"TEST.SLIDING_WINDOW.STRIDE={stride} must be positive and at most SIZE={size}")
+        self.size = size
+        self.stride = stride
+
+    def _small(self, item: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+        return {"sem_seg": _resize(self.scores(item), size)}
+
+    def scores(self, item: Mapping[str, Any]) -> Tensor:
+        image = item["image"]
+        (height, width), step = _score_size(image)
+        total: Tensor | None = None
+        for top, bottom in _spans(image.shape[1], self.size[0], self.stride[0], step):
+            for left, right in _spans(image.shape[2], self.size[1], self.stride[1], step):
+                rows, columns = slice(top // step, -(-bottom // step)), slice(left // step, -(-right // step))
+                size = (rows.stop - rows.start, columns.stop - columns.start)
+                part = self._ask(image[:, top:bottom, left:right], size)
+                if total is None:
+                    total, count = part.new_zeros(len(part), height, width), part.new_zeros(height, width)
+                total[:, rows, columns] += part
+                count[rows, columns] += 1
+        return total.div_(count)
+
+
+class MultiScaleFlip(SinglePass):
+    """The mean of the scores at several sizes of the input, and of its mirror images."""
+
+    def __init__(self, model: nn.Module, min_sizes: Sequence[int], max_size: int, flip: bool) -> None:
+        """
+        Args:
+            min_sizes: lengths of the shortest edge.
+            max_size: upper bound of the longest edge.
+            flip: also mirror each of them.
+        """
+        super().__init__(model)
+        if not min_sizes:
+            raise ValueError("TEST.AUG.MIN_SIZES is empty: give at least one length of the shortest edge")
+        self.min_sizes = tuple(min_sizes)
+        self.max_size = max_size
+        self.flip = flip
+
+    def _small(self, item: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+        return {"sem_seg": _resize(self.scores(item), size)}
+
+    def scores(self, item: Mapping[str, Any]) -> Tensor:
+        image = item["image"]
+        size, _ = _score_size(image)
+        total: Tensor | None = None
+        for min_size in self.min_sizes:
+            scaled = ResizeShortestEdge.get_output_shape(*image.shape[1:], min_size, self.max_size)
+            view = F.interpolate(image[None].float(), scaled, mode="bilinear", align_corners=False, antialias=True)[0]
+            for mirrored in (False, True)[: 1 + self.flip]:
+                part = self._ask(view.flip(-1) if mirrored else view, size)
+                part = part.flip(-1) if mirrored else part
+                total = part.clone() if total is None else total.add_(part)
+        return total.div_(len(self.min_sizes) * (1 + self.flip))
+
+
+def _output_size(item: Mapping[str, Any]) -> tuple[int, int]:
+    return item.get("height", item["image"].shape[1]), item.get("width", item["image"].shape[2])
+
+
+def _score_size(image: Tensor) -> tuple[tuple[int, int], int]:
+    """The size at which scores of ``image`` (3, h, w) are kept, and the power of two it is divided by."""
+    height, width = image.shape[1:]
+    step = 1
+    while -(-height // step) * -(-width // step) > MAX_SCORE_PIXELS:
+        step *= 2
+    return (-(-height // step), -(-width // step)), step
+
+
+def _spans(length: int, window: int, stride: int, step: int) -> list[tuple[int, int]]:
+    """(start, end) of windows that cover ``length``; starts are multiples of ``step``, the last one ends at the end."""
+    last = max(length - window, 0) // step * step
+    starts = [start // step * step for start in range(0, last, stride)] + [last]
+    return [(start, length if start == last else start + window) for start in starts]
+
+
+def _resize(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(scores.shape[1:]) == tuple(size):
+        return scores
+    return F.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]

@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,8 @@ class Findings:
     problems: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
 
-    def __bool__(self) -> bool:
-        """Whether there is any problem."""
+    def has_problems(self) -> bool:
+        """Whether there is any problem of any kind."""
         return any(self.problems.values())
 
     def to_json(self) -> dict[str, Any]:
@@ -120,8 +121,9 @@ def check_split(split: Split, workers: int, quick: bool) -> Findings:
         pairs = [pairs[index * (len(pairs) - 1) // (QUICK_SAMPLE - 1)] for index in range(QUICK_SAMPLE)]
     findings.read = len(pairs)
     title = f"{split.data_set} {split.name}"
-    with ThreadPoolExecutor(workers) as pool:
-        results = pool.map(lambda pair: check_pair(*pair, split.label_space), pairs)
+    pool = ThreadPoolExecutor(workers)
+    try:
+        results = pool.map(partial(_check_pair, label_space=split.label_space), pairs)
         for size, problems in tqdm(
             results, title, len(pairs), unit="pair", leave=False, disable=not sys.stderr.isatty()
         ):
@@ -129,33 +131,35 @@ def check_split(split: Split, workers: int, quick: bool) -> Findings:
                 findings.sizes[size] += 1
             for kind, message in problems:
                 findings.problems[kind].append(message)
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interruption does not wait for thousands of files
     return findings
 
 
-def check_pair(
-    image_path: str, label_path: str, label_space: LabelSpace
-) -> tuple[tuple[int, int] | None, list[tuple[str, str]]]:
-    """Read one pair: the image's (width, height) where it can be read, and (kind, message) of each problem."""
+def _check_pair(pair: tuple[str, str], label_space: LabelSpace) -> tuple[tuple[int, int] | None, list[tuple[str, str]]]:
+    """Read one (image, label): the image's (width, height) where it can be read, and (kind, message) of each problem."""
+    record = dict(zip(("file_name", "sem_seg_file_name"), pair))
     try:
-        image, _ = read_pair({"file_name": image_path, "sem_seg_file_name": label_path}, label_space)
+        image, _ = read_pair(record, label_space)
         return (image.shape[1], image.shape[0]), []
     except DataError:
         pass  # once more, one file at a time, so that one wrong file does not hide another
-    size, problems = None, []
+    size: tuple[int, int] | None = None
+    problems: list[tuple[str, str]] = []
     try:
-        height, width = read_image(image_path).shape[:2]
+        height, width = read_image(pair[0]).shape[:2]
         size = (width, height)
     except DataError as error:
         problems.append(("unreadable", str(error)))
     try:
-        read_label(label_path, label_space)
+        read_label(pair[1], label_space)
     except UndefinedIdError as error:
         problems.append(("undefined ids", str(error)))
     except DataError as error:
         problems.append(("unreadable", str(error)))
     if not problems:
         try:
-            read_pair({"file_name": image_path, "sem_seg_file_name": label_path}, label_space)
+            read_pair(record, label_space)
         except SizeError as error:
             problems.append(("sizes", str(error)))
     return size, problems
@@ -170,7 +174,7 @@ def splits_of(name: str, root: str) -> list[Split]:
     if name not in FAMILIES:
         custom = read_custom(name)
         return [
-            Split(custom.name, split, lambda split=split: custom.listing(split), custom.label_space, None)
+            Split(custom.name, split, partial(custom.listing, split), custom.label_space, None)
             for split in custom.splits
         ]
     layout, label_space = DATA_SETS[name].layout, DATA_SETS[name].label_space
@@ -179,7 +183,7 @@ def splits_of(name: str, root: str) -> list[Split]:
         return []
     complete = not any((above / MANIFEST).is_file() for above in (folder, Path(root) / Path(layout.folder).parts[0]))
     return [
-        Split(name, split, lambda split=split: layout.listing(root, split), label_space, count if complete else None)
+        Split(name, split, partial(layout.listing, root, split), label_space, count if complete else None)
         for split, (_, count) in layout.splits.items()
         # All frames of GTAV are looked through only where the list of its splits is missing.
         if split != "all" or not (folder / "split.mat").is_file()
@@ -216,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _print_report(report)
     if absent:
         print(f"not in {options.root}: {', '.join(absent)}")
-    problems = any(any(splits.values()) for splits in report.values())
+    problems = any(findings.has_problems() for splits in report.values() for findings in splits.values())
     return int(problems or bool(options.data_sets and absent))
 
 
@@ -249,16 +253,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _print_report(report: dict[str, dict[str, Findings]]) -> None:
-    header = ["data set", "split", "images", "of", "read", "known bad", *KINDS, "smallest", "most common", "largest"]
+    everything = [findings for splits in report.values() for findings in splits.values()]
+    kinds = [kind for kind in KINDS if any(findings.problems[kind] for findings in everything)]
+    sizes = ["smallest", "most common", "largest"]
     rows = []
     for data_set, splits in report.items():
         for split, findings in splits.items():
-            values = findings.to_json()
-            counts = [len(messages) or "" for messages in findings.problems.values()]
-            sizes = [values["sizes"].get(which, "") for which in header[-3:]]
-            expected = "any" if findings.expected is None else findings.expected
-            rows.append([data_set, split, findings.found, expected, findings.read, findings.known_bad, *counts, *sizes])
-    print(tabulate(rows, header))
+            counts = [findings.found, "-" if findings.expected is None else findings.expected, findings.read]
+            problems = [len(findings.problems[kind]) or "" for kind in kinds]
+            shown = findings.to_json()["sizes"]
+            rows.append(
+                [data_set, split, *counts, findings.known_bad, *problems, *(shown.get(size, "") for size in sizes)]
+            )
+    print(tabulate(rows, ["data set", "split", "images", "of", "read", "known bad", *kinds, *sizes]))
     for data_set, splits in report.items():
         for split, findings in splits.items():
             for kind, messages in findings.problems.items():

@@ -36,6 +36,7 @@ setup(
         "Pillow",
         "scipy",
         "POT",
+        "PyYAML",
         *DETECTRON2_NEEDS,
     ],
     extras_require={

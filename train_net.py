@@ -15,6 +15,8 @@ log.txt, metrics.json and TensorBoard events. --resume goes on from OUTPUT_DIR/l
 import sys
 
 from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from tmt_d2 import setup_cfg
 from tmt_d2.engine.cli import one_line_errors
@@ -25,6 +27,7 @@ def main(args):
     cfg = setup_cfg(args.config_file, args.opts)
     cfg.freeze()
     default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tmt_d2")
     return run_stage(cfg, resume=args.resume, eval_only=args.eval_only)
 
 

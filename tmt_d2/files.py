@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -37,7 +38,15 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def write_json(path: str | Path, values: Mapping[str, Any]) -> None:
-    """``values`` as indented JSON, atomically; floats keep their full precision."""
+    """``values`` as indented JSON, atomically; floats keep their full precision, what is not a number becomes null."""
     with atomic_write(path, "w") as file:
-        json.dump(values, file, indent=1)
+        json.dump(_finite(values), file, indent=1, allow_nan=False)
         file.write("\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

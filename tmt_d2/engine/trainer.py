@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model, hooks
@@ -68,7 +66,7 @@ class StageTrainer(DefaultTrainer):
 
         def evaluate() -> dict[str, Any]:
             self._last_eval_results = self._evaluate()
-            return self._last_eval_results
+            return _nested_scalars(self._last_eval_results)
 
         registered = [hooks.IterationTimer(), hooks.LRScheduler()]
         if comm.is_main_process():
@@ -87,6 +85,13 @@ class StageTrainer(DefaultTrainer):
         """Train to the end and return the final results (evaluated once, by the hook after the last step)."""
         TrainerBase.train(self, self.start_iter, self.max_iter)
         return getattr(self, "_last_eval_results", {})
+
+
+def _nested_scalars(value: Any) -> Any:
+    """Lists as dictionaries by position: what Detectron2's event storage can log."""
+    if isinstance(value, list):
+        value = {str(index): item for index, item in enumerate(value)}
+    return {key: _nested_scalars(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def evaluate_model(cfg: CfgNode, model: nn.Module) -> dict[str, dict[str, float]]:

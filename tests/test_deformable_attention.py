@@ -1,0 +1,133 @@
+"""Deformable attention against loops that sample bilinearly by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tmt_d2.modeling import MSDeformAttn, ms_deform_attn
+
+SHAPES = [(3, 4), (2, 2), (1, 5)]
+
+
+def inputs(
+    B: int = 2, Q: int = 3, M: int = 2, D: int = 3, P: int = 2, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """value, locations (some outside of the levels), weights"""
+    generator = torch.Generator().manual_seed(0)
+    S, L = sum(h * w for h, w in SHAPES), len(SHAPES)
+    value = torch.randn(B, S, M, D, generator=generator, dtype=dtype)
+    locations = torch.rand(B, Q, M, L, P, 2, generator=generator, dtype=dtype) * 1.6 - 0.3
+    weights = torch.rand(B, Q, M, L * P, generator=generator, dtype=dtype).softmax(-1).view(B, Q, M, L, P)
+    return value, locations, weights
+
+
+def attend_by_loops(value: np.ndarray, locations: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    B, _, M, D = value.shape
+    _, Q, _, L, P, _ = locations.shape
+    output = np.zeros((B, Q, M, D))
+    for b, q, m, level, p in np.ndindex(B, Q, M, L, P):
+        height, width = SHAPES[level]
+        start = sum(h * w for h, w in SHAPES[:level])
+        x = locations[b, q, m, level, p, 0] * width - 0.5  # 0 is the centre of the first cell
+        y = locations[b, q, m, level, p, 1] * height - 0.5
+        for row in (math.floor(y), math.floor(y) + 1):
+            for column in (math.floor(x), math.floor(x) + 1):
+                if 0 <= row < height and 0 <= column < width:
+                    share = (1 - abs(y - row)) * (1 - abs(x - column))
+                    output[b, q, m] += weights[b, q, m, level, p] * share * value[b, start + row * width + column, m]
+    return output.reshape(B, Q, M * D)
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_equals_loops(backend: str) -> None:
+    value, locations, weights = inputs()
+    found = ms_deform_attn(value, SHAPES, locations, weights, backend)
+    np.testing.assert_allclose(found, attend_by_loops(value.numpy(), locations.numpy(), weights.numpy()), atol=1e-12)
+
+
+def test_by_hand() -> None:
+    value = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 4, 1, 1)  # one level of 2 x 2
+
+    def at(x: float, y: float) -> float:
+        location = torch.tensor([x, y]).view(1, 1, 1, 1, 1, 2)
+        return ms_deform_attn(value, [(2, 2)], location, torch.ones(1, 1, 1, 1, 1)).item()
+
+    assert at(0.25, 0.25) == 1.0  # (x, y) of the first cell's centre
+    assert at(0.75, 0.25) == 2.0  # x runs along a row
+    assert at(0.5, 0.5) == 2.5
+    assert at(0.0, 0.25) == 0.5  # halfway to the zeros outside
+    assert at(-0.25, 0.25) == 0.0
+    assert at(5.0, 5.0) == 0.0
+
+
+def test_gradients() -> None:
+    value, locations, weights = (tensor.requires_grad_() for tensor in inputs(B=1, Q=2, D=2, P=1))
+    assert torch.autograd.gradcheck(lambda v, x, a: ms_deform_attn(v, SHAPES, x, a), (value, locations, weights))
+
+
+def test_batch_of_two_is_two_batches_of_one() -> None:
+    value, locations, weights = inputs(dtype=torch.float32)
+    both = ms_deform_attn(value, SHAPES, locations, weights)
+    for i in range(2):
+        torch.testing.assert_close(
+            ms_deform_attn(value[i : i + 1], SHAPES, locations[i : i + 1], weights[i : i + 1])[0], both[i]
+        )
+
+
+def test_shapes_that_do_not_fit() -> None:
+    value, locations, weights = inputs()
+    with pytest.raises(ValueError, match=r"value has 21 positions, spatial_shapes \[\(3, 4\)\] have 12"):
+        ms_deform_attn(value, SHAPES[:1], locations, weights)
+    with pytest.raises(ValueError, match="sampling_locations"):  # a fourth level would be ignored in silence
+        ms_deform_attn(value, SHAPES, torch.cat([locations, locations[:, :, :, :1]], 3), weights)
+    with pytest.raises(ValueError, match="attention_weights"):
+        ms_deform_attn(value, SHAPES, locations, weights[..., :1])
+
+
+def test_backends_are_named() -> None:
+    value, locations, weights = inputs()
+    with pytest.raises(ValueError, match="backend is 'cuda': choose one of auto, torch, triton"):
+        ms_deform_attn(value, SHAPES, locations, weights, backend="cuda")
+
+
+def test_triton_is_not_replaced_in_silence() -> None:
+    value, locations, weights = inputs(dtype=torch.float32)
+    with pytest.raises(ValueError, match="triton"):  # the tensors are on a CPU
+        ms_deform_attn(value, SHAPES, locations, weights, backend="triton")
+
+
+def test_module_starts_with_points_around_the_reference() -> None:
+    """Point k of head m lies k + 1 cells away in direction m, on every level; all weights are equal."""
+    torch.manual_seed(0)
+    module = MSDeformAttn(d_model=8, n_levels=3, n_heads=4, n_points=2)
+    offsets = module.sampling_offsets.bias.view(4, 3, 2, 2)
+    expected = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    for k in range(2):
+        for level in range(3):
+            torch.testing.assert_close(offsets[:, level, k], expected * (k + 1), atol=1e-6, rtol=0)
+    assert (module.sampling_offsets.weight == 0).all()
+    assert (module.attention_weights.weight == 0).all()
+
+
+def test_module_by_hand() -> None:
+    """With the initial weights, each head averages the values one cell away on both levels."""
+    module = MSDeformAttn(d_model=4, n_levels=2, n_heads=4, n_points=1)
+    for projection in (module.value_proj, module.output_proj):
+        torch.nn.init.eye_(projection.weight)
+    shapes = [(3, 3), (3, 3)]
+    values = torch.arange(9.0).repeat(2) + torch.tensor([0.0, 100.0]).repeat_interleave(9)
+    pyramid = values[None, :, None].expand(1, 18, 4).contiguous()
+    centre = torch.tensor([[0.5, 0.5]])
+    found = module(torch.randn(1, 1, 4), centre, pyramid, shapes)
+    # right, below, left, above of the middle cell (value 4), mean over the two levels
+    torch.testing.assert_close(found.flatten(), torch.tensor([5.0, 7.0, 3.0, 1.0]) + 50)
+
+
+def test_heads_must_divide_the_channels() -> None:
+    with pytest.raises(ValueError, match="d_model 10 must be a multiple of n_heads 4"):
+        MSDeformAttn(10, 3, 4, 4)

@@ -1,0 +1,157 @@
+"""Eqs. 12-13: the mask, its ways out, and the attention that obeys it."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tmt_d2.modeling import attention_mask
+from tmt_d2.modeling.masked_attention import MultiheadAttention
+
+IN, OUT = 3.0, -3.0  # mask logits inside and outside of a predicted mask
+
+
+def maps(*rows: list[float]) -> Tensor:
+    """(1, Q, 1, K): one row of mask logits for each query."""
+    return torch.tensor(rows)[None, :, None]
+
+
+def bools(text: str) -> Tensor:
+    """ "x.x" -> (1, 1, K), x = True"""
+    return torch.tensor([[[letter == "x" for letter in text]]])
+
+
+def show(allowed: Tensor) -> list[str]:
+    """(1, Q, K) -> one text a query."""
+    return ["".join("x" if value else "." for value in query) for query in allowed[0].tolist()]
+
+
+def mask_by_loops(
+    logits: Tensor, transferable: Tensor | None, valid: Tensor | None, rule: str, threshold: float
+) -> Tensor:
+    B, Q, H, W = logits.shape
+    result = torch.zeros(B, Q, H * W, dtype=torch.bool)
+    for b, q in itertools.product(range(B), range(Q)):
+        positions = [(y, x) for y in range(H) for x in range(W) if valid is None or valid[b, y, x]]
+        predicted = []
+        for y, x in positions:
+            probability = torch.sigmoid(logits[b, q, y, x])
+            if probability >= threshold if rule == "foreground" else probability <= threshold:
+                predicted.append((y, x))
+        both = [(y, x) for y, x in predicted if transferable is None or transferable[b, y, x]]
+        for y, x in both or predicted or positions:
+            result[b, q, y * W + x] = True
+    return result
+
+
+def test_conjunction_by_hand() -> None:
+    logits = maps([IN, IN, OUT, OUT], [OUT, IN, IN, IN])
+    assert show(attention_mask(logits)) == ["xx..", ".xxx"]
+    assert show(attention_mask(logits, bools("x.x."))) == ["x...", "..x."]
+    assert show(attention_mask(logits, bools("x.x."), rule="uncertain")) == ["..x.", "x..."]
+
+
+def test_fallbacks_in_order() -> None:
+    logits = maps([IN, IN, OUT, OUT, IN], [OUT, OUT, OUT, OUT, OUT], [OUT, OUT, IN, OUT, OUT])
+    valid = bools("xxxx.")
+    # nothing of the conjunction is left -> the predicted mask; that is empty too -> every valid position
+    assert show(attention_mask(logits, bools("..xxx"), valid)) == ["xx...", "xxxx.", "..x.."]
+    assert show(attention_mask(logits, None, valid)) == ["xx...", "xxxx.", "..x.."]
+    # one position that both allow is enough to obey both
+    assert show(attention_mask(logits, bools(".xxxx"), valid)) == [".x...", "xxxx.", "..x.."]
+
+
+def test_a_mask_on_padding_alone_is_empty() -> None:
+    logits = maps([OUT, OUT, IN])
+    assert show(attention_mask(logits, None, bools("xx."))) == ["xx."]
+    assert show(attention_mask(logits, bools("..x"), bools("xx."))) == ["xx."]
+    assert show(attention_mask(logits)) == ["..x"]  # control: without padding that is where it looks
+
+
+def test_the_threshold_itself_belongs_to_both_rules() -> None:
+    logits = maps([0.0, 1.0, -1.0])
+    assert show(attention_mask(logits)) == ["xx."]
+    assert show(attention_mask(logits, rule="uncertain")) == ["x.x"]
+    assert show(attention_mask(logits, threshold=0.7)) == [".x."]
+    assert show(attention_mask(logits, threshold=0.7, rule="uncertain")) == ["x.x"]
+
+
+@pytest.mark.parametrize("rule", ["foreground", "uncertain"])
+@pytest.mark.parametrize("threshold", [0.5, 0.9])
+def test_equals_loops(rule: str, threshold: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 12, 2, 3, generator=generator) * 3
+    logits[:, 0], logits[:, 1] = 5.0, -5.0
+    transferable = torch.rand(3, 2, 3, generator=generator) < 0.4
+    valid = torch.rand(3, 2, 3, generator=generator) < 0.7
+    valid[0] = True
+    assert valid.flatten(1).any(1).all()
+    for t, v in itertools.product((None, transferable), (None, valid)):
+        found = attention_mask(logits, t, v, rule, threshold)
+        assert found.dtype == torch.bool
+        assert torch.equal(found, mask_by_loops(logits, t, v, rule, threshold))
+        assert found.any(-1).all()  # no query is left with nothing
+        if v is not None:
+            assert not (found & ~v.flatten(1)[:, None]).any()
+
+
+def test_open_everywhere_is_mask2former() -> None:
+    logits = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+    every = torch.ones(2, 3, 4, dtype=torch.bool)
+    assert torch.equal(attention_mask(logits, every, every), attention_mask(logits))
+
+
+def test_mask_takes_every_unknown_rule_as_an_error() -> None:
+    with pytest.raises(ValueError, match="rule is 'background': choose foreground or uncertain"):
+        attention_mask(torch.zeros(1, 1, 1, 1), rule="background")
+
+
+@pytest.fixture
+def pair() -> tuple[MultiheadAttention, nn.MultiheadAttention]:
+    """Ours and PyTorch's with the same weights: the names are the same too."""
+    torch.manual_seed(0)
+    ours, theirs = MultiheadAttention(12, 3), nn.MultiheadAttention(12, 3, batch_first=True)
+    nn.init.normal_(ours.in_proj_bias)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def test_attention_equals_pytorch(pair: tuple[MultiheadAttention, nn.MultiheadAttention]) -> None:
+    ours, theirs = pair
+    query, key, value = torch.randn(2, 4, 12, requires_grad=True), torch.randn(2, 7, 12), torch.randn(2, 7, 12)
+    allowed = torch.rand(2, 4, 7) < 0.4
+    allowed[..., 0] = True
+    expected, weights = theirs(
+        query, key, value, attn_mask=~allowed.repeat_interleave(3, 0), average_attn_weights=False
+    )
+    found = ours(query, key, value, allowed)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(ours.weights(query, key, allowed), weights)
+    torch.testing.assert_close(
+        torch.autograd.grad(found.square().sum(), query)[0], torch.autograd.grad(expected.square().sum(), query)[0]
+    )
+    unmasked = theirs(query, key, value, need_weights=False)[0]
+    torch.testing.assert_close(ours(query, key, value), unmasked)
+    assert not torch.allclose(found, unmasked)
+
+
+def test_blocked_keys_have_no_weight_and_no_influence(pair: tuple[MultiheadAttention, nn.MultiheadAttention]) -> None:
+    ours, _ = pair
+    query, key, value = torch.randn(1, 2, 12), torch.randn(1, 5, 12), torch.randn(1, 5, 12)
+    allowed = torch.tensor([[[True, True, False, False, True], [False, False, False, True, False]]])
+    weights = ours.weights(query, key, allowed)
+    assert (weights.masked_select(~allowed[:, None].expand_as(weights)) == 0).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(1, 3, 2))
+    before = ours(query, key, value, allowed)
+    key[:, 2], value[:, 2] = 100.0, 100.0
+    assert torch.equal(ours(query, key, value, allowed), before)
+    key[:, 0], value[:, 0] = 100.0, 100.0
+    assert not torch.allclose(ours(query, key, value, allowed)[:, 0], before[:, 0])
+
+
+def test_heads_must_divide_the_channels() -> None:
+    with pytest.raises(ValueError, match="embed_dim 10 must be a multiple of num_heads 4"):
+        MultiheadAttention(10, 4)

@@ -1,0 +1,254 @@
+#!/usr/bin/env python
+"""Show what a model predicts, how transferable it finds the image, and what its queries attend to.
+
+    python demo/visualize_attention.py --config-file configs/tiny/tmt.yaml --input street.png --output pictures \\
+        --weights output/tiny/tmt/model_final.pth --classes car person --json
+
+For each image NAME.* the output folder receives
+
+    NAME_prediction.png         image and prediction; for a registered split also ground truth and errors
+    NAME_transferability.png    per level: T on a fixed scale, T by rank, what is excluded, the regions of ACTE
+    NAME_query07_car.png        per decoder layer: predicted mask, mask AND transferability, attention
+    NAME.json                   with --json: the numbers behind the pictures
+
+Files of these names are overwritten, other files in the folder are left alone. Plain Mask2Former models (MaskFormer)
+have no transferability pictures. Levels, layers, heads and queries are numbered from 0, as in the state dict.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+from matplotlib.figure import Figure
+
+from tmt_d2 import setup_cfg
+from tmt_d2.data import register_custom
+from tmt_d2.data.mapper import SemanticMapper
+from tmt_d2.data.reader import SizeError, read_image, read_label
+from tmt_d2.data.registration import label_space_of
+from tmt_d2.engine import TMTCheckpointer
+from tmt_d2.engine.cli import one_line_errors
+from tmt_d2.files import write_json
+from tmt_d2.modeling.mask_former import MaskFormer, TransferableMaskFormer
+from tmt_d2.visualization import (
+    AttentionReport,
+    Selection,
+    attention_report,
+    prediction_figure,
+    query_figure,
+    save,
+    transferability_figure,
+)
+from tmt_d2.visualization.overlays import resized
+
+IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+LONGEST = 2048  # larger images are shown, and segmented, at this length of the longer side
+
+
+@dataclass
+class Loaded:
+    """A model with what it needs to read an image."""
+
+    name: str
+    config_file: str
+    weights: str
+    model: MaskFormer
+    mapper: SemanticMapper
+
+
+@dataclass
+class Picture:
+    """An image to show: ``name`` is that of its files."""
+
+    name: str
+    record: dict[str, Any]
+
+
+def load(config_file: str, weights: str, opts: Sequence[str] = ()) -> Loaded:
+    """Build a model and load its checkpoint.
+
+    Raises:
+        FileNotFoundError, ValueError: config or checkpoint cannot be used; one line.
+    """
+    cfg = setup_cfg(config_file, opts)
+    if weights:
+        cfg.MODEL.WEIGHTS = weights
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError(f"{config_file}: MODEL.WEIGHTS is empty: name a checkpoint with --weights")
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        print("no GPU here: running on the CPU")
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.TMT.OUTPUT_TRANSFERABILITY = True  # shows T where attention does not use it ("w/o TMA")
+    for path in cfg.DATASETS.CUSTOM:
+        register_custom(path)
+    model = build_model(cfg)
+    checkpointer = TMTCheckpointer(model, require_estimator=isinstance(model, TransferableMaskFormer))
+    checkpointer.load(cfg.MODEL.WEIGHTS)
+    return Loaded(
+        _name(cfg, config_file), config_file, cfg.MODEL.WEIGHTS, model.eval(), SemanticMapper(cfg, is_train=False)
+    )
+
+
+def _name(cfg: CfgNode, config_file: str) -> str:
+    return cfg.TRANSFER.METHOD if cfg.TRANSFER.STAGE == "finetune" else cfg.TRANSFER.STAGE
+
+
+def find_pictures(given: str, limit: int | None) -> list[Picture]:
+    """The images of a registered split, a folder, or one file.
+
+    Raises:
+        ValueError: it is none of these, or a folder without images.
+    """
+    path = Path(given)
+    if given in DatasetCatalog.list():
+        records = list(DatasetCatalog.get(given))
+    elif path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.is_file())
+        images = [file for file in files if file.suffix.lower() in IMAGES]
+        if not images:
+            raise ValueError(f"{given}: this folder has no image ({', '.join(sorted(IMAGES))})")
+        if len(images) < len(files):
+            print(f"{given}: {len(images)} images, {len(files) - len(images)} other files left out")
+        records = [{"file_name": str(file)} for file in images]
+    elif path.is_file():
+        records = [{"file_name": given}]
+    else:
+        raise FileNotFoundError(f"--input {given}: no such image, folder or registered split")
+    if limit is not None:
+        records = records[:limit]
+    stems = Counter(Path(record["file_name"]).stem for record in records)
+    pictures = []
+    for record in records:
+        file = Path(record["file_name"])
+        # Two images that differ in folder or suffix only must not share their files.
+        name = file.stem if stems[file.stem] == 1 else f"{file.parent.name}_{file.name}"
+        pictures.append(Picture(name, record))
+    return pictures
+
+
+def report_image(
+    loaded: Loaded, record: dict[str, Any], selection: Selection, layers: Sequence[int] | None
+) -> AttentionReport:
+    """One image through one model, at the size of the file or smaller."""
+    picture = read_image(record["file_name"], "RGB")
+    size = shown_size(picture.shape[:2])
+    truth = None
+    if "sem_seg_file_name" in record:
+        truth = read_label(record["sem_seg_file_name"], label_space_of(record["dataset"]))
+        if truth.shape != picture.shape[:2]:
+            raise SizeError(f"{record['file_name']} and its label {record['sem_seg_file_name']} differ in size")
+        truth = resized(truth, size)
+    return attention_report(
+        loaded.model,
+        loaded.mapper(record),
+        resized(picture, size),
+        selection=selection,
+        layers=layers,
+        truth=truth,
+        name=loaded.name,
+    )
+
+
+def shown_size(size: tuple[int, int]) -> tuple[int, int]:
+    """``size`` itself, or its like with LONGEST as the longer side."""
+    scale = min(1.0, LONGEST / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def counterpart(report: AttentionReport, selection: Selection) -> Selection:
+    """What to look at in the second model: the same numbers or pixels, else the same classes."""
+    if selection.queries or selection.pixels:
+        return Selection(queries=selection.queries, pixels=selection.pixels)
+    return Selection(classes=[query.name for query in report.queries])
+
+
+def figures(reports: Sequence[AttentionReport], name: str, heads: Sequence[int]) -> Iterator[tuple[str, Figure]]:
+    """(what follows the image's name in the file name, figure)"""
+    yield "prediction", prediction_figure(reports, name)
+    for report in reports:
+        if report.levels:
+            suffix = "transferability" if len(reports) == 1 else f"transferability_{report.name}"
+            yield suffix, transferability_figure(report, f"{name}: transferability ({report.name})")
+    for queries in zip(*(report.queries for report in reports)):
+        heading = f"{name}: {queries[0].name} (chosen by {queries[0].reason})"
+        label = re.sub(r"\W+", "-", queries[0].name)
+        yield f"query{queries[0].query:02d}_{label}", query_figure(reports, queries, heading, heads)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(arguments)
+    logging.getLogger("fvcore.common.checkpoint").setLevel(logging.WARNING)
+    opts = args.opts[1:] if args.opts[:1] == ["--"] else args.opts
+    models = [load(args.config_file, args.weights, opts)]
+    if args.compare:
+        models.append(load(*args.compare))
+        if models[0].name == models[1].name:
+            for loaded in models:
+                loaded.name = f"{Path(loaded.weights).parent.name}/{Path(loaded.weights).stem}"
+    pictures = find_pictures(args.input, args.limit)
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    selection = Selection(args.queries, args.classes, args.top, [tuple(pixel) for pixel in args.pixel])
+    for number, picture in enumerate(pictures, 1):
+        reports = [report_image(models[0], picture.record, selection, args.layers)]
+        for other in models[1:]:
+            reports.append(report_image(other, picture.record, counterpart(reports[0], selection), args.layers))
+        written = []
+        for suffix, figure in figures(reports, picture.name, args.heads):
+            file = output / f"{picture.name}_{suffix}.{args.format}"
+            save(figure, file)
+            written.append(file.name)
+        if args.json:
+            file = output / f"{picture.name}.json"
+            write_json(file, _numbers(picture, models, reports))
+            written.append(file.name)
+        print(f"[{number}/{len(pictures)}] {picture.record['file_name']}: {', '.join(written)}")
+    print(f"written to {output}")
+
+
+def _numbers(picture: Picture, models: Sequence[Loaded], reports: Sequence[AttentionReport]) -> dict[str, Any]:
+    return {
+        "image": picture.record["file_name"],
+        "size": list(reports[0].picture.shape[:2]),
+        "models": [
+            {"config_file": loaded.config_file, "weights": loaded.weights, **report.numbers()}
+            for loaded, report in zip(models, reports)
+        ],
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = arguments.add_argument
+    add("--config-file", required=True, metavar="FILE")
+    add("--weights", default="", metavar="FILE", help="checkpoint; default: MODEL.WEIGHTS")
+    add("--input", required=True, help="an image, a folder of images, or a registered split")
+    add("--output", required=True, metavar="FOLDER", help="created if it does not exist")
+    add("--limit", type=int, metavar="N", help="only the first N images")
+    add("--queries", type=int, nargs="+", default=[], metavar="Q", help="queries by number")
+    add("--classes", nargs="+", default=[], metavar="CLASS", help='the most confident query of each, "traffic light"')
+    add("--top", type=int, default=0, metavar="K", help="the K most confident queries; 3 where none is chosen")
+    add("--pixel", type=int, nargs=2, action="append", default=[], metavar=("X", "Y"), help="the query that owns it")
+    add("--layers", type=int, nargs="+", metavar="L", help="decoder layers; default: the last three, one per level")
+    add("--heads", type=int, nargs="+", default=[], metavar="H", help="attention heads to show beside their mean")
+    add("--format", choices=("png", "pdf"), default="png")
+    add("--json", action="store_true", help="write the numbers behind the pictures")
+    add("--compare", nargs=2, metavar=("CONFIG", "WEIGHTS"), help="a second model to show beside the first")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides for the first model")
+    return arguments
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

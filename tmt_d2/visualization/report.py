@@ -1,0 +1,387 @@
+"""What a model saw in one image: prediction, transferability, and what chosen queries attended to.
+
+Everything comes from one ``model.inspect`` pass; maps are NumPy arrays at the resolution of their level, without
+padding. Letters: (h, w) the valid positions of a level, (H, W) the picture, Q queries, M heads, N classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tmt_d2.data.label_spaces import CLASSES, IGNORE, TRAIN_ID
+from tmt_d2.evaluation.semantic import labels_at_size
+from tmt_d2.modeling.mask_former import MaskFormer
+from tmt_d2.modeling.mask_logits import MaskLogits, resize_features
+
+from .grid import Grid, Size
+from .overlays import wrong_pixels
+
+DEFAULT_TOP = 3
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which queries to look at; where all four are empty, the ``DEFAULT_TOP`` most confident ones.
+
+    queries: numbers from 0. classes: names; the most confident query of each. top: how many of the most confident.
+    pixels: (x, y) in the picture; the query that owns each.
+    """
+
+    queries: Sequence[int] = ()
+    classes: Sequence[str] = ()
+    top: int = 0
+    pixels: Sequence[tuple[int, int]] = ()
+
+
+@dataclass(frozen=True)
+class LevelReport:
+    """t: (h, w) float32, T; logits: (h, w), of E; regions: (h, w) index; excluded: (h, w) bool, may not be attended
+    to; None where transferability masks no attention."""
+
+    grid: Grid
+    t: np.ndarray
+    logits: np.ndarray
+    regions: np.ndarray
+    excluded: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One query in one decoder layer.
+
+    predicted: (h, w) bool, the mask alone; allowed: (h, w) bool, what the layer obeyed; attention: (M, h, w), the
+    weights; mask_empty: the mask had no position, so it was taken as everywhere; left_with_nothing: no position of
+    the mask was transferable enough, so the mask alone was obeyed; final_mask: (h, w) bool, the query's last mask.
+    """
+
+    layer: int
+    level: int
+    grid: Grid
+    predicted: np.ndarray
+    allowed: np.ndarray
+    attention: np.ndarray
+    mask_empty: bool
+    left_with_nothing: bool
+    final_mask: np.ndarray
+
+    @property
+    def removed(self) -> np.ndarray:
+        """(h, w) bool: positions of the mask that transferability takes away."""
+        return self.predicted & ~self.allowed
+
+    def numbers(self) -> dict[str, Any]:
+        weights = self.attention.mean(0)
+        positions = int(self.predicted.sum())
+        return {
+            "layer": self.layer,
+            "stride": self.grid.stride,
+            "positions": self.predicted.size,
+            "mask_positions": positions,
+            "allowed_positions": int(self.allowed.sum()),
+            "removed_positions": int(self.removed.sum()),
+            "removed_share_of_mask": float(self.removed.sum() / positions),
+            "mask_empty": self.mask_empty,
+            "left_with_nothing": self.left_with_nothing,
+            "attention_inside_mask": float(weights[self.predicted].sum()),
+            "attention_inside_final_mask": float(weights[self.final_mask].sum()),
+            "attention_outside_final_mask": float(weights[~self.final_mask].sum()),
+            "attention_maximum": float(weights.max()),
+        }
+
+
+@dataclass(frozen=True)
+class QueryReport:
+    """probabilities: (N,), of the classes; mask: (H, W) bool, the last mask; reason: why this query was chosen;
+    train_id: the class it is shown for, its most probable one unless it was chosen by class."""
+
+    query: int
+    train_id: int
+    probabilities: np.ndarray
+    mask: np.ndarray
+    reason: str
+    layers: list[LayerReport]
+
+    @property
+    def name(self) -> str:
+        return CLASSES[self.train_id]
+
+    @property
+    def confidence(self) -> float:
+        return float(self.probabilities[self.train_id])
+
+    def numbers(self) -> dict[str, Any]:
+        best = int(self.probabilities.argmax())
+        return {
+            "query": self.query,
+            "chosen_by": self.reason,
+            "class": self.name,
+            "confidence": self.confidence,
+            "most_probable_class": CLASSES[best],
+            "mask_share_of_image": float(self.mask.mean()),
+            "layers": [layer.numbers() for layer in self.layers],
+        }
+
+
+@dataclass(frozen=True)
+class AttentionReport:
+    """picture: (H, W, 3) uint8 RGB; prediction, truth: (H, W) uint8 train ids; levels: [] for plain Mask2Former."""
+
+    picture: np.ndarray
+    prediction: np.ndarray
+    truth: np.ndarray | None
+    levels: list[LevelReport]
+    queries: list[QueryReport]
+    p_t: float | None = None
+    name: str = field(default="model", kw_only=True)
+
+    @property
+    def error(self) -> float | None:
+        """Share of the labelled pixels that are wrong."""
+        if self.truth is None or not (labelled := (self.truth != IGNORE).sum()):
+            return None
+        return float(wrong_pixels(self.prediction, self.truth).sum() / labelled)
+
+    def numbers(self) -> dict[str, Any]:
+        """Everything as plain numbers, for JSON."""
+        counts = np.bincount(self.prediction.ravel(), minlength=len(CLASSES))
+        return {
+            "model": self.name,
+            "p_t": self.p_t,
+            "pixel_error": self.error,
+            "predicted_share": {CLASSES[i]: float(counts[i] / counts.sum()) for i in counts.nonzero()[0]},
+            "levels": [level_numbers(level) for level in self.levels],
+            "queries": [query.numbers() for query in self.queries],
+        }
+
+
+def level_numbers(level: LevelReport) -> dict[str, Any]:
+    t = level.t.astype(np.float64)
+    return {
+        "stride": level.grid.stride,
+        "size": list(t.shape),
+        "regions": len(np.unique(level.regions)),
+        "t": {
+            "minimum": float(t.min()),
+            "mean": float(t.mean()),
+            "median": float(np.median(t)),
+            "maximum": float(t.max()),
+            "standard_deviation": float(t.std()),
+        },
+        "excluded_positions": None if level.excluded is None else int(level.excluded.sum()),
+        "excluded_share": None if level.excluded is None else float(level.excluded.mean()),
+    }
+
+
+def attention_report(
+    model: MaskFormer,
+    record: Mapping[str, Any],
+    picture: np.ndarray,
+    *,
+    selection: Selection = Selection(),
+    layers: Sequence[int] | None = None,
+    truth: np.ndarray | None = None,
+    name: str = "model",
+) -> AttentionReport:
+    """Look at one image with one pass of the model.
+
+    Args:
+        model: in evaluation mode.
+        record: Detectron2's model input, "image" (3, h, w); the picture's size is the size of the output.
+        picture: (H, W, 3) uint8 RGB, the same image.
+        selection: the queries to report.
+        layers: decoder layers, numbered from 0; None = the last three.
+        truth: (H, W) uint8 train ids.
+
+    Raises:
+        ValueError: a query, class, pixel or layer that does not exist.
+    """
+    size: Size = (picture.shape[0], picture.shape[1])
+    view = look(model, {**record, "height": size[0], "width": size[1]})
+    chosen_layers = _check_layers(layers, len(view.layers))
+    prediction = labels_at_size(view.scores, size).cpu().numpy()
+    owners = {
+        pixel: owner(view.probabilities, view.masks_at(pixel, size), int(prediction[pixel[::-1]]))
+        for pixel in _check_pixels(selection.pixels, size)
+    }
+    chosen = choose_queries(view.probabilities, prediction, owners, selection)
+    probabilities = view.probabilities.cpu().numpy()
+    queries = [
+        QueryReport(
+            query,
+            train_id,
+            probabilities[query],
+            _numpy(view.mask(query, size)),
+            reason,
+            [view.layer_report(layer, query) for layer in chosen_layers],
+        )
+        for query, train_id, reason in chosen
+    ]
+    return AttentionReport(picture, prediction, truth, view.levels(), queries, view.p_t, name=name)
+
+
+class View:
+    """One ``inspect`` pass of one image, with the padding left behind."""
+
+    def __init__(self, model: MaskFormer, inspected: Mapping[str, Any]):
+        images = inspected["images"]
+        self.padded: Size = tuple(images.tensor.shape[-2:])
+        self.image: Size = tuple(images.image_sizes[0])
+        self.scores: Tensor = inspected["results"][0]["sem_seg"]
+        self.layers = inspected["layers"]
+        outputs = inspected["outputs"]
+        self._predictions: list[MaskLogits] = [output["pred_masks"] for output in (*outputs["aux_outputs"], outputs)]
+        self.probabilities: Tensor = outputs["pred_logits"][0].softmax(-1)[:, :-1]
+        if self.probabilities.shape[1] != len(CLASSES):
+            raise ValueError(
+                f"the model has {self.probabilities.shape[1]} classes (MODEL.SEM_SEG_HEAD.NUM_CLASSES): pictures are made "
+                f"for the {len(CLASSES)} Cityscapes classes"
+            )
+        self.transferability = inspected["transferability"]
+        masks_attention = self.transferability is not None and model.attention
+        self.p_t: float | None = model.p_t if masks_attention else None
+        predictor = model.sem_seg_head.predictor
+        self._rule, self._threshold = predictor.mask_rule, predictor.lambda_m
+
+    def grid(self, level_size: Sequence[int]) -> Grid:
+        return Grid((level_size[0], level_size[1]), self.padded, self.image)
+
+    def mask(self, query: int, size: Size) -> Tensor:
+        """(*size) bool, the last mask of one query, resized as inference does it."""
+        last = self._predictions[-1]
+        logits = MaskLogits(last.embeddings[:, query, None], last.features).dense()
+        logits = F.interpolate(logits, size=self.padded, mode="bilinear", align_corners=False)
+        logits = logits[:, :, : self.image[0], : self.image[1]]
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0, 0] >= 0
+
+    def masks_at(self, pixel: tuple[int, int], size: Size) -> Tensor:
+        """(Q,) probabilities of the last masks at pixel (x, y) of a picture of ``size``."""
+        last = self._predictions[-1]
+        x, y = ((pixel[i] + 0.5) * self.image[1 - i] / (size[1 - i] * self.padded[1 - i]) * 2 - 1 for i in (0, 1))
+        at = torch.tensor([[[[x, y]]]], dtype=last.features.dtype, device=last.features.device)
+        features = F.grid_sample(last.features, at, padding_mode="border", align_corners=False)
+        return last.resized(features)[0, :, 0, 0].sigmoid()
+
+    def levels(self) -> list[LevelReport]:
+        reports = []
+        for level in self.transferability or ():
+            grid = self.grid(level.logits.shape[-2:])
+            excluded = None if self.p_t is None else ~_numpy(level.attended(self.p_t)[0])
+            reports.append(
+                LevelReport(
+                    grid,
+                    _numpy(level.map_of(0)),
+                    grid.crop(_numpy(level.logits[0])),
+                    grid.crop(_numpy(level.regions.index[0])),
+                    None if excluded is None else grid.crop(excluded),
+                )
+            )
+        return reports
+
+    def mask_empty(self, layer: int) -> Tensor:
+        """(Q,) bool: the mask that the layer was given has no position."""
+        trace = self.layers[layer]
+        predicted = self._masks_at(layer, trace.predicted.shape[-2:])
+        height, width = self.grid(trace.predicted.shape[-2:]).valid
+        return ~predicted[:, :height, :width].flatten(1).any(1)
+
+    def left_with_nothing(self, layer: int) -> Tensor:
+        """(Q,) bool: the mask has positions, but none that is transferable enough."""
+        trace = self.layers[layer]
+        if self.p_t is None:
+            return torch.zeros(trace.predicted.shape[1], dtype=torch.bool, device=trace.predicted.device)
+        attended = self.transferability[trace.level].attended(self.p_t)[0]
+        return ~(trace.predicted[0] & attended).flatten(1).any(1) & ~self.mask_empty(layer)
+
+    def layer_report(self, layer: int, query: int) -> LayerReport:
+        trace = self.layers[layer]
+        grid = self.grid(trace.predicted.shape[-2:])
+        final = self._predictions[-1]
+        final_masks = final.resized(resize_features(final.features, trace.predicted.shape[-2:]))[0, query] >= 0
+        return LayerReport(
+            layer=layer,
+            level=trace.level,
+            grid=grid,
+            predicted=grid.crop(_numpy(trace.predicted[0, query])),
+            allowed=grid.crop(_numpy(trace.allowed[0, query])),
+            attention=grid.crop(_numpy(trace.attention[0, :, query])),
+            mask_empty=bool(self.mask_empty(layer)[query]),
+            left_with_nothing=bool(self.left_with_nothing(layer)[query]),
+            final_mask=grid.crop(_numpy(final_masks)),
+        )
+
+    def _masks_at(self, layer: int, size: Sequence[int]) -> Tensor:
+        """(Q, *size) bool, the mask before layer ``layer`` by the model's mask rule, without any way out."""
+        masks = self._predictions[layer]
+        probability = masks.resized(resize_features(masks.features, tuple(size)))[0].sigmoid()
+        return probability >= self._threshold if self._rule == "foreground" else probability <= self._threshold
+
+
+def look(model: MaskFormer, record: Mapping[str, Any]) -> View:
+    """One pass over one record."""
+    return View(model, model.inspect([record]))
+
+
+def choose_queries(
+    probabilities: Tensor, prediction: np.ndarray, owners: Mapping[tuple[int, int], int], selection: Selection
+) -> list[tuple[int, int, str]]:
+    """The selected queries, each once: (query, train id, reason).
+
+    Args:
+        probabilities: (Q, N). prediction: (H, W) train ids. owners: the query of each of the selected pixels (x, y).
+    """
+    count = len(probabilities)
+    best = probabilities.max(1)
+    chosen: list[tuple[int, int, str]] = []
+    for query in selection.queries:
+        if not 0 <= query < count:
+            raise ValueError(f"query {query} does not exist: the model has queries 0 to {count - 1}")
+        chosen.append((query, int(best.indices[query]), f"query {query}"))
+    for name in selection.classes:
+        if name not in TRAIN_ID:
+            raise ValueError(f"class {name!r} is not known: choose from {', '.join(CLASSES)}")
+        train_id = TRAIN_ID[name]
+        chosen.append((int(probabilities[:, train_id].argmax()), train_id, f"class {name}"))
+    for (x, y), query in owners.items():
+        chosen.append((query, int(prediction[y, x]), f"pixel {x} {y}"))
+    top = selection.top if chosen or selection.top else min(DEFAULT_TOP, count)
+    if not 0 <= top <= count:
+        raise ValueError(f"the {top} most confident queries were asked for: the model has {count}")
+    for rank, query in enumerate(best.values.argsort(descending=True, stable=True)[:top].tolist(), 1):
+        chosen.append((query, int(best.indices[query]), f"confidence rank {rank}"))
+    first: dict[int, tuple[int, int, str]] = {}
+    for choice in chosen:
+        first.setdefault(choice[0], choice)
+    return list(first.values())
+
+
+def owner(probabilities: Tensor, masks: Tensor, train_id: int) -> int:
+    """The query that adds most to the score of a class: probabilities (Q, N) times masks (Q,) at one pixel."""
+    return int((probabilities[:, train_id] * masks).argmax())
+
+
+def _check_pixels(pixels: Sequence[tuple[int, int]], size: Size) -> Sequence[tuple[int, int]]:
+    height, width = size
+    for x, y in pixels:
+        if not (0 <= x < width and 0 <= y < height):
+            raise ValueError(f"pixel {x} {y} lies outside the image, which is {width} wide and {height} high")
+    return pixels
+
+
+def _check_layers(layers: Sequence[int] | None, count: int) -> list[int]:
+    if layers is None:
+        return list(range(max(0, count - 3), count))
+    for layer in layers:
+        if not 0 <= layer < count:
+            raise ValueError(f"layer {layer} does not exist: the decoder has layers 0 to {count - 1}")
+    return list(dict.fromkeys(layers))
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()

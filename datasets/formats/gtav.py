@@ -1,0 +1,37 @@
+"""GTAV (Playing for Data): numbered frames, palette PNG labels of Cityscapes label ids, the split in a MATLAB file."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Sequence
+
+import numpy as np
+from scipy.io import savemat
+
+from datasets.formats.base import Format, Frame, write_palette_png, write_png
+from tmt_d2.data.label_spaces import GTAV
+
+# Frames that are blank or wrong in the real data set; whoever reads it leaves them out.
+_BAD = frozenset({15188, 17705, *range(20801, 20861)})
+
+
+class Gtav(Format):
+    folder = "gta5"
+    labels = GTAV
+
+    def names(self, train: int, val: int) -> dict[str, list[str]]:
+        good = (f"{number:05d}" for number in itertools.count(1) if number not in _BAD)
+        return {"train": list(itertools.islice(good, train)), "val": list(itertools.islice(good, val))}
+
+    def write(self, base: Path, frame: Frame, image: np.ndarray, ids: np.ndarray) -> None:
+        write_png(base / "images" / f"{frame.name}.png", image[..., ::-1])
+        write_palette_png(base / "labels" / f"{frame.name}.png", ids, self.palette())
+
+    def finish(self, base: Path, frames: Sequence[Frame]) -> None:
+        base.mkdir(parents=True, exist_ok=True)
+        numbers = {
+            split: [[int(frame.name)] for frame in frames if frame.split == split] for split in ("train", "val", "test")
+        }
+        columns = {f"{split}Ids": np.array(ids, np.uint16).reshape(-1, 1) for split, ids in numbers.items()}
+        savemat(base / "split.mat", columns)

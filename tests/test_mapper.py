@@ -123,12 +123,63 @@ def test_shifted_crop_is_not_equal() -> None:
     assert np.abs(crop_image(image, crop) - whole[40:71, 40:87]).max() > 1
 
 
-def test_reduced_decoding_is_faithful() -> None:
-    image = smooth_image((400, 600))
-    reduced = cv2.resize(image, (150, 100), interpolation=cv2.INTER_AREA)  # what JPEG decoding at a quarter gives
-    crop = Crop((400, 600), (80, 120), 10, 20, 50, 70)
-    full, fast = crop_image(image, crop).astype(int), crop_image(reduced, crop).astype(int)
-    assert np.abs(full - fast).mean() < 1.0
+@pytest.mark.parametrize(("short_edge", "reduction"), [(210, 1), (100, 2), (50, 4), (26, 8), (20, 8)])
+def test_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_edge: int, reduction: int
+) -> None:
+    size = (209, 331)  # no multiple of 8
+    Image.fromarray(smooth_image(size)).save(tmp_path / "i.jpg", quality=95)
+    Image.fromarray(blocky_label(size)).save(tmp_path / "l.png")
+    record = {"file_name": str(tmp_path / "i.jpg"), "sem_seg_file_name": str(tmp_path / "l.png"), "dataset": NAME}
+    mapper = build(min_sizes=(short_edge,), max_size=999, crop_size=(18, 25))
+    opened: list[str] = []
+    read_image = reader.read_image
+    monkeypatch.setattr(reader, "read_image", lambda *args: opened.append(args[0]) or read_image(*args))
+    worst = 0.0
+    for seed in range(8):
+        np.random.seed(seed)
+        fast = mapper(record)
+        with monkeypatch.context() as patch:
+            patch.setattr("tmt_d2.data.mapper._read_reduced", lambda *_: None)
+            np.random.seed(seed)
+            slow = mapper(record)
+        assert torch.equal(fast["sem_seg"], slow["sem_seg"])
+        worst = max(worst, (fast["image"].float() - slow["image"].float()).abs().mean().item())
+    assert worst < 2.5
+    assert len(opened) == (8 if reduction > 1 else 16)
+    assert Crop(size, (short_edge, round(331 * short_edge / 209)), 0, 0, 5, 5).reduction == reduction
+
+
+def test_truncated_large_jpeg_is_an_error(tmp_path: Path) -> None:
+    Image.fromarray(smooth_image((208, 320))).save(tmp_path / "i.jpg")
+    data = (tmp_path / "i.jpg").read_bytes()
+    (tmp_path / "i.jpg").write_bytes(data[: len(data) // 2])
+    Image.fromarray(blocky_label((208, 320))).save(tmp_path / "l.png")
+    record = {"file_name": str(tmp_path / "i.jpg"), "sem_seg_file_name": str(tmp_path / "l.png"), "dataset": NAME}
+    with pytest.raises(reader.DataError, match=r"i\.jpg"):
+        build(min_sizes=(26,), crop_size=(18, 25))(record)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_image_and_label_of_different_sizes_are_an_error(tmp_path: Path, suffix: str) -> None:
+    Image.fromarray(smooth_image((208, 320))).save(tmp_path / f"i.{suffix}")
+    Image.fromarray(blocky_label((104, 160))).save(tmp_path / "l.png")
+    record = {"file_name": str(tmp_path / f"i.{suffix}"), "sem_seg_file_name": str(tmp_path / "l.png"), "dataset": NAME}
+    for short_edge in (20, 104, 150):
+        with pytest.raises(reader.SizeError, match=r"320x208, but its label .* is 160x104"):
+            build(min_sizes=(short_edge,), crop_size=(18, 25))(record)
+
+
+def test_image_on_its_side_is_turned_for_its_label(tmp_path: Path) -> None:
+    upright = smooth_image((64, 96))
+    stored = Image.fromarray(np.ascontiguousarray(np.rot90(upright)))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    stored.save(tmp_path / "i.jpg", quality=98, exif=exif)
+    Image.fromarray(blocky_label((64, 96))).save(tmp_path / "l.png")
+    record = {"file_name": str(tmp_path / "i.jpg"), "sem_seg_file_name": str(tmp_path / "l.png"), "dataset": NAME}
+    sample = build(min_sizes=(64,), crop_size=None)(record)
+    assert (sample["image"].permute(1, 2, 0).float() - torch.from_numpy(upright).float()).abs().mean() < 4
 
 
 def test_class_frequencies_match_resize_then_crop(record: dict[str, str]) -> None:

@@ -41,24 +41,34 @@ class Crop:
         right, bottom = (self.left + self.width) * step_x, (self.top + self.height) * step_y
         return self.left * step_x, self.top * step_y, min(right, self.source[1]), min(bottom, self.source[0])
 
+    @property
+    def reduction(self) -> int:
+        """1, 2, 4 or 8: the image may be decoded at this fraction of its size and still be shrunk afterwards."""
+        shrink = min(self.source[0] / self.resized[0], self.source[1] / self.resized[1])
+        return next(factor for factor in (8, 4, 2, 1) if factor <= max(shrink, 1))
 
-def crop_image(image: np.ndarray, crop: Crop) -> np.ndarray:
-    """The crop of a (h, w, 3) uint8 image, equal to Pillow's bilinear resize of the whole image, then cropped.
 
-    ``image`` may be smaller than ``crop.source`` (decoded at a fraction of its size). Only the pixels under
-    the crop, and what the filter reaches around it, are read.
+def crop_image(image: np.ndarray, crop: Crop, reduction: int = 1) -> np.ndarray:
+    """The crop of a (H, W, 3) uint8 image: Pillow's bilinear resize of the whole image, then cropped, to within 1/255.
+
+    Only the pixels under the crop, and those the filter reaches around it, are read.
+
+    Args:
+        image: of size ``crop.source``, or decoded at 1 / ``reduction`` of it (rounded up), which is close but not equal.
     """
-    scale_y, scale_x = image.shape[0] / crop.source[0], image.shape[1] / crop.source[1]
-    left, top, right, bottom = crop.box
-    left, top, right, bottom = left * scale_x, top * scale_y, right * scale_x, bottom * scale_y
-    if (crop.height, crop.width) == (bottom - top, right - left) and left.is_integer() and top.is_integer():
+    left, top, right, bottom = (edge / reduction for edge in crop.box)
+    if crop.resized == crop.source:
         return image[int(top) : int(bottom), int(left) : int(right)]
-    reach_y = int((bottom - top) / crop.height) + 2  # the triangle filter reaches one output pixel, or one input pixel
-    reach_x = int((right - left) / crop.width) + 2
+    step_y, step_x = (whole / new / reduction for whole, new in zip(crop.source, crop.resized))
+    if max(step_y, step_x) <= 1:  # where nothing shrinks Pillow's filter is plain interpolation, and OpenCV's is faster
+        to_source = np.array([[step_x, 0, left + step_x / 2 - 0.5], [0, step_y, top + step_y / 2 - 0.5]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return cv2.warpAffine(image, to_source, (crop.width, crop.height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    reach_y, reach_x = int(step_y) + 2, int(step_x) + 2  # Pillow's triangle ends one output pixel away
     y0, y1 = max(int(top) - reach_y, 0), min(int(bottom) + reach_y + 1, image.shape[0])
     x0, x1 = max(int(left) - reach_x, 0), min(int(right) + reach_x + 1, image.shape[1])
-    box = (left - x0, top - y0, min(right - x0, x1 - x0), min(bottom - y0, y1 - y0))
     part = Image.fromarray(image[y0:y1, x0:x1])
+    box = (left - x0, top - y0, right - x0, bottom - y0)
     return np.asarray(part.resize((crop.width, crop.height), Image.Resampling.BILINEAR, box=box))
 
 

@@ -8,9 +8,12 @@ for a given state of NumPy's generator they are the same crops.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
@@ -19,6 +22,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from tmt_d2.data import reader
 from tmt_d2.data.augmentation import Crop, crop_image, crop_label, ssd_colors
 from tmt_d2.data.label_spaces import IGNORE, LabelSpace
+from tmt_d2.data.reader import ChannelOrder
 from tmt_d2.data.registration import label_space_of
 
 PAD_VALUE = 128  # Mask2Former's padding; close to the pixel mean, so that it is close to 0 in the network
@@ -48,7 +52,7 @@ class SemanticMapper:
         color_jitter: bool = False,
         horizontal_flip: bool = False,
         size_divisibility: int = 0,
-        image_format: str = "RGB",
+        image_format: ChannelOrder = "RGB",
         with_label: bool = True,
     ) -> None:
         """
@@ -120,50 +124,75 @@ class SemanticMapper:
             return sample | {"image": _channels_first(crop_image(image, crop)), "height": size[0], "width": size[1]}
 
         if self.with_label:
-            space = self.label_spaces.get(record["dataset"]) or label_space_of(record["dataset"])
-            image, label = reader.read_pair(record, space, self.image_format)
+            pixels, sem_seg, size = self._read_crop(record)
         else:
-            image, label = reader.read_image(record["file_name"], self.image_format), None
-        size = image.shape[:2]
+            image = reader.read_image(record["file_name"], self.image_format)
+            size, sem_seg = image.shape[:2], None
+            pixels = crop_image(image, self._draw_crop(size))
+        height, width = self._padded_size(pixels.shape[:2])
         sample |= {"height": size[0], "width": size[1]}
-        crop, sem_seg = self._draw_crop(size, label)
-        pixels = crop_image(image, crop)
         if self.color_jitter:
             pixels = ssd_colors(pixels, rgb=self.image_format == "RGB")
         mirrored = self.horizontal_flip and np.random.rand() < 0.5
-        height, width = self._padded_size(crop)
         sample["image"] = _channels_first(pixels, mirrored, (height, width), PAD_VALUE)
         if sem_seg is not None:
             sample["sem_seg"] = _channels_first(sem_seg[..., None], mirrored, (height, width), IGNORE)[0]
         return sample
 
+    def _read_crop(self, record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+        """Pixels and labels of a random crop, and the size of the file; large JPEG files are only decoded in part."""
+        space = self.label_spaces.get(record["dataset"]) or label_space_of(record["dataset"])
+        label = reader.read_label(record["sem_seg_file_name"], space)
+        size = label.shape[:2]
+        crop = self._draw_crop(size, label)
+        sem_seg = crop_label(label, crop)
+        if crop.reduction > 1:
+            reduced = _read_reduced(record["file_name"], self.image_format, size, crop.reduction)
+            if reduced is not None:
+                return crop_image(reduced, crop, crop.reduction), sem_seg, size
+        image = reader.read_image(record["file_name"], self.image_format)
+        if image.shape[:2] != size:  # lies on its side, or does not belong to the label
+            image, _ = reader.read_pair(record, space, self.image_format)
+        return crop_image(image, crop), sem_seg, size
+
     def _resized(self, size: tuple[int, int], min_size: int) -> tuple[int, int]:
         return ResizeShortestEdge.get_output_shape(*size, min_size, self.max_size) if min_size else size
 
-    def _draw_crop(self, size: tuple[int, int], label: np.ndarray | None) -> tuple[Crop, np.ndarray | None]:
+    def _draw_crop(self, size: tuple[int, int], label: np.ndarray | None = None) -> Crop:
         if self.min_size_sampling == "range":
             min_size = int(np.random.randint(self.min_sizes[0], self.min_sizes[1] + 1))
         else:
             min_size = int(np.random.choice(self.min_sizes))
         resized = self._resized(size, min_size)
         if self.crop_size is None:
-            crop = _whole(size, resized)
-            return crop, None if label is None else crop_label(label, crop)
+            return _whole(size, resized)
         height, width = min(self.crop_size[0], resized[0]), min(self.crop_size[1], resized[1])
-        constrained = label is not None and self.single_category_max_area < 1
-        for _ in range(CROP_ATTEMPTS if constrained else 1):
+        for _ in range(CROP_ATTEMPTS):
             top = int(np.random.randint(resized[0] - height + 1))
             left = int(np.random.randint(resized[1] - width + 1))
             crop = Crop(size, resized, top, left, height, width)
-            sem_seg = None if label is None else crop_label(label, crop)
-            if constrained and _is_varied(sem_seg, self.single_category_max_area):
+            if label is None or self.single_category_max_area >= 1:
                 break
-        return crop, sem_seg
+            if _is_varied(crop_label(label, crop), self.single_category_max_area):
+                break
+        return crop
 
-    def _padded_size(self, crop: Crop) -> tuple[int, int]:
-        height, width = self.crop_size or (crop.height, crop.width)
+    def _padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        height, width = self.crop_size or size
         step = max(self.size_divisibility, 1)
         return -(-height // step) * step, -(-width // step) * step
+
+
+def _read_reduced(path: str, image_format: ChannelOrder, size: tuple[int, int], reduction: int) -> np.ndarray | None:
+    """A JPEG of ``size`` at 1 / ``reduction`` of it, or None for any other file, whole or not."""
+    data = Path(path).read_bytes() if os.path.isfile(path) else b""
+    if not data.startswith(reader.JPEG) or b"\xff\xd9" not in data[-64:]:
+        return None
+    flags = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}[reduction]
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None or image.shape[:2] != (-(-size[0] // reduction), -(-size[1] // reduction)):
+        return None
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image_format == "RGB" else image
 
 
 def _whole(size: tuple[int, int], resized: tuple[int, int]) -> Crop:
@@ -173,7 +202,7 @@ def _whole(size: tuple[int, int], resized: tuple[int, int]) -> Crop:
 def _is_varied(sem_seg: np.ndarray, max_area: float) -> bool:
     """Whether at least two classes occur and none fills ``max_area`` of the labelled pixels or more."""
     counts = np.bincount(sem_seg.ravel(), minlength=IGNORE + 1)[:IGNORE]
-    return np.count_nonzero(counts) > 1 and counts.max() < counts.sum() * max_area
+    return bool(np.count_nonzero(counts) > 1 and counts.max() < counts.sum() * max_area)
 
 
 def _channels_first(

@@ -97,6 +97,7 @@ class SlidingWindow(SinglePass):
                     total, count = part.new_zeros(len(part), height, width), part.new_zeros(height, width)
                 total[:, rows, columns] += part
                 count[rows, columns] += 1
+        assert total is not None  # there is always a window
         return total.div_(count)
 
 
@@ -131,6 +132,7 @@ class MultiScaleFlip(SinglePass):
                 part = self._ask(view.flip(-1) if mirrored else view, size)
                 part = part.flip(-1) if mirrored else part
                 total = part.clone() if total is None else total.add_(part)
+        assert total is not None  # there is always a scale
         return total.div_(len(self.min_sizes) * (1 + self.flip))
 
 

@@ -43,14 +43,14 @@ def labels_at_size(scores: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (H, W) uint8; the first class where several are best.
     """
-    best, labels = None, torch.zeros(size, dtype=torch.uint8, device=scores.device)
+    labels = torch.zeros(size, dtype=torch.uint8, device=scores.device)
+    best = torch.full(size, -torch.inf, dtype=scores.dtype, device=scores.device)
     for index, plane in enumerate(scores):
-        candidate = F.interpolate(plane[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-        if best is None:
-            best = candidate.clone()  # interpolation to the same size may return its input
-            continue
-        labels.masked_fill_(candidate > best, index)
-        torch.maximum(best, candidate, out=best)
+        if plane.shape != labels.shape:
+            plane = F.interpolate(plane[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+        better = (plane > best).view(torch.uint8)
+        torch.maximum(labels, better.mul_(index), out=labels)  # later classes have larger ids; far faster than filling
+        torch.maximum(best, plane, out=best)
     return labels
 
 

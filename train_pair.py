@@ -13,10 +13,9 @@ import sys
 from pathlib import Path
 
 from detectron2.engine import launch
-from detectron2.utils.logger import setup_logger
 
 from tmt_d2.config import METHODS
-from tmt_d2.engine.cli import one_line_errors
+from tmt_d2.engine.cli import log_to_screen, one_line_errors
 from tmt_d2.engine.pair import results_table, run_pair, run_stage_here
 
 
@@ -34,7 +33,7 @@ def parser():
 
 def main():
     args = parser().parse_args()
-    setup_logger(name="tmt_d2")
+    log_to_screen()
 
     def run(cfg):
         launch(run_stage_here, args.num_gpus, dist_url="auto", args=(cfg,))

@@ -60,7 +60,7 @@ class TMTCheckpointer(DetectionCheckpointer):
         """
         self._loading = path
         if path and "://" not in path and not Path(path).is_file():
-            raise FileNotFoundError(f"checkpoint {path} does not exist (MODEL.WEIGHTS)")
+            raise FileNotFoundError(f"checkpoint {path} does not exist")
         return super().load(path, checkpointables)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -68,7 +68,14 @@ class TMTCheckpointer(DetectionCheckpointer):
             if filename.endswith(".pkl"):
                 return _read_pickle(filename)
             return super()._load_file(filename)
-        except (pickle.UnpicklingError, EOFError, RuntimeError, zipfile.BadZipFile, UnicodeDecodeError, KeyError) as error:
+        except (
+            pickle.UnpicklingError,
+            EOFError,
+            RuntimeError,
+            zipfile.BadZipFile,
+            UnicodeDecodeError,
+            KeyError,
+        ) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(f"checkpoint {filename} is damaged or holds more than arrays: {reason}") from error
 
@@ -86,7 +93,9 @@ class TMTCheckpointer(DetectionCheckpointer):
         elif not self.require_estimator:
             self.logger.info("%s holds no segmentation head: only the backbone is initialised from it", self._loading)
             incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name.startswith("backbone.")]
-        if self.require_estimator and any(n.startswith(f"{ESTIMATOR}discriminators.") for n in incompatible.missing_keys):
+        if self.require_estimator and any(
+            n.startswith(f"{ESTIMATOR}discriminators.") for n in incompatible.missing_keys
+        ):
             raise ValueError(
                 f"checkpoint {self._loading} has no estimator ({ESTIMATOR}discriminators.*): run the estimator stage "
                 "(TRANSFER.STAGE estimator) first and use its model_final.pth"

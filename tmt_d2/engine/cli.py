@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+LOGGERS = ("detectron2", "fvcore", "tmt_d2")
 USER_ERROR = 2  # exit status of a command that was given something it cannot use
 
 
@@ -27,3 +33,27 @@ def one_line_errors() -> Iterator[None]:
             message = " ".join(str(error).split())
         print(f"error: {message}", file=sys.stderr)  # noqa: T201  this is the command's answer
         sys.exit(USER_ERROR)
+
+
+def log_to_screen() -> None:
+    """Detectron2's coloured log lines of the first process, on stdout; calling it again changes nothing."""
+    for name in LOGGERS:
+        setup_logger(distributed_rank=comm.get_rank(), name=name)
+
+
+@contextmanager
+def log_file(folder: str | Path) -> Iterator[None]:
+    """While the block runs, log lines also go to ``folder/log.txt`` (behind ``.rank<i>`` in other processes)."""
+    log_to_screen()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    rank = comm.get_rank()
+    handler = logging.FileHandler(Path(folder) / (f"log.txt.rank{rank}" if rank else "log.txt"))
+    handler.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S"))
+    for name in LOGGERS:
+        logging.getLogger(name).addHandler(handler)
+    try:
+        yield
+    finally:
+        for name in LOGGERS:
+            logging.getLogger(name).removeHandler(handler)
+        handler.close()

@@ -97,7 +97,9 @@ class DiscriminatorTraining(nn.Module):
 
     def _track_error(self, level: int, logits: Tensor, domain: Tensor, exists: Tensor) -> None:
         wrong = (logits > 0) != (domain[:, None, None] == TARGET_DOMAIN)
-        error = torch.stack([wrong[domain == value][exists[domain == value]].float().mean() for value in DOMAINS.values()])
+        error = torch.stack(
+            [wrong[domain == value][exists[domain == value]].float().mean() for value in DOMAINS.values()]
+        )
         self.progress.running_error[level].lerp_(error.mean(), 0.05)
 
 

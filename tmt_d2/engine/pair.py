@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
 from ..config import METHODS, setup_cfg
@@ -21,7 +20,9 @@ from .stages import RESULTS, check_stage, run_stage
 logger = logging.getLogger(__name__)
 
 METRICS = ("mIoU", "fwIoU", "mACC", "pACC")
-STAGE_RECORD = "stage.json"  # written last: {"settings": fingerprint, "seconds": wall time of the sitting that ended it}
+STAGE_RECORD = (
+    "stage.json"  # written last: {"settings": fingerprint, "seconds": wall time of the sitting that ended it}
+)
 
 RunStage = Callable[[CfgNode], Any]
 
@@ -88,9 +89,7 @@ def run_pair(
 
 
 def run_stage_here(cfg: CfgNode) -> None:
-    """Run a stage in this process, its log beside its results."""
-    for logger_name in ("detectron2", "fvcore", "tmt_d2"):
-        setup_logger(cfg.OUTPUT_DIR, name=logger_name)
+    """Run a stage in this process, from its last checkpoint if it has one."""
     run_stage(cfg, resume=True)
 
 
@@ -105,8 +104,6 @@ def _run_missing(name: str, cfg: CfgNode, run: RunStage) -> None:
             )
         logger.info("stage %s: done before, in %s", name, folder)
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(cfg.dump())
     logger.info("stage %s: running, in %s", name, folder)
     start = time.perf_counter()
     run(cfg)

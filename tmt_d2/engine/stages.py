@@ -6,20 +6,21 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 from ..config import check_cfg
 from ..data import register_custom
 from ..data.loaders import build_paired_loader, build_train_loader
 from ..data.mapper import SemanticMapper
-from ..files import write_json
+from ..files import atomic_write, write_json
 from ..modeling.mask_former import TransferableMaskFormer
 from .checkpoint import TMTCheckpointer
+from .cli import log_file
 from .estimator import DiscriminatorTraining, held_out_loader, measure
 from .trainer import StageTrainer, evaluate_model
 
@@ -43,13 +44,20 @@ def run_stage(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> di
     for path in cfg.DATASETS.CUSTOM:
         register_custom(path)
     check_stage(cfg, eval_only)
-    model = build_model(cfg)
-    if cfg.TRANSFER.STAGE == "estimator":
-        results = _run_estimator(cfg, model, resume, eval_only)
-    else:
-        results = _run_training(cfg, model, resume, eval_only)
-    if comm.is_main_process():
-        write_json(Path(cfg.OUTPUT_DIR) / RESULTS[cfg.TRANSFER.STAGE], results)
+    weights = cfg.MODEL.WEIGHTS
+    if weights and "://" not in weights and not Path(weights).is_file():
+        raise FileNotFoundError(f"MODEL.WEIGHTS {weights} does not exist")
+    folder = Path(cfg.OUTPUT_DIR)
+    with log_file(folder):
+        seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+        if comm.is_main_process():
+            with atomic_write(folder / "config.yaml", "w") as file:
+                file.write(cfg.dump())
+        model = build_model(cfg)
+        run = _run_estimator if cfg.TRANSFER.STAGE == "estimator" else _run_training
+        results = run(cfg, model, resume, eval_only)
+        if comm.is_main_process():
+            write_json(folder / RESULTS[cfg.TRANSFER.STAGE], results)
     return results
 
 
@@ -66,7 +74,9 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> None:
         )
     if not cfg.MODEL.WEIGHTS and (stage != "source" or eval_only):
         what = "evaluation" if eval_only else f"stage {stage}"
-        raise ValueError(f"MODEL.WEIGHTS is empty: {what} starts from a checkpoint, e.g. the source stage's model_final.pth")
+        raise ValueError(
+            f"MODEL.WEIGHTS is empty: {what} starts from a checkpoint, e.g. the source stage's model_final.pth"
+        )
     keys = ["TEST"] if eval_only else ["TRAIN", "TEST"]
     if stage == "estimator":
         keys += ["SOURCE_TEST"] if eval_only else ["SOURCE_TRAIN", "SOURCE_TEST"]
@@ -76,7 +86,9 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> None:
             raise ValueError(f"DATASETS.{key} is empty: name at least one registered split")
         for name in names:
             if name not in DatasetCatalog.list():
-                raise ValueError(f"DATASETS.{key} names {name!r}, which is not registered: check the spelling or DATASETS.CUSTOM")
+                raise ValueError(
+                    f"DATASETS.{key} names {name!r}, which is not registered: check the spelling or DATASETS.CUSTOM"
+                )
             DatasetCatalog.get(name)  # a missing root or file speaks up now, not at the first evaluation
 
 

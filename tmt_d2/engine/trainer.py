@@ -101,7 +101,7 @@ def evaluate_model(cfg: CfgNode, model: nn.Module) -> dict[str, dict[str, float]
         loader = build_detection_test_loader(
             cfg, name, mapper=SemanticMapper(cfg, is_train=False), num_workers=cfg.DATALOADER.NUM_WORKERS
         )
-        results[name] = evaluate_split(model, loader, SemanticEvaluator(name, f"{cfg.OUTPUT_DIR}/inference/{name}")).get(
-            "sem_seg", {}
-        )
+        results[name] = evaluate_split(
+            model, loader, SemanticEvaluator(name, f"{cfg.OUTPUT_DIR}/inference/{name}")
+        ).get("sem_seg", {})
     return results

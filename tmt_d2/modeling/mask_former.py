@@ -107,6 +107,13 @@ class MaskFormer(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
+    def train(self, mode: bool = True) -> MaskFormer:
+        super().train(mode)
+        for part in (self.backbone, self.sem_seg_head.pixel_decoder):
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()  # frozen means its normalisation statistics too
+        return self
+
     def forward(self, batched_inputs: Sequence[Record]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """
         Args:
@@ -282,7 +289,7 @@ class TransferableMaskFormer(MaskFormer):
         self, results: list[dict[str, Any]], transferability: list[LevelTransferability] | None, images: ImageList
     ) -> None:
         if self.output_transferability and transferability is not None:
-            for index, (result, size) in enumerate(zip(results, images.image_sizes)):
+            for index, result in enumerate(results):
                 result["transferability"] = [level.map_of(index) for level in transferability]
 
 

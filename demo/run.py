@@ -1,0 +1,43 @@
+"""The main job on embedded scenes: source model -> estimator -> fine-tuning -> evaluation -> pictures.
+
+    python -m demo.run --output output/demo          about ten minutes on two CPU cores (this is `make demo`)
+    python -m demo.run --output output/demo-short --short   the same path in about a minute; its figures mean nothing
+
+Everything is written below --output: data/ (the scenes), one folder per stage, pictures/, results.json. The same
+command again goes on where an interrupted one stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from datasets.render import render
+from tmt_d2.engine.cli import log_to_screen, one_line_errors
+from tmt_d2.engine.pair import results_table, run_pair
+
+SOURCE, TARGET = "cityscapes", "bdd100k"
+CONFIGS = Path(__file__).parents[1] / "configs" / "tiny"
+SHORT = ("SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2")
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--output", type=Path, required=True, help="folder for everything that is written")
+    arguments.add_argument("--short", action="store_true", help="few images and iterations: does every part run?")
+    args = arguments.parse_args()
+    log_to_screen()
+
+    data = args.output.resolve() / "data"
+    os.environ["DETECTRON2_DATASETS"] = str(data)
+    render(data, [SOURCE, TARGET], train=16 if args.short else 160, val=4 if args.short else 40)
+    results = run_pair(CONFIGS, SOURCE, TARGET, ["full", "tmt"], args.output, SHORT if args.short else ())
+    print(results_table(results))
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
+    sys.exit(0)

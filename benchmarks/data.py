@@ -74,8 +74,8 @@ class ResizeThenCrop:
         image, label = reader.read_pair(record, MAPILLARY_A)
         inputs = T.AugInput(image, sem_seg=label)
         self.augmentations(inputs)
-        pixels = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
-        sem_seg = torch.from_numpy(np.ascontiguousarray(inputs.sem_seg))
+        pixels = torch.from_numpy(np.array(inputs.image.transpose(2, 0, 1), order="C"))
+        sem_seg = torch.from_numpy(np.array(inputs.sem_seg, order="C"))
         pad = (0, CROP[1] - pixels.shape[2], 0, CROP[0] - pixels.shape[1])
         return {"image": F.pad(pixels, pad, value=128), "sem_seg": F.pad(sem_seg, pad, value=255)}
 

@@ -1,0 +1,306 @@
+"""The whole tiny models: what TMT shares with Mask2Former, where it differs, and what padding may not do."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_records
+from torch import Tensor, nn
+
+from tmt_d2.modeling.mask_former import semantic_scores, valid_positions
+from tmt_d2.transferability.estimator import fill_frozen_encoder
+
+Build = Callable[..., nn.Module]
+Records = list[dict[str, Any]]
+
+
+def plain_twin(model: nn.Module, build_tiny: Build, **changes: Any) -> nn.Module:
+    """Mask2Former with the weights that ``model`` has besides its estimator."""
+    plain = build_tiny("MaskFormer", **changes)
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("transferability.")}
+    plain.load_state_dict(state)
+    return plain
+
+
+def scores(model: nn.Module, records: Records) -> list[Tensor]:
+    with torch.no_grad():
+        return [result["sem_seg"] for result in model(records)]
+
+
+def equal(left: list[Tensor], right: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def train_step(model: nn.Module, records: Records) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    losses = model.train()(records)
+    sum(losses.values()).backward()
+    return losses
+
+
+@pytest.mark.parametrize("attend_padding", [False, True])
+def test_excluding_nothing_is_mask2former_to_the_last_bit(
+    attend_padding: bool, build_tiny: Build, records: Records
+) -> None:
+    options = {"MODEL__MASK_FORMER__ATTEND_PADDING": attend_padding}
+    model = build_tiny(MODEL__TMT__P_T=0.0, **options)
+    plain = plain_twin(model, build_tiny, **options)
+    assert equal(scores(model, records), scores(plain, records))
+    model.p_t = 0.3
+    assert not equal(scores(model, records), scores(plain, records))
+
+
+def test_excluding_nothing_trains_like_mask2former(build_tiny: Build, records: Records) -> None:
+    model = build_tiny(MODEL__TMT__P_T=0.0)
+    plain = plain_twin(model, build_tiny)
+    found, expected = train_step(model, records), train_step(plain, records)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(parameter.grad, gradients[name]), name
+
+
+def test_transferability_acts_in_training_too(build_tiny: Build, records: Records) -> None:
+    model = build_tiny(MODEL__TMT__P_T=0.5)
+    found, expected = train_step(model, records), train_step(plain_twin(model, build_tiny), records)
+    assert found["loss_ce_0"] == expected["loss_ce_0"]  # the queries before the first layer
+    assert found["loss_ce"] != expected["loss_ce"]
+
+
+def test_without_tma(build_tiny: Build, records: Records) -> None:
+    model = build_tiny(MODEL__TMT__ATTENTION=False, MODEL__TMT__OUTPUT_TRANSFERABILITY=True)
+    assert equal(scores(model, records), scores(plain_twin(model, build_tiny), records))
+    with torch.no_grad():
+        results = model(records)
+    assert [level.shape for level in results[0]["transferability"]] == [(2, 3), (3, 6), (5, 12)]
+    assert [level.shape for level in results[1]["transferability"]] == [(2, 2), (4, 4), (8, 7)]
+
+
+def test_without_acte_is_no_iterations(build_tiny: Build, records: Records) -> None:
+    square = scores(build_tiny(MODEL__TMT__REGIONS="square"), records)
+    assert equal(square, scores(build_tiny(MODEL__TMT__ITERATIONS=0), records))
+    assert not equal(square, scores(build_tiny(), records))
+
+
+def test_transferability_is_given_where_asked(build_tiny: Build, records: Records) -> None:
+    with torch.no_grad():
+        silent = build_tiny()(records)
+        telling = build_tiny(MODEL__TMT__OUTPUT_TRANSFERABILITY=True)(records)
+        plain = build_tiny("MaskFormer", MODEL__TMT__OUTPUT_TRANSFERABILITY=True)(records)
+    assert equal([result["sem_seg"] for result in silent], [result["sem_seg"] for result in telling])
+    assert set(silent[0]) == set(plain[0]) == {"sem_seg"}
+    assert set(telling[0]) == {"sem_seg", "transferability"}
+    for level in telling[0]["transferability"]:
+        assert level.min() >= 0
+        assert level.max() <= 1
+
+
+def test_estimator_gets_no_gradient_and_gives_none(build_tiny: Build, records: Records) -> None:
+    model = build_tiny(MODEL__TMT__P_T=0.3)
+    losses = train_step(model, records)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert len(losses) == 3 * 5
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == name.startswith("transferability."), name
+    images = model.preprocess(records)
+    encoded = model.encode(images)
+    assert encoded.levels[0].requires_grad
+    for level in model.transferability_of(images, encoded):
+        assert not level.logits.requires_grad
+        assert not level.regions.centers.requires_grad
+
+
+@pytest.mark.parametrize("architecture", ["MaskFormer", "TransferableMaskFormer"])
+def test_every_weight_of_the_model_learns_without_a_single_label(architecture: str, build_tiny: Build) -> None:
+    """Distributed training waits for the gradient of every parameter, also where a batch is all ignored."""
+    records = make_records()
+    for record in records:
+        record["sem_seg"].fill_(255)
+    model = build_tiny(architecture)
+    losses = train_step(model, records)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None or name.startswith("transferability."), name
+
+
+def test_losses_are_weighted_once(build_tiny: Build, records: Records) -> None:
+    once = train_step(build_tiny("MaskFormer"), records)
+    twice = train_step(
+        build_tiny(
+            "MaskFormer",
+            MODEL__MASK_FORMER__CLASS_WEIGHT=4.0,
+            MODEL__MASK_FORMER__MASK_WEIGHT=10.0,
+            MODEL__MASK_FORMER__DICE_WEIGHT=10.0,
+        ),
+        records,
+    )
+    for name, loss in once.items():
+        torch.testing.assert_close(twice[name], 2 * loss)
+
+
+def test_labels_of_padding_are_ignored(build_tiny: Build) -> None:
+    """A class of a smaller image must not grow into its padding: all targets keep their number of pixels."""
+    model, records = build_tiny("MaskFormer"), make_records(((37, 91), (64, 50)))
+    seen: list[Any] = []
+    model.criterion.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[1]))
+    train_step(model, records)
+    for record, target in zip(records, seen[0]):
+        assert target["masks"].shape[-2:] == (64, 96)
+        for label, mask in zip(target["labels"], target["masks"]):
+            assert mask.sum() == (record["sem_seg"] == label).sum()
+
+
+def test_mixed_precision_step_is_finite(build_tiny: Build, records: Records) -> None:
+    model = build_tiny()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model.train()(records)
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_source_features_stay_those_of_the_source(build_tiny: Build, records: Records) -> None:
+    model, live = build_tiny(MODEL__TMT__FEATURES="source"), build_tiny()
+    state = {name: value.clone() for name, value in fill_frozen_encoder(live.state_dict()).items()}
+    model.load_state_dict(state)
+    assert equal(scores(model, records), scores(live, records))  # both are still the source model
+
+    images = model.preprocess(records)
+    with torch.no_grad():
+        before = model.transferability_of(images, model.encode(images))
+        for part in (model, live):
+            part.backbone.stem.conv1.weight.mul_(-1)  # stands for fine-tuning
+        after = model.transferability_of(images, model.encode(images))
+        moved = live.transferability_of(images, live.encode(images))
+    assert all(torch.equal(left.logits, right.logits) for left, right in zip(before, after))
+    assert not any(torch.equal(left.logits, right.logits) for left, right in zip(before, moved))
+
+    train_step(model, records)
+    frozen = {name for name, parameter in model.transferability.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name in dict(model.transferability.named_parameters()) if "discriminators" not in name}
+    for name, value in model.transferability.state_dict().items():  # batch statistics among them
+        assert torch.equal(value, state[f"transferability.{name}"]), name
+
+
+def test_a_plain_checkpoint_misses_only_the_estimator(build_tiny: Build) -> None:
+    model, plain = build_tiny(), build_tiny("MaskFormer")
+    result = model.load_state_dict(plain.state_dict(), strict=False)
+    assert not result.unexpected_keys
+    assert result.missing_keys
+    assert all(name.startswith("transferability.discriminators.") for name in result.missing_keys)
+
+
+@pytest.mark.parametrize("architecture", ["MaskFormer", "TransferableMaskFormer"])
+@pytest.mark.parametrize("divisibility", [32, 64])
+def test_no_query_attends_to_padding(architecture: str, divisibility: int, build_tiny: Build, records: Records) -> None:
+    model = build_tiny(architecture, MODEL__MASK_FORMER__SIZE_DIVISIBILITY=divisibility)
+    seen = model.inspect(records)
+    padded = {32: (64, 96), 64: (64, 128)}[divisibility]
+    assert seen["images"].tensor.shape[-2:] == padded
+    assert len(seen["layers"]) == 4
+    for layer in seen["layers"]:
+        stride = 32 >> layer.level
+        assert layer.allowed.shape[-2:] == (padded[0] // stride, padded[1] // stride)
+        paddings = []
+        for index, (height, width) in enumerate(seen["images"].image_sizes):
+            padding = torch.ones(layer.allowed.shape[-2:], dtype=torch.bool)
+            padding[: -(-height // stride), : -(-width // stride)] = False
+            paddings.append(padding)
+            assert not layer.allowed[index, :, padding].any()
+            assert (layer.attention[index][..., padding] == 0).all()
+        assert torch.stack(paddings).any()
+        assert layer.allowed.flatten(2).any(-1).all()
+        torch.testing.assert_close(layer.attention.sum((3, 4)), torch.ones(layer.attention.shape[:3]))
+
+
+def test_official_padding_is_attended_to_where_asked(build_tiny: Build, records: Records) -> None:
+    model = build_tiny("MaskFormer", MODEL__MASK_FORMER__ATTEND_PADDING=True)
+    layer = model.inspect(records)["layers"][1]
+    assert layer.allowed[0, :, 3:].any()
+    assert not equal(scores(model, records), scores(plain_twin(model, build_tiny), records))
+
+
+def test_padding_makes_no_difference_to_images_that_need_none(build_tiny: Build) -> None:
+    records = make_records(((64, 96), (64, 96)))
+    strict = build_tiny("MaskFormer")
+    official = plain_twin(strict, build_tiny, MODEL__MASK_FORMER__ATTEND_PADDING=True)
+    assert strict.encode(strict.preprocess(records)).valid is None
+    assert equal(scores(strict, records), scores(official, records))
+
+
+def test_valid_positions_see_at_least_one_pixel(build_tiny: Build, records: Records) -> None:
+    model = build_tiny("MaskFormer")
+    images = model.preprocess(records)
+    levels = [torch.zeros(2, 1, 64 // stride, 96 // stride) for stride in (32, 16, 8)]
+    for level, valid in zip(levels, valid_positions(images, levels)):
+        stride = 64 // level.shape[2]
+        for index, (height, width) in enumerate(images.image_sizes):
+            for y in range(level.shape[2]):
+                for x in range(level.shape[3]):
+                    assert valid[index, y, x] == (y * stride < height and x * stride < width)
+
+
+def test_inspect_tells_what_forward_did(build_tiny: Build, records: Records) -> None:
+    model = build_tiny(MODEL__TMT__P_T=0.3)
+    seen = model.inspect(records)
+    assert equal([result["sem_seg"] for result in seen["results"]], scores(model, records))
+    assert [layer.level for layer in seen["layers"]] == [0, 1, 2, 0]
+    for layer in seen["layers"]:
+        level = seen["transferability"][layer.level]
+        both = layer.predicted & level.attended(0.3)[:, None]
+        everywhere = (layer.predicted == level.valid[:, None]).flatten(2).all(-1)  # also: nothing was predicted
+        obeyed = both.flatten(2).any(-1) & ~everywhere
+        assert obeyed.any()
+        assert torch.equal(layer.allowed[obeyed], both[obeyed])
+        blocked = ~layer.allowed[:, None].expand_as(layer.attention)
+        assert (layer.attention[blocked] == 0).all()
+    plain = plain_twin(model, build_tiny).inspect(records)
+    assert plain["transferability"] is None
+    with pytest.raises(ValueError, match=r"inspect\(\) looks at evaluation: call model.eval\(\) first"):
+        model.train().inspect(records)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_outputs_have_the_wanted_size(before: bool, build_tiny: Build, records: Records) -> None:
+    option = {"MODEL__MASK_FORMER__TEST__SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": before}
+    model = build_tiny("MaskFormer", **option)
+    records[0].update(height=80, width=111)
+    del records[1]["height"], records[1]["width"]
+    found = scores(model, records)
+    assert [tuple(score.shape) for score in found] == [(19, 80, 111), (19, 64, 50)]
+    other = copy.copy(model)
+    other.postprocess_before_inference = not before
+    resized, unchanged = scores(other, records)
+    assert torch.equal(unchanged, found[1])  # no resizing, no difference
+    assert not torch.equal(resized, found[0])
+    torch.testing.assert_close(resized, found[0], atol=0.1, rtol=0.1)
+
+
+def test_semantic_scores_by_hand() -> None:
+    classes = torch.tensor([[0.0, 0.0, 0.0], [2.0, 0.0, 0.0]])  # two classes and "no object"
+    masks = torch.tensor([0.0, 100.0]).view(2, 1, 1)
+    e = torch.tensor(2.0).exp()
+    expected = torch.stack([0.5 / 3 + e / (e + 2), 0.5 / 3 + 1 / (e + 2)]).view(2, 1, 1)
+    torch.testing.assert_close(semantic_scores(classes, masks), expected)
+
+
+def test_batch_of_two_is_two_batches_of_one(build_tiny: Build) -> None:
+    records = make_records(((64, 96), (64, 96)))
+    model = build_tiny()
+    both = scores(model, records)
+    for record, score in zip(records, both):
+        torch.testing.assert_close(scores(model, [record])[0], score, atol=1e-4, rtol=1e-3)
+
+
+def test_configs_that_are_not_built(build_tiny: Build) -> None:
+    with pytest.raises(ValueError, match=r"MODEL.MASK_FORMER.TEST.SEMANTIC_ON is False"):
+        build_tiny("MaskFormer", MODEL__MASK_FORMER__TEST__SEMANTIC_ON=False)
+    with pytest.raises(ValueError, match=r"TRANSFORMER_IN_FEATURE is 'res5': .*'multi_scale_pixel_decoder'"):
+        build_tiny("MaskFormer", MODEL__MASK_FORMER__TRANSFORMER_IN_FEATURE="res5")
+    with pytest.raises(ValueError, match=r"MODEL.SEM_SEG_HEAD: IN_FEATURES .* half the finest stride"):
+        build_tiny("MaskFormer", MODEL__SEM_SEG_HEAD__IN_FEATURES=["res3", "res4", "res5"])

@@ -8,8 +8,12 @@ For each image NAME.* the output folder receives
 
     NAME_prediction.png         image and prediction; for a registered split also ground truth and errors
     NAME_transferability.png    per level: T on a fixed scale, T by rank, what is excluded, the regions of ACTE
-    NAME_query07_car.png        per decoder layer: predicted mask, mask AND transferability, attention
+    NAME_query07_car_*.png      per decoder layer: predicted mask, mask AND transferability, attention; * says how the
+                                query was chosen: class, pixel-X-Y, rank-1, or nothing where by number
     NAME.json                   with --json: the numbers behind the pictures
+
+and with --statistics SPLIT, over all images of a registered split: which classes transferability excludes, and how
+often it leaves a query with nothing, as a table, statistics_SPLIT.json and statistics_SPLIT.png.
 
 Files of these names are overwritten, other files in the folder are left alone. Plain Mask2Former models (MaskFormer)
 have no transferability pictures. Levels, layers, heads and queries are numbered from 0, as in the state dict.
@@ -18,8 +22,8 @@ have no transferability pictures. Levels, layers, heads and queries are numbered
 from __future__ import annotations
 
 import argparse
+import json
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +35,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from tmt_d2 import setup_cfg
 from tmt_d2.data import register_custom
@@ -43,16 +48,20 @@ from tmt_d2.files import write_json
 from tmt_d2.modeling.mask_former import MaskFormer, TransferableMaskFormer
 from tmt_d2.visualization import (
     AttentionReport,
-    Selection,
+    Wanted,
     attention_report,
+    collect,
     prediction_figure,
     query_figure,
     save,
+    statistics_figure,
+    table,
     transferability_figure,
 )
 from tmt_d2.visualization.overlays import resized
 
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+DEFAULT_TOP = 3
 LONGEST = 2048  # larger images are shown, and segmented, at this length of the longer side
 
 
@@ -65,6 +74,10 @@ class Loaded:
     weights: str
     model: MaskFormer
     mapper: SemanticMapper
+
+    @property
+    def file_name(self) -> str:
+        return self.name.replace("/", "-")
 
 
 @dataclass
@@ -134,11 +147,13 @@ def find_pictures(given: str, limit: int | None) -> list[Picture]:
         # Two images that differ in folder or suffix only must not share their files.
         name = file.stem if stems[file.stem] == 1 else f"{file.parent.name}_{file.name}"
         pictures.append(Picture(name, record))
+    if len({picture.name for picture in pictures}) < len(pictures):
+        raise ValueError(f"{given}: some images differ in their folders only, and their pictures would share a name")
     return pictures
 
 
 def report_image(
-    loaded: Loaded, record: dict[str, Any], selection: Selection, layers: Sequence[int] | None
+    loaded: Loaded, record: dict[str, Any], wanted: Sequence[Wanted], top: int, layers: Sequence[int] | None
 ) -> AttentionReport:
     """One image through one model, at the size of the file or smaller."""
     picture = read_image(record["file_name"], "RGB")
@@ -153,7 +168,8 @@ def report_image(
         loaded.model,
         loaded.mapper(record),
         resized(picture, size),
-        selection=selection,
+        wanted=[_scaled(item, picture.shape[:2], size) for item in wanted],
+        top=top,
         layers=layers,
         truth=truth,
         name=loaded.name,
@@ -166,11 +182,11 @@ def shown_size(size: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def counterpart(report: AttentionReport, selection: Selection) -> Selection:
-    """What to look at in the second model: the same numbers or pixels, else the same classes."""
-    if selection.queries or selection.pixels:
-        return Selection(queries=selection.queries, pixels=selection.pixels)
-    return Selection(classes=[query.name for query in report.queries])
+def _scaled(item: Wanted, size: tuple[int, int], shown: tuple[int, int]) -> Wanted:
+    """A pixel of the file as one of the picture that is shown."""
+    if not isinstance(item, tuple) or size == shown:
+        return item
+    return item[0] * shown[1] // size[1], item[1] * shown[0] // size[0]
 
 
 def figures(reports: Sequence[AttentionReport], name: str, heads: Sequence[int]) -> Iterator[tuple[str, Figure]]:
@@ -178,32 +194,40 @@ def figures(reports: Sequence[AttentionReport], name: str, heads: Sequence[int])
     yield "prediction", prediction_figure(reports, name)
     for report in reports:
         if report.levels:
-            suffix = "transferability" if len(reports) == 1 else f"transferability_{report.name}"
+            suffix = "transferability" if len(reports) == 1 else f"transferability_{report.name.replace('/', '-')}"
             yield suffix, transferability_figure(report, f"{name}: transferability ({report.name})")
     for queries in zip(*(report.queries for report in reports)):
-        heading = f"{name}: {queries[0].name} (chosen by {queries[0].reason})"
-        label = re.sub(r"\W+", "-", queries[0].name)
-        yield f"query{queries[0].query:02d}_{label}", query_figure(reports, queries, heading, heads)
+        query, reason = queries[0].choice.query, queries[0].choice.reason
+        heading = f"{name}: {queries[0].name}, query {query} (chosen by {reason})"
+        file = f"query{query:02d}_{queries[0].name}" + ("" if reason == "number" else f"_{reason}")
+        yield file.replace(" ", "-"), query_figure(reports, queries, heading, heads)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     logging.getLogger("fvcore.common.checkpoint").setLevel(logging.WARNING)
     opts = args.opts[1:] if args.opts[:1] == ["--"] else args.opts
+    if not (args.input or args.statistics):
+        raise ValueError("nothing to show: give --input, --statistics, or both")
     models = [load(args.config_file, args.weights, opts)]
     if args.compare:
         models.append(load(*args.compare))
         if models[0].name == models[1].name:
             for loaded in models:
                 loaded.name = f"{Path(loaded.weights).parent.name}/{Path(loaded.weights).stem}"
-    pictures = find_pictures(args.input, args.limit)
+    pictures = find_pictures(args.input, args.limit) if args.input else []
     output = Path(args.output)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output} is a file, not a folder")
     output.mkdir(parents=True, exist_ok=True)
-    selection = Selection(args.queries, args.classes, args.top, [tuple(pixel) for pixel in args.pixel])
+    wanted: list[Wanted] = [*args.queries, *args.classes, *((x, y) for x, y in args.pixel)]
+    wanted = list(dict.fromkeys(wanted))
+    top = args.top if wanted or args.top else DEFAULT_TOP
     for number, picture in enumerate(pictures, 1):
-        reports = [report_image(models[0], picture.record, selection, args.layers)]
-        for other in models[1:]:
-            reports.append(report_image(other, picture.record, counterpart(reports[0], selection), args.layers))
+        reports = [report_image(models[0], picture.record, wanted, top, args.layers)]
+        for other in models[1:]:  # the same queries or pixels; by confidence, the best query of the same class
+            same = [item.choice.wanted for item in reports[0].queries]
+            reports.append(report_image(other, picture.record, same, 0, args.layers))
         written = []
         for suffix, figure in figures(reports, picture.name, args.heads):
             file = output / f"{picture.name}_{suffix}.{args.format}"
@@ -214,7 +238,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_json(file, _numbers(picture, models, reports))
             written.append(file.name)
         print(f"[{number}/{len(pictures)}] {picture.record['file_name']}: {', '.join(written)}")
+    if args.statistics:
+        for loaded in models:
+            name = f"statistics_{args.statistics}" + (f"_{loaded.file_name}" if len(models) > 1 else "")
+            whole_split(loaded, args.statistics, args.limit, output / f"{name}.{args.format}")
     print(f"written to {output}")
+
+
+def whole_split(loaded: Loaded, split: str, limit: int | None, plot: Path) -> None:
+    """Statistics over a registered split: a table on stdout, a plot, and a JSON file beside it."""
+    if not isinstance(loaded.model, TransferableMaskFormer):
+        print(f"{loaded.name}: no statistics, a plain Mask2Former has no transferability")
+        return
+    label_space = label_space_of(split)
+    records = DatasetCatalog.get(split)[:limit]
+    items = (
+        (loaded.mapper(record), read_label(record["sem_seg_file_name"], label_space))
+        for record in tqdm(records, desc=split, unit="image")
+    )
+    result = {
+        "split": split,
+        "config_file": loaded.config_file,
+        "weights": loaded.weights,
+        **collect(loaded.model, items),
+    }
+    estimator = Path(loaded.weights).parent / "estimator.json"
+    if estimator.is_file():
+        result["proxy_a_distance"] = json.loads(estimator.read_text(encoding="utf-8"))["proxy_a_distance"]
+    print(f"{split}, {loaded.name}, {result['images']} images\n{table(result)}")
+    write_json(plot.with_suffix(".json"), result)
+    heading = f"What transferability excludes: {split}, {result['images']} images"
+    save(statistics_figure(result, heading), plot)
 
 
 def _numbers(picture: Picture, models: Sequence[Loaded], reports: Sequence[AttentionReport]) -> dict[str, Any]:
@@ -228,14 +282,20 @@ def _numbers(picture: Picture, models: Sequence[Loaded], reports: Sequence[Atten
     }
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} should be a whole number from 1")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = arguments.add_argument
     add("--config-file", required=True, metavar="FILE")
     add("--weights", default="", metavar="FILE", help="checkpoint; default: MODEL.WEIGHTS")
-    add("--input", required=True, help="an image, a folder of images, or a registered split")
+    add("--input", help="an image, a folder of images, or a registered split")
     add("--output", required=True, metavar="FOLDER", help="created if it does not exist")
-    add("--limit", type=int, metavar="N", help="only the first N images")
+    add("--limit", type=_positive, metavar="N", help="only the first N images")
     add("--queries", type=int, nargs="+", default=[], metavar="Q", help="queries by number")
     add("--classes", nargs="+", default=[], metavar="CLASS", help='the most confident query of each, "traffic light"')
     add("--top", type=int, default=0, metavar="K", help="the K most confident queries; 3 where none is chosen")
@@ -245,6 +305,7 @@ def parser() -> argparse.ArgumentParser:
     add("--format", choices=("png", "pdf"), default="png")
     add("--json", action="store_true", help="write the numbers behind the pictures")
     add("--compare", nargs=2, metavar=("CONFIG", "WEIGHTS"), help="a second model to show beside the first")
+    add("--statistics", metavar="SPLIT", help="which classes T excludes, over a registered split")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides for the first model")
     return arguments
 

@@ -3,7 +3,8 @@
 from .figures import prediction_figure, query_figure, transferability_figure
 from .grid import Grid
 from .panels import Panel, Row, Scale, draw, save, to_array
-from .report import AttentionReport, Selection, attention_report
+from .report import AttentionReport, Wanted, attention_report
+from .statistics import collect, statistics_figure, table
 
 __all__ = [
     "AttentionReport",
@@ -11,12 +12,15 @@ __all__ = [
     "Panel",
     "Row",
     "Scale",
-    "Selection",
+    "Wanted",
     "attention_report",
+    "collect",
     "draw",
     "prediction_figure",
     "query_figure",
     "save",
+    "statistics_figure",
+    "table",
     "to_array",
     "transferability_figure",
 ]

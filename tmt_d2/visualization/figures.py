@@ -23,6 +23,7 @@ from .overlays import (
     label_overlay,
     mask_overlay,
     outlined,
+    removed_overlay,
     resized,
 )
 from .panels import Panel, Row, Scale, draw
@@ -64,7 +65,7 @@ def transferability_figure(report: AttentionReport, heading: str) -> Figure:
     """Per level: T on the one scale of all figures, T by rank within the image, what is excluded, and the regions."""
     picture = drawn(report.picture)
     rows = [_level_row(picture, level, report.p_t) for level in report.levels]
-    legend = [("may be attended to", KEPT), ("excluded: highest T", REMOVED)] if report.p_t is not None else []
+    legend = [("excluded from attention: highest T", REMOVED)] if report.p_t is not None else []
     return draw(rows, heading, legend)
 
 
@@ -81,13 +82,14 @@ def query_figure(
     top: list[Panel | None] = []
     columns: list[list[list[Panel | None]]] = []
     for report, query in zip(reports, queries):
-        layers = [_layer_panels(picture, layer, report.p_t is not None, heads) for layer in query.layers]
+        of = "" if len(reports) == 1 else f" ({report.name})"
+        layers = [_layer_panels(picture, layer, of, report.p_t is not None, heads) for layer in query.layers]
         mask = resized(query.mask.astype(np.uint8), size) > 0
         summary: list[Panel | None] = [
             Panel(
                 mask_overlay(picture, mask),
                 _named("final mask", report, reports),
-                f"query {query.query}: {query.name} {_percent(query.confidence)}, {_percent(query.mask.mean())} of the image",
+                f"query {query.choice.query}: {query.name} {_percent(query.confidence)}, {_percent(query.mask.mean())} of the image",
             ),
             Panel(
                 label_overlay(picture, resized(report.prediction, size)),
@@ -147,7 +149,7 @@ def _level_row(picture: np.ndarray, level: LevelReport, p_t: float | None) -> Ro
         excluded = grid.to_picture(level.excluded, size)
         panels.append(
             Panel(
-                mask_overlay(picture, ~excluded, excluded),
+                removed_overlay(picture, excluded),
                 f"excluded from attention, p_T = {p_t:g}",
                 f"{int(level.excluded.sum())} of {t.size} positions",
             )
@@ -161,26 +163,35 @@ def _level_row(picture: np.ndarray, level: LevelReport, p_t: float | None) -> Ro
     return Row(panels, f"stride {grid.stride}")
 
 
-def _layer_panels(picture: np.ndarray, layer: LayerReport, has_t: bool, heads: Sequence[int]) -> list[Panel | None]:
+def _layer_panels(
+    picture: np.ndarray, layer: LayerReport, of: str, has_t: bool, heads: Sequence[int]
+) -> list[Panel | None]:
     size, grid = picture.shape[:2], layer.grid
     note = f"{int(layer.predicted.sum())} of {layer.predicted.size} positions"
+    predicted = np.zeros_like(layer.predicted) if layer.mask_empty else layer.predicted
+    count = f"{int(predicted.sum())} of {predicted.size} positions"
     panels: list[Panel | None] = [
         Panel(
-            mask_overlay(picture, grid.to_picture(layer.predicted, size)),
-            "predicted mask M",
-            "empty: taken as everywhere" if layer.mask_empty else note,
+            mask_overlay(picture, grid.to_picture(predicted, size)),
+            f"predicted mask M{of}",
+            "empty: every position is attended to" if layer.mask_empty else count,
         )
     ]
     if has_t:
-        kept = f"{int(layer.allowed.sum())} left, {int(layer.removed.sum())} removed"
+        if layer.mask_empty:
+            note = "M is empty: every position is attended to"
+        elif layer.left_with_nothing:
+            note = "T leaves nothing: M alone is obeyed"
+        else:
+            note = f"{int(layer.allowed.sum())} of {int(predicted.sum())} left, {int(layer.removed.sum())} excluded"
         panels.append(
             Panel(
                 mask_overlay(picture, grid.to_picture(layer.allowed, size), grid.to_picture(layer.removed, size)),
-                "mask AND transferability",
-                "nothing was left: the mask alone is obeyed" if layer.left_with_nothing else kept,
+                f"M AND transferable{of}",
+                note,
             )
         )
-    weights = [("mean of all heads", layer.attention.mean(0))]
+    weights = [("mean of heads", layer.attention.mean(0))]
     for head in heads:
         if not 0 <= head < len(layer.attention):
             raise ValueError(f"head {head} does not exist: the decoder has heads 0 to {len(layer.attention) - 1}")
@@ -190,7 +201,7 @@ def _layer_panels(picture: np.ndarray, layer: LayerReport, has_t: bool, heads: S
         panels.append(
             Panel(
                 heat_overlay(picture, grid.to_picture(weight / top, size, smooth=True), ATTENTION_MAP),
-                f"attention, {name}",
+                f"attention, {name}{of}",
                 f"{_percent(float(weight[layer.final_mask].sum()))} of it inside the final mask",
                 Scale(ATTENTION_MAP, "attention weight of a position", [(p, f"{p * top:.2g}") for p, _ in UNIT]),
             )
@@ -199,7 +210,7 @@ def _layer_panels(picture: np.ndarray, layer: LayerReport, has_t: bool, heads: S
 
 
 def _named(what: str, report: AttentionReport, reports: Sequence[AttentionReport]) -> str:
-    return what if len(reports) == 1 else f"{what}: {report.name}"
+    return what if len(reports) == 1 else f"{what} ({report.name})"
 
 
 def _percent(share: float) -> str:

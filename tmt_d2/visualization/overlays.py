@@ -34,12 +34,20 @@ def mask_overlay(picture: np.ndarray, mask: np.ndarray, removed: np.ndarray | No
     colours = np.zeros_like(picture)
     colours[mask] = KEPT
     if removed is not None:
-        mask = mask | removed
         colours[removed] = REMOVED
     result = _mix(grey(picture), colours, 0.55)
-    dimmed = _mix(grey(picture), np.zeros_like(picture), 0.55)
-    result[~mask] = dimmed[~mask]
-    return outlined(result, mask.astype(np.uint8), (255, 255, 255))
+    dimmed = _mix(grey(picture), np.zeros_like(picture), 0.45)
+    inside = mask if removed is None else np.logical_or(mask, removed)
+    result[~inside] = dimmed[~inside]
+    return outlined(result, inside.astype(np.uint8), (255, 255, 255))
+
+
+def removed_overlay(picture: np.ndarray, removed: np.ndarray) -> np.ndarray:
+    """removed: (H, W) bool, drawn in ``REMOVED``; the rest of the picture stays as it is."""
+    colours = np.broadcast_to(np.array(REMOVED, np.uint8), picture.shape)
+    result = picture.copy()
+    result[removed] = _mix(grey(picture), colours, 0.6)[removed]
+    return outlined(result, removed.astype(np.uint8), (255, 255, 255))
 
 
 def error_overlay(picture: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -60,12 +68,11 @@ def wrong_pixels(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def outlined(picture: np.ndarray, index: np.ndarray, colour: tuple[int, int, int] = BORDER) -> np.ndarray:
     """Draw the borders between the regions of ``index`` (H, W), 1 pixel wide per 400 pixels of the longer side."""
     borders = np.zeros(index.shape, np.uint8)
-    borders[:, 1:] |= index[:, 1:] != index[:, :-1]
-    borders[1:] |= index[1:] != index[:-1]
+    borders[:, 1:][index[:, 1:] != index[:, :-1]] = 1
+    borders[1:][index[1:] != index[:-1]] = 1
     width = max(1, round(max(index.shape) / 400))
-    borders = cv2.dilate(borders, np.ones((width, width), np.uint8))
     result = picture.copy()
-    result[borders > 0] = colour
+    result[cv2.dilate(borders, np.ones((width, width), np.uint8)) > 0] = colour
     return result
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,7 +23,7 @@ from tmt_d2.files import atomic_write
 DPI = 150
 TEXT, MUTED = "#1b1f24", "#57606a"
 MARGIN, GAP, PANEL_WIDTH = 0.2, 0.18, 3.6
-TITLE, SUBTITLE, BAR, ROW_LABEL, HEADING, LEGEND_LINE = 0.24, 0.19, 0.5, 0.34, 0.42, 0.26
+TITLE, SUBTITLE, BAR, ROW_LABEL, HEADING, LEGEND_LINE = 0.24, 0.19, 0.5, 0.34, 0.42, 0.22
 
 Colour = tuple[int, int, int]
 
@@ -67,7 +68,7 @@ def draw(
     columns = max(len(row.panels) for row in rows)
     left = MARGIN + (ROW_LABEL if any(row.label for row in rows) else 0)
     width = left + columns * PANEL_WIDTH + (columns - 1) * GAP + MARGIN
-    per_line = max(1, int((width - 2 * MARGIN) // 1.35))
+    per_line = max(1, int((width - 2 * MARGIN) // 1.2))
     legend_lines = -(-len(legend) // per_line)
     heights = [_row_height(row) for row in rows]
     top = MARGIN + (HEADING if heading else 0)
@@ -76,8 +77,8 @@ def draw(
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
 
-    def text(x: float, y: float, value: str, **style: object) -> None:
-        figure.text(x / width, 1 - y / height, value, **{"va": "center", "color": TEXT, **style})
+    def text(x: float, y: float, value: str, **style: Any) -> None:
+        figure.text(x / width, 1 - y / height, value, va="center", **{"color": TEXT, **style})
 
     if heading:
         text(MARGIN, MARGIN + 0.08, heading, fontsize=14, fontweight="bold")
@@ -112,7 +113,8 @@ def draw(
         y += row_height + GAP
     if legend:
         handles = [
-            Patch(facecolor=np.array(colour) / 255, edgecolor="#00000040", label=name) for name, colour in legend
+            Patch(facecolor="#{:02x}{:02x}{:02x}".format(*colour), edgecolor="#00000040", label=name)
+            for name, colour in legend
         ]
         figure.legend(
             handles=handles,

@@ -7,8 +7,8 @@ padding. Letters: (h, w) the valid positions of a level, (H, W) the picture, Q q
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,27 +17,24 @@ from torch import Tensor
 
 from tmt_d2.data.label_spaces import CLASSES, IGNORE, TRAIN_ID
 from tmt_d2.evaluation.semantic import labels_at_size
-from tmt_d2.modeling.mask_former import MaskFormer
+from tmt_d2.modeling.mask_former import MaskFormer, TransferableMaskFormer
 from tmt_d2.modeling.mask_logits import MaskLogits, resize_features
 
 from .grid import Grid, Size
 from .overlays import wrong_pixels
 
-DEFAULT_TOP = 3
+# What to look at: a query by its number from 0; a class by name: its most confident query; a pixel (x, y) of the
+# picture: the query that owns it.
+Wanted = int | str | tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Which queries to look at; where all four are empty, the ``DEFAULT_TOP`` most confident ones.
+class Choice(NamedTuple):
+    """A query, the class that it is shown for, what asked for it, and how: number, class, pixel or rank."""
 
-    queries: numbers from 0. classes: names; the most confident query of each. top: how many of the most confident.
-    pixels: (x, y) in the picture; the query that owns each.
-    """
-
-    queries: Sequence[int] = ()
-    classes: Sequence[str] = ()
-    top: int = 0
-    pixels: Sequence[tuple[int, int]] = ()
+    query: int
+    train_id: int
+    wanted: Wanted
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class LayerReport:
 
     def numbers(self) -> dict[str, Any]:
         weights = self.attention.mean(0)
-        positions = int(self.predicted.sum())
+        positions = 0 if self.mask_empty else int(self.predicted.sum())
         return {
             "layer": self.layer,
             "stride": self.grid.stride,
@@ -86,10 +83,9 @@ class LayerReport:
             "mask_positions": positions,
             "allowed_positions": int(self.allowed.sum()),
             "removed_positions": int(self.removed.sum()),
-            "removed_share_of_mask": float(self.removed.sum() / positions),
+            "removed_share_of_mask": float(self.removed.sum() / positions) if positions else None,
             "mask_empty": self.mask_empty,
             "left_with_nothing": self.left_with_nothing,
-            "attention_inside_mask": float(weights[self.predicted].sum()),
             "attention_inside_final_mask": float(weights[self.final_mask].sum()),
             "attention_outside_final_mask": float(weights[~self.final_mask].sum()),
             "attention_maximum": float(weights.max()),
@@ -98,29 +94,26 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class QueryReport:
-    """probabilities: (N,), of the classes; mask: (H, W) bool, the last mask; reason: why this query was chosen;
-    train_id: the class it is shown for, its most probable one unless it was chosen by class."""
+    """probabilities: (N,), of the classes; mask: (H, W) bool, the last mask."""
 
-    query: int
-    train_id: int
+    choice: Choice
     probabilities: np.ndarray
     mask: np.ndarray
-    reason: str
     layers: list[LayerReport]
 
     @property
     def name(self) -> str:
-        return CLASSES[self.train_id]
+        return CLASSES[self.choice.train_id]
 
     @property
     def confidence(self) -> float:
-        return float(self.probabilities[self.train_id])
+        return float(self.probabilities[self.choice.train_id])
 
     def numbers(self) -> dict[str, Any]:
         best = int(self.probabilities.argmax())
         return {
-            "query": self.query,
-            "chosen_by": self.reason,
+            "query": self.choice.query,
+            "chosen_by": self.choice.reason,
             "class": self.name,
             "confidence": self.confidence,
             "most_probable_class": CLASSES[best],
@@ -131,15 +124,16 @@ class QueryReport:
 
 @dataclass(frozen=True)
 class AttentionReport:
-    """picture: (H, W, 3) uint8 RGB; prediction, truth: (H, W) uint8 train ids; levels: [] for plain Mask2Former."""
+    """picture: (H, W, 3) uint8 RGB; prediction, truth: (H, W) uint8 train ids; levels: [] for plain Mask2Former; p_t:
+    None where transferability masks no attention."""
 
     picture: np.ndarray
     prediction: np.ndarray
     truth: np.ndarray | None
     levels: list[LevelReport]
     queries: list[QueryReport]
-    p_t: float | None = None
-    name: str = field(default="model", kw_only=True)
+    p_t: float | None
+    name: str
 
     @property
     def error(self) -> float | None:
@@ -184,7 +178,8 @@ def attention_report(
     record: Mapping[str, Any],
     picture: np.ndarray,
     *,
-    selection: Selection = Selection(),
+    wanted: Sequence[Wanted] = (),
+    top: int = 0,
     layers: Sequence[int] | None = None,
     truth: np.ndarray | None = None,
     name: str = "model",
@@ -195,7 +190,8 @@ def attention_report(
         model: in evaluation mode.
         record: Detectron2's model input, "image" (3, h, w); the picture's size is the size of the output.
         picture: (H, W, 3) uint8 RGB, the same image.
-        selection: the queries to report.
+        wanted: the queries to report, one for each entry.
+        top: besides these, those of the ``top`` most confident queries that are not among them.
         layers: decoder layers, numbered from 0; None = the last three.
         truth: (H, W) uint8 train ids.
 
@@ -206,24 +202,17 @@ def attention_report(
     view = look(model, {**record, "height": size[0], "width": size[1]})
     chosen_layers = _check_layers(layers, len(view.layers))
     prediction = labels_at_size(view.scores, size).cpu().numpy()
-    owners = {
-        pixel: owner(view.probabilities, view.masks_at(pixel, size), int(prediction[pixel[::-1]]))
-        for pixel in _check_pixels(selection.pixels, size)
-    }
-    chosen = choose_queries(view.probabilities, prediction, owners, selection)
     probabilities = view.probabilities.cpu().numpy()
     queries = [
         QueryReport(
-            query,
-            train_id,
-            probabilities[query],
-            _numpy(view.mask(query, size)),
-            reason,
-            [view.layer_report(layer, query) for layer in chosen_layers],
+            choice,
+            probabilities[choice.query],
+            _numpy(view.mask(choice.query, size)),
+            [view.layer_report(layer, choice.query) for layer in chosen_layers],
         )
-        for query, train_id, reason in chosen
+        for choice in choose_queries(view, prediction, wanted, top)
     ]
-    return AttentionReport(picture, prediction, truth, view.levels(), queries, view.p_t, name=name)
+    return AttentionReport(picture, prediction, truth, view.levels(), queries, view.p_t, name)
 
 
 class View:
@@ -237,20 +226,27 @@ class View:
         self.layers = inspected["layers"]
         outputs = inspected["outputs"]
         self._predictions: list[MaskLogits] = [output["pred_masks"] for output in (*outputs["aux_outputs"], outputs)]
-        self.probabilities: Tensor = outputs["pred_logits"][0].softmax(-1)[:, :-1]
+        self._class_logits: Tensor = outputs["pred_logits"][0]
+        self.probabilities: Tensor = self._class_logits.softmax(-1)[:, :-1]
         if self.probabilities.shape[1] != len(CLASSES):
             raise ValueError(
                 f"the model has {self.probabilities.shape[1]} classes (MODEL.SEM_SEG_HEAD.NUM_CLASSES): pictures are made "
                 f"for the {len(CLASSES)} Cityscapes classes"
             )
         self.transferability = inspected["transferability"]
-        masks_attention = self.transferability is not None and model.attention
-        self.p_t: float | None = model.p_t if masks_attention else None
-        predictor = model.sem_seg_head.predictor
-        self._rule, self._threshold = predictor.mask_rule, predictor.lambda_m
+        self.p_t: float | None = None
+        if isinstance(model, TransferableMaskFormer) and model.attention:
+            self.p_t = model.p_t
+        predictor: Any = model.sem_seg_head.predictor
+        self._rule: str = predictor.mask_rule
+        self._threshold: float = predictor.lambda_m
 
     def grid(self, level_size: Sequence[int]) -> Grid:
         return Grid((level_size[0], level_size[1]), self.padded, self.image)
+
+    def has_class(self) -> Tensor:
+        """(Q,) bool: a class is more probable than "no object"."""
+        return self._class_logits.argmax(-1) < self.probabilities.shape[1]
 
     def mask(self, query: int, size: Size) -> Tensor:
         """(*size) bool, the last mask of one query, resized as inference does it."""
@@ -260,7 +256,7 @@ class View:
         logits = logits[:, :, : self.image[0], : self.image[1]]
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0, 0] >= 0
 
-    def masks_at(self, pixel: tuple[int, int], size: Size) -> Tensor:
+    def masks_at(self, pixel: tuple[int, int], size: Sequence[int]) -> Tensor:
         """(Q,) probabilities of the last masks at pixel (x, y) of a picture of ``size``."""
         last = self._predictions[-1]
         x, y = ((pixel[i] + 0.5) * self.image[1 - i] / (size[1 - i] * self.padded[1 - i]) * 2 - 1 for i in (0, 1))
@@ -287,8 +283,9 @@ class View:
     def mask_empty(self, layer: int) -> Tensor:
         """(Q,) bool: the mask that the layer was given has no position."""
         trace = self.layers[layer]
-        predicted = self._masks_at(layer, trace.predicted.shape[-2:])
-        height, width = self.grid(trace.predicted.shape[-2:]).valid
+        grid = self.grid(trace.predicted.shape[-2:])
+        predicted = self._masks_at(layer, grid.level)
+        height, width = grid.valid
         return ~predicted[:, :height, :width].flatten(1).any(1)
 
     def left_with_nothing(self, layer: int) -> Tensor:
@@ -303,7 +300,7 @@ class View:
         trace = self.layers[layer]
         grid = self.grid(trace.predicted.shape[-2:])
         final = self._predictions[-1]
-        final_masks = final.resized(resize_features(final.features, trace.predicted.shape[-2:]))[0, query] >= 0
+        final_masks = final.resized(resize_features(final.features, grid.level))[0, query] >= 0
         return LayerReport(
             layer=layer,
             level=trace.level,
@@ -316,10 +313,10 @@ class View:
             final_mask=grid.crop(_numpy(final_masks)),
         )
 
-    def _masks_at(self, layer: int, size: Sequence[int]) -> Tensor:
+    def _masks_at(self, layer: int, size: Size) -> Tensor:
         """(Q, *size) bool, the mask before layer ``layer`` by the model's mask rule, without any way out."""
         masks = self._predictions[layer]
-        probability = masks.resized(resize_features(masks.features, tuple(size)))[0].sigmoid()
+        probability = masks.resized(resize_features(masks.features, size))[0].sigmoid()
         return probability >= self._threshold if self._rule == "foreground" else probability <= self._threshold
 
 
@@ -328,50 +325,42 @@ def look(model: MaskFormer, record: Mapping[str, Any]) -> View:
     return View(model, model.inspect([record]))
 
 
-def choose_queries(
-    probabilities: Tensor, prediction: np.ndarray, owners: Mapping[tuple[int, int], int], selection: Selection
-) -> list[tuple[int, int, str]]:
-    """The selected queries, each once: (query, train id, reason).
+def choose_queries(view: View, prediction: np.ndarray, wanted: Sequence[Wanted], top: int) -> list[Choice]:
+    """One choice for each entry of ``wanted``, then the others of the ``top`` most confident queries.
+
+    A pixel's owner is the query that adds most to the score of the predicted class there.
 
     Args:
-        probabilities: (Q, N). prediction: (H, W) train ids. owners: the query of each of the selected pixels (x, y).
+        prediction: (H, W) train ids.
     """
-    count = len(probabilities)
-    best = probabilities.max(1)
-    chosen: list[tuple[int, int, str]] = []
-    for query in selection.queries:
-        if not 0 <= query < count:
-            raise ValueError(f"query {query} does not exist: the model has queries 0 to {count - 1}")
-        chosen.append((query, int(best.indices[query]), f"query {query}"))
-    for name in selection.classes:
-        if name not in TRAIN_ID:
-            raise ValueError(f"class {name!r} is not known: choose from {', '.join(CLASSES)}")
-        train_id = TRAIN_ID[name]
-        chosen.append((int(probabilities[:, train_id].argmax()), train_id, f"class {name}"))
-    for (x, y), query in owners.items():
-        chosen.append((query, int(prediction[y, x]), f"pixel {x} {y}"))
-    top = selection.top if chosen or selection.top else min(DEFAULT_TOP, count)
-    if not 0 <= top <= count:
-        raise ValueError(f"the {top} most confident queries were asked for: the model has {count}")
-    for rank, query in enumerate(best.values.argsort(descending=True, stable=True)[:top].tolist(), 1):
-        chosen.append((query, int(best.indices[query]), f"confidence rank {rank}"))
-    first: dict[int, tuple[int, int, str]] = {}
-    for choice in chosen:
-        first.setdefault(choice[0], choice)
-    return list(first.values())
-
-
-def owner(probabilities: Tensor, masks: Tensor, train_id: int) -> int:
-    """The query that adds most to the score of a class: probabilities (Q, N) times masks (Q,) at one pixel."""
-    return int((probabilities[:, train_id] * masks).argmax())
-
-
-def _check_pixels(pixels: Sequence[tuple[int, int]], size: Size) -> Sequence[tuple[int, int]]:
-    height, width = size
-    for x, y in pixels:
-        if not (0 <= x < width and 0 <= y < height):
-            raise ValueError(f"pixel {x} {y} lies outside the image, which is {width} wide and {height} high")
-    return pixels
+    confidence, best = view.probabilities.max(1)
+    chosen = []
+    for item in wanted:
+        if isinstance(item, int):
+            if not 0 <= item < len(best):
+                raise ValueError(f"query {item} does not exist: the model has queries 0 to {len(best) - 1}")
+            chosen.append(Choice(item, int(best[item]), item, "number"))
+        elif isinstance(item, str):
+            if item not in TRAIN_ID:
+                raise ValueError(f"class {item!r} is not known: choose from {', '.join(CLASSES)}")
+            query = int(view.probabilities[:, TRAIN_ID[item]].argmax())
+            chosen.append(Choice(query, TRAIN_ID[item], item, "class"))
+        else:
+            x, y = item
+            height, width = prediction.shape
+            if not (0 <= x < width and 0 <= y < height):
+                raise ValueError(f"pixel {x} {y} lies outside the image, which is {width} wide and {height} high")
+            train_id = int(prediction[y, x])
+            query = int((view.probabilities[:, train_id] * view.masks_at(item, prediction.shape)).argmax())
+            chosen.append(Choice(query, train_id, item, f"pixel {x} {y}"))
+    if not 0 <= top <= len(best):
+        raise ValueError(f"the {top} most confident queries were asked for: the model has {len(best)}")
+    taken = {choice.query for choice in chosen}
+    for rank, query in enumerate(confidence.argsort(descending=True, stable=True)[:top].tolist(), 1):
+        if query not in taken:
+            train_id = int(best[query])
+            chosen.append(Choice(query, train_id, CLASSES[train_id], f"rank {rank}"))
+    return chosen
 
 
 def _check_layers(layers: Sequence[int] | None, count: int) -> list[int]:

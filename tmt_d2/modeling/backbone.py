@@ -1,6 +1,7 @@
 """``D2SwinTransformer``: Detectron2's Swin under the official Mask2Former name, keys and feature names.
 
-Differences from Detectron2's class: features are called res2 ... res5 instead of p0 ... p3.
+Differences from Detectron2's class: features are called res2 ... res5 instead of p0 ... p3, and blocks are left out in
+training (``DROP_PATH_RATE``) without the package ``timm``.
 """
 
 from __future__ import annotations
@@ -11,9 +12,23 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.swin import SwinTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 _FEATURES = ("res2", "res3", "res4", "res5")
+
+
+class DropPath(nn.Module):
+    """Leaves a residual branch out for a share ``rate`` of the images, in training only (arXiv 1603.09382)."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        kept = x.new_empty(len(x), *[1] * (x.dim() - 1)).bernoulli_(1 - self.rate)
+        return x * kept / (1 - self.rate)
 
 
 @BACKBONE_REGISTRY.register()
@@ -26,6 +41,9 @@ class D2SwinTransformer(SwinTransformer, Backbone):
         if unknown:
             raise ValueError(f"MODEL.SWIN.OUT_FEATURES has {', '.join(unknown)}: choose from {', '.join(_FEATURES)}")
         super().__init__(**_arguments(swin, input_shape.channels))
+        blocks = [block for layer in self.layers for block in layer.blocks]
+        for index, block in enumerate(blocks):  # the rate grows linearly with depth
+            block.drop_path = DropPath(swin.DROP_PATH_RATE * index / max(len(blocks) - 1, 1))
         self._out_features = list(swin.OUT_FEATURES)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -58,7 +76,7 @@ def _arguments(swin: CfgNode, in_channels: int) -> dict[str, Any]:
         "qk_scale": swin.QK_SCALE,
         "drop_rate": swin.DROP_RATE,
         "attn_drop_rate": swin.ATTN_DROP_RATE,
-        "drop_path_rate": swin.DROP_PATH_RATE,
+        "drop_path_rate": 0.0,  # set by the caller: Detectron2's own needs timm
         "ape": swin.APE,
         "patch_norm": swin.PATCH_NORM,
         "out_indices": [_FEATURES.index(name) for name in swin.OUT_FEATURES],

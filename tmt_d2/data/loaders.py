@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
-from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
-from detectron2.data.samplers import TrainingSampler
+import torch
+from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset
+
+from ..randomness import derived_seed, seeded
+from .reader import DataError
 
 logger = logging.getLogger(__name__)
 
 SOURCE_DOMAIN = 0  # label of the domain discriminators: E is the probability of the target
 TARGET_DOMAIN = 1
+MAX_REPLACEMENTS = 10  # unreadable records in a row; with 5 % of them this happens once in 10**13 samples
 
 Record = dict[str, Any]
 Mapper = Callable[[Record], Mapping[str, Any]]
@@ -47,18 +54,21 @@ def build_train_loader(
     seed: int | None = None,
     num_workers: int = 0,
 ) -> DataLoader:
-    """Endless shuffled batches of the registered splits ``names``.
+    """Endless shuffled batches of the registered splits ``names``; see ``StepSampler`` for their order.
 
     Args:
         batch_size: images per step over all processes.
         label_fraction: share of the images that may be used (see ``label_subset``).
         subset_seed: chooses them; apart from ``seed``, so that repeated runs share the subset.
-        seed: of the order and, in workers, of the augmentation; None draws one.
+        seed: of the order and of the augmentation; None draws one.
+
+    Raises:
+        ValueError: the processes cannot share ``batch_size`` equally.
     """
     records = get_detection_dataset_dicts(list(names), filter_empty=False)
     chosen = label_subset(records, label_fraction, subset_seed)
     logger.info("%s: %d of %d training images", ", ".join(names), len(chosen), len(records))
-    return _loader(chosen, mapper, TrainingSampler(len(chosen), seed=seed), batch_size, seed, num_workers)
+    return _loader(chosen, mapper, StepSampler([range(len(chosen))], batch_size, seed), num_workers)
 
 
 def build_paired_loader(
@@ -75,12 +85,6 @@ def build_paired_loader(
     Raises:
         ValueError: a process's share of ``batch_size`` is odd.
     """
-    processes = comm.get_world_size()
-    if batch_size % (2 * processes):
-        raise ValueError(
-            f"batch size {batch_size} cannot be half source, half target in each of {processes} process(es): "
-            f"use a multiple of {2 * processes}"
-        )
     sources = [
         r | {"domain": SOURCE_DOMAIN} for r in get_detection_dataset_dicts(list(source_names), filter_empty=False)
     ]
@@ -88,35 +92,112 @@ def build_paired_loader(
         r | {"domain": TARGET_DOMAIN} for r in get_detection_dataset_dicts(list(target_names), filter_empty=False)
     ]
     logger.info("pairs of %d source and %d target images", len(sources), len(targets))
-    sampler = _AlternatingSampler(len(sources), len(targets), seed)
-    return _loader(sources + targets, mapper, sampler, batch_size, seed, num_workers)
+    groups = [range(len(sources)), range(len(sources), len(sources) + len(targets))]
+    return _loader(sources + targets, mapper, StepSampler(groups, batch_size, seed), num_workers)
 
 
-class _AlternatingSampler(Sampler):
-    """Endless source, target, source, ... indices into sources followed by targets; each domain is shuffled alone."""
+class Draw(NamedTuple):
+    """One sample to make: the record's index, the seed of its random draws, and the records it may be replaced by."""
 
-    def __init__(self, sources: int, targets: int, seed: int | None) -> None:
-        self.offset = sources
-        self.sources = TrainingSampler(sources, seed=seed)
-        self.targets = TrainingSampler(targets, seed=seed)
-
-    def __iter__(self) -> Iterator[int]:
-        for source, target in zip(self.sources, self.targets):
-            yield source
-            yield self.offset + target
+    index: int
+    seed: int
+    group: range
 
 
-def _loader(
-    records: list[Record], mapper: Mapper, sampler: Sampler, batch_size: int, seed: int | None, num_workers: int
-) -> DataLoader:
-    return build_detection_train_loader(
-        records,
-        mapper=mapper,
-        sampler=sampler,
-        total_batch_size=batch_size,
-        aspect_ratio_grouping=False,
+class StepSampler:
+    """What this process reads in each step: a function of (seed, step) that no earlier step need be asked for.
+
+    The groups (one, or source and target) alternate within a batch; each is shuffled anew every time round. All
+    processes together read what a single one would.
+
+    Attributes:
+        seed: of the whole run; a resumed run sets it to that of its first sitting.
+        first_step: where iteration starts.
+    """
+
+    def __init__(self, groups: Sequence[range], batch_size: int, seed: int | None) -> None:
+        """
+        Args:
+            groups: indices of the records of each group. batch_size: images per step over all processes.
+        """
+        self.rank, self.processes = comm.get_rank(), comm.get_world_size()
+        multiple = len(groups) * self.processes
+        if batch_size < 1 or batch_size % multiple:
+            what = "be half source, half target in each of" if len(groups) > 1 else "be shared equally by"
+            raise ValueError(
+                f"batch size {batch_size} cannot {what} {self.processes} process(es): use a multiple of {multiple}"
+            )
+        self.groups = groups
+        self.per_group = batch_size // len(groups)
+        self.seed = comm.shared_random_seed() if seed is None else seed
+        self.first_step = 0
+        self._orders: dict[int, tuple[tuple[int, int], np.ndarray]] = {}
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return (self.batch(step) for step in itertools.count(self.first_step))
+
+    def batch(self, step: int) -> list[Draw]:
+        positions = range(step * self.per_group + self.rank, (step + 1) * self.per_group, self.processes)
+        return [self._draw(group, position) for position in positions for group in range(len(self.groups))]
+
+    def _draw(self, group: int, position: int) -> Draw:
+        records = self.groups[group]
+        epoch, place = divmod(position, len(records))
+        known_for, order = self._orders.get(group, (None, None))
+        if known_for != (self.seed, epoch):
+            order = np.random.default_rng((self.seed, group, epoch)).permutation(len(records))
+            self._orders[group] = (self.seed, epoch), order
+        return Draw(records[int(order[place])], derived_seed(self.seed, group, position), records)
+
+
+class MappedRecords(Dataset):
+    """``Draw`` -> the mapped record with its ``seed``. A record that cannot be read is replaced by another one.
+
+    What was replaced stands in the sample's ``bad_samples``, {file name: reason}; the trainer counts them.
+    """
+
+    def __init__(self, records: list[Record], mapper: Mapper) -> None:
+        self.records = DatasetFromList(records, copy=False)  # packed: workers share its memory
+        self.mapper = mapper
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, draw: Draw) -> Record:
+        bad: dict[str, str] = {}
+        index = draw.index
+        for attempt in range(MAX_REPLACEMENTS):
+            record = self.records[index]
+            try:
+                with seeded(draw.seed, attempt):
+                    sample = dict(self.mapper(record))
+            except (DataError, OSError, cv2.error) as error:
+                bad[str(record["file_name"])] = " ".join(str(error).split())
+                index = draw.group[derived_seed(draw.seed, attempt, 1) % len(draw.group)]
+            else:
+                return sample | {"seed": draw.seed} | ({"bad_samples": bad} if bad else {})
+        raise DataError(
+            f"{MAX_REPLACEMENTS} training images in a row cannot be used; the first: {next(iter(bad.values()))}"
+        )
+
+
+def _loader(records: list[Record], mapper: Mapper, sampler: StepSampler, num_workers: int) -> DataLoader:
+    return DataLoader(
+        MappedRecords(records, mapper),
+        batch_sampler=sampler,
         num_workers=num_workers,
+        collate_fn=_as_list,
+        worker_init_fn=_ignore_stop_signals,
+        generator=torch.Generator(),  # else starting to read would draw from the global one
         persistent_workers=num_workers > 0,
-        # The order is shared by all processes; the augmentation must not be.
-        seed=None if seed is None else seed + 1_000_003 * comm.get_rank(),
     )
+
+
+def _as_list(samples: list[Record]) -> list[Record]:
+    return samples
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """A signal to the whole process group asks the trainer to stop, which still needs its workers until then."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

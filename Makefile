@@ -18,7 +18,7 @@ $(READY): setup.py requirements/detectron2.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "tmt_d2 needs Python >= 3.10, $(PYTHON) is %d.%d; try: make setup PYTHON=python3.11" % sys.version_info[:2])'
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -q --disable-pip-version-check torch torchvision
-	$(RUN) -m pip install -q --disable-pip-version-check -e '.[dev]'
+	$(RUN) -m pip install -q --disable-pip-version-check -e '.[dev,cpu]'
 	cd / && $(abspath $(RUN)) -c 'import detectron2' 2>/dev/null || $(abspath $(RUN)) -m pip install -q --disable-pip-version-check \
 		--no-deps --only-binary=:all: --python-version 3.10 --require-hashes -r $(abspath requirements/detectron2.txt) \
 		--target "$$($(abspath $(RUN)) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"

@@ -1,10 +1,13 @@
-"""Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159), in PyTorch.
+"""Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159): one function, three implementations of it.
 
 Letters: B images, S = sum of H*W over L levels, M heads, D channels of a head, Q queries, P points.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+import logging
 import math
 from collections.abc import Sequence
 
@@ -12,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-BACKENDS = ("auto", "torch", "triton")
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "torch", "numba", "triton")
 
 
 def ms_deform_attn(
@@ -30,28 +35,95 @@ def ms_deform_attn(
         sampling_locations: (B, Q, M, L, P, 2) float, (x, y), 0 and 1 at the outer edges of a level; the value
             outside of a level is 0.
         attention_weights: (B, Q, M, L, P) float, usually summing to 1 over L and P.
-        backend: "torch", "triton", or "auto" for the fastest that is available for ``value``'s device.
+        backend: "torch" (any device), "numba" (CPU) or "triton" (NVIDIA GPUs, by the library ``deformops``), or
+            "auto": the fastest that is installed for ``value``'s device.
 
     Returns:
         (B, Q, M * D)
+
+    Raises:
+        ValueError: shapes that do not fit together, or an unknown backend.
+        ImportError: a backend that is asked for by name and not installed.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}")
-    B, S, M, D = value.shape
     shapes = [(int(h), int(w)) for h, w in spatial_shapes]
-    if sum(h * w for h, w in shapes) != S:
-        raise ValueError(f"value has {S} positions, spatial_shapes {shapes} have {sum(h * w for h, w in shapes)}")
+    if sum(h * w for h, w in shapes) != value.shape[1]:
+        raise ValueError(
+            f"value has {value.shape[1]} positions, spatial_shapes {shapes} have {sum(h * w for h, w in shapes)}"
+        )
+    B, _, M, _ = value.shape
     Q, P = sampling_locations.shape[1], sampling_locations.shape[4]
+    for name, tensor, wanted in (
+        ("sampling_locations", sampling_locations, (B, Q, M, len(shapes), P, 2)),
+        ("attention_weights", attention_weights, (B, Q, M, len(shapes), P)),
+    ):
+        if tuple(tensor.shape) != wanted:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {wanted}")
+    for name, device in (("numba", "cpu"), ("triton", "cuda")):
+        if backend == name and value.device.type != device:
+            raise ValueError(f"backend {name} needs tensors on {device}, got {value.device.type}")
+    if backend == "auto":
+        backend = _fastest_backend(value)
+    attend = {"torch": _attend_torch, "numba": _attend_numba, "triton": _attend_triton}[backend]
+    return attend(value, shapes, sampling_locations, attention_weights)
+
+
+def _fastest_backend(value: Tensor) -> str:
+    if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():  # a graph of PyTorch operators is wanted
+        return "torch"
+    return _installed_backend(value.device.type)
+
+
+@functools.cache
+def _installed_backend(device_type: str) -> str:
+    """Chosen once per kind of device, and said once."""
+    wanted = {"cpu": ("numba", "numba"), "cuda": ("deformops", "triton")}
+    module, backend = wanted.get(device_type, ("", "torch"))
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            logger.info("deformable attention on %s: PyTorch (faster with `pip install %s`)", device_type, module)
+            return "torch"
+    logger.info("deformable attention on %s: %s", device_type, backend)
+    return backend
+
+
+def _attend_torch(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+    B, _, M, D = value.shape
+    Q, P = locations.shape[1], locations.shape[4]
     output = value.new_zeros(B * M, D, Q)
-    grids = 2 * sampling_locations - 1
+    grids = 2 * locations - 1
     levels = value.split([h * w for h, w in shapes], dim=1)
     for level, ((height, width), level_value) in enumerate(zip(shapes, levels)):
         planes = level_value.flatten(2).transpose(1, 2).reshape(B * M, D, height, width)
         grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B*M, Q, P, 2)
-        sampled = F.grid_sample(planes, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        weights = attention_weights[:, :, :, level].transpose(1, 2).reshape(B * M, 1, Q, P)
-        output = output + (sampled * weights).sum(-1)
+        sampled = F.grid_sample(
+            planes, grid.to(planes.dtype), mode="bilinear", padding_mode="zeros", align_corners=False
+        )
+        level_weights = weights[:, :, :, level].transpose(1, 2).reshape(B * M, 1, Q, P)
+        output = output + (sampled * level_weights).sum(-1)
     return output.view(B, M * D, Q).transpose(1, 2)
+
+
+def _attend_numba(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+    from .deformable_cpu import ms_deform_attn_cpu  # Numba is optional
+
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    output = ms_deform_attn_cpu(value.to(dtype), shapes, locations.to(dtype), weights.to(dtype))
+    return output.flatten(2).to(value.dtype)
+
+
+def _attend_triton(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+    from deformops.registry import Backend, msda  # optional
+
+    if value.dtype == torch.float64:  # the kernels have no double precision
+        return _attend_torch(value, shapes, locations, weights)
+    sizes = torch.tensor(shapes, device=value.device)
+    starts = torch.cat([sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]])
+    weights = weights.to(value.dtype).flatten(3)
+    return msda(value, sizes, starts, locations.float(), weights, backend=Backend.TRITON)
 
 
 class MSDeformAttn(nn.Module):

@@ -114,11 +114,15 @@ class MaskFormer(nn.Module):
                 part.eval()  # frozen means its normalisation statistics too
         return self
 
-    def forward(self, batched_inputs: Sequence[Record]) -> dict[str, Tensor] | list[dict[str, Any]]:
+    def forward(
+        self, batched_inputs: Sequence[Record], num_masks: Tensor | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Any]]:
         """
         Args:
             batched_inputs: Detectron2 records: "image" (3, h, w) in the configured channel order; in training
-                "sem_seg" (h, w), train ids; optionally "height" and "width", the wanted size of the output.
+                "sem_seg" (h, w), train ids, and optionally "seed", of the points on which the image's losses are
+                taken; otherwise optionally "height" and "width", the wanted size of the output.
+            num_masks: in training, of ``count_masks`` the mean over the calls that make one step, if they are several.
 
         Returns:
             in training the weighted losses, else per image {"sem_seg": (N, height, width) float scores}.
@@ -128,7 +132,7 @@ class MaskFormer(nn.Module):
         transferability = self.transferability_of(images, encoded)
         outputs = self.decode(encoded, transferability)
         if self.training:
-            return self.losses(outputs, batched_inputs, images)
+            return self.losses(outputs, batched_inputs, images, num_masks)
         results = self.postprocess(outputs, batched_inputs, images)
         self.annotate(results, transferability, images)
         return results
@@ -163,7 +167,11 @@ class MaskFormer(nn.Module):
         return self.sem_seg_head.predictor(encoded.levels, encoded.mask_features, attended, encoded.valid, trace)
 
     def losses(
-        self, outputs: Mapping[str, Any], batched_inputs: Sequence[Record], images: ImageList
+        self,
+        outputs: Mapping[str, Any],
+        batched_inputs: Sequence[Record],
+        images: ImageList,
+        num_masks: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Weighted losses of all decoder outputs."""
         height, width = images.tensor.shape[-2:]
@@ -172,8 +180,15 @@ class MaskFormer(nn.Module):
         for padded, record in zip(labels, batched_inputs):
             sem_seg = record["sem_seg"]
             padded[: sem_seg.shape[-2], : sem_seg.shape[-1]] = sem_seg.to(self.device, non_blocking=True)
-        losses = self.criterion(outputs, semantic_targets(labels, ignore))
+        seeds = [record["seed"] for record in batched_inputs if "seed" in record]
+        targets = semantic_targets(labels, ignore)
+        losses = self.criterion(outputs, targets, num_masks, seeds if len(seeds) == len(targets) else None)
         return {name: loss * self.criterion.weight_dict[name] for name, loss in losses.items()}
+
+    def count_masks(self, batched_inputs: Sequence[Record]) -> int:
+        """How many masks the losses of these training records are taken over."""
+        labels = (record["sem_seg"].unique() for record in batched_inputs)
+        return sum(int((ids != self.sem_seg_head.ignore_value).sum()) for ids in labels)
 
     def postprocess(
         self, outputs: Mapping[str, Any], batched_inputs: Sequence[Record], images: ImageList
@@ -283,7 +298,10 @@ class TransferableMaskFormer(MaskFormer):
     def attended(self, transferability: list[LevelTransferability] | None, encoded: Encoded) -> list[Tensor] | None:
         if transferability is None or not self.attention:
             return None
-        return [level.attended(self.p_t) for level in transferability]
+        attended = [level.attended(self.p_t) for level in transferability]
+        if self.attend_padding:  # padding has no transferability, so only the predicted mask decides there
+            attended = [mask | ~level.valid for mask, level in zip(attended, transferability)]
+        return attended
 
     def annotate(
         self, results: list[dict[str, Any]], transferability: list[LevelTransferability] | None, images: ImageList

@@ -5,8 +5,9 @@ World coordinates are metres: x to the right of the camera, y up from the ground
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import cv2
 import numpy as np
@@ -17,6 +18,8 @@ OVERSAMPLING = (
 NEAREST = 1.0  # metres; nothing is painted closer to the camera than this
 FARTHEST = 100.0
 _SUBPIXEL_BITS = 4
+_SUBPIXELS = 1 << _SUBPIXEL_BITS
+_CIRCLE = [(math.cos(turn * math.pi / 10), math.sin(turn * math.pi / 10)) for turn in range(20)]
 
 Colour = tuple[float, float, float]  # RGB, 0-255
 Point = tuple[float, float, float]  # x, y, z in metres
@@ -24,7 +27,7 @@ Point = tuple[float, float, float]  # x, y, z in metres
 
 @dataclass(frozen=True)
 class Camera:
-    """Attributes: size (height, width) in pixels; camera height in metres; focal length and the vanishing point in pixels."""
+    """Attributes: size (height, width), focal length and vanishing point in canvas pixels; camera height in metres."""
 
     size: tuple[int, int]
     height: float
@@ -32,11 +35,11 @@ class Camera:
     vanishing_x: float
     horizon: float
 
-    def project(self, points: Sequence[Point]) -> np.ndarray:
-        """World points -> (N, 2) float pixels (x, y); points closer than ``NEAREST`` are moved there."""
-        world = np.asarray(points, np.float64)
-        scale = self.focal / np.maximum(world[:, 2], NEAREST)
-        return np.stack([self.vanishing_x + scale * world[:, 0], self.horizon + scale * (self.height - world[:, 1])], 1)
+    def project(self, point: Point) -> tuple[float, float]:
+        """A world point -> its pixel (x, y); a point closer than ``NEAREST`` is moved there."""
+        x, y, z = point
+        scale = self.focal / max(z, NEAREST)
+        return self.vanishing_x + scale * x, self.horizon + scale * (self.height - y)
 
     def metres(self, pixels: float, z: float) -> float:
         """How many metres at depth ``z`` cover ``pixels`` pixels of the finished picture."""
@@ -44,8 +47,9 @@ class Camera:
 
 
 class Canvas:
-    """What has been painted so far: ``colour`` (H, W, 3) uint8 RGB, ``label`` (H, W) uint8 train ids, ``depth`` (H, W) float32.
+    """What has been painted so far.
 
+    ``colour`` (H, W, 3) uint8 RGB, ``label`` (H, W) uint8 train ids, ``depth`` (H, W) float32 metres.
     Painting is opaque, so paint far things first. ``label=None`` paints a detail (a window, a lane marking)
     on a thing that is labelled already; ``colour=None`` labels what can be seen through (a spoked wheel).
     """
@@ -63,18 +67,19 @@ class Canvas:
         self, points: Sequence[Point], colour: Colour | None, label: int | None = None, ground: bool = False
     ) -> None:
         """Paint a polygon of world points; ``ground`` keeps the depth of the ground under it."""
-        pixels = self.camera.project(points)
+        pixels = [self.camera.project(point) for point in points]  # for so few points faster than NumPy
         height, width = self.camera.size
-        (left, top), (right, bottom) = pixels.min(0), pixels.max(0)
-        if right < 0 or bottom < 0 or left >= width or top >= height:
+        xs, ys = zip(*pixels)
+        if max(xs) < 0 or max(ys) < 0 or min(xs) >= width or min(ys) >= height:
             return
-        polygon = [np.round(pixels * (1 << _SUBPIXEL_BITS)).astype(np.int32)]
+        polygon = [np.array([(round(x * _SUBPIXELS), round(y * _SUBPIXELS)) for x, y in pixels], np.int32)]
         if colour is not None:
             cv2.fillPoly(self.colour, polygon, _clipped(colour), cv2.LINE_8, _SUBPIXEL_BITS)
         if label is not None:
             cv2.fillPoly(self.label, polygon, (label,), cv2.LINE_8, _SUBPIXEL_BITS)
             if not ground:
-                cv2.fillPoly(self.depth, polygon, (float(np.mean([p[2] for p in points])),), cv2.LINE_8, _SUBPIXEL_BITS)
+                depth = sum(z for _, _, z in points) / len(points)
+                cv2.fillPoly(self.depth, polygon, (depth,), cv2.LINE_8, _SUBPIXEL_BITS)
 
     def disc(
         self,
@@ -84,18 +89,15 @@ class Canvas:
         label: int | None = None,
         side: bool = False,
     ) -> None:
-        """Paint an ellipse with radii (horizontal, vertical); upright and facing the camera, or along the street (``side``)."""
+        """Paint an upright ellipse with radii (horizontal, vertical), facing the camera or (``side``) the street."""
         x, y, z = centre
-        turn = np.linspace(0, 2 * np.pi, 20, endpoint=False)
-        across, up = radius[0] * np.cos(turn), radius[1] * np.sin(turn)
-        flat = np.zeros_like(turn)
-        offsets = np.stack([flat if side else across, up, across if side else flat], 1)
-        self.fill([tuple(p) for p in (np.array(centre) + offsets)], colour, label)
+        along_x, along_z = (0.0, radius[0]) if side else (radius[0], 0.0)
+        self.fill([(x + along_x * cos, y + radius[1] * sin, z + along_z * cos) for cos, sin in _CIRCLE], colour, label)
 
     def bar(self, start: Point, end: Point, width: float, colour: Colour | None, label: int | None = None) -> None:
         """Paint a straight bar, ``width`` metres thick, between two points of the same depth."""
         (x0, y0, z), (x1, y1, _) = start, end
-        length = max(float(np.hypot(x1 - x0, y1 - y0)), 1e-6)
+        length = max(math.hypot(x1 - x0, y1 - y0), 1e-6)
         dx, dy = -(y1 - y0) / length * width / 2, (x1 - x0) / length * width / 2
         corners = [(x0 + dx, y0 + dy, z), (x1 + dx, y1 + dy, z), (x1 - dx, y1 - dy, z), (x0 - dx, y0 - dy, z)]
         self.fill(corners, colour, label)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Mapping
 
 from datasets.canvas import Colour
 from datasets.scene import StreetStyle
@@ -89,7 +89,7 @@ CITYSCAPES = Domain(
         Light(sky=((206, 214, 222), (228, 230, 230)), saturation=0.85, share=3.0),
         Light(sky=((184, 200, 220), (226, 230, 232)), saturation=0.95, contrast=1.05, shadow=0.75),
     ),
-    windows="upright", grain=0.10, grain_size=(48, 96), noise=2.0, blur=0.35, bonnet=True,
+    windows="upright", grain=0.12, grain_size=(48, 96), noise=2.0, blur=0.35, bonnet=True,
 )  # fmt: skip
 
 BDD100K = Domain(
@@ -112,19 +112,19 @@ BDD100K = Domain(
         "pole": ((140, 130, 112), (96, 80, 64)), "light": ((200, 160, 40),), "sign": ((40, 120, 70), (220, 220, 220), (200, 50, 40)),
     },
     lights=(
-        Light(sky=((150, 176, 196), (204, 214, 210)), gain=(0.84, 1.0, 0.98), contrast=1.1, share=2.0),
-        Light(sky=((120, 128, 150), (214, 176, 146)), gain=(0.92, 0.74, 0.72), contrast=1.1, haze=0.007, shadow=0.6, share=2.0),
-        Light(sky=((74, 84, 106), (120, 116, 118)), gain=(0.56, 0.5, 0.5), contrast=1.1, saturation=0.8, night=True, share=2.0),
+        Light(sky=((164, 186, 200), (206, 214, 212)), gain=(0.88, 1.0, 0.98), contrast=1.05, share=2.0),
+        Light(sky=((150, 152, 170), (220, 190, 168)), gain=(0.95, 0.82, 0.78), contrast=1.05, haze=0.006, shadow=0.65, share=2.0),
+        Light(sky=((84, 94, 114), (126, 124, 128)), gain=(0.64, 0.59, 0.58), contrast=1.1, saturation=0.8, night=True, share=2.0),
         Light(sky=((160, 168, 174), (180, 186, 190)), gain=(0.76, 0.86, 0.92), saturation=0.6, haze=0.014),
     ),
-    windows="band", grain=0.16, grain_size=(40, 80), noise=9.0, blur=0.6, vignette=0.35, bonnet=True,
+    windows="band", grain=0.2, grain_size=(40, 80), noise=4.5, blur=0.5, vignette=0.25, bonnet=True,
 )  # fmt: skip
 
 MAPILLARY = Domain(
     street=StreetStyle(
         camera_height=(1.2, 2.4), horizon=(0.38, 0.56), focal=(0.62, 1.05), lanes=(2, 4), lane_width=3.2,
         sidewalk=(1.5, 4.0), floors=(1, 5), blocks={"building": 3.6, "park": 3.0, "wall": 1.6, "fence": 1.6},
-        amounts={"motorcycle": 1.6, "motorcycle rider": 1.6, "person": 1.2}, terrain=0.75,
+        amounts={"motorcycle": 1.3, "motorcycle rider": 1.3, "person": 1.2}, terrain=0.75,
     ),
     colours={
         **_COMMON,
@@ -140,10 +140,10 @@ MAPILLARY = Domain(
         "train": ((236, 220, 190), (60, 90, 150)), "motorcycle": ((190, 40, 40), (40, 60, 120), (40, 40, 44)),
     },
     lights=(
-        Light(sky=((92, 150, 222), (190, 214, 236)), contrast=1.15, saturation=1.15, shadow=0.6, share=3.0),
+        Light(sky=((150, 184, 222), (206, 220, 234)), contrast=1.1, saturation=1.05, shadow=0.65, share=3.0),
         Light(sky=((196, 200, 206), (222, 222, 220)), saturation=0.8, haze=0.006),
-        Light(sky=((150, 176, 210), (244, 220, 180)), gain=(1.08, 1.0, 0.84), contrast=1.05, shadow=0.55),
-        Light(sky=((120, 160, 210), (206, 220, 230)), gain=(0.9, 1.0, 1.1), saturation=0.9),
+        Light(sky=((176, 192, 212), (238, 222, 196)), gain=(1.06, 1.0, 0.88), contrast=1.05, shadow=0.55),
+        Light(sky=((160, 184, 214), (212, 222, 230)), gain=(0.9, 1.0, 1.1), saturation=0.9),
     ),
     windows="square", grain=0.14, grain_size=(56, 112), noise=3.0, blur=0.25, crown="tall", sharpen=0.3,
     sizes=((1.0, 1.0), (1.25, 0.85), (1.0, 0.9), (1.1, 1.1), (1.5, 1.0)),
@@ -157,7 +157,7 @@ GTAV = Domain(
     ),
     colours={
         **_COMMON,
-        "road": ((98, 92, 86), (108, 102, 96)), "sidewalk": ((178, 164, 140), (166, 154, 134)),
+        "road": ((102, 103, 106), (110, 110, 112)), "sidewalk": ((178, 164, 140), (166, 154, 134)),
         "building": ((224, 178, 118), (196, 120, 84), (236, 206, 160), (120, 132, 150), (170, 94, 90)),
         "window": ((54, 104, 140), (38, 58, 84)), "wall": ((206, 170, 128), (160, 120, 96)), "fence": ((46, 46, 46), (140, 108, 66)),
         "vegetation": ((64, 118, 22), (96, 136, 28), (50, 96, 26)), "terrain": ((196, 176, 96), (138, 150, 50)),
@@ -169,22 +169,22 @@ GTAV = Domain(
         "marking": ((236, 200, 90), (236, 232, 220)), "light": ((60, 54, 30),), "pole": ((84, 80, 74),),
     },
     lights=(
-        Light(sky=((70, 132, 214), (214, 214, 206)), gain=(1.08, 1.0, 0.86), saturation=1.35, contrast=1.25, shadow=0.5, share=2.0),
-        Light(sky=((120, 140, 190), (250, 206, 150)), gain=(1.16, 0.96, 0.76), saturation=1.3, contrast=1.2, shadow=0.45),
+        Light(sky=((128, 172, 220), (218, 220, 216)), gain=(1.05, 1.0, 0.92), saturation=1.2, contrast=1.06, shadow=0.6, share=2.0),
+        Light(sky=((160, 170, 196), (246, 214, 172)), gain=(1.1, 0.98, 0.84), saturation=1.15, contrast=1.06, shadow=0.55),
     ),
-    windows="grid", grain=0.07, grain_size=(64, 128), sharpen=0.8, crown="palm",
+    windows="grid", grain=0.09, grain_size=(56, 112), noise=1.5, sharpen=0.2, crown="palm",
 )  # fmt: skip
 
 SYNTHIA = Domain(
     street=StreetStyle(
         camera_height=(2.4, 3.6), horizon=(0.3, 0.38), focal=(0.6, 0.72), lanes=(2, 4), lane_width=3.4,
         sidewalk=(3.0, 5.5), floors=(2, 7), blocks={"building": 5.0, "park": 1.8, "wall": 1.0, "fence": 1.6},
-        amounts={"truck": 0.0, "train": 0.0, "bus": 1.6, "person": 2.2, "bicycle rider": 1.8, "motorcycle rider": 1.6, "sign": 1.4},
+        amounts={"truck": 0.0, "train": 0.0, "bus": 1.6, "person": 2.2, "bicycle rider": 1.8, "sign": 1.4},
         terrain=0.0,
     ),
     colours={
         **_COMMON,
-        "road": ((122, 120, 126), (110, 110, 118)), "sidewalk": ((190, 176, 170), (166, 160, 176)),
+        "road": ((116, 115, 119), (108, 108, 113)), "sidewalk": ((190, 176, 170), (166, 160, 176)),
         "building": ((150, 110, 150), (96, 140, 150), (190, 140, 150), (120, 120, 170)), "window": ((210, 226, 236), (50, 40, 70)),
         "wall": ((150, 160, 120), (176, 166, 140)), "fence": ((200, 190, 90), (90, 90, 130)),
         "vegetation": ((36, 110, 84), (60, 134, 96), (28, 90, 60)), "terrain": ((120, 150, 90),),
@@ -196,10 +196,10 @@ SYNTHIA = Domain(
         "sign": ((60, 60, 220), (230, 60, 200)), "glass": ((30, 26, 52),), "marking": ((240, 240, 250),),
     },
     lights=(
-        Light(sky=((130, 170, 226), (196, 214, 240)), haze=0.001, shadow=0.7),
-        Light(sky=((170, 176, 200), (214, 210, 226)), gain=(0.96, 0.94, 1.06), haze=0.001, shadow=0.8),
+        Light(sky=((150, 182, 226), (204, 216, 236)), haze=0.001, shadow=0.7),
+        Light(sky=((186, 190, 206), (218, 216, 226)), gain=(0.96, 0.94, 1.06), haze=0.001, shadow=0.8),
     ),
-    windows="square", grain=0.2, grain_size=(24, 48), tiles=True, boxy=1.0, crown="tall",
+    windows="square", grain=0.13, grain_size=(32, 64), tiles=True, boxy=1.0, crown="tall",
 )  # fmt: skip
 
 DOMAINS: dict[str, Domain] = {

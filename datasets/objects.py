@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 
 from datasets.canvas import FARTHEST, NEAREST, Canvas, Colour, Point, shade
 from datasets.domains import Domain, Light
-from datasets.scene import Scene, Thing
+from datasets.scene import GROUND_FLOOR, STOREY, Scene, Thing
 from tmt_d2.data.label_spaces import IGNORE, TRAIN_ID
 
 _LIT = ((255.0, 222.0, 150.0), (250.0, 236.0, 200.0))
@@ -16,7 +17,10 @@ Place = Callable[[float, float, float], Point]  # (along, across, up) as shares 
 
 
 class Painter:
-    """Paints a scene on a canvas; afterwards ``glow`` holds the light sources: (x, y, radius) in canvas pixels and a colour."""
+    """Paints a scene on a canvas.
+
+    Afterwards ``glow`` holds the light sources: (x, y, radius) in canvas pixels and a colour.
+    """
 
     def __init__(self, canvas: Canvas, scene: Scene, domain: Domain, light: Light, rng: np.random.Generator) -> None:
         self.canvas, self.scene, self.domain, self.light, self.rng = canvas, scene, domain, light, rng
@@ -32,14 +36,14 @@ class Painter:
     def lamp(self, point: Point, radius: float, colour: Colour) -> None:
         """A light source of ``radius`` metres; it shines only at night."""
         if self.light.night:
-            (x, y), scale = self.canvas.camera.project([point])[0], self.canvas.camera.focal / max(point[2], NEAREST)
-            self.glow.append((float(x), float(y), radius * scale, colour))
+            (x, y), scale = self.canvas.camera.project(point), self.canvas.camera.focal / max(point[2], NEAREST)
+            self.glow.append((x, y, radius * scale, colour))
 
     # -- the street itself ---------------------------------------------------------------------------------------------
 
     def street(self) -> None:
         """Sky, backdrop, ground, sidewalks, road, markings."""
-        scene, canvas = self.scene, self.canvas
+        scene, canvas = self.scene.street, self.canvas
         height, width = canvas.camera.size
         rows = np.clip(np.arange(height) / max(canvas.camera.horizon, 1.0), 0, 1)[:, None]
         top, bottom = (np.array(colour) for colour in self.light.sky)
@@ -89,16 +93,14 @@ class Painter:
             x += width * 0.8
 
     def _markings(self) -> None:
-        scene, paint = self.scene, self.colour("marking")
-        parking = 2.3
-        first, last = scene.road[0] + parking, scene.road[1] - parking
-        lanes = round((last - first) / scene.lane_width)
+        scene, paint = self.scene.street, self.colour("marking")
+        lanes = scene.lane_count
         spans = [(NEAREST, 90.0)]
         if scene.junction:
             spans = [(NEAREST, scene.junction[0] - 4.0), (scene.junction[1] + 4.0, 90.0)]
         for near, far in spans:
             for line in range(lanes + 1):
-                x = first + line * scene.lane_width
+                x = scene.lanes[0] + line * scene.lane_width
                 if line in (0, lanes):
                     self._strip(x - 0.07, x + 0.07, near, far, shade(paint, 0.95), None)
                     continue
@@ -155,8 +157,8 @@ class Painter:
     def _building(self, thing: Thing) -> None:
         colour, glass, trim = self.colour("building"), self.colour("window"), self.rng.uniform(0.82, 1.15)
         place, bright = self._front(thing, colour, TRAIN_ID["building"])
-        floors = max(round((thing.height - 1.0) / 3.1), 1)
-        storey = 3.1 / thing.height
+        floors = max(round((thing.height - GROUND_FLOOR) / STOREY), 1)
+        storey = STOREY / thing.height
         base = 0.6 / thing.height
         self._panel(place, (0, 1), (0, base), shade(colour, bright * 0.75))
         self._panel(place, (0, 1), (1 - 0.45 / thing.height, 1), shade(colour, bright * trim))
@@ -339,7 +341,7 @@ class Painter:
         self.canvas.disc(centre, (radius * squeeze, radius), None, label)
         turn = np.linspace(0, 2 * np.pi, 17)
         rim = max(rim, self.canvas.camera.metres(1.3, z))
-        for start, end in zip(turn[:-1], turn[1:]):
+        for start, end in pairwise(turn):
             ends = [(x + radius * squeeze * np.cos(t), y + radius * np.sin(t), z) for t in (start, end)]
             self.canvas.bar(ends[0], ends[1], rim, self.colour("tyre"), label)
 
@@ -413,13 +415,15 @@ class Painter:
             )
 
         def face(first: tuple[int, int], second: tuple[int, int]) -> Place:
-            low = np.array([corner(*first, False), corner(*second, False)])
-            high = np.array([corner(*first, True), corner(*second, True)])
+            low, high = (
+                (np.array(corner(*first, top)), np.array(corner(*second, top)) - np.array(corner(*first, top)))
+                for top in (False, True)
+            )
 
             def place(along: float, _across: float, rise: float) -> Point:
-                bottom, top = low[0] + along * (low[1] - low[0]), high[0] + along * (high[1] - high[0])
+                bottom, top = low[0] + along * low[1], high[0] + along * high[1]
                 x, y, z = bottom + rise * (top - bottom)
-                return float(x), float(y), float(z)
+                return x, y, z
 
             return place
 
@@ -460,7 +464,7 @@ class Painter:
         colour: Colour = (250, 246, 220) if front else (190, 24, 24)
         for start in (0.05, 0.77):
             self._panel(near, (start, start + 0.18), (low, high), colour)
-            self.lamp(near(start + 0.09, 0, (low + high) / 2), 0.3 if front else 0.18, colour)
+            self.lamp(near(start + 0.09, 0, (low + high) / 2), 0.2 if front else 0.06, colour)
         self._panel(near, (0.38, 0.62), (low * 0.6, low * 0.6 + 0.16), (226, 226, 220))
 
     def _car(self, thing: Thing) -> None:

@@ -16,10 +16,10 @@ import shutil
 import sys
 import tempfile
 import zlib
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -112,29 +112,36 @@ def render(
         raise RenderError(f"{train} train and {val} val frames make no data set; give counts of 0 or more")
     if workers is not None and workers < 1:
         raise RenderError(f"workers is {workers}; give 1 or more")
-    parameters = {"version": VERSION, "train": train, "val": val, "size": list(size), "seed": seed}
-    root = Path(root)
-    done = {
-        name: _is_done(root / FORMATS[name].folder, parameters, overwrite) for name in data_sets
-    }  # refuse before any work
-    results = []
-    for name in data_sets:
-        folder = root / FORMATS[name].folder
+    parameters = _Parameters(train, val, size, seed)
+    folders = {name: Path(root) / FORMATS[name].folder for name in data_sets}
+    done = {name: _is_done(folder, parameters, overwrite) for name, folder in folders.items()}  # refuse before any work
+    for name, folder in folders.items():
         if not done[name]:
-            _render_one(root, name, parameters, workers or os.cpu_count() or 1)
-        results.append(Rendered(name, folder, train + val, not done[name]))
-    return results
+            _render_one(folder, name, parameters, workers or os.cpu_count() or 1)
+    return [Rendered(name, folder, train + val, not done[name]) for name, folder in folders.items()]
 
 
-def _is_done(folder: Path, parameters: dict[str, object], overwrite: bool) -> bool:
+@dataclass(frozen=True)
+class _Parameters:
+    train: int
+    val: int
+    size: tuple[int, int]
+    seed: int
+    version: int = VERSION
+
+    def text(self) -> str:
+        return json.dumps(asdict(self)) + "\n"
+
+
+def _is_done(folder: Path, parameters: _Parameters, overwrite: bool) -> bool:
     if not folder.exists():
         return False
     manifest = folder / MANIFEST
     if not manifest.is_file():
         raise RenderError(
-            f"{folder} exists and was not rendered (it has no {MANIFEST}); it may be real data, choose another root"
+            f"{folder} exists and was not rendered (it has no {MANIFEST}): it may be real data; choose another root"
         )
-    if json.loads(manifest.read_text()) == parameters:
+    if manifest.read_text() == parameters.text():
         return True
     if not overwrite:
         raise RenderError(
@@ -143,37 +150,29 @@ def _is_done(folder: Path, parameters: dict[str, object], overwrite: bool) -> bo
     return False
 
 
-def _render_one(root: Path, name: str, parameters: dict[str, object], workers: int) -> None:
-    """Render into a folder beside the final one and rename it at the end, so that no half-written data set is ever seen."""
-    form = FORMATS[name]
-    root.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{form.folder}.", dir=root))
+def _render_one(folder: Path, name: str, parameters: _Parameters, workers: int) -> None:
+    """Render beside ``folder`` and rename at the end, so that nobody ever sees a half-written data set."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft, old = (Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)) for _ in range(2))
     try:
-        frames = form.frames(int(parameters["train"]), int(parameters["val"]))  # type: ignore[call-overload]
-        height, width = parameters["size"]  # type: ignore[misc]
-        jobs = [
-            (name, draft, frames[i : i + _CHUNK], (height, width), int(parameters["seed"]))
-            for i in range(0, len(frames), _CHUNK)
-        ]  # type: ignore[call-overload]
+        form = FORMATS[name]
+        frames = form.frames(parameters.train, parameters.val)
+        chunks = [frames[start : start + _CHUNK] for start in range(0, len(frames), _CHUNK)]
         finished = 0
-        for count in _run(jobs, workers):
+        for count in _run([(name, draft, chunk, parameters.size, parameters.seed) for chunk in chunks], workers):
             finished += count
             if sys.stderr.isatty():
                 end = "\n" if finished == len(frames) else ""
                 print(f"\r{name}: {finished}/{len(frames)} frames", end=end, file=sys.stderr, flush=True)
         form.finish(draft, frames)
-        (draft / MANIFEST).write_text(json.dumps(parameters) + "\n")
+        (draft / MANIFEST).write_text(parameters.text())
         draft.chmod(0o755)
-        folder = root / form.folder
         if folder.exists():  # only with a manifest and `overwrite`: see `_is_done`
-            old = Path(tempfile.mkdtemp(prefix=f".{form.folder}.", dir=root))
             os.replace(folder, old)
-            os.replace(draft, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(draft, folder)
+        os.replace(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 _Job = tuple[str, Path, list[Frame], tuple[int, int], int]
@@ -185,11 +184,16 @@ def _run(jobs: list[_Job], workers: int) -> Iterator[int]:
     if workers == 1:
         yield from map(_work, jobs)
         return
+    # Forked workers start at once; spawned ones would import PyTorch first. OpenCV's threads do not survive a fork.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures: list[Future[int]] = [pool.submit(_work, job) for job in jobs]
-        for future in as_completed(futures):
-            yield future.result()
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            for future in as_completed([pool.submit(_work, job) for job in jobs]):
+                yield future.result()
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def _work(job: _Job) -> int:

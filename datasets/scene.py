@@ -5,17 +5,23 @@ The layout depends only on how a domain builds its streets (`StreetStyle`), neve
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Mapping
 
 import numpy as np
 
-BEHIND = 2.0  # metres; blocks start here, in front of the camera but outside the picture
-STREET_END = 95.0
+GROUND_FLOOR = 1.0  # metres that a house has besides its storeys: base and roof
+STOREY = 3.1
+_BEHIND = 2.0  # blocks start here: nearer than what the picture shows
+_STREET_END = 95.0
+_PARKING_STRIP = 2.3
+_SHOULDER = 0.5
 
-_DEFAULT_AMOUNTS = {
-    "parked car": 0.6, "moving car": 2.2, "truck": 0.45, "bus": 0.45, "train": 0.4, "person": 5.0, "crossing person": 0.5,
-    "bicycle rider": 0.8, "motorcycle rider": 0.5, "bicycle": 0.9, "motorcycle": 0.8, "tree": 2.0, "lamp": 3.0, "light": 1.6,
+Size = tuple[float, float, float]  # along x, height, along z
+
+_AMOUNTS = {
+    "parked car": 0.7, "moving car": 2.2, "truck": 0.45, "bus": 0.45, "train": 0.4, "person": 6.0, "crossing person": 0.5,
+    "bicycle rider": 0.8, "motorcycle rider": 0.8, "bicycle": 0.9, "motorcycle": 1.2, "tree": 2.0, "lamp": 3.0, "light": 1.6,
     "sign": 2.4,
 }  # mean number per scene; "parked car" is the share of taken parking places  # fmt: skip
 
@@ -33,7 +39,8 @@ class StreetStyle:
         floors: storeys of a building.
         blocks: relative frequency of what lines the street: "building", "park", "wall", "fence".
         amounts: factors on the usual number of things, by kind; 0 = never.
-        terrain: share of streets with a grass verge (and of parks on grass).
+        terrain: share of streets with grass verges; 0 = no grass at all.
+        parking: share of kerbs with parked cars.
     """
 
     camera_height: tuple[float, float]
@@ -46,6 +53,10 @@ class StreetStyle:
     blocks: Mapping[str, float]
     amounts: Mapping[str, float] = field(default_factory=dict)
     terrain: float = 0.6
+    parking: float = 0.5
+
+    def amount(self, kind: str) -> float:
+        return _AMOUNTS[kind] * self.amounts.get(kind, 1.0)
 
 
 @dataclass(frozen=True)
@@ -64,207 +75,229 @@ class Thing:
 
 
 @dataclass(frozen=True)
+class Street:
+    """Where the ground changes; all pairs but ``junction`` are x of the left and right edge, in metres."""
+
+    road: tuple[float, float]
+    lanes: tuple[float, float]  # the driven part of the road; cars park between it and the kerb
+    lane_width: float
+    parking: tuple[bool, bool]  # is there room for parked cars on the left, on the right
+    walk: tuple[float, float]  # outer edges of the sidewalks
+    verge: tuple[float, float]  # outer edges of the grass verges; equal to ``walk`` without one
+    junction: tuple[float, float] | None  # z of the near and far kerb of a crossing street
+    rails: tuple[float, float] | None  # of a tram track
+
+    @property
+    def lane_count(self) -> int:
+        return round((self.lanes[1] - self.lanes[0]) / self.lane_width)
+
+    def in_junction(self, z: float, margin: float = 0.0) -> bool:
+        return self.junction is not None and self.junction[0] - margin < z < self.junction[1] + margin
+
+
+@dataclass(frozen=True)
 class Scene:
     """A street with the camera at x = 0; ``things`` are in painting order, far to near."""
 
     camera_height: float
-    horizon: float
-    focal: float
+    horizon: float  # share of the picture's height
+    focal: float  # over the width of a 2:1 picture
     vanishing_x: float  # share of the picture's width
-    road: tuple[float, float]  # x of the left and right kerb
-    lane_width: float
-    walk: tuple[float, float]  # x of the outer edges of the sidewalks
-    verge: tuple[float, float]  # x of the outer edges of the grass verges (equal to ``walk`` without one)
-    junction: tuple[float, float] | None  # z of a crossing street
-    rails: tuple[float, float] | None  # x of the edges of a tram track
+    street: Street
     things: tuple[Thing, ...]
 
 
 def lay_out(style: StreetStyle, rng: np.random.Generator) -> Scene:
-    """Draw one street."""
-    lanes = int(rng.integers(style.lanes[0], style.lanes[1] + 1))
-    ahead = max(lanes // 2, 1)
-    lane = int(rng.integers(0, ahead))  # counted from the right kerb
-    parking = 2.3
-    right = (lane + 0.5) * style.lane_width + parking
-    left = right - lanes * style.lane_width - 2 * parking
-    walk = (left - rng.uniform(*style.sidewalk), right + rng.uniform(*style.sidewalk))
-    verge_width = rng.uniform(1.5, 4.0) if rng.random() < style.terrain else 0.0
-    verge = (walk[0] - verge_width, walk[1] + verge_width)
-    start = rng.uniform(16.0, 36.0)
-    junction = (start, start + rng.uniform(8.0, 12.0)) if rng.random() < 0.4 else None
-
-    placed = _Placing(style, rng, (left, right), walk, verge, junction)
-    blocks = [*placed.blocks(-1), *placed.blocks(1)]
-    inner, crossing, rails = placed.on_the_street(parking)
-    far = junction[0] if junction else 0.0
+    """Draw one street and what stands on it."""
+    street = _street(style, rng)
+    placing = _Placing(style, street, rng)
+    blocks = [*placing.blocks(-1), *placing.blocks(1)]
+    placing.big_vehicles()
+    placing.cars()
+    placing.two_wheelers()
+    placing.people()
+    placing.posts_and_trees()
+    far = street.junction[0] if street.junction else 0.0
+    layers = [(0, blocks), (1, placing.inner), (2, placing.crossing)]
     painting = sorted(
-        [(block, 0) for block in blocks] + [(thing, 1) for thing in inner] + [(thing, 2) for thing in crossing],
-        # A block never hides what stands between the two house fronts, but it may hide what waits in the side street.
-        key=lambda entry: (entry[0].z < far and entry[1] != 2, entry[1], -entry[0].z),
+        ((layer, thing) for layer, things in layers for thing in things),
+        # A house front never hides what stands between the two fronts, but it may hide what waits in the side street.
+        key=lambda entry: (entry[1].z < far and entry[0] != 2, entry[0], -entry[1].z),
     )
     return Scene(
-        camera_height=rng.uniform(*style.camera_height), horizon=rng.uniform(*style.horizon), focal=rng.uniform(*style.focal),
-        vanishing_x=rng.uniform(0.42, 0.58), road=(left, right), lane_width=style.lane_width, walk=walk, verge=verge,
-        junction=junction, rails=rails, things=tuple(thing for thing, _ in painting),
-    )  # fmt: skip
+        camera_height=rng.uniform(*style.camera_height),
+        horizon=rng.uniform(*style.horizon),
+        focal=rng.uniform(*style.focal),
+        vanishing_x=rng.uniform(0.42, 0.58),
+        street=street,
+        things=tuple(thing for _, thing in painting),
+    )
+
+
+def _street(style: StreetStyle, rng: np.random.Generator) -> Street:
+    count = int(rng.integers(style.lanes[0], style.lanes[1] + 1))
+    own = int(rng.integers(0, max(count // 2, 1)))  # the lane of the camera, counted from the right
+    right = (own + 0.5) * style.lane_width
+    lanes = (right - count * style.lane_width, right)
+    parking = (bool(rng.random() < style.parking), bool(rng.random() < style.parking))
+    shoulders = [_PARKING_STRIP if room else _SHOULDER for room in parking]
+    road = (lanes[0] - shoulders[0], lanes[1] + shoulders[1])
+    walk = (road[0] - rng.uniform(*style.sidewalk), road[1] + rng.uniform(*style.sidewalk))
+    grass = rng.uniform(2.0, 6.0) if rng.random() < style.terrain else 0.0
+    near = rng.uniform(16.0, 36.0)
+    junction = (near, near + rng.uniform(8.0, 12.0)) if rng.random() < 0.4 else None
+    rails = None
+    if rng.random() < style.amount("train"):
+        middle = lanes[0] + (0.5 if own < count - 1 else count - 0.5) * style.lane_width
+        rails = (middle - 0.75, middle + 0.75)
+    return Street(road, lanes, style.lane_width, parking, walk, (walk[0] - grass, walk[1] + grass), junction, rails)
 
 
 class _Placing:
-    """The rules of placing, sharing one street and one random stream."""
+    """Puts things on a street, so that no two solid ones stand in the same place.
 
-    def __init__(
-        self,
-        style: StreetStyle,
-        rng: np.random.Generator,
-        road: tuple[float, float],
-        walk: tuple[float, float],
-        verge: tuple[float, float],
-        junction: tuple[float, float] | None,
-    ) -> None:
-        self.style, self.rng, self.road, self.walk, self.verge, self.junction = style, rng, road, walk, verge, junction
+    Attributes: ``inner``, the things between the two house fronts; ``crossing``, those on the crossing street.
+    """
 
-    def thing(self, kind: str, x: float, z: float, size: tuple[float, float, float], **more: object) -> Thing:
-        width, height, length = size
-        return Thing(kind, x, z, width, height, length, int(self.rng.integers(2**31)), **more)  # type: ignore[arg-type]
-
-    def amount(self, kind: str) -> float:
-        return _DEFAULT_AMOUNTS[kind] * self.style.amounts.get(kind, 1.0)
-
-    def count(self, kind: str) -> int:
-        return int(self.rng.poisson(self.amount(kind)))
-
-    def in_junction(self, z: float, margin: float = 0.0) -> bool:
-        return self.junction is not None and self.junction[0] - margin < z < self.junction[1] + margin
+    def __init__(self, style: StreetStyle, street: Street, rng: np.random.Generator) -> None:
+        self.style, self.street, self.rng = style, street, rng
+        self.inner: list[Thing] = []
+        self.crossing: list[Thing] = []
+        self._taken: list[tuple[float, float, float, float]] = []  # x from, to; z from, to
 
     def blocks(self, side: int) -> list[Thing]:
         """House fronts, parks, walls and fences along one side; a gap where the crossing street is."""
         kinds = sorted(self.style.blocks)
         weights = np.array([self.style.blocks[kind] for kind in kinds])
-        front = self.verge[0] if side < 0 else self.verge[1]
+        junction = self.street.junction
+        front = self.street.verge[0 if side < 0 else 1]
         things: list[Thing] = []
-        z = BEHIND
-        while z < STREET_END:
+        z = _BEHIND
+        while z < _STREET_END:
             length = float(self.rng.uniform(7.0, 16.0))
-            if self.junction and z < self.junction[0] < z + length:
-                length = max(self.junction[0] - z, 0.5)
-            elif self.in_junction(z + 0.01):
-                z = self.junction[1]  # type: ignore[index]
-                continue
+            if junction and junction[0] <= z < junction[1]:
+                z = junction[1]
+            elif junction and z < junction[0]:
+                length = min(length, junction[0] - z)
             kind = str(self.rng.choice(kinds, p=weights / weights.sum()))
-            floors = self.rng.integers(self.style.floors[0], self.style.floors[1] + 1)
-            height = {
-                "building": 1.0 + 3.1 * floors,
-                "park": self.rng.uniform(4.5, 8.0),
-                "wall": self.rng.uniform(1.8, 3.0),
-                "fence": self.rng.uniform(1.6, 2.4),
-            }[kind]
-            things.append(self.thing(kind, front, z, (14.0, float(height), length), side=side))
+            low, high = {"park": (4.5, 8.0), "wall": (1.8, 3.0), "fence": (1.6, 2.4)}.get(kind, (0.0, 0.0))
+            height = float(self.rng.uniform(low, high))
+            if kind == "building":
+                height = GROUND_FLOOR + STOREY * int(self.rng.integers(self.style.floors[0], self.style.floors[1] + 1))
+            things.append(self._thing(kind, front, z, (14.0, height, length), side=side))
             z += length
         return things
 
-    def on_the_street(self, parking: float) -> tuple[list[Thing], list[Thing], tuple[float, float] | None]:
-        """-> things between the house fronts, things on the crossing street, x of the tram track."""
-        rng, (left, right) = self.rng, self.road
-        inner: list[Thing] = []
-        crossing: list[Thing] = []
-        taken: list[tuple[float, float, float, float]] = []  # x0, x1, z0, z1 of things that are solid
-
-        def put(
-            kind: str, x: float, z: float, size: tuple[float, float, float], gap: float = 0.4, **more: object
-        ) -> bool:
-            box = (x - 0.1, x + size[0] + 0.1, z - gap, z + size[2] + gap)
-            if any(box[0] < b[1] and b[0] < box[1] and box[2] < b[3] and b[2] < box[3] for b in taken):
-                return False
-            taken.append(box)
-            inner.append(self.thing(kind, x, z, size, side=-1 if x + size[0] / 2 < 0 else 1, **more))
-            return True
-
-        lanes = round((right - left - 2 * parking) / self.style.lane_width)
-
-        def lane_x(lane: int, width: float) -> float:
-            return left + parking + (lane + 0.5) * self.style.lane_width - width / 2
-
-        own = int((0.0 - left - parking) // self.style.lane_width)
-        rails = None
-        if rng.random() < self.amount("train"):
+    def big_vehicles(self) -> None:
+        """A tram, bus or truck: in its lane, or passing on the crossing street."""
+        street, rng = self.street, self.rng
+        if street.rails:
             width = 2.7
-            if self.junction and rng.random() < 0.4:
-                crossing.append(
-                    self.thing("train", rng.uniform(-22.0, -2.0), self.junction[0] + 2.5, (24.0, 3.6, 2.6), across=True)
-                )
+            x = sum(street.rails) / 2 - width / 2
+            if street.junction and rng.random() < 0.4:
+                self._cross("train", rng.uniform(-22.0, -2.0), 2.5, (24.0, 3.6, 2.6))
+            elif not x < 0 < x + width:  # not in the camera's own lane
+                self._put("train", x, rng.uniform(7.0, 26.0), (width, 3.6, rng.uniform(16.0, 26.0)))
+        for kind, (width, height, length) in (("bus", (2.6, 3.1, 10.5)), ("truck", (2.6, 3.5, 8.5))):
+            if rng.random() >= self.style.amount(kind):
+                continue
+            if street.junction and rng.random() < 0.35:
+                self._cross(kind, rng.uniform(-10.0, 4.0), 2.0, (length, height, width))
             else:
-                lane = 0 if own > 0 else lanes - 1
-                x = lane_x(lane, width)
-                rails = (x + 0.5, x + width - 0.5)
-                if lane != own:
-                    put("train", x, rng.uniform(7.0, 26.0), (width, 3.6, rng.uniform(16.0, 26.0)))
-        for kind, size in (("bus", (2.6, 3.1, 10.5)), ("truck", (2.6, 3.5, 8.5))):
-            if rng.random() < self.amount(kind):
-                if self.junction and rng.random() < 0.35:
-                    long = (size[2], size[1], size[0])
-                    crossing.append(
-                        self.thing(kind, rng.uniform(-10.0, 4.0), self.junction[0] + 2.0, long, across=True)
-                    )
-                else:
-                    lane = int(rng.integers(0, lanes))
-                    put(kind, lane_x(lane, size[0]), rng.uniform(13.0 if lane == own else 9.0, 30.0), size)
-        for _ in range(self.count("moving car")):
-            lane = int(rng.integers(0, lanes))
-            size = (rng.uniform(1.7, 1.95), rng.uniform(1.4, 1.85), rng.uniform(3.8, 4.8))
-            put("car", lane_x(lane, size[0]), rng.uniform(9.0 if lane == own else 7.0, 45.0), size)
-        if self.junction and rng.random() < 0.5:
-            crossing.append(
-                self.thing(
-                    "car",
-                    rng.uniform(-8.0, 6.0),
-                    self.junction[0] + rng.uniform(1.5, 4.0),
-                    (4.4, 1.5, 1.8),
-                    across=True,
-                )
-            )
-        for kerb, side in ((left, -1), (right, 1)):
-            z = rng.uniform(5.0, 9.0)
-            while z < 50.0:
-                if rng.random() < self.amount("parked car") and not self.in_junction(z + 2.2, 5.0):
-                    size = (rng.uniform(1.7, 1.95), rng.uniform(1.4, 1.85), rng.uniform(3.8, 4.8))
-                    put("car", kerb + 0.2 if side < 0 else kerb - 0.2 - size[0], z, size, gap=0.2)
-                z += 6.0
-        for kind, name in (("bicycle rider", "bicycle"), ("motorcycle rider", "motorcycle")):
-            for _ in range(self.count(kind)):
-                side = int(rng.choice([-1, 1]))
-                x = right - parking - rng.uniform(0.3, 1.2) if side > 0 else left + parking + rng.uniform(0.2, 1.0)
-                put(f"{name} with rider", x, rng.uniform(6.0, 17.0), (1.0, 1.75, 1.7), across=bool(rng.random() < 0.5))
+                x, nearest = self._lane(width)
+                self._put(kind, x, rng.uniform(nearest + 3.0, 30.0), (width, height, length))
+
+    def cars(self) -> None:
+        """Moving ones first: a parked one gives way to what is there already."""
+        street, rng = self.street, self.rng
+        for _ in range(self._count("moving car")):
+            size = self._car_size()
+            x, nearest = self._lane(size[0])
+            self._put("car", x, rng.uniform(nearest, 45.0), size)
+        if street.junction and rng.random() < 0.5:
+            self._cross("car", rng.uniform(-8.0, 6.0), rng.uniform(1.5, 4.0), (4.4, 1.5, 1.8))
+        for side in (0, 1):
+            for z in np.arange(rng.uniform(5.0, 9.0), 50.0, 6.0):
+                place_taken = rng.random() < self.style.amount("parked car")
+                if street.parking[side] and place_taken and not street.in_junction(z + 2.2, 5.0):
+                    size = self._car_size()
+                    x = street.road[0] + 0.2 if side == 0 else street.road[1] - 0.2 - size[0]
+                    self._put("car", x, float(z), size, gap=0.2)
+
+    def two_wheelers(self) -> None:
+        """Ridden at the edge of the road, parked on the sidewalk."""
         for kind in ("bicycle", "motorcycle"):
-            for _ in range(self.count(kind)):
-                side = int(rng.choice([-1, 1]))
-                x = right + rng.uniform(0.2, 0.6) if side > 0 else left - rng.uniform(0.9, 1.5)
-                put(kind, x, rng.uniform(6.0, 17.0), (1.0, 1.1, 1.7), across=bool(rng.random() < 0.5))
-        for _ in range(self.count("person")):
-            side = int(rng.choice([-1, 1]))
-            inside, outside = (right, self.walk[1]) if side > 0 else (left, self.walk[0])
-            x = inside + (outside - inside) * rng.uniform(0.3, 0.95)
-            put("person", x - 0.3, rng.uniform(7.0, 26.0), (0.6, rng.uniform(1.55, 1.9), 0.4), gap=0.1)
-        for _ in range(self.count("crossing person")):
-            put(
-                "person",
-                rng.uniform(left, right),
-                rng.uniform(9.0, 22.0),
-                (0.6, rng.uniform(1.6, 1.9), 0.4),
-                across=True,
-            )
-        for kind, nearest, farthest in (
-            ("lamp", 7.0, 45.0),
-            ("light", 8.0, 20.0),
-            ("sign", 7.0, 20.0),
-            ("tree", 9.0, 60.0),
+            for _ in range(self._count(f"{kind} rider")):
+                size, across = self._two_wheeler_size(1.75)
+                left, right = self.street.lanes[0] + 0.2, self.street.lanes[1] - size[0] + 0.3
+                x = left if self.rng.random() < 0.5 else right
+                z = self.rng.uniform(6.0, 16.0)
+                self._put(f"{kind} with rider", x + self.rng.uniform(-0.4, 0.4), z, size, across=across)
+            for _ in range(self._count(kind)):
+                size, across = self._two_wheeler_size(1.1)
+                offset = self.rng.uniform(0.2, 0.6)
+                left, right = self.street.road[0] - size[0] - offset, self.street.road[1] + offset
+                x = left if self.rng.random() < 0.5 else right
+                self._put(kind, x, self.rng.uniform(6.0, 16.0), size, across=across)
+
+    def people(self) -> None:
+        """On the sidewalks, and a few who cross the road."""
+        street, rng = self.street, self.rng
+        for _ in range(self._count("person")):
+            side = int(rng.integers(2))
+            x = street.road[side] + (street.walk[side] - street.road[side]) * rng.uniform(0.25, 0.95)
+            self._put("person", x - 0.3, rng.uniform(6.0, 24.0), (0.6, rng.uniform(1.55, 1.9), 0.4), gap=0.1)
+        for _ in range(self._count("crossing person")):
+            x, z = rng.uniform(*street.road), rng.uniform(9.0, 20.0)
+            self._put("person", x, z, (0.6, rng.uniform(1.6, 1.9), 0.4), across=True)
+
+    def posts_and_trees(self) -> None:
+        """Along the kerbs: (nearest, farthest) z and (lowest, highest) height of each kind."""
+        for kind, (nearest, farthest), heights in (
+            ("lamp", (7.0, 45.0), (5.0, 7.5)),
+            ("light", (8.0, 20.0), (3.2, 4.6)),
+            ("sign", (7.0, 20.0), (2.6, 3.2)),
+            ("tree", (9.0, 60.0), (4.5, 7.5)),
         ):
-            for _ in range(self.count(kind)):
-                side = int(rng.choice([-1, 1]))
-                x = right + rng.uniform(0.3, 0.7) if side > 0 else left - rng.uniform(0.3, 0.7)
-                z = rng.uniform(nearest, farthest)
-                if not self.in_junction(z):
-                    height = {"lamp": rng.uniform(5.0, 7.5), "light": rng.uniform(3.2, 4.6), "sign": rng.uniform(2.6, 3.2),
-                              "tree": rng.uniform(4.5, 7.5)}[kind]  # fmt: skip
-                    put(kind, x, z, (0.2, height, 0.2), gap=0.1)
-        return inner, crossing, rails
+            for _ in range(self._count(kind)):
+                side = int(self.rng.integers(2))
+                offset = self.rng.uniform(0.3, 0.7)
+                x = self.street.road[side] + (offset if side else -offset)
+                z = self.rng.uniform(nearest, farthest)
+                if not self.street.in_junction(z):
+                    self._put(kind, x, z, (0.2, self.rng.uniform(*heights), 0.2), gap=0.1)
+
+    def _count(self, kind: str) -> int:
+        return int(self.rng.poisson(self.style.amount(kind)))
+
+    def _car_size(self) -> Size:
+        return self.rng.uniform(1.7, 1.95), self.rng.uniform(1.4, 1.85), self.rng.uniform(3.8, 4.8)
+
+    def _two_wheeler_size(self, height: float) -> tuple[Size, bool]:
+        """-> size, and whether it is seen from its side."""
+        across = bool(self.rng.random() < 0.5)
+        return (1.9 if across else 1.25, height, 0.6), across
+
+    def _lane(self, width: float) -> tuple[float, float]:
+        """Pick a lane; -> x of something ``width`` wide in its middle, and how near it may be: the camera drives in one."""
+        lane = int(self.rng.integers(self.street.lane_count))
+        left = self.street.lanes[0] + lane * self.street.lane_width
+        own = left < 0 < left + self.street.lane_width
+        return left + (self.street.lane_width - width) / 2, 10.0 if own else 7.0
+
+    def _thing(self, kind: str, x: float, z: float, size: Size, side: int, across: bool = False) -> Thing:
+        width, height, length = size
+        return Thing(kind, x, z, width, height, length, int(self.rng.integers(2**31)), side, across)
+
+    def _put(self, kind: str, x: float, z: float, size: Size, gap: float = 0.4, across: bool = False) -> None:
+        """Place it, unless something is there already."""
+        left, right, near, far = x - 0.1, x + size[0] + 0.1, z - gap, z + size[2] + gap
+        if any(left < b[1] and b[0] < right and near < b[3] and b[2] < far for b in self._taken):
+            return
+        self._taken.append((left, right, near, far))
+        self.inner.append(self._thing(kind, x, z, size, -1 if x + size[0] / 2 < 0 else 1, across))
+
+    def _cross(self, kind: str, x: float, inside: float, size: Size) -> None:
+        """Place it on the crossing street, ``inside`` metres beyond its near kerb."""
+        assert self.street.junction is not None
+        self.crossing.append(self._thing(kind, x, self.street.junction[0] + inside, size, 1, across=True))

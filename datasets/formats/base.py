@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Sequence
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -37,7 +38,7 @@ class Format(ABC):
     def write(self, base: Path, frame: Frame, image: np.ndarray, ids: np.ndarray) -> None:
         """Write image (H, W, 3) uint8 RGB and ids (H, W) uint8, the data set's own label ids, below ``base``."""
 
-    def finish(self, base: Path, frames: Sequence[Frame]) -> None:
+    def finish(self, base: Path, frames: Sequence[Frame]) -> None:  # noqa: B027  most formats need nothing
         """Write what belongs to the data set as a whole."""
 
     def frames(self, train: int, val: int) -> list[Frame]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import numpy as np
 from scipy.io import savemat
 
 from datasets.formats.base import Format, Frame, write_palette_png, write_png
+from tmt_d2.data import layouts
 from tmt_d2.data.label_spaces import GTAV
-
-# Frames that are blank or wrong in the real data set; whoever reads it leaves them out.
-_BAD = frozenset({15188, 17705, *range(20801, 20861)})
 
 
 class Gtav(Format):
@@ -21,7 +19,8 @@ class Gtav(Format):
     labels = GTAV
 
     def names(self, train: int, val: int) -> dict[str, list[str]]:
-        good = (f"{number:05d}" for number in itertools.count(1) if number not in _BAD)
+        numbers = (f"{number:05d}" for number in itertools.count(1))
+        good = (name for name in numbers if name not in layouts.GTAV.bad)  # readers leave those out
         return {"train": list(itertools.islice(good, train)), "val": list(itertools.islice(good, val))}
 
     def write(self, base: Path, frame: Frame, image: np.ndarray, ids: np.ndarray) -> None:

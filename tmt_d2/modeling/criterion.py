@@ -56,23 +56,35 @@ class SetCriterion(nn.Module):
         empty_weight[-1] = no_object_weight
         self.register_buffer("empty_weight", empty_weight)
 
-    def forward(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    def forward(
+        self,
+        outputs: Mapping[str, Any],
+        targets: Sequence[Mapping[str, Tensor]],
+        num_masks: Tensor | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> dict[str, Tensor]:
         """
         Args:
             outputs: as the decoder returns them; "pred_masks" are ``MaskLogits`` or a tensor (B, Q, h, w).
             targets: per image "labels" (T,) long and "masks" (T, H, W) bool, all of one size.
+            num_masks: K averaged over all the calls that make one step; by default over the processes of this call.
+            seeds: per image, of its random points; without them all points come from the global generator.
 
         Returns:
             unweighted scalar losses: "loss_ce", "loss_mask", "loss_dice" of the last output, with suffix "_i" those
-            of auxiliary output i. Sums over masks are divided by the mean number of masks per process.
+            of auxiliary output i. Sums are divided by means over all calls of a step (every call having B images), so
+            the mean of the losses over the calls is the loss of all images in one call.
         """
         layers = [*outputs.get("aux_outputs", [])[: self.num_aux_outputs], outputs]
         with torch.autocast(layers[-1]["pred_logits"].device.type, enabled=False):
             class_logits = torch.stack([layer["pred_logits"].float() for layer in layers])  # (L, B, Q, N + 1)
             masks = _StackedMasks([layer["pred_masks"] for layer in layers])
-            queries = self._match(class_logits, masks, targets)
-            loss_ce = self._classification_losses(class_logits, targets, queries)
-            loss_mask, loss_dice = self._mask_losses(masks, targets, queries)
+            if num_masks is None:
+                num_masks = _mean_over_processes(sum(len(t["labels"]) for t in targets), class_logits.device)
+            draw = _Points(class_logits.device, seeds)
+            queries = self._match(class_logits, masks, targets, draw)
+            loss_ce = self._classification_losses(class_logits, targets, queries, num_masks)
+            loss_mask, loss_dice = self._mask_losses(masks, targets, queries, num_masks.clamp(min=1), draw)
         losses = {}
         for index in range(len(layers)):
             suffix = "" if index == len(layers) - 1 else f"_{index}"
@@ -83,11 +95,11 @@ class SetCriterion(nn.Module):
 
     @torch.no_grad()
     def _match(
-        self, class_logits: Tensor, masks: _StackedMasks, targets: Sequence[Mapping[str, Tensor]]
+        self, class_logits: Tensor, masks: _StackedMasks, targets: Sequence[Mapping[str, Tensor]], draw: _Points
     ) -> list[Tensor]:
         """Per image (L, T) long: the query of each target, for every decoder output."""
         device = class_logits.device
-        points = torch.rand(len(targets), self.num_points, 2, device=device)
+        points = draw(1, [1] * len(targets), self.num_points)[0]  # (B, P, 2)
         logits = masks.sample(points)  # (L, B, Q, P)
         costs = []
         for image, target in enumerate(targets):
@@ -108,18 +120,28 @@ class SetCriterion(nn.Module):
         return [torch.from_numpy(chosen).to(device) for chosen in match(costs)]
 
     def _classification_losses(
-        self, class_logits: Tensor, targets: Sequence[Mapping[str, Tensor]], queries: list[Tensor]
+        self,
+        class_logits: Tensor,
+        targets: Sequence[Mapping[str, Tensor]],
+        queries: list[Tensor],
+        num_masks: Tensor,
     ) -> Tensor:
         """(L,): cross-entropy over all queries; those without a target belong to "no object"."""
         wanted = torch.full(class_logits.shape[:3], self.num_classes, dtype=torch.long, device=class_logits.device)
         for image, (target, chosen) in enumerate(zip(targets, queries)):
             wanted[:, image].scatter_(1, chosen, target["labels"].expand(len(chosen), -1))
         losses = F.cross_entropy(class_logits.flatten(0, 2), wanted.flatten(), self.empty_weight, reduction="none")
-        weights = self.empty_weight[wanted]
-        return losses.view(wanted.shape).sum((1, 2)) / weights.sum((1, 2))
+        no_object = self.empty_weight[-1]
+        weights = num_masks + no_object * (wanted[0].numel() - num_masks)
+        return losses.view(wanted.shape).sum((1, 2)) / weights
 
     def _mask_losses(
-        self, masks: _StackedMasks, targets: Sequence[Mapping[str, Tensor]], queries: list[Tensor]
+        self,
+        masks: _StackedMasks,
+        targets: Sequence[Mapping[str, Tensor]],
+        queries: list[Tensor],
+        num_masks: Tensor,
+        draw: _Points,
     ) -> tuple[Tensor, Tensor]:
         """(L,), (L,): binary cross-entropy and dice on uncertain points of the matched masks."""
         predicted = masks.select(queries)  # (L, K, h, w)
@@ -128,7 +150,7 @@ class SetCriterion(nn.Module):
             zero = predicted.sum(tuple(range(1, predicted.dim())))  # keeps every parameter in the graph
             return zero, zero
         with torch.no_grad():
-            points = self._uncertain_points(predicted)  # (L, K, P, 2)
+            points = self._uncertain_points(predicted, [len(t["labels"]) for t in targets], draw)  # (L, K, P, 2)
             by_target = points.transpose(0, 1).flatten(1, 2)  # (K, L*P, 2): each target is read once for all outputs
             wanted, start = [], 0
             for target in targets:
@@ -143,21 +165,37 @@ class SetCriterion(nn.Module):
         probabilities = logits.sigmoid()
         overlap = 2 * (probabilities * wanted_points).sum(-1)
         loss_dice = 1 - (overlap + 1) / (probabilities.sum(-1) + wanted_points.sum(-1) + 1)
-        num_masks = _mean_over_processes(K, logits.device)
         return loss_mask.sum(1) / num_masks, loss_dice.sum(1) / num_masks
 
-    def _uncertain_points(self, predicted: Tensor) -> Tensor:
+    def _uncertain_points(self, predicted: Tensor, counts: Sequence[int], draw: _Points) -> Tensor:
         """PointRend's sampling (arXiv 1912.08193, 3.3) of P points per mask: of P * oversample_ratio random points
         the importance_sample_ratio share nearest to the mask's border, the rest uniformly."""
         L, K = predicted.shape[:2]
-        device = predicted.device
-        candidates = torch.rand(L * K, int(self.num_points * self.oversample_ratio), 2, device=device)
+        candidates = draw(L, counts, int(self.num_points * self.oversample_ratio)).flatten(0, 1)
         logits = point_sample(predicted.flatten(0, 1)[:, None], candidates, align_corners=False)[:, 0]
         uncertain = int(self.importance_sample_ratio * self.num_points)
         nearest = logits.abs().topk(uncertain, dim=1, largest=False, sorted=False).indices
         points = candidates.gather(1, nearest[..., None].expand(-1, -1, 2))
-        uniform = torch.rand(L * K, self.num_points - uncertain, 2, device=device)
+        uniform = draw(L, counts, self.num_points - uncertain).flatten(0, 1)
         return torch.cat([points, uniform], 1).view(L, K, self.num_points, 2)
+
+
+class _Points:
+    """Random points in [0, 1), those of an image from its own seed where there are seeds."""
+
+    def __init__(self, device: torch.device, seeds: Sequence[int] | None):
+        self._device = device
+        self._generators = None if seeds is None else [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, layers: int, counts: Sequence[int], points: int) -> Tensor:
+        """counts: of masks per image -> (layers, sum of counts, points, 2)."""
+        if self._generators is None:
+            return torch.rand(layers * sum(counts), points, 2, device=self._device).view(layers, -1, points, 2)
+        drawn = [
+            torch.rand(layers, count, points, 2, generator=generator, device=self._device)
+            for count, generator in zip(counts, self._generators)
+        ]
+        return torch.cat(drawn, 1)
 
 
 class _StackedMasks:
@@ -197,8 +235,7 @@ def _repeat(points: Tensor, target: Mapping[str, Tensor]) -> Tensor:
 
 
 def _mean_over_processes(count: int, device: torch.device) -> Tensor:
-    """Mean of ``count`` over all processes, at least 1."""
     total = torch.tensor(float(count), device=device)
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(total)
-    return (total / comm.get_world_size()).clamp(min=1)
+    return total / comm.get_world_size()

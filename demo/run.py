@@ -1,6 +1,6 @@
 """The main job on embedded scenes: source model -> estimator -> fine-tuning -> evaluation -> pictures.
 
-    python -m demo.run --output output/demo          about ten minutes on two CPU cores (this is `make demo`)
+    python -m demo.run --output output/demo                 this is `make demo`
     python -m demo.run --output output/demo-short --short   the same path in about a minute; its figures mean nothing
 
 Everything is written below --output: data/ (the scenes), one folder per stage, pictures/, results.json. The same
@@ -15,8 +15,9 @@ import sys
 from pathlib import Path
 
 from datasets.render import render
+from demo import visualize_attention
 from tmt_d2.engine.cli import log_to_screen, one_line_errors
-from tmt_d2.engine.pair import results_table, run_pair
+from tmt_d2.engine.pair import results_table, run_pair, split_name
 
 SOURCE, TARGET = "cityscapes", "bdd100k"
 CONFIGS = Path(__file__).parents[1] / "configs" / "tiny"
@@ -34,7 +35,14 @@ def main() -> None:
     os.environ["DETECTRON2_DATASETS"] = str(data)
     render(data, [SOURCE, TARGET], train=16 if args.short else 160, val=4 if args.short else 40)
     results = run_pair(CONFIGS, SOURCE, TARGET, ["full", "tmt"], args.output, SHORT if args.short else ())
-    print(results_table(results))
+    pictures = args.output / "pictures"
+    visualize_attention.main(
+        ["--config-file", str(CONFIGS / "tmt.yaml"), "--weights", str(args.output / "tmt" / "model_final.pth")]
+        + ["--compare", str(CONFIGS / "full.yaml"), str(args.output / "full" / "model_final.pth")]
+        + ["--input", split_name(TARGET, "val"), "--limit", "1" if args.short else "4", "--output", str(pictures)]
+        + ["--classes", "road", "car", "--json"]
+    )
+    print(f"\n{results_table(results)}\n\nfigures: {args.output / 'results.json'}\npictures: {pictures}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..data.mapper import SemanticMapper
+from ..evaluation.inference import build_inference
 from ..evaluation.semantic import SemanticEvaluator, evaluate_split
 from .checkpoint import TMTCheckpointer
 from .optimizer import build_lr_scheduler, build_optimizer
@@ -101,7 +102,6 @@ def evaluate_model(cfg: CfgNode, model: nn.Module) -> dict[str, dict[str, float]
         loader = build_detection_test_loader(
             cfg, name, mapper=SemanticMapper(cfg, is_train=False), num_workers=cfg.DATALOADER.NUM_WORKERS
         )
-        results[name] = evaluate_split(
-            model, loader, SemanticEvaluator(name, f"{cfg.OUTPUT_DIR}/inference/{name}")
-        ).get("sem_seg", {})
+        evaluator = SemanticEvaluator(name, f"{cfg.OUTPUT_DIR}/inference/{name}")
+        results[name] = evaluate_split(build_inference(cfg, model), loader, evaluator).get("sem_seg", {})
     return results

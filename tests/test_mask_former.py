@@ -304,3 +304,18 @@ def test_configs_that_are_not_built(build_tiny: Build) -> None:
         build_tiny("MaskFormer", MODEL__MASK_FORMER__TRANSFORMER_IN_FEATURE="res5")
     with pytest.raises(ValueError, match=r"MODEL.SEM_SEG_HEAD: IN_FEATURES .* half the finest stride"):
         build_tiny("MaskFormer", MODEL__SEM_SEG_HEAD__IN_FEATURES=["res3", "res4", "res5"])
+
+
+def test_frozen_parts_stay_in_evaluation_mode(build_tiny: Build, records: Records) -> None:
+    """Linear probing freezes backbone and pixel decoder: their batch statistics must not move either."""
+    model = build_tiny("MaskFormer")
+    for part in (model.backbone, model.sem_seg_head.pixel_decoder):
+        part.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train_step(model, records)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.sem_seg_head.predictor.training
+    unfrozen = build_tiny("MaskFormer")
+    train_step(unfrozen, records)
+    name = "backbone.stem.conv1.norm.running_mean"
+    assert not torch.equal(unfrozen.state_dict()[name], before[name])  # control

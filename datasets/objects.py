@@ -438,22 +438,24 @@ class Painter:
             self.canvas.fill(outline, shade(colour, tone), label)
         return {"side": near, "near": flank} if long_x else {"side": flank, "near": near}
 
-    def _under(self, thing: Thing, label: int, wheels: tuple[float, ...], radius: float) -> None:
-        """Shadow and wheels of a vehicle; ``wheels``: shares of its length."""
-        shadow = self.colour("shadow")
+    def _shadow(self, thing: Thing, label: int, radius: float) -> None:
+        """The shadow on the road, and the tyres as seen from the end."""
+        shadow, tyre = self.colour("shadow"), self.colour("tyre")
         x0, x1, z0, z1 = thing.x - 0.15, thing.x + thing.width + 0.15, thing.z - 0.1, thing.z + thing.length
         self.canvas.fill([(x0, 0, z0), (x1, 0, z0), (x1, 0, z1), (x0, 0, z1)], shadow)
+        if thing.across:
+            return
+        wide, high = thing.width * 0.18, radius * 1.5
+        for x in (thing.x + 0.05, thing.x + thing.width - 0.05 - wide):
+            self.canvas.fill([(x, 0, z0), (x + wide, 0, z0), (x + wide, high, z0), (x, high, z0)], tyre, label)
+
+    def _wheels(self, thing: Thing, label: int, shares: tuple[float, ...], radius: float) -> None:
+        """Wheels on the flank that can be seen, at ``shares`` of the vehicle's length."""
         tyre = self.colour("tyre")
-        if not thing.across:
-            wide = thing.width * 0.18
-            for x in (thing.x + 0.05, thing.x + thing.width - 0.05 - wide):
-                self.canvas.fill(
-                    [(x, 0, z0), (x + wide, 0, z0), (x + wide, radius * 1.5, z0), (x, radius * 1.5, z0)], tyre, label
-                )
-        x = thing.x if thing.x + thing.width / 2 > 0 else thing.x + thing.width
-        for share in wheels:
+        x = thing.x - 0.01 if thing.x + thing.width / 2 > 0 else thing.x + thing.width + 0.01
+        for share in shares:
             if thing.across:
-                centre = (thing.x + share * thing.width, radius, thing.z)
+                centre = (thing.x + share * thing.width, radius, thing.z - 0.01)
             else:
                 centre = (x, radius, thing.z + share * thing.length)
             self.canvas.disc(centre, (radius, radius), tyre, label, side=not thing.across)
@@ -471,7 +473,7 @@ class Painter:
         label, colour, glass = TRAIN_ID["car"], self.colour("car"), self.colour("glass")
         front = thing.x + thing.width / 2 < 0  # on the left side cars come towards the camera
         belt = thing.height * 0.58
-        self._under(thing, label, (), 0.33)
+        self._shadow(thing, label, 0.33)
         body = self._box(thing, label, colour, (0.25, belt), lean=(0.05, 0.05, 0.03))
         slant = 0.55 * (1 - self.domain.boxy) + 0.12
         van = self.rng.random() < 0.3
@@ -479,30 +481,18 @@ class Painter:
         if front:
             rear, bonnet = 1 - bonnet, 1 - rear
         cabin = self._box(thing, label, shade(colour, 0.97), (belt, thing.height), (rear, bonnet), (slant, slant, 0.16))
-        bright = 0.85
         for start, end in ((0.05, 0.47), (0.53, 0.95)):
-            self._panel(cabin["side"], (start, end), (0.12, 0.85), shade(glass, bright))
+            self._panel(cabin["side"], (start, end), (0.12, 0.85), shade(glass, 0.85))
         self._panel(cabin["near"], (0.06, 0.94), (0.12, 0.85), glass)
         self._panel(body["side"], (0.0, 1.0), (0.0, 0.16), shade(colour, 0.5))
         self._panel(body["side"], (0.49, 0.51), (0.16, 1.0), shade(colour, 0.6))
         self._tail(body["near"], 0.5, 0.8, front)
-        self._under_wheels_only(thing, label, (0.18, 0.8), 0.34)
-
-    def _under_wheels_only(self, thing: Thing, label: int, wheels: tuple[float, ...], radius: float) -> None:
-        tyre = self.colour("tyre")
-        x = thing.x - 0.01 if thing.x + thing.width / 2 > 0 else thing.x + thing.width + 0.01
-        for share in wheels:
-            if thing.across:
-                centre = (thing.x + share * thing.width, radius, thing.z - 0.01)
-            else:
-                centre = (x, radius, thing.z + share * thing.length)
-            self.canvas.disc(centre, (radius, radius), tyre, label, side=not thing.across)
-            self.canvas.disc(centre, (radius * 0.5, radius * 0.5), (140, 140, 144), side=not thing.across)
+        self._wheels(thing, label, (0.18, 0.8), 0.34)
 
     def _truck(self, thing: Thing) -> None:
         label, cargo, cab, glass = TRAIN_ID["truck"], self.colour("truck"), self.colour("truck"), self.colour("glass")
         front = thing.x + thing.width / 2 < 0
-        self._under(thing, label, (), 0.5)
+        self._shadow(thing, label, 0.5)
         self._box(thing, label, (58, 58, 62), (0.45, 0.9))
         parts = [((0.27, 1.0), False), ((0.0, 0.24), True)] if front else [((0.76, 1.0), True), ((0.0, 0.73), False)]
         for span, is_cab in parts:  # the far part first
@@ -517,7 +507,7 @@ class Painter:
                 for band in (0.33, 0.66):
                     self._panel(faces["side"], (band, band + 0.015), (0.0, 1.0), shade(cargo, 0.7))
                 self._panel(faces["side"], (0.1, 0.9), (0.4, 0.62), shade(self.colour("sign"), 0.9))
-        self._under_wheels_only(thing, label, (0.12, 0.24, 0.85), 0.5)
+        self._wheels(thing, label, (0.12, 0.24, 0.85), 0.5)
 
     def _coach(
         self, thing: Thing, name: str, belt: tuple[float, float], windows: int, stripe: Colour
@@ -536,15 +526,15 @@ class Painter:
         return faces
 
     def _bus(self, thing: Thing) -> None:
-        self._under(thing, TRAIN_ID["bus"], (), 0.5)
+        self._shadow(thing, TRAIN_ID["bus"], 0.5)
         faces = self._coach(thing, "bus", (0.45, 0.82), 6, shade(self.colour("bus"), 0.6))
         self._panel(faces["near"], (0.25, 0.75), (0.87, 0.95), (240, 150, 40))  # the destination
-        self._under_wheels_only(thing, TRAIN_ID["bus"], (0.2, 0.78), 0.5)
+        self._wheels(thing, TRAIN_ID["bus"], (0.2, 0.78), 0.5)
 
     def _train(self, thing: Thing) -> None:
         """A tram: longer than a bus, on rails, with a skirt instead of wheels and a bow to the overhead wire."""
         label = TRAIN_ID["train"]
-        self._under(thing, label, (), 0.3)
+        self._shadow(thing, label, 0.3)
         self._box(thing, label, (70, 72, 76), (0.1, 0.4))
         faces = self._coach(thing, "train", (0.42, 0.86), 12, (236, 234, 226))
         for joint in (0.33, 0.66):

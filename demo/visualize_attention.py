@@ -24,6 +24,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -61,6 +63,7 @@ from tmt_d2.visualization import (
 from tmt_d2.visualization.overlays import resized
 
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+CONFIG_KEY = re.compile(r"(DATALOADER|DATASETS|INPUT|MODEL|TEST|TRANSFER)\.[A-Z0-9_.]+")
 DEFAULT_TOP = 3
 LONGEST = 2048  # larger images are shown, and segmented, at this length of the longer side
 
@@ -204,12 +207,11 @@ def figures(reports: Sequence[AttentionReport], name: str, heads: Sequence[int])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    args = parser().parse_args(arguments)
+    args = parse(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger("fvcore.common.checkpoint").setLevel(logging.WARNING)
-    opts = args.opts[1:] if args.opts[:1] == ["--"] else args.opts
     if not (args.input or args.statistics):
         raise ValueError("nothing to show: give --input, --statistics, or both")
-    models = [load(args.config_file, args.weights, opts)]
+    models = [load(args.config_file, args.weights, args.opts)]
     if args.compare:
         models.append(load(*args.compare))
         if models[0].name == models[1].name:
@@ -288,6 +290,14 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Overrides begin at the first config key, also behind an option of several values (--heads 0 2 MODEL.X ...)."""
+    start = next((i for i, argument in enumerate(arguments) if CONFIG_KEY.fullmatch(argument)), len(arguments))
+    args = parser().parse_args(arguments[:start])
+    args.opts += arguments[start:]
+    return args
+
+
 def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = arguments.add_argument
@@ -306,10 +316,11 @@ def parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="write the numbers behind the pictures")
     add("--compare", nargs=2, metavar=("CONFIG", "WEIGHTS"), help="a second model to show beside the first")
     add("--statistics", metavar="SPLIT", help="which classes T excludes, over a registered split")
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides for the first model")
+    add("opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides for the first model")
     return arguments
 
 
 if __name__ == "__main__":
     with one_line_errors():
         main()
+    sys.exit(0)

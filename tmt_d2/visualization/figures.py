@@ -139,7 +139,7 @@ def _level_row(picture: np.ndarray, level: LevelReport, p_t: float | None) -> Ro
             "contrast stretched: equal areas of every colour",
             Scale(
                 TRANSFERABILITY_MAP,
-                "T at 0, 25, 50, 75 and 100 % of the positions" + ("" if p_t is None else "; line: excluded beyond"),
+                "T, a quarter of the positions between ticks" + ("" if p_t is None else "; line: 1 - p_T"),
                 quantiles,
                 None if p_t is None else 1 - p_t,
             ),

@@ -22,7 +22,9 @@ from tmt_d2.files import atomic_write
 
 DPI = 150
 TEXT, MUTED = "#1b1f24", "#57606a"
-MARGIN, GAP, PANEL_WIDTH = 0.2, 0.18, 3.6
+MARGIN, GAP = 0.2, 0.18
+LONGEST_SIDE = 3.6  # of a panel's picture
+NARROWEST = 2.9  # room for titles beside a tall picture
 TITLE, SUBTITLE, BAR, ROW_LABEL, HEADING, LEGEND_LINE = 0.24, 0.19, 0.5, 0.34, 0.42, 0.22
 
 Colour = tuple[int, int, int]
@@ -67,7 +69,8 @@ def draw(
         raise ValueError("a figure needs at least one panel")
     columns = max(len(row.panels) for row in rows)
     left = MARGIN + (ROW_LABEL if any(row.label for row in rows) else 0)
-    width = left + columns * PANEL_WIDTH + (columns - 1) * GAP + MARGIN
+    cell = max(NARROWEST, *(_picture_size(panel)[0] for panel in panels))
+    width = left + columns * cell + (columns - 1) * GAP + MARGIN
     per_line = max(1, int((width - 2 * MARGIN) // 1.2))
     legend_lines = -(-len(legend) // per_line)
     heights = [_row_height(row) for row in rows]
@@ -86,19 +89,19 @@ def draw(
     for row, row_height in zip(rows, heights):
         present = [panel for panel in row.panels if panel is not None]
         titles = TITLE + (SUBTITLE if any(panel.subtitle for panel in present) else 0)
-        picture_height = max(_picture_height(panel) for panel in present)
+        picture_height = max(_picture_size(panel)[1] for panel in present)
         if row.label:
             middle = y + titles + picture_height / 2
             text(MARGIN + 0.1, middle, row.label, rotation=90, ha="center", fontsize=11, fontweight="bold")
         for column, panel in enumerate(row.panels):
             if panel is None:
                 continue
-            x = left + column * (PANEL_WIDTH + GAP)
+            x = left + column * (cell + GAP)
             text(x, y + TITLE / 2, panel.title, fontsize=11, fontweight="bold")
             if panel.subtitle:
                 text(x, y + TITLE + SUBTITLE / 2 - 0.02, panel.subtitle, fontsize=9, color=MUTED)
-            panel_height = _picture_height(panel)
-            box = (x / width, 1 - (y + titles + panel_height) / height, PANEL_WIDTH / width, panel_height / height)
+            panel_width, panel_height = _picture_size(panel)
+            box = (x / width, 1 - (y + titles + panel_height) / height, panel_width / width, panel_height / height)
             axes = figure.add_axes(box)
             axes.imshow(panel.picture, aspect="auto", interpolation="antialiased")
             axes.set_axis_off()
@@ -106,7 +109,7 @@ def draw(
                 bar = (
                     box[0] + 0.1 / width,
                     box[1] - 0.16 / height,
-                    box[2] - 0.2 / width,
+                    (cell - 0.2) / width,
                     0.1 / height,
                 )
                 _draw_scale(figure, bar, panel.scale)
@@ -149,9 +152,11 @@ def save(figure: Figure, path: str | Path) -> None:
         figure.savefig(file, format=suffix, facecolor="white", metadata=metadata)
 
 
-def _picture_height(panel: Panel) -> float:
+def _picture_size(panel: Panel) -> tuple[float, float]:
+    """Width and height in inches."""
     height, width = panel.picture.shape[:2]
-    return PANEL_WIDTH * height / width
+    scale = LONGEST_SIDE / max(height, width)
+    return width * scale, height * scale
 
 
 def _row_height(row: Row) -> float:
@@ -159,7 +164,7 @@ def _row_height(row: Row) -> float:
     return (
         TITLE
         + (SUBTITLE if any(panel.subtitle for panel in panels) else 0)
-        + max(_picture_height(panel) + (BAR if panel.scale else 0) for panel in panels)
+        + max(_picture_size(panel)[1] + (BAR if panel.scale else 0) for panel in panels)
     )
 
 

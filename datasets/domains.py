@@ -87,7 +87,7 @@ CITYSCAPES = Domain(
     },
     lights=(
         Light(sky=((206, 214, 222), (228, 230, 230)), saturation=0.85, share=3.0),
-        Light(sky=((184, 200, 220), (226, 230, 232)), saturation=0.95, contrast=1.05, shadow=0.75),
+        Light(sky=((156, 184, 216), (220, 226, 232)), saturation=0.95, contrast=1.05, shadow=0.75),
     ),
     windows="upright", grain=0.12, grain_size=(48, 96), noise=2.0, blur=0.35, bonnet=True,
 )  # fmt: skip
@@ -157,7 +157,7 @@ GTAV = Domain(
     ),
     colours={
         **_COMMON,
-        "road": ((102, 103, 106), (110, 110, 112)), "sidewalk": ((178, 164, 140), (166, 154, 134)),
+        "road": ((102, 103, 106), (110, 110, 112)), "sidewalk": ((172, 164, 150), (162, 156, 144)),
         "building": ((224, 178, 118), (196, 120, 84), (236, 206, 160), (120, 132, 150), (170, 94, 90)),
         "window": ((54, 104, 140), (38, 58, 84)), "wall": ((206, 170, 128), (160, 120, 96)), "fence": ((46, 46, 46), (140, 108, 66)),
         "vegetation": ((64, 118, 22), (96, 136, 28), (50, 96, 26)), "terrain": ((196, 176, 96), (138, 150, 50)),
@@ -169,8 +169,8 @@ GTAV = Domain(
         "marking": ((236, 200, 90), (236, 232, 220)), "light": ((60, 54, 30),), "pole": ((84, 80, 74),),
     },
     lights=(
-        Light(sky=((128, 172, 220), (218, 220, 216)), gain=(1.05, 1.0, 0.92), saturation=1.2, contrast=1.06, shadow=0.6, share=2.0),
-        Light(sky=((160, 170, 196), (246, 214, 172)), gain=(1.1, 0.98, 0.84), saturation=1.15, contrast=1.06, shadow=0.55),
+        Light(sky=((148, 182, 218), (216, 220, 222)), gain=(1.05, 1.0, 0.92), saturation=1.2, contrast=1.06, shadow=0.6, share=2.0),
+        Light(sky=((170, 180, 204), (234, 214, 190)), gain=(1.1, 0.98, 0.84), saturation=1.15, contrast=1.06, shadow=0.55),
     ),
     windows="grid", grain=0.09, grain_size=(56, 112), noise=1.5, sharpen=0.2, crown="palm",
 )  # fmt: skip

@@ -150,7 +150,7 @@ def _level_row(picture: np.ndarray, level: LevelReport, p_t: float | None) -> Ro
         panels.append(
             Panel(
                 removed_overlay(picture, excluded),
-                f"excluded from attention, p_T = {p_t:g}",
+                f"excluded, p_T = {p_t:g}",
                 f"{int(level.excluded.sum())} of {t.size} positions",
             )
         )

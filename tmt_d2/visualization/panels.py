@@ -24,7 +24,7 @@ DPI = 150
 TEXT, MUTED = "#1b1f24", "#57606a"
 MARGIN, GAP = 0.2, 0.18
 LONGEST_SIDE = 3.6  # of a panel's picture
-NARROWEST = 2.9  # room for titles beside a tall picture
+NARROWEST = 3.0  # room for titles beside a tall picture
 TITLE, SUBTITLE, BAR, ROW_LABEL, HEADING, LEGEND_LINE = 0.24, 0.19, 0.5, 0.34, 0.42, 0.22
 
 Colour = tuple[int, int, int]

@@ -9,24 +9,30 @@ What to run is said by the config file (TRANSFER.STAGE, TRANSFER.METHOD); any ke
     python train_net.py --config-file configs/R50/tmt.yaml --eval-only MODEL.WEIGHTS output/R50/tmt/model_final.pth
 
 Data is found below $DETECTRON2_DATASETS. Results: OUTPUT_DIR/evaluation.json (estimator.json), model_final.pth,
-log.txt, metrics.json and TensorBoard events. --resume goes on from OUTPUT_DIR/last_checkpoint.
+log.txt, metrics.json and TensorBoard events. --resume goes on from the newest usable checkpoint in OUTPUT_DIR.
+Several processes: --num-gpus N (on a CPU: N processes), or `torchrun --nproc-per-node N train_net.py ...`.
+Exit status: 0 done; 2 an error that one line on stderr names; 75 stopped by SIGTERM or SIGUSR1, --resume goes on.
 """
 
 import sys
 
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 
 from tmt_d2 import setup_cfg
 from tmt_d2.engine.cli import one_line_errors
+from tmt_d2.engine.launch import launch
 from tmt_d2.engine.stages import run_stage
 
 
 def main(args):
-    return run_stage(setup_cfg(args.config_file, args.opts), resume=args.resume, eval_only=args.eval_only)
+    opts = [*args.opts, *(["TRANSFER.DETECT_ANOMALY", "True"] if args.detect_anomaly else [])]
+    return run_stage(setup_cfg(args.config_file, opts), resume=args.resume, eval_only=args.eval_only)
 
 
 if __name__ == "__main__":
     with one_line_errors():
-        args = default_argument_parser(epilog=__doc__).parse_args()
+        parser = default_argument_parser(epilog=__doc__)
+        parser.add_argument("--detect-anomaly", action="store_true", help="find the module that makes a NaN; slow")
+        args = parser.parse_args()
         launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
     sys.exit(0)

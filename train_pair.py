@@ -12,10 +12,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from detectron2.engine import launch
-
 from tmt_d2.config import METHODS
 from tmt_d2.engine.cli import log_to_screen, one_line_errors
+from tmt_d2.engine.launch import launch
 from tmt_d2.engine.pair import results_table, run_pair, run_stage_here
 
 
@@ -36,7 +35,7 @@ def main():
     log_to_screen()
 
     def run(cfg):
-        launch(run_stage_here, args.num_gpus, dist_url="auto", args=(cfg,))
+        launch(run_stage_here, args.num_gpus, args=(cfg,))
 
     results = run_pair(args.configs, args.source, args.target, args.methods, args.output, args.opts, run)
     print(results_table(results))

@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.projects.deeplab import add_deeplab_config
 
 from .config_file import load_config_file
 
 STAGES = ("source", "estimator", "finetune")
-METHODS = ("linear", "full", "tmt")
+METHODS = ("linear", "full", "leep", "otce", "tmt")
 MASK_RULES = ("foreground", "uncertain")
 REGIONS = ("adaptive", "square")
 ACTE_FEATURES = ("live", "source")
+AMP_DTYPES = ("float16", "bfloat16")
 
 
 def add_maskformer2_config(cfg: CfgNode) -> None:
@@ -118,6 +120,9 @@ def add_tmt_config(cfg: CfgNode) -> None:
         "foreground"  # attend where M >= lambda_M (Mask2Former); "uncertain": where M <= lambda_M (as printed)
     )
     tmt.LAMBDA_M = 0.5  # lambda_M: threshold on the predicted mask probability M
+    # A variant of ours: what p_T would exclude is attended to less, the less the higher T ranks (transferability_bias).
+    tmt.SOFT = False
+    tmt.SOFT_STRENGTH = 4.0  # subtracted from the attention score at the highest T; infinite = the hard mask
 
     cfg.MODEL.TMT.OUTPUT_TRANSFERABILITY = False  # add "transferability" (per-level maps T) to each output
 
@@ -126,6 +131,21 @@ def add_tmt_config(cfg: CfgNode) -> None:
     transfer.METHOD = "full"  # of the fine-tuning stage
     transfer.LABEL_FRACTION = 1.0  # share of the target's labelled training images that fine-tuning may use
     transfer.LABEL_SEED = 0  # which images these are; a smaller fraction is a subset of a larger one
+    transfer.REINIT_CLASS_HEAD = False  # begin with a new class head where that of MODEL.WEIGHTS has another size
+    # leep, otce: before fine-tuning, whose budget this does not reduce, the score of the source model on labelled
+    # pixels is raised by gradient. No publication fixes these choices: the two steps are Tan et al.'s (arXiv
+    # 2207.05510), every value below is our reading.
+    transfer.ALIGNMENT = CfgNode()
+    transfer.ALIGNMENT.ITERATIONS = 50  # optimiser steps on the score, with SOLVER.IMS_PER_BATCH images each; 0 = none
+    transfer.ALIGNMENT.BASE_LR = 1e-5  # small: a score on a batch says little; otherwise the optimiser of SOLVER
+    transfer.ALIGNMENT.WEIGHT = 1.0  # the loss is WEIGHT * -score + (1 - WEIGHT) * the target's segmentation loss
+    transfer.ALIGNMENT.PIXELS = 512  # labelled pixels per domain and step; P(y, z) and the transport are over these
+    transfer.ALIGNMENT.EPSILON = 0.1  # otce: entropic regularisation of the transport, relative to its mean cost
+    transfer.ALIGNMENT.SINKHORN_ITERATIONS = 50  # otce
+    # otce: gradients through all Sinkhorn iterations; False: the dual potentials are taken as constants, so that the
+    # plan exp((u + v - cost) / epsilon) depends on the features through its cost only. (A plan without any gradient
+    # would leave H(Yt | Ys) none.)
+    transfer.ALIGNMENT.DIFFERENTIATE_PLAN = True
     transfer.ESTIMATOR = CfgNode()
     transfer.ESTIMATOR.TARGET_ERROR = 0.0  # stop training a level's discriminator once its running error is below this
     transfer.ESTIMATOR.HELD_OUT = 200  # images per domain on which the proxy A-distance is measured
@@ -133,6 +153,13 @@ def add_tmt_config(cfg: CfgNode) -> None:
     cfg.DATASETS.SOURCE_TRAIN = ()  # estimator: source-domain splits (DATASETS.TRAIN: target-domain splits)
     cfg.DATASETS.SOURCE_TEST = ()  # estimator: held-out source images (DATASETS.TEST: held-out target images)
     cfg.DATASETS.CUSTOM = ()  # YAML files that each describe a data set of your own
+
+    # IMS_PER_BATCH images are one step; each process takes its share of them in this many micro-batches.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+    cfg.SOLVER.AMP.DTYPE = "float16"  # with a gradient scaler, as the official code; or "bfloat16", without
+    cfg.SOLVER.CHECKPOINTS_KEPT = 3  # periodic ones; model_final does not count
+    cfg.DATALOADER.MAX_BAD_FRACTION = 0.05  # of the training images may be unreadable, and are replaced by others
+    transfer.DETECT_ANOMALY = False  # stop at the module that first makes a NaN or an infinity; slow
 
     cfg.TEST.SLIDING_WINDOW = CfgNode()
     cfg.TEST.SLIDING_WINDOW.ENABLED = False
@@ -163,15 +190,38 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 def check_cfg(cfg: CfgNode) -> None:
     """Raise a ValueError that names the key for values that would only fail (or mislead) after training began."""
     tmt, transfer = cfg.MODEL.TMT, cfg.TRANSFER
+    for key, name, registry in (
+        ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
+        ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
+        ("MODEL.SEM_SEG_HEAD.NAME", cfg.MODEL.SEM_SEG_HEAD.NAME, SEM_SEG_HEADS_REGISTRY),
+    ):
+        if name not in registry:
+            raise ValueError(f"{key} is {name!r}, which is not built here: see configs/ for what is")
     _check_choice("TRANSFER.STAGE", transfer.STAGE, STAGES)
     _check_choice("TRANSFER.METHOD", transfer.METHOD, METHODS)
     _check_choice("MODEL.TMT.MASK_RULE", tmt.MASK_RULE, MASK_RULES)
     _check_choice("MODEL.TMT.REGIONS", tmt.REGIONS, REGIONS)
     _check_choice("MODEL.TMT.FEATURES", tmt.FEATURES, ACTE_FEATURES)
+    _check_choice("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, AMP_DTYPES)
+    for key in ("ACCUMULATION_STEPS", "CHECKPOINTS_KEPT"):
+        if cfg.SOLVER[key] < 1:
+            raise ValueError(f"SOLVER.{key} is {cfg.SOLVER[key]}: it must be at least 1")
+    if not 0 <= cfg.DATALOADER.MAX_BAD_FRACTION <= 1:
+        raise ValueError(f"DATALOADER.MAX_BAD_FRACTION is {cfg.DATALOADER.MAX_BAD_FRACTION}: it must be in [0, 1]")
     if not 0 <= tmt.P_T < 1:
         raise ValueError(f"MODEL.TMT.P_T is {tmt.P_T}: it is the excluded fraction of positions, so 0 <= P_T < 1")
     if not 0 < tmt.LAMBDA_M < 1:
         raise ValueError(f"MODEL.TMT.LAMBDA_M is {tmt.LAMBDA_M}: it is a probability strictly between 0 and 1")
+    if tmt.SOFT_STRENGTH < 0:
+        raise ValueError(f"MODEL.TMT.SOFT_STRENGTH is {tmt.SOFT_STRENGTH}: it must be >= 0")
+    alignment = transfer.ALIGNMENT
+    if not 0 < alignment.WEIGHT <= 1:
+        raise ValueError(f"TRANSFER.ALIGNMENT.WEIGHT is {alignment.WEIGHT}: it must be in (0, 1]")
+    if alignment.EPSILON <= 0:
+        raise ValueError(f"TRANSFER.ALIGNMENT.EPSILON is {alignment.EPSILON}: it must be above 0")
+    for key, least in (("ITERATIONS", 0), ("PIXELS", 1), ("SINKHORN_ITERATIONS", 1)):
+        if alignment[key] < least:
+            raise ValueError(f"TRANSFER.ALIGNMENT.{key} is {alignment[key]}: it must be at least {least}")
     if not 0 < transfer.LABEL_FRACTION <= 1:
         raise ValueError(f"TRANSFER.LABEL_FRACTION is {transfer.LABEL_FRACTION}: it must be in (0, 1]")
     if not 0 <= transfer.ESTIMATOR.TARGET_ERROR < 0.5:

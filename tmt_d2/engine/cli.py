@@ -14,6 +14,7 @@ from detectron2.utils.logger import setup_logger
 
 LOGGERS = ("detectron2", "fvcore", "tmt_d2")
 USER_ERROR = 2  # exit status of a command that was given something it cannot use
+USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
 @contextmanager
@@ -24,15 +25,21 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, FloatingPointError) as error:
+    except USER_ERRORS as error:
         if os.environ.get("TMT_TRACEBACK"):
             raise
-        if isinstance(error, OSError) and error.filename:
-            message = f"{error.filename}: {error.strerror}"
-        else:
-            message = " ".join(str(error).split())
-        print(f"error: {message}", file=sys.stderr)  # noqa: T201  this is the command's answer
+        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)  # noqa: T201  this is the command's answer
         sys.exit(USER_ERROR)
+
+
+def one_line(error: BaseException) -> str:
+    """What happened, without the traceback that a loader's process puts around it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    message = str(error).strip()
+    if "\nOriginal Traceback" in message:
+        message = message.splitlines()[-1].partition(": ")[2]
+    return " ".join(message.split()) or type(error).__name__
 
 
 def log_to_screen() -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.utils import comm
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -100,7 +101,11 @@ class DiscriminatorTraining(nn.Module):
         error = torch.stack(
             [wrong[domain == value][exists[domain == value]].float().mean() for value in DOMAINS.values()]
         )
-        self.progress.running_error[level].lerp_(error.mean(), 0.05)
+        mean = error.mean()
+        if comm.get_world_size() > 1:  # all processes decide alike whether a level goes on learning
+            torch.distributed.all_reduce(mean)
+            mean /= comm.get_world_size()
+        self.progress.running_error[level].lerp_(mean, 0.05)
 
 
 def balanced_loss(logits: Tensor, domain: Tensor, exists: Tensor) -> Tensor:
@@ -129,6 +134,7 @@ def held_out_loader(cfg: CfgNode, names: Sequence[str], limit: int) -> Iterable[
     return build_detection_test_loader(
         [records[index] for index in chosen],
         mapper=SemanticMapper(cfg, is_train=False),
+        sampler=range(len(chosen)),  # every process measures on all of them
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
 

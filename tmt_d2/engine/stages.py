@@ -17,11 +17,12 @@ from ..config import check_cfg
 from ..data import register_custom
 from ..data.loaders import build_paired_loader, build_train_loader
 from ..data.mapper import SemanticMapper
-from ..files import atomic_write, write_json
+from ..files import atomic_write, remove_temporaries, write_json
 from ..modeling.mask_former import TransferableMaskFormer
 from .checkpoint import TMTCheckpointer
 from .cli import log_file
 from .estimator import DiscriminatorTraining, held_out_loader, measure
+from .signals import Stoppable, stop_on_signals
 from .trainer import StageTrainer, evaluate_model
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,9 @@ def run_stage(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> di
     if weights and "://" not in weights and not Path(weights).is_file():
         raise FileNotFoundError(f"MODEL.WEIGHTS {weights} does not exist")
     folder = Path(cfg.OUTPUT_DIR)
-    with log_file(folder):
+    with log_file(folder), stop_on_signals():
+        if comm.is_main_process():
+            remove_temporaries(folder)
         seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
         if comm.is_main_process():
             with atomic_write(folder / "config.yaml", "w") as file:
@@ -127,8 +130,8 @@ def _run_training(cfg: CfgNode, model: nn.Module, resume: bool, eval_only: bool)
 def _run_estimator(cfg: CfgNode, model: TransferableMaskFormer, resume: bool, eval_only: bool) -> dict[str, Any]:
     training = DiscriminatorTraining(model, cfg.TRANSFER.ESTIMATOR.TARGET_ERROR)
     held_out = {
-        "source": held_out_loader(cfg, cfg.DATASETS.SOURCE_TEST, cfg.TRANSFER.ESTIMATOR.HELD_OUT),
-        "target": held_out_loader(cfg, cfg.DATASETS.TEST, cfg.TRANSFER.ESTIMATOR.HELD_OUT),
+        domain: Stoppable(held_out_loader(cfg, names, cfg.TRANSFER.ESTIMATOR.HELD_OUT))
+        for domain, names in (("source", cfg.DATASETS.SOURCE_TEST), ("target", cfg.DATASETS.TEST))
     }
     if eval_only:
         TMTCheckpointer(model, cfg.OUTPUT_DIR, require_estimator=True).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)

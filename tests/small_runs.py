@@ -1,0 +1,96 @@
+"""Stages so small that a step takes a few hundredths of a second, for tests of everything around the step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from datasets.render import render
+from tmt_d2 import setup_cfg
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs" / "tiny"
+TINIEST: dict[str, Any] = {
+    "MODEL.RESNETS.NORM": "FrozenBN",  # batch normalisation would tie the images of a batch together
+    "MODEL.RESNETS.DEPTH": 50,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 16,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
+    "MODEL.SEM_SEG_HEAD.MASK_DIM": 32,
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
+    "MODEL.MASK_FORMER.HIDDEN_DIM": 32,
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 32,
+    "MODEL.MASK_FORMER.DEC_LAYERS": 2,
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 64,
+    "INPUT.MIN_SIZE_TRAIN": (64, 72),
+    "INPUT.CROP.SIZE": (64, 64),
+    "INPUT.MIN_SIZE_TEST": 64,
+    "DATASETS.TEST": ("bdd100k_sem_seg_val",),
+    "SOLVER.IMS_PER_BATCH": 4,
+    "SOLVER.MAX_ITER": 4,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "TRANSFER.ESTIMATOR.HELD_OUT": 1,
+    "SEED": 3,
+}
+
+
+def make_scenes(root: Path) -> Path:
+    """Six training images and one to evaluate on, of two domains."""
+    render(root, ["cityscapes", "bdd100k"], train=6, val=1, size=(64, 128), workers=1)
+    return root
+
+
+def options(**changes: Any) -> list[str]:
+    """KEY VALUE ... of ``TINIEST`` and the changes, which are spelled SOLVER__MAX_ITER=2."""
+    values = TINIEST | {key.replace("__", "."): value for key, value in changes.items()}
+    return [text for key, value in values.items() for text in (key, str(value))]
+
+
+def small_cfg(stage: str, output: Path, weights: Path | str = "", **changes: Any) -> CfgNode:
+    """stage: a file of configs/tiny: "source", "estimator", "linear", "full", "tmt"."""
+    paths = ["OUTPUT_DIR", str(output), "MODEL.WEIGHTS", "" if stage == "source" else str(weights)]
+    return setup_cfg(str(CONFIGS / f"{stage}.yaml"), [*paths, *options(**changes)])
+
+
+def save_start(path: Path) -> Path:
+    """Weights, discriminators included, that every stage after the first may start from."""
+    torch.manual_seed(0)
+    torch.save({"model": build_model(small_cfg("tmt", path.parent)).state_dict()}, path)
+    return path
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """Everything in a checkpoint by its place, such as "trainer/optimizer/state/0/exp_avg"."""
+
+    def flatten(value: Any, place: str) -> None:
+        if isinstance(value, dict):
+            items = value.items()
+        elif isinstance(value, (list, tuple)):
+            items = enumerate(value)
+        else:
+            flat[place] = value
+            return
+        for key, item in items:
+            flatten(item, f"{place}/{key}")
+
+    flat: dict[str, Any] = {}
+    flatten(torch.load(path, weights_only=True), "")
+    return flat
+
+
+def differences(first: Path, second: Path) -> list[str]:
+    """The places where two checkpoints are not equal to the last bit."""
+    a, b = contents(first), contents(second)
+    same = {key for key in a.keys() & b.keys() if _equal(a[key], b[key])}
+    return sorted((a.keys() | b.keys()) - same)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return bool(a == b)

@@ -1,0 +1,113 @@
+"""Turn checkpoints into other projects' and back, in one command.
+
+    python -m tmt_d2.interop.convert from-hf facebook/mask2former-swin-tiny-cityscapes-semantic swin_tiny.pth
+    python -m tmt_d2.interop.convert to-hf --config-file swin_tiny.yaml --weights model_final.pth FOLDER
+    python -m tmt_d2.interop.convert strip output/R50/tmt/model_final.pth plain.pth
+
+from-hf   a folder or hub name of a Mask2Former of Hugging Face -> NAME.pth and NAME.yaml, the config it needs.
+to-hf     a checkpoint and its config -> a folder that transformers reads (model.safetensors, config.json).
+strip     a TMT checkpoint -> plain Mask2Former for the official code: .pth, or .pkl as in its model zoo.
+
+Files of the given names are overwritten. An estimator (transferability.*) has no place in the other projects: it
+stays behind, which is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.modeling import build_model
+from torch import Tensor
+
+from ..config import setup_cfg
+from ..engine.checkpoint import read_state
+from ..engine.cli import log_to_screen, one_line_errors
+from ..files import atomic_write
+from .huggingface import from_huggingface, read_huggingface, write_huggingface
+from .official import ESTIMATOR, write_official
+
+
+def convert_from_huggingface(source: str, output: str | Path) -> Path:
+    """Write ``output`` (.pth) and, beside it, the config; returns the config's path.
+
+    Raises:
+        FileNotFoundError, ValueError: ``source`` cannot be had, read or converted; one line.
+    """
+    output = Path(output)
+    if output.suffix != ".pth":
+        raise ValueError(f"{output}: write a .pth file")
+    config, tensors = read_huggingface(source)
+    state, settings = from_huggingface(config, tensors)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    config_file = output.with_suffix(".yaml")
+    with atomic_write(config_file, "w") as file:
+        yaml.safe_dump(_nested(settings), file)
+    cfg = setup_cfg(str(config_file), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
+    _check_names(state, build_model(cfg).state_dict(), source)
+    with atomic_write(output) as weights:
+        torch.save({"model": state}, weights)
+    return config_file
+
+
+def _check_names(state: Mapping[str, Tensor], model: Mapping[str, Tensor], source: str) -> None:
+    left = sorted(name for name in model if name not in state and name != "criterion.empty_weight")
+    other = sorted(name for name in state if name not in model or state[name].shape != model[name].shape)
+    if left or other:
+        raise ValueError(f"{source}: config.json and weights do not belong together, see {(left + other)[0]}")
+
+
+def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    root: dict[str, Any] = {}
+    for key, value in settings.items():
+        *parents, leaf = key.split(".")
+        node = root
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(arguments)
+    log_to_screen()
+    if args.command == "from-hf":
+        config_file = convert_from_huggingface(args.source, args.output)
+        print(f"written: {args.output} and {config_file}")  # noqa: T201  the command's answer
+        return
+    state = read_state(args.weights)
+    if args.command == "to-hf":
+        cfg = setup_cfg(args.config_file, ["MODEL.DEVICE", "cpu"])
+        write_huggingface(cfg, state, args.output)
+    else:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        write_official(state, args.output)
+    left = sum(name.startswith(ESTIMATOR) for name in state)
+    note = f" ({left} entries of the estimator stay behind)" if left else ""
+    print(f"written: {args.output}{note}")  # noqa: T201  the command's answer
+
+
+def parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    commands = arguments.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("from-hf", help="Hugging Face -> checkpoint and config")
+    command.add_argument("source", help="folder, or name on the hub (owner/model)")
+    command.add_argument("output", help="checkpoint to write, .pth; its config goes beside it")
+    command = commands.add_parser("to-hf", help="checkpoint and config -> Hugging Face folder")
+    command.add_argument("--config-file", required=True, metavar="FILE")
+    command.add_argument("--weights", required=True, metavar="FILE")
+    command.add_argument("output", help="folder to write")
+    command = commands.add_parser("strip", help="TMT checkpoint -> plain Mask2Former")
+    command.add_argument("weights", help="checkpoint, .pth or .pkl")
+    command.add_argument("output", help="file to write, .pth or .pkl")
+    return arguments
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

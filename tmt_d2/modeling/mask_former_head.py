@@ -17,6 +17,8 @@ from .transformer_decoder import TRANSFORMER_DECODER_REGISTRY
 class MaskFormerHead(nn.Module):
     """Holds the two parts; ``forward`` is plain Mask2Former, TMT calls the parts itself."""
 
+    _version = 2  # goes into checkpoints: below 2 the official code would rename the entries
+
     @configurable
     def __init__(self, *, pixel_decoder: nn.Module, predictor: nn.Module, num_classes: int, ignore_value: int):
         super().__init__()
@@ -28,6 +30,16 @@ class MaskFormerHead(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
         head, former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
+        for key, name, built in (
+            ("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", head.PIXEL_DECODER_NAME, SEM_SEG_HEADS_REGISTRY),
+            (
+                "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME",
+                former.TRANSFORMER_DECODER_NAME,
+                TRANSFORMER_DECODER_REGISTRY,
+            ),
+        ):
+            if name not in built:
+                raise ValueError(f"{key} is {name!r}: of the official parts, only those of Mask2Former are built here")
         build_pixel_decoder = SEM_SEG_HEADS_REGISTRY.get(head.PIXEL_DECODER_NAME)
         build_predictor = TRANSFORMER_DECODER_REGISTRY.get(former.TRANSFORMER_DECODER_NAME)
         if former.TRANSFORMER_IN_FEATURE != "multi_scale_pixel_decoder":

@@ -6,14 +6,15 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
-from ..config import METHODS, setup_cfg
+from ..config import setup_cfg
 from ..files import write_json
 from .stages import RESULTS, check_stage, run_stage
 
@@ -25,6 +26,8 @@ STAGE_RECORD = (
 )
 
 RunStage = Callable[[CfgNode], Any]
+# What an estimator is trained for: a method that says something else here needs one of its own.
+ESTIMATOR_KEYS = ("REGIONS", "CELL_SIZES", "ITERATIONS", "KAPPA", "DISCRIMINATOR")
 
 
 def split_name(data_set: str, split: str) -> str:
@@ -34,18 +37,64 @@ def split_name(data_set: str, split: str) -> str:
 def stage_cfg(
     configs: Path, name: str, source: str, target: str, output: Path, weights: str, opts: Sequence[str]
 ) -> CfgNode:
-    """The config ``<configs>/<name>.yaml`` of one stage ("source", "estimator" or a method), for this pair."""
+    """The config ``<configs>/<name>.yaml`` of one stage for this pair; its folder is ``<output>/<name>``.
+
+    Args:
+        name: "source", "estimator" or a method, which is any file of ``configs`` that fine-tunes.
+        weights: MODEL.WEIGHTS; empty leaves what the file says.
+    """
     source_train, source_val = (split_name(source, split) for split in ("train", "val"))
     target_train, target_val = (split_name(target, split) for split in ("train", "val"))
     is_source = name == "source"
     overrides: list[Any] = ["OUTPUT_DIR", str(output / name)]
     overrides += ["DATASETS.TRAIN", (source_train if is_source else target_train,)]
     overrides += ["DATASETS.TEST", (source_val, target_val) if is_source else (target_val,)]
-    if name == "estimator":
+    if not is_source:
         overrides += ["DATASETS.SOURCE_TRAIN", (source_train,), "DATASETS.SOURCE_TEST", (source_val,)]
     if weights:
         overrides += ["MODEL.WEIGHTS", weights]
     return setup_cfg(str(configs / f"{name}.yaml"), [*overrides, *opts])
+
+
+def check_methods(configs: Path, methods: Sequence[str]) -> None:
+    """Raise a ValueError for methods without a file in ``configs``, or with one of another stage."""
+    known = sorted(path.stem for path in configs.glob("*.yaml") if path.stem not in ("Base", "source", "estimator"))
+    unknown = [method for method in methods if method not in known]
+    if unknown:
+        raise ValueError(f"unknown method {', '.join(unknown)}: {configs} has {', '.join(known) or 'none'}")
+    for method in methods:
+        stage = setup_cfg(str(configs / f"{method}.yaml")).TRANSFER.STAGE
+        if stage != "finetune":
+            raise ValueError(f"{configs / method}.yaml is of stage {stage}: a method has TRANSFER.STAGE finetune")
+
+
+def needs_estimator(cfg: CfgNode) -> bool:
+    return cfg.MODEL.META_ARCHITECTURE == "TransferableMaskFormer"
+
+
+def estimator_cfg(shared: CfgNode, method: CfgNode) -> CfgNode:
+    """The estimator stage ``shared`` with what ``method`` says about regions and discriminators.
+
+    Where that differs, the last part of its folder says how: ``estimator-square``.
+    """
+    cfg = shared.clone()
+    cfg.defrost()
+    differences = []
+    for key in ESTIMATOR_KEYS:
+        if cfg.MODEL.TMT[key] != method.MODEL.TMT[key]:
+            cfg.MODEL.TMT[key] = method.MODEL.TMT[key]
+            differences.append(_short(key, method.MODEL.TMT[key]))
+    cfg.OUTPUT_DIR = "-".join([cfg.OUTPUT_DIR, *differences])
+    cfg.freeze()
+    return cfg
+
+
+def _short(key: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, CfgNode):
+        return "_".join(f"{name.lower()}{item}" for name, item in value.items())
+    return key.lower() + "_".join(map(str, value if isinstance(value, (list, tuple)) else [value]))
 
 
 def run_pair(
@@ -63,7 +112,7 @@ def run_pair(
     checkpoint.
 
     Args:
-        configs: folder with ``source.yaml``, ``estimator.yaml`` and ``<method>.yaml``.
+        configs: folder with ``source.yaml``, ``estimator.yaml`` and ``<method>.yaml``, e.g. ``tmt-square.yaml``.
         source, target: data set names such as "cityscapes"; their splits are ``<name>_sem_seg_train`` and ``_val``.
         methods: fine-tuning methods. output: one folder per stage is made in it.
         opts: KEY VALUE ... overrides for every stage.
@@ -72,20 +121,27 @@ def run_pair(
     Raises:
         ValueError: unknown method, or ``output`` holds a stage that ran with other settings.
     """
-    unknown = sorted(set(methods) - set(METHODS))
-    if unknown:
-        raise ValueError(f"unknown method {', '.join(unknown)}: choose from {', '.join(METHODS)}")
+    check_methods(configs, methods)
+
+    def cfg_of(name: str, weights: str = "") -> CfgNode:
+        return stage_cfg(configs, name, source, target, output, weights, opts)
+
+    cfgs = {"source": cfg_of("source")}
     source_weights = str(output / "source" / "model_final.pth")
-    estimator_weights = str(output / "estimator" / "model_final.pth")
-    weights = {"source": "", "estimator": source_weights}
-    weights |= {method: estimator_weights if method == "tmt" else source_weights for method in methods}
-    names = ["source", *(["estimator"] if "tmt" in methods else []), *methods]
-    cfgs = {name: stage_cfg(configs, name, source, target, output, weights[name], opts) for name in names}
+    fine_tuning = {}
+    for method in methods:
+        cfg = cfg_of(method, source_weights)
+        if needs_estimator(cfg):
+            estimator = estimator_cfg(cfg_of("estimator", source_weights), cfg)
+            cfgs[Path(estimator.OUTPUT_DIR).name] = estimator
+            cfg = cfg_of(method, f"{estimator.OUTPUT_DIR}/model_final.pth")
+        fine_tuning[method] = cfg
+    cfgs |= fine_tuning
     for cfg in cfgs.values():
         check_stage(cfg)
     for name, cfg in cfgs.items():
-        _run_missing(name, cfg, run or run_stage_here)
-    return _collect(output, source, target, methods, names)
+        run_missing(name, cfg, run or run_stage_here)
+    return _collect(output, source, target, methods, list(cfgs))
 
 
 def run_stage_here(cfg: CfgNode) -> None:
@@ -93,29 +149,46 @@ def run_stage_here(cfg: CfgNode) -> None:
     run_stage(cfg, resume=True)
 
 
-def _run_missing(name: str, cfg: CfgNode, run: RunStage) -> None:
+def run_missing(name: str, cfg: CfgNode, run: RunStage, about: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Run a stage unless its folder says that it ended with these settings.
+
+    Args:
+        about: is written into the record beside the settings and the time.
+
+    Raises:
+        ValueError: the folder holds a stage that ended with other settings.
+    """
     folder = Path(cfg.OUTPUT_DIR)
-    record_file, settings = folder / STAGE_RECORD, settings_fingerprint(cfg)
-    if record_file.is_file():
-        if json.loads(record_file.read_text())["settings"] != settings:
-            raise ValueError(
-                f"{folder} holds stage {name} run with other settings (see its config.yaml): choose another --output, "
-                "or delete the folder to run it again"
-            )
+    if is_done(name, cfg, about):
         logger.info("stage %s: done before, in %s", name, folder)
         return
     logger.info("stage %s: running, in %s", name, folder)
     start = time.perf_counter()
     run(cfg)
-    write_json(record_file, {"settings": settings, "seconds": time.perf_counter() - start})
+    seconds = time.perf_counter() - start
+    write_json(folder / STAGE_RECORD, {"settings": settings_fingerprint(cfg, about), "seconds": seconds, **about})
 
 
-def settings_fingerprint(cfg: CfgNode) -> str:
+def is_done(name: str, cfg: CfgNode, about: Mapping[str, Any] = MappingProxyType({})) -> bool:
+    """As ``run_missing``, without running."""
+    record_file = Path(cfg.OUTPUT_DIR) / STAGE_RECORD
+    if not record_file.is_file():
+        return False
+    if json.loads(record_file.read_text())["settings"] != settings_fingerprint(cfg, about):
+        raise ValueError(
+            f"{record_file.parent} holds stage {name} run with other settings (see its config.yaml): choose another "
+            "--output, or delete the folder to run it again"
+        )
+    return True
+
+
+def settings_fingerprint(cfg: CfgNode, about: Mapping[str, Any] = MappingProxyType({})) -> str:
     """Equal for configs that must give equal results: all keys but where to write and how many loader processes."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR, cfg.DATALOADER.NUM_WORKERS, cfg.MODEL.WEIGHTS = "", 0, Path(cfg.MODEL.WEIGHTS).name
-    return hashlib.sha256(cfg.dump().encode()).hexdigest()
+    text = cfg.dump() + (json.dumps(about, sort_keys=True) if about else "")
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _collect(output: Path, source: str, target: str, methods: Sequence[str], names: Sequence[str]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from ..data.loaders import build_paired_loader, build_train_loader
 from ..data.mapper import SemanticMapper
 from ..files import atomic_write, remove_temporaries, write_json
 from ..modeling.mask_former import TransferableMaskFormer
-from .checkpoint import TMTCheckpointer
+from .alignment import ALIGNED, AlignmentTraining, build_alignment_loader
+from .checkpoint import FINAL, TMTCheckpointer
 from .cli import log_file
 from .estimator import DiscriminatorTraining, held_out_loader, measure
 from .signals import Stoppable, stop_on_signals
@@ -81,6 +82,8 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> None:
             f"MODEL.WEIGHTS is empty: {what} starts from a checkpoint, e.g. the source stage's model_final.pth"
         )
     keys = ["TEST"] if eval_only else ["TRAIN", "TEST"]
+    if stage == "finetune" and method == "otce" and not eval_only:
+        keys += ["SOURCE_TRAIN"]
     if stage == "estimator":
         keys += ["SOURCE_TEST"] if eval_only else ["SOURCE_TRAIN", "SOURCE_TEST"]
     for key in keys:
@@ -113,6 +116,12 @@ def _run_training(cfg: CfgNode, model: nn.Module, resume: bool, eval_only: bool)
         return evaluate_model(cfg, model)
     if cfg.TRANSFER.STAGE == "finetune":
         apply_method(model, cfg.TRANSFER.METHOD)
+        started = resume and TMTCheckpointer(model, cfg.OUTPUT_DIR).has_checkpoint()
+        if cfg.TRANSFER.METHOD in ALIGNED and cfg.TRANSFER.ALIGNMENT.ITERATIONS and not started:
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.WEIGHTS = _align(cfg, resume)
+            cfg.freeze()
     loader = build_train_loader(
         cfg.DATASETS.TRAIN,
         SemanticMapper(cfg, is_train=True),
@@ -125,6 +134,32 @@ def _run_training(cfg: CfgNode, model: nn.Module, resume: bool, eval_only: bool)
     trainer = StageTrainer(cfg, model=model, data_loader=loader, require_estimator=require_estimator)
     trainer.resume_or_load(resume)
     return trainer.train()
+
+
+def _align(cfg: CfgNode, resume: bool) -> str:
+    """Raise the score of the source model, in OUTPUT_DIR/alignment; return the checkpoint to fine-tune from."""
+    alignment = cfg.TRANSFER.ALIGNMENT
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / "alignment")
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.TEST.EVAL_PERIOD = alignment.ITERATIONS, alignment.BASE_LR, 0
+    cfg.freeze()
+    model = build_model(cfg)  # of its own: what it freezes is learned again by fine-tuning
+    training = AlignmentTraining(
+        model,
+        cfg.TRANSFER.METHOD,
+        weight=alignment.WEIGHT,
+        pixels=alignment.PIXELS,
+        epsilon=alignment.EPSILON,
+        sinkhorn_iterations=alignment.SINKHORN_ITERATIONS,
+        differentiate_plan=alignment.DIFFERENTIATE_PLAN,
+    )
+    loader = build_alignment_loader(cfg, _seed(cfg))
+    with log_file(cfg.OUTPUT_DIR):
+        trainer = StageTrainer(cfg, model=model, training_module=training, data_loader=loader, evaluate=dict)
+        trainer.resume_or_load(resume)
+        trainer.train()
+    return f"{cfg.OUTPUT_DIR}/{FINAL}.pth"
 
 
 def _run_estimator(cfg: CfgNode, model: TransferableMaskFormer, resume: bool, eval_only: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Letters: B images, Q queries, N classes, (H, W) the padded image size.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,10 +21,13 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from ..data.targets import semantic_targets
+from ..interop.official import unused_settings
 from ..transferability.estimator import LevelTransferability, TransferabilityEstimator
 from .criterion import SetCriterion
 from .mask_former_head import MaskFormerHead
 from .transformer_decoder import LayerTrace
+
+logger = logging.getLogger(__name__)
 
 Record = Mapping[str, Any]  # one element of Detectron2's batched inputs
 
@@ -77,6 +81,9 @@ class MaskFormer(nn.Module):
         backbone = build_backbone(cfg)
         head = build_sem_seg_head(cfg, backbone.output_shape())
         former = cfg.MODEL.MASK_FORMER
+        unused = unused_settings(cfg)
+        if unused:
+            logger.info("settings without a meaning here: %s", ", ".join(unused))
         if not former.TEST.SEMANTIC_ON:
             raise ValueError("MODEL.MASK_FORMER.TEST.SEMANTIC_ON is False: only semantic segmentation is built")
         criterion = SetCriterion(
@@ -157,14 +164,18 @@ class MaskFormer(nn.Module):
         """Per level (B, h, w) bool, True = transferability lets queries attend to the position; None = everywhere."""
         return None
 
+    def attention_bias(self, transferability: list[LevelTransferability] | None) -> list[Tensor] | None:
+        """Per level (B, h, w) float <= 0, what transferability adds to attention scores; None = nothing."""
+        return None
+
     def decode(
         self,
         encoded: Encoded,
         transferability: list[LevelTransferability] | None,
         trace: list[LayerTrace] | None = None,
     ) -> dict[str, Any]:
-        attended = self.attended(transferability, encoded)
-        return self.sem_seg_head.predictor(encoded.levels, encoded.mask_features, attended, encoded.valid, trace)
+        attended, bias = self.attended(transferability, encoded), self.attention_bias(transferability)
+        return self.sem_seg_head.predictor(encoded.levels, encoded.mask_features, attended, encoded.valid, trace, bias)
 
     def losses(
         self,
@@ -253,6 +264,8 @@ class TransferableMaskFormer(MaskFormer):
         p_t: float,
         attention: bool,
         output_transferability: bool,
+        soft: bool = False,
+        soft_strength: float = 0.0,
         **mask_former: Any,
     ):
         """
@@ -260,11 +273,13 @@ class TransferableMaskFormer(MaskFormer):
             transferability: ACTE. p_t: fraction of positions, those with the highest T, that are not attended to.
             attention: False computes T but masks no attention by it ("w/o TMA").
             output_transferability: add "transferability" to each result.
+            soft, soft_strength: these positions are attended to less instead, see ``transferability_bias``.
             mask_former: the arguments of ``MaskFormer``.
         """
         super().__init__(**mask_former)
         self.transferability = transferability
         self.p_t, self.attention, self.output_transferability = p_t, attention, output_transferability
+        self.soft, self.soft_strength = soft, soft_strength
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -286,6 +301,8 @@ class TransferableMaskFormer(MaskFormer):
             "p_t": tmt.P_T,
             "attention": tmt.ATTENTION,
             "output_transferability": tmt.OUTPUT_TRANSFERABILITY,
+            "soft": tmt.SOFT,
+            "soft_strength": tmt.SOFT_STRENGTH,
         }
 
     @torch.no_grad()
@@ -296,12 +313,17 @@ class TransferableMaskFormer(MaskFormer):
         return self.transferability(levels, valid_positions(images, levels))
 
     def attended(self, transferability: list[LevelTransferability] | None, encoded: Encoded) -> list[Tensor] | None:
-        if transferability is None or not self.attention:
+        if transferability is None or not self.attention or self.soft:
             return None
         attended = [level.attended(self.p_t) for level in transferability]
         if self.attend_padding:  # padding has no transferability, so only the predicted mask decides there
             attended = [mask | ~level.valid for mask, level in zip(attended, transferability)]
         return attended
+
+    def attention_bias(self, transferability: list[LevelTransferability] | None) -> list[Tensor] | None:
+        if transferability is None or not self.attention or not self.soft or self.p_t == 0:
+            return None
+        return [level.bias(self.p_t, self.soft_strength) for level in transferability]
 
     def annotate(
         self, results: list[dict[str, Any]], transferability: list[LevelTransferability] | None, images: ImageList

@@ -34,10 +34,19 @@ class CrossAttentionLayer(nn.Module):
         self.norm = nn.LayerNorm(d_model)
 
     def forward(
-        self, queries: Tensor, query_pos: Tensor, memory: Tensor, memory_pos: Tensor, allowed: Tensor
+        self,
+        queries: Tensor,
+        query_pos: Tensor,
+        memory: Tensor,
+        memory_pos: Tensor,
+        allowed: Tensor,
+        bias: Tensor | None = None,
     ) -> Tensor:
-        """queries, query_pos (B, Q, C); memory, memory_pos (B, K, C); allowed (B, Q, K) bool -> (B, Q, C)."""
-        attended = self.multihead_attn(queries + query_pos, memory + memory_pos, memory, allowed)
+        """queries, query_pos (B, Q, C); memory, memory_pos (B, K, C); allowed (B, Q, K) bool -> (B, Q, C).
+
+        bias: (B, K), see ``MultiheadAttention``.
+        """
+        attended = self.multihead_attn(queries + query_pos, memory + memory_pos, memory, allowed, bias)
         return self.norm(queries + attended)
 
 
@@ -102,6 +111,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
     """Decoder layer i attends to level i mod 3 of the pyramid (strides 32, 16, 8). State-dict names are official."""
 
     num_levels = 3
+    _version = 2  # see MaskFormerHead
 
     @configurable
     def __init__(
@@ -172,6 +182,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         transferable: Sequence[Tensor] | None = None,
         valid: Sequence[Tensor] | None = None,
         trace: list[LayerTrace] | None = None,
+        bias: Sequence[Tensor] | None = None,
     ) -> dict[str, Any]:
         """
         Args:
@@ -179,6 +190,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             transferable: per level (B, H, W) bool, True = may be attended to (Eq. 12); None = plain Mask2Former.
             valid: per level (B, H, W) bool, False = padding; None = no padding.
             trace: a list to which what every layer saw is appended; slower, for pictures only.
+            bias: per level (B, H, W) float, added to the attention scores of its positions; None = 0.
 
         Returns:
             "pred_logits": (B, Q, N + 1), "pred_masks": the masks as ``MaskLogits``, of the last layer, and
@@ -207,6 +219,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         for index, (cross_attention, self_attention, feed_forward) in enumerate(layers):
             level = index % self.num_levels
             level_valid = None if valid is None else valid[level]
+            level_bias = None if bias is None else bias[level].flatten(1)
             with torch.no_grad():
                 mask_logits = predictions[-1]["pred_masks"].resized(small_features[level])
                 allowed = attention_mask(
@@ -218,7 +231,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                 )
             if trace is not None:
                 keys = memories[level] + positions[level]
-                weights = cross_attention.multihead_attn.weights(queries + query_pos, keys, allowed)
+                weights = cross_attention.multihead_attn.weights(queries + query_pos, keys, allowed, level_bias)
                 size = mask_logits.shape[-2:]
                 predicted = attention_mask(mask_logits, None, level_valid, self.mask_rule, self.lambda_m)
                 trace.append(
@@ -226,7 +239,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                         level, predicted.unflatten(-1, size), allowed.unflatten(-1, size), weights.unflatten(-1, size)
                     )
                 )
-            queries = cross_attention(queries, query_pos, memories[level], positions[level], allowed)
+            queries = cross_attention(queries, query_pos, memories[level], positions[level], allowed, level_bias)
             queries = self_attention(queries, query_pos)
             queries = feed_forward(queries)
             predictions.append(self._predict(queries, mask_features))

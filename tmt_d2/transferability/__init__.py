@@ -2,8 +2,8 @@
 
 from .clustering import Regions, adaptive_clustering
 from .estimator import Discriminator, LevelTransferability, TransferabilityEstimator
-from .mask import transferability_mask
-from .scores import leep, otce, proxy_a_distance
+from .mask import transferability_bias, transferability_mask
+from .scores import jc_otce, leep, otce, proxy_a_distance
 
 __all__ = [
     "Discriminator",
@@ -11,8 +11,10 @@ __all__ = [
     "Regions",
     "TransferabilityEstimator",
     "adaptive_clustering",
+    "jc_otce",
     "leep",
     "otce",
     "proxy_a_distance",
+    "transferability_bias",
     "transferability_mask",
 ]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .clustering import Regions, adaptive_clustering
-from .mask import transferability_mask
+from .mask import transferability_bias, transferability_mask
 
 
 class LevelTransferability(NamedTuple):
@@ -31,6 +31,10 @@ class LevelTransferability(NamedTuple):
     def attended(self, p_t: float) -> Tensor:
         """(B, H, W) bool, True = may be attended to."""
         return transferability_mask(self.logits, p_t, self.valid)
+
+    def bias(self, p_t: float, strength: float) -> Tensor:
+        """(B, H, W) float <= 0, what the soft mask adds to attention scores."""
+        return transferability_bias(self.logits, p_t, strength, self.valid)
 
     def map_of(self, image: int) -> Tensor:
         """T of one image without its padding, (h, w) in [0, 1]; high = like the source (Eq. 11)."""
@@ -87,7 +91,9 @@ class TransferabilityEstimator(nn.Module):
         self.discriminators = nn.ModuleList(Discriminator(channels, hidden_dim, normalize) for _ in cell_sizes)
         self.backbone = self.pixel_decoder = None
         if frozen_encoder is not None:
-            self.backbone, self.pixel_decoder = (copy.deepcopy(part).requires_grad_(False) for part in frozen_encoder)
+            self.backbone, self.pixel_decoder = (
+                copy.deepcopy(part).eval().requires_grad_(False) for part in frozen_encoder
+            )
 
     def train(self, mode: bool = True) -> TransferabilityEstimator:
         super().train(mode)

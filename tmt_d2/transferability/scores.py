@@ -36,16 +36,19 @@ def leep(source_probabilities: Tensor, target_labels: Tensor) -> float:
         source_probabilities: (N, K) float, the source model's softmax over its own classes z on target samples.
         target_labels: (N,) long, labels y of the target.
     """
-    theta = torch.as_tensor(source_probabilities).double()
-    labels = torch.as_tensor(target_labels).long()
+    return float(leep_objective(torch.as_tensor(source_probabilities).double(), torch.as_tensor(target_labels).long()))
+
+
+def leep_objective(theta: Tensor, labels: Tensor) -> Tensor:
+    """``leep`` as a scalar tensor with a gradient; theta (N, K) float, labels (N,) long."""
     if theta.dim() != 2 or labels.shape != theta.shape[:1] or not len(labels):
         raise ValueError(f"leep needs (N, K) and (N,) with N >= 1, got {tuple(theta.shape)} and {tuple(labels.shape)}")
     _, labels = labels.unique(return_inverse=True)
-    joint = theta.new_zeros(int(labels.max()) + 1, theta.shape[1]).index_add_(0, labels, theta) / len(labels)
+    joint = theta.new_zeros(int(labels.max()) + 1, theta.shape[1]).index_add(0, labels, theta) / len(labels)
     marginal = joint.sum(0)
     seen = marginal > 0  # a source class without mass would be 0 / 0
     conditional = joint[:, seen] / marginal[seen]  # P(y | z)
-    return float((conditional[labels] * theta[:, seen]).sum(1).log().mean())
+    return (conditional[labels] * theta[:, seen]).sum(1).log().mean()
 
 
 def otce(
@@ -69,26 +72,86 @@ def otce(
         the score; F-OTCE lies in [-log(number of target classes), 0], higher = more transferable. W_D is in the units
         of the squared features.
     """
-    import ot  # POT is slow to import and only scores need it
-
-    fs, ft = torch.as_tensor(source_features).double(), torch.as_tensor(target_features).double()
-    if fs.dim() != 2 or ft.dim() != 2 or fs.shape[1:] != ft.shape[1:] or not len(fs) or not len(ft):
-        raise ValueError(f"otce needs (M, D) and (N, D) features, got {tuple(fs.shape)} and {tuple(ft.shape)}")
-    cost = torch.cdist(fs, ft, compute_mode="donot_use_mm_for_euclid_dist").square()
-    scale = cost.mean().clamp(min=torch.finfo(cost.dtype).tiny)
-    a, b = torch.full_like(cost[:, 0], 1 / len(fs)), torch.full_like(cost[0], 1 / len(ft))
-    relative = cost / scale
-    if regularization > 0:
-        plan = ot.bregman.sinkhorn_log(a, b, relative, regularization, numItermax=1000, stopThr=1e-9, warn=False)
-    else:
-        plan = ot.emd(a, b, relative)
-    _, ys = torch.as_tensor(source_labels).long().unique(return_inverse=True)
-    _, yt = torch.as_tensor(target_labels).long().unique(return_inverse=True)
-    joint = cost.new_zeros(int(ys.max()) + 1, len(ft)).index_add_(0, ys, plan)
-    joint = cost.new_zeros(int(yt.max()) + 1, len(joint)).index_add_(0, yt, joint.T).T  # P(y_s, y_t)
-    joint = joint / joint.sum()
-    source_marginal = joint.sum(1, keepdim=True)
-    positive = joint > 0
-    conditional_entropy = -(joint * (joint / source_marginal.clamp(min=1e-300)).log())[positive].sum()
+    cost = squared_distances(torch.as_tensor(source_features).double(), torch.as_tensor(target_features).double())
+    plan = transport_plan(cost, regularization)
+    conditional_entropy = target_given_source_entropy(plan, source_labels, target_labels)
     l1, l2, bias = weights
     return float(l1 * (cost * plan).sum() + l2 * conditional_entropy + bias)
+
+
+def jc_otce(
+    source_features: Tensor,
+    source_labels: Tensor,
+    target_features: Tensor,
+    target_labels: Tensor,
+    regularization: float = 0.1,
+    per_class: int = 64,
+) -> float:
+    """JC-OTCE = -H(Y_t | Y_s) under the cost ||f_s - f_t||^2 / 2 + W(P_ys, P_yt) / 2.
+
+    W is the exact transport cost between the features of class y_s in the source and of class y_t in the target.
+
+    Args:
+        as ``otce``; per_class: W is taken on at most this many samples of each class, evenly spread over their order.
+    """
+    import ot
+
+    cost = squared_distances(torch.as_tensor(source_features).double(), torch.as_tensor(target_features).double())
+    if (len(source_labels), len(target_labels)) != tuple(cost.shape):
+        raise ValueError(
+            f"jc_otce got {len(source_labels)} and {len(target_labels)} labels of {tuple(cost.shape)} samples"
+        )
+    source_ids, ys = torch.as_tensor(source_labels).long().unique(return_inverse=True)
+    target_ids, yt = torch.as_tensor(target_labels).long().unique(return_inverse=True)
+    source_rows = [_at_most((ys == index).nonzero()[:, 0], per_class) for index in range(len(source_ids))]
+    target_rows = [_at_most((yt == index).nonzero()[:, 0], per_class) for index in range(len(target_ids))]
+    between = cost.new_tensor(
+        [[float(ot.emd2([], [], cost[rows][:, columns].numpy())) for columns in target_rows] for rows in source_rows]
+    )
+    plan = transport_plan(0.5 * cost + 0.5 * between[ys][:, yt], regularization)
+    return -float(target_given_source_entropy(plan, ys, yt))
+
+
+def _at_most(indices: Tensor, limit: int) -> Tensor:
+    if len(indices) <= limit:
+        return indices
+    return indices[torch.linspace(0, len(indices) - 1, limit).round().long()]
+
+
+def squared_distances(source: Tensor, target: Tensor) -> Tensor:
+    """(M, D), (N, D) -> (M, N)."""
+    if source.dim() != 2 or target.dim() != 2 or source.shape[1:] != target.shape[1:] or not len(source) * len(target):
+        raise ValueError(f"otce needs (M, D) and (N, D) features, got {tuple(source.shape)} and {tuple(target.shape)}")
+    difference = torch.cdist(source, target, compute_mode="donot_use_mm_for_euclid_dist")
+    return difference.square()
+
+
+def transport_plan(cost: Tensor, regularization: float) -> Tensor:
+    """The coupling of uniform marginals with the least cost, (M, N); see ``otce`` for the regularisation."""
+    import ot  # POT is slow to import and only scores need it
+
+    relative = relative_cost(cost)
+    a, b = torch.full_like(cost[:, 0], 1 / len(cost)), torch.full_like(cost[0], 1 / cost.shape[1])
+    if regularization == 0:
+        return ot.emd(a, b, relative)
+    return ot.bregman.sinkhorn_log(a, b, relative, regularization, numItermax=1000, stopThr=1e-9, warn=False)
+
+
+def relative_cost(cost: Tensor) -> Tensor:
+    return cost / cost.mean().clamp(min=torch.finfo(cost.dtype).tiny)
+
+
+def target_given_source_entropy(plan: Tensor, source_labels: Tensor, target_labels: Tensor) -> Tensor:
+    """W_T = H(Y_t | Y_s), a scalar with a gradient; plan (M, N), source_labels (M,), target_labels (N,)."""
+    if (len(source_labels), len(target_labels)) != tuple(plan.shape):
+        raise ValueError(
+            f"otce got {len(source_labels)} and {len(target_labels)} labels of {plan.shape[0]} and {plan.shape[1]} samples"
+        )
+    _, ys = torch.as_tensor(source_labels, device=plan.device).long().unique(return_inverse=True)
+    _, yt = torch.as_tensor(target_labels, device=plan.device).long().unique(return_inverse=True)
+    joint = plan.new_zeros(int(ys.max()) + 1, plan.shape[1]).index_add(0, ys, plan)
+    joint = plan.new_zeros(int(yt.max()) + 1, len(joint)).index_add(0, yt, joint.T).T  # P(y_s, y_t)
+    joint = joint / joint.sum()
+    marginal = joint.sum(1, keepdim=True).expand_as(joint)
+    positive = joint > 0
+    return -(joint[positive] * (joint[positive] / marginal[positive]).log()).sum()

@@ -1,0 +1,298 @@
+"""leep and otce fine-tuning, the soft mask, and the ablations: what they do to scores, weights and attention."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import make_records, tiny_cfg
+from tests.small_runs import CONFIGS, make_scenes, options, save_start, small_cfg
+from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN
+from tmt_d2.engine.alignment import (
+    AlignmentTraining,
+    Pixels,
+    class_probabilities,
+    draw_pixels,
+    pixel_features,
+    sinkhorn_plan,
+)
+from tmt_d2.engine.pair import estimator_cfg, run_pair, stage_cfg
+from tmt_d2.engine.stages import run_stage
+from tmt_d2.modeling.mask_logits import MaskLogits
+from tmt_d2.transferability import jc_otce, leep, otce, transferability_bias, transferability_mask
+from tmt_d2.transferability.scores import leep_objective, transport_plan
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- scores with gradients
+
+
+def test_leep_objective_is_leep_with_its_gradient() -> None:
+    logits, labels = random(12, 4).double().requires_grad_(), torch.tensor([0, 1, 2] * 4)
+    assert leep_objective(logits.softmax(1), labels).item() == pytest.approx(leep(logits.detach().softmax(1), labels))
+    assert torch.autograd.gradcheck(lambda x: leep_objective(x.softmax(1), labels), logits)
+
+
+@pytest.mark.parametrize("differentiate", [True, False])
+def test_sinkhorn_plan_is_the_transport_plan(differentiate: bool) -> None:
+    cost = random(5, 7).double().square()
+    relative = cost / cost.mean()
+    plan = sinkhorn_plan(relative, 0.5, 300, differentiate)
+    torch.testing.assert_close(plan, transport_plan(cost, 0.5), atol=1e-7, rtol=1e-5)
+    torch.testing.assert_close(plan.sum(1), torch.full((5,), 1 / 5, dtype=torch.double))
+
+
+def test_plan_with_constant_potentials_has_the_gradient_of_its_cost_alone() -> None:
+    cost = random(3, 4).double().square().requires_grad_()
+    plan = sinkhorn_plan(cost, 0.5, 50, differentiate=False)
+    plan[1, 2].backward()
+    expected = torch.zeros(3, 4, dtype=torch.double)
+    expected[1, 2] = -plan[1, 2].detach() / 0.5
+    torch.testing.assert_close(cost.grad, expected)
+
+
+def test_jc_otce_by_hand() -> None:
+    points, labels = torch.tensor([[0.0], [4.0], [6.0], [10.0]]), torch.tensor([0, 0, 1, 1])
+    # every class is one sample: the distance of classes is that of the samples, and the two halves make the whole
+    alone = torch.arange(4)
+    assert jc_otce(points, alone, points, alone) == pytest.approx(otce(points, alone, points, alone), abs=1e-9)
+    # 4 and 6 are neighbours of different classes; the distance of the classes, 36, keeps them apart
+    assert jc_otce(points, labels, points, labels) > otce(points, labels, points, labels) + 0.05
+    with pytest.raises(ValueError, match="labels"):
+        jc_otce(points, labels, points, labels[:3])
+
+
+# --- pixels of a batch
+
+
+def test_only_labelled_pixels_are_drawn() -> None:
+    labels = torch.full((2, 3, 4), 255)
+    labels[0, 1, 2], labels[1, 2, 3] = 7, 0
+    pixels = draw_pixels(labels, 10)
+    assert sorted(zip(*(part.tolist() for part in pixels))) == [(0, 1, 2, 7), (1, 2, 3, 0)]
+    assert len(draw_pixels(labels, 1).label) == 1
+    assert len(draw_pixels(torch.full((1, 2, 2), 255), 5).label) == 0
+
+
+def test_probabilities_at_pixels_are_those_of_semantic_inference() -> None:
+    features, logits, embeddings = random(2, 3, 2, 4), random(2, 5, 20, seed=1), random(2, 5, 3, seed=2)
+    outputs = {"pred_logits": logits, "pred_masks": MaskLogits(embeddings, features)}
+    pixels = Pixels(*(torch.tensor(values) for values in ([1, 0, 1], [0, 7, 4], [15, 3, 8], [0, 0, 0])))
+    found = class_probabilities(outputs, pixels, (8, 16))
+    for row, (image, y, x) in zip(found, [(1, 0, 3), (0, 1, 0), (1, 1, 2)]):
+        masks = (embeddings[image] @ features[image, :, y, x]).sigmoid()
+        scores = (logits[image].softmax(-1)[:, :-1] * masks[:, None]).sum(0)
+        torch.testing.assert_close(row, scores / scores.sum())
+    torch.testing.assert_close(pixel_features(features, pixels, (8, 16))[0], features[1, :, 0, 3])
+
+
+# --- the alignment step
+
+
+def alignment(build_tiny, score: str, **changes) -> AlignmentTraining:
+    settings = {"weight": 1.0, "pixels": 60, "epsilon": 0.1, "sinkhorn_iterations": 20, "differentiate_plan": True}
+    return AlignmentTraining(build_tiny("MaskFormer"), score, **{**settings, **changes}).train()
+
+
+def paired_records() -> list:
+    domains = (SOURCE_DOMAIN, TARGET_DOMAIN, SOURCE_DOMAIN, TARGET_DOMAIN)
+    records = make_records(((48, 64),) * 4)
+    return [record | {"domain": domain} for record, domain in zip(records, domains)]
+
+
+@pytest.mark.parametrize(("score", "options"), [("leep", {}), ("otce", {}), ("otce", {"differentiate_plan": False})])
+def test_steps_raise_the_score(build_tiny, score: str, options: dict) -> None:
+    training = alignment(build_tiny, score, **options)
+    batch = paired_records()
+    parameters = [parameter for parameter in training.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=2e-4)
+    values = []
+    for _ in range(6):
+        torch.manual_seed(0)  # the same pixels
+        losses = training(batch)
+        assert set(losses) == {"loss_score"}
+        optimizer.zero_grad()
+        losses["loss_score"].backward()
+        assert all(parameter.grad is not None for parameter in parameters if parameter.dim() > 1)
+        optimizer.step()
+        values.append(losses["loss_score"].item())
+    assert values[-1] < values[0] - 1e-3
+    assert all(value > 0 for value in values)
+
+
+def test_segmentation_takes_the_rest_of_the_weight(build_tiny) -> None:
+    training, score_alone = alignment(build_tiny, "leep", weight=0.25), alignment(build_tiny, "leep")
+    batch = make_records(((48, 64),) * 2)
+    torch.manual_seed(0)
+    losses = training(batch)
+    torch.manual_seed(0)
+    whole = score_alone(batch)
+    assert set(losses) == {"loss_score", "loss_segmentation"}
+    torch.testing.assert_close(losses["loss_score"], 0.25 * whole["loss_score"])
+
+
+def test_batches_without_labels_change_nothing(build_tiny) -> None:
+    for score in ("leep", "otce"):
+        training = alignment(build_tiny, score)
+        batch = [record | {"sem_seg": torch.full_like(record["sem_seg"], 255)} for record in paired_records()]
+        loss = training(batch)["loss_score"]
+        loss.backward()
+        assert float(loss) == 0
+        assert all(p.grad is None or not p.grad.any() for p in training.parameters())
+
+
+def test_alignment_keeps_normalisation_statistics(build_tiny) -> None:
+    training = alignment(build_tiny, "leep")
+    before = {name: value.clone() for name, value in training.named_buffers()}
+    training(make_records(((48, 64),) * 2))
+    assert before
+    assert all(torch.equal(before[name], value) for name, value in training.named_buffers())
+
+
+# --- the soft mask
+
+
+def test_soft_mask_by_hand() -> None:
+    logits = torch.tensor([[[3.0, -1.0, 2.0, 0.0], [1.0, -2.0, 9.0, 9.0]]])
+    valid = torch.ones(1, 2, 4, dtype=torch.bool)
+    valid[0, 1, 2:] = False
+    # six positions, T falls with the logit: half of them are reached, -2 (most), -1, 0 (least)
+    bias = transferability_bias(logits, 0.5, 3.0, valid)
+    torch.testing.assert_close(bias, torch.tensor([[[0, -2.0, 0, -1.0], [0, -3.0, 0, 0]]]))
+
+
+def test_soft_mask_reaches_what_the_hard_mask_excludes() -> None:
+    logits = random(3, 5, 7).round(decimals=1)  # with ties
+    valid = random(3, 5, 7, seed=1) > -1
+    hard = transferability_mask(logits, 0.4, valid)
+    soft = transferability_bias(logits, 0.4, 2.0, valid)
+    assert torch.equal(soft < 0, valid & ~hard)
+    assert soft.min() == -2.0
+    assert not transferability_bias(logits, 0.0, 2.0, valid).any()
+    assert not transferability_bias(torch.zeros(1, 2, 2), 0.5, 2.0).any()  # all alike: nobody is above
+
+
+def outputs(build_tiny, records, architecture: str = "TransferableMaskFormer", **changes) -> list[Tensor]:
+    model = build_tiny(architecture, **changes)
+    with torch.no_grad():
+        return [result["sem_seg"] for result in model(records)]
+
+
+def test_soft_tma_without_p_t_is_plain_to_the_last_bit(build_tiny, records) -> None:
+    plain = outputs(build_tiny, records, "MaskFormer")
+    soft = {"MODEL__TMT__SOFT": True}
+    for a, b in zip(plain, outputs(build_tiny, records, **soft, MODEL__TMT__P_T=0.0)):
+        assert torch.equal(a, b)
+    assert any(not torch.equal(a, b) for a, b in zip(plain, outputs(build_tiny, records, **soft)))
+
+
+def test_an_infinitely_strong_soft_mask_is_the_hard_one(build_tiny, records) -> None:
+    """Where each query has something left; a finite bias needs no way out for the others."""
+    uncertain = {"MODEL__MASK_FORMER__DEC_LAYERS": 2}
+    hard = outputs(build_tiny, records, **uncertain)
+    strong = outputs(build_tiny, records, **uncertain, MODEL__TMT__SOFT=True, MODEL__TMT__SOFT_STRENGTH=1e6)
+    weak = outputs(build_tiny, records, **uncertain, MODEL__TMT__SOFT=True, MODEL__TMT__SOFT_STRENGTH=0.0)
+    plain = outputs(build_tiny, records, "MaskFormer", **uncertain)
+    for a, b, c, d in zip(hard, strong, weak, plain):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(c, d, atol=1e-5, rtol=1e-5)
+
+
+def test_traced_attention_has_the_bias(build_tiny, records) -> None:
+    model = build_tiny("TransferableMaskFormer", MODEL__TMT__SOFT=True, MODEL__TMT__SOFT_STRENGTH=50.0)
+    seen = model.inspect(records)
+    for layer in seen["layers"]:
+        bias = seen["transferability"][layer.level].bias(model.p_t, 50.0)
+        at_top = (bias <= -50)[:, None, None].expand_as(layer.attention)
+        assert at_top.any()
+        torch.testing.assert_close(layer.attention.flatten(-2).sum(-1), torch.ones(layer.attention.shape[:3]))
+
+
+# --- configurations and whole stages
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("TRANSFER.ALIGNMENT.WEIGHT", 0.0, r"ALIGNMENT.WEIGHT is 0.0: it must be in \(0, 1\]"),
+        ("TRANSFER.ALIGNMENT.EPSILON", 0.0, "ALIGNMENT.EPSILON is 0.0: it must be above 0"),
+        ("TRANSFER.ALIGNMENT.PIXELS", 0, "ALIGNMENT.PIXELS is 0: it must be at least 1"),
+        ("MODEL.TMT.SOFT_STRENGTH", -1.0, "SOFT_STRENGTH is -1.0: it must be >= 0"),
+    ],
+)
+def test_settings_that_mean_nothing(key: str, value: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_cfg(**{key.replace(".", "__"): value})
+
+
+def test_an_estimator_is_shared_unless_regions_or_discriminators_differ() -> None:
+    def cfg(name: str, *opts: str):
+        return stage_cfg(CONFIGS, name, "cityscapes", "bdd100k", Path("out"), "x.pth", opts)
+
+    shared = cfg("estimator")
+    for name in ("tmt", "tmt-no-tma", "tmt-soft", "tmt-source-features", "tmt-uncertain"):
+        assert estimator_cfg(shared, cfg(name)).OUTPUT_DIR == "out/estimator"
+    square = estimator_cfg(shared, cfg("tmt-square"))
+    assert (square.OUTPUT_DIR, square.MODEL.TMT.REGIONS) == ("out/estimator-square", "square")
+    sharper = estimator_cfg(shared, cfg("tmt", "MODEL.TMT.KAPPA", "3.0", "MODEL.TMT.CELL_SIZES", "[2, 2, 4]"))
+    assert sharper.OUTPUT_DIR == "out/estimator-cell_sizes2_2_4-kappa3.0"
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Scenes, and a checkpoint that fine-tuning starts from."""
+    root = tmp_path_factory.mktemp("scenes")
+    make_scenes(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(root))
+        yield root, save_start(root / "start.pth")
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    return torch.load(path, weights_only=True)["model"]
+
+
+@pytest.mark.parametrize("method", ["leep", "otce"])
+def test_alignment_comes_before_fine_tuning_and_is_not_repeated(start, tmp_path, monkeypatch, method) -> None:
+    root, checkpoint = start
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    changes = {"TRANSFER__ALIGNMENT__ITERATIONS": 2, "SOLVER__MAX_ITER": 1, "TRANSFER__ALIGNMENT__PIXELS": 40}
+    cfg = small_cfg(method, tmp_path, checkpoint, **changes, DATASETS__SOURCE_TRAIN="('cityscapes_sem_seg_train',)")
+    run_stage(cfg)
+    aligned = tmp_path / "alignment" / "model_final.pth"
+    before, between, after = weights(checkpoint), weights(aligned), weights(tmp_path / "model_final.pth")
+    head = "sem_seg_head.predictor.class_embed.weight"
+    feature = "sem_seg_head.pixel_decoder.mask_features.weight"
+    assert not torch.equal(before[feature], between[feature])
+    assert torch.equal(before[head], between[head]) == (method == "otce")  # the score is on features
+    assert not torch.equal(between[head], after[head])  # fine-tuning learns what alignment held fixed
+    aligned.write_bytes(b"must not be read again")
+    longer = small_cfg(method, tmp_path, checkpoint, **changes | {"SOLVER__MAX_ITER": 2})
+    run_stage(longer, resume=True)
+    assert aligned.read_bytes() == b"must not be read again"
+
+
+def test_otce_without_a_source_is_refused(start, tmp_path, monkeypatch) -> None:
+    root, checkpoint = start
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    with pytest.raises(ValueError, match="DATASETS.SOURCE_TRAIN is empty"):
+        run_stage(small_cfg("otce", tmp_path, checkpoint, DATASETS__SOURCE_TRAIN="()"))
+
+
+def test_a_pair_with_variants_trains_an_estimator_for_each_kind_of_region(start, tmp_path, monkeypatch) -> None:
+    root, _ = start
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    opts = options(SOLVER__MAX_ITER=1)
+    test_split = opts.index("DATASETS.TEST")
+    del opts[test_split : test_split + 2]
+    methods = ["tmt-no-tma", "full", "tmt-square"]
+    results = run_pair(CONFIGS, "cityscapes", "bdd100k", methods, tmp_path, opts)
+    assert set(results["seconds"]) == {"source", "estimator", "estimator-square", *methods}
+    assert results["methods"]["tmt-no-tma"] == results["methods"]["full"]  # the same training, by construction
+    assert len(results["proxy_a_distance"]) == 3

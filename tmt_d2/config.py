@@ -228,8 +228,15 @@ def check_cfg(cfg: CfgNode) -> None:
         raise ValueError(
             f"TRANSFER.ESTIMATOR.TARGET_ERROR is {transfer.ESTIMATOR.TARGET_ERROR}: it must be in [0, 0.5)"
         )
-    if tmt.ITERATIONS < 0 or min(tmt.CELL_SIZES) < 1:
-        raise ValueError(f"MODEL.TMT.ITERATIONS {tmt.ITERATIONS} must be >= 0 and CELL_SIZES {tmt.CELL_SIZES} >= 1")
+    for key, value in (
+        ("ITERATIONS", tmt.ITERATIONS),
+        ("KAPPA", tmt.KAPPA),
+        ("DISCRIMINATOR.HIDDEN_DIM", tmt.DISCRIMINATOR.HIDDEN_DIM),
+    ):
+        if not value >= 0:
+            raise ValueError(f"MODEL.TMT.{key} is {value}: it must be >= 0")
+    if len(tmt.CELL_SIZES) != 3 or any(type(size) is not int or size < 1 for size in tmt.CELL_SIZES):
+        raise ValueError(f"MODEL.TMT.CELL_SIZES is {tmt.CELL_SIZES}: it needs 3 whole numbers >= 1, one per level")
 
 
 def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:

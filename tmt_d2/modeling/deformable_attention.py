@@ -99,12 +99,11 @@ def _attend_torch(value: Tensor, shapes: list[tuple[int, int]], locations: Tenso
     for level, ((height, width), level_value) in enumerate(zip(shapes, levels)):
         planes = level_value.flatten(2).transpose(1, 2).reshape(B * M, D, height, width)
         grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B*M, Q, P, 2)
-        sampled = F.grid_sample(
-            planes, grid.to(planes.dtype), mode="bilinear", padding_mode="zeros", align_corners=False
-        )
+        # the grid is never rounded: bfloat16 locations would be off by a cell on a wide level
+        sampled = F.grid_sample(planes.to(grid.dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         level_weights = weights[:, :, :, level].transpose(1, 2).reshape(B * M, 1, Q, P)
         output = output + (sampled * level_weights).sum(-1)
-    return output.view(B, M * D, Q).transpose(1, 2)
+    return output.to(value.dtype).view(B, M * D, Q).transpose(1, 2)
 
 
 def _attend_numba(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:

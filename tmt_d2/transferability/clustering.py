@@ -62,7 +62,7 @@ def _cluster(features: Tensor, c: int, iterations: int, kappa: float, valid: Ten
     if valid is None:
         valid = features.new_ones(B, H, W, dtype=torch.bool)
     inside = _to_cells(valid[:, None].to(features.dtype), c)[..., 0]  # (B, R, S, c*c); the fill of the last cells is 0
-    pixels = _to_cells(features, c) * inside[..., None]  # (B, R, S, c*c, C)
+    pixels = _to_cells(features.masked_fill(~valid[:, None], 0), c)  # (B, R, S, c*c, C); 0 * inf would not be 0
     R, S = inside.shape[1:3]
     directions = F.normalize(pixels, dim=-1)
 
@@ -122,8 +122,7 @@ def _neighbourhood(grid: Tensor) -> Tensor:
 
 def _gather_from_neighbours(sums: Tensor) -> Tensor:
     """(B, R, S, 9, C), what each cell's pixels give to the 3 x 3 cells around it -> (B, R, S, C), what each receives."""
-    B, R, S, _, C = sums.shape
-    total = sums.new_zeros(B, R + 2, S + 2, C)
-    for neighbour, (dy, dx) in enumerate(NEIGHBOURS):
-        total[:, 1 + dy : 1 + dy + R, 1 + dx : 1 + dx + S] += sums[..., neighbour, :]
+    total = sums.new_zeros(())
+    for neighbour, (dy, dx) in enumerate(NEIGHBOURS):  # out of place: slices written in place export as huge graphs
+        total = total + F.pad(sums[..., neighbour, :], (0, 0, 1 + dx, 1 - dx, 1 + dy, 1 - dy))
     return total[:, 1:-1, 1:-1]

@@ -1,0 +1,195 @@
+"""Whole inference and whole training steps: ours against Hugging Face's Mask2Former, and TMT against plain.
+
+    python -m benchmarks.model [--device cpu] [--rounds 3] [--sizes 256x512 512x1024] [--output model.json]
+
+ResNet-50, 100 queries, 19 classes, random weights and the same input for all, in turns, medians and ratios. "network"
+ends at class and mask logits; "labels" goes on to a label map of the image's size, each by its own way; a "step" is
+forward, losses, backward and AdamW. On a GPU everything runs under bfloat16 autocast. Peak memory of a step is that
+of a process of its own (on a GPU: the allocator's peak). Needs `pip install transformers`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.modeling import build_model
+from torch import Tensor, nn
+
+from benchmarks.common import Function, in_turns, machine, peak_flops, print_table
+from tmt_d2 import setup_cfg
+from tmt_d2.data.targets import semantic_targets
+from tmt_d2.files import write_json
+
+CONFIG = Path(__file__).parents[1] / "configs" / "Base-Mask2Former-R50.yaml"
+MODELS = ("plain", "tmt", "hf")
+
+
+def build(name: str, device: str) -> nn.Module:
+    torch.manual_seed(0)
+    if name == "hf":
+        from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig
+
+        backbone = ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
+        return Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=backbone, num_labels=19)).to(
+            device
+        )
+    architecture = {"plain": "MaskFormer", "tmt": "TransferableMaskFormer"}[name]
+    opts = ["MODEL.DEVICE", device, "MODEL.WEIGHTS", "", "MODEL.META_ARCHITECTURE", architecture]
+    return build_model(setup_cfg(str(CONFIG), opts))
+
+
+def autocast(device: str) -> Any:
+    return torch.autocast(device, torch.bfloat16, enabled=device != "cpu")
+
+
+def inference(model: nn.Module, image: Tensor, to_labels: bool) -> Function:
+    """A function that runs the model on ``image`` (3, H, W) uint8."""
+    model.eval()
+    device, size = str(image.device.type), tuple(image.shape[-2:])
+
+    def ours() -> Tensor:
+        with torch.inference_mode(), autocast(device):
+            if to_labels:
+                return model([{"image": image}])[0]["sem_seg"].argmax(0)
+            images = model.preprocess([{"image": image}])
+            encoded = model.encode(images)
+            outputs = model.decode(encoded, model.transferability_of(images, encoded))
+            return outputs["pred_masks"].dense()
+
+    def theirs() -> Tensor:
+        with torch.inference_mode(), autocast(device):
+            outputs = model(pixel_values=image[None] / 255.0 - 0.5)
+            if not to_labels:
+                return outputs.masks_queries_logits
+            return PROCESSOR().post_process_semantic_segmentation(outputs, [size])[0]
+
+    return theirs if hasattr(model, "config") else ours
+
+
+def PROCESSOR() -> Any:
+    from transformers import Mask2FormerImageProcessor
+
+    return Mask2FormerImageProcessor()
+
+
+def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Function:
+    """images (B, 3, H, W) uint8, labels (B, H, W) train ids -> a function that makes one optimiser step."""
+    model.train()
+    device = str(images.device.type)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+    forward: Callable[[], Tensor]
+    if hasattr(model, "config"):
+        targets = semantic_targets(labels)
+        masks, classes = [t["masks"].float() for t in targets], [t["labels"] for t in targets]
+
+        def forward() -> Tensor:
+            return model(pixel_values=images / 255.0 - 0.5, mask_labels=masks, class_labels=classes).loss.sum()
+    else:
+        records = [{"image": image, "sem_seg": label} for image, label in zip(images, labels)]
+
+        def forward() -> Tensor:
+            return torch.stack(list(model(records).values())).sum()
+
+    def step() -> None:
+        with autocast(device):
+            loss = forward()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def scene(batch: int, height: int, width: int, device: str) -> tuple[Tensor, Tensor]:
+    """Random images and blocky labels of 12 classes each."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=generator)
+    blocks = torch.randint(0, 12, (batch, height // 64, width // 64), generator=generator)
+    return images.to(device), blocks.repeat_interleave(64, 1).repeat_interleave(64, 2).to(device)
+
+
+def step_memory(name: str, device: str, batch: int, height: int, width: int) -> float:
+    """MiB by which one step (after a first, which makes the optimiser's state) rises above the memory at rest."""
+    step = training_step(build(name, device), *scene(batch, height, width, device))
+    if device != "cpu":
+        step()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated() / 2**20
+    at_rest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - at_rest) / 2**10
+
+
+def memory_in_own_process(name: str, args: argparse.Namespace, size: str) -> float:
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.model", "--memory-of", name, "--device", args.device]
+    command += ["--sizes", size, "--batch", str(args.batch)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def compare(what: str, size: str, functions: dict[str, Function], args: argparse.Namespace) -> dict[str, Any]:
+    times = in_turns(functions, args.rounds, args.device)
+    row: dict[str, Any] = {"what": what, "size": size}
+    row |= {f"{name} s": times[name]["median"] for name in MODELS}
+    row |= {
+        "plain / hf": times["plain"]["median"] / times["hf"]["median"],
+        "tmt / hf": times["tmt"]["median"] / times["hf"]["median"],
+        "tmt / plain": times["tmt"]["median"] / times["plain"]["median"],
+    }
+    return row
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--sizes", nargs="+", default=["256x512", "512x1024"], metavar="HxW")
+    arguments.add_argument("--step-sizes", nargs="+", default=["256x512"], metavar="HxW")
+    arguments.add_argument("--batch", type=int, default=2, help="images of a training step")
+    arguments.add_argument("--output", help="write the figures as JSON")
+    arguments.add_argument("--memory-of", choices=MODELS, help=argparse.SUPPRESS)
+    args = arguments.parse_args()
+    if args.memory_of:
+        height, width = map(int, args.sizes[0].split("x"))
+        print(step_memory(args.memory_of, args.device, args.batch, height, width))
+        return
+
+    rows = []
+    models = {name: build(name, args.device) for name in MODELS}
+    for size in args.sizes:
+        height, width = map(int, size.split("x"))
+        image = scene(1, height, width, args.device)[0][0]
+        for what in ("network", "labels"):
+            functions = {name: inference(model, image, what == "labels") for name, model in models.items()}
+            rows.append(compare(what, size, functions, args))
+            print_table(rows[-1:])
+    for size in args.step_sizes:
+        height, width = map(int, size.split("x"))
+        batch = scene(args.batch, height, width, args.device)
+        functions = {name: training_step(model, *batch) for name, model in models.items()}
+        rows.append(compare(f"step of {args.batch}", size, functions, args))
+        memory = {name: memory_in_own_process(name, args, size) for name in MODELS}
+        rows.append(
+            {"what": "step, peak MiB", "size": size}
+            | {f"{name} s": value for name, value in memory.items()}
+            | {"plain / hf": memory["plain"] / memory["hf"], "tmt / hf": memory["tmt"] / memory["hf"]}
+            | {"tmt / plain": memory["tmt"] / memory["plain"]}
+        )
+    print_table(rows)
+    if args.output:
+        facts = machine(args.device) | {"peak_flops": peak_flops(args.device)}
+        write_json(args.output, {"machine": facts, "rounds": args.rounds, "rows": rows})
+        print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()

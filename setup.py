@@ -19,6 +19,9 @@ DETECTRON2_NEEDS = [
     "yacs",
 ]
 
+HUGGING_FACE = ["safetensors", "huggingface-hub"]
+EXPORT = ["onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18"]
+
 setup(
     name="tmt_d2",
     version="0.1.0",
@@ -40,8 +43,12 @@ setup(
         *DETECTRON2_NEEDS,
     ],
     extras_require={
-        "test": ["pytest"],
-        "dev": ["pytest", "ruff", "mypy"],
+        "test": ["pytest", *HUGGING_FACE, *EXPORT, "transformers>=4.40"],
+        "dev": ["pytest", *HUGGING_FACE, *EXPORT, "transformers>=4.40", "ruff", "mypy"],
+        # Checkpoints from and to Hugging Face, by name or folder.
+        "hf": HUGGING_FACE,
+        # ONNX files, and the runtime that they are compared with.
+        "export": EXPORT,
         # Multi-scale deformable attention compiled at run time on the CPU: no compiler, ten times faster than without.
         "cpu": ["numba"],
         # Multi-scale deformable attention as a Triton kernel, on NVIDIA GPUs.

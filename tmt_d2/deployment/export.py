@@ -1,0 +1,212 @@
+"""Export a trained model at a fixed image size to ONNX or torch.export, and compare the file with the model.
+
+    python -m tmt_d2.deployment.export --config-file configs/R50/tmt.yaml --weights model_final.pth \\
+        --size 512x1024 --format onnx --output tmt.onnx
+
+The exported function: ``image`` (1, 3, H, W) float32, values 0 to 255 in the channel order of INPUT.FORMAT ->
+
+    labels           (1, H, W) int64, the best class of each pixel
+    scores           (1, K, H, W), not normalised over the classes
+    class_logits     (1, Q, K + 1), mask_logits (1, Q, h, w): what the decoder says of its Q queries
+    transferability  (1, L, H, W) in [0, 1], coarsest level first; TMT models only
+
+Normalisation, padding, adaptive clustering and transferable masked attention are part of the file. It is only written
+when it agrees with the model: logits within 1e-3 and at least 99.9 % of the labels equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..engine.cli import one_line_errors
+from ..files import atomic_write
+from ..modeling.mask_former import MaskFormer
+from .predictor import load_model
+
+FORMATS = ("onnx", "pt2")
+OPSET = 18  # GridSample came with 16, LayerNormalization with 17
+MAX_LOGIT_DIFFERENCE = 1e-3
+MIN_EQUAL_LABELS = 0.999
+REPEATS = 5
+
+Outputs = Mapping[str, Tensor]
+
+
+class FixedSizeModel(nn.Module):
+    """A model as a function of one tensor; ``names`` are those of the outputs, in order."""
+
+    def __init__(self, model: MaskFormer) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.names = ["labels", "scores", "class_logits", "mask_logits"]
+        if hasattr(model, "transferability"):
+            self.names.append("transferability")
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(1, 3, H, W) float32 in 0 ... 255 -> the outputs, see the module."""
+        model = self.model
+        height, width = image.shape[-2:]
+        step = max(model.size_divisibility, 1)
+        normalised = (image - model.pixel_mean) / model.pixel_std
+        images = ImageList(F.pad(normalised, (0, -width % step, 0, -height % step)), [(height, width)])
+        encoded = model.encode(images)
+        transferability = model.transferability_of(images, encoded)
+        outputs = model.decode(encoded, transferability)
+        (result,) = model.postprocess(outputs, [{}], images)
+        scores = result["sem_seg"][None]
+        answers = [scores.argmax(1), scores, outputs["pred_logits"], outputs["pred_masks"].dense()]
+        if transferability is not None:
+            maps = [level.map_of(0)[None, None] for level in transferability]
+            maps = [F.interpolate(level, (height, width), mode="bilinear", align_corners=False) for level in maps]
+            answers.append(torch.cat(maps, 1))
+        return tuple(answers)
+
+
+class Agreement(NamedTuple):
+    """logits: largest difference of class and mask logits; labels: share of equal ones; medians in seconds."""
+
+    logits: float
+    labels: float
+    model_seconds: float
+    file_seconds: float
+
+
+def export_model(model: MaskFormer, size: tuple[int, int], path: str | Path, file_format: str) -> Agreement:
+    """Write ``model`` at ``size`` (H, W) to ``path``, on the CPU, once the file is found to agree with it.
+
+    Args:
+        file_format: "onnx" or "pt2" (``torch.export.load`` reads it).
+
+    Raises:
+        ValueError: an unknown format, an impossible size, or a file that does not agree with the model.
+        ImportError: onnx, onnxscript or onnxruntime is not installed.
+    """
+    path = Path(path)
+    if file_format not in FORMATS:
+        raise ValueError(f"format is {file_format!r}: choose one of {', '.join(FORMATS)}")
+    if min(size) < 1:
+        raise ValueError(f"size is {size[0]}x{size[1]}: height and width must be positive")
+    fixed = FixedSizeModel(model.cpu())
+    image = sample_image(size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        program = torch.export.export(fixed, (image,))
+        # Both writers want a name; what they leave there only gets its own once it has been compared.
+        with atomic_write(path) as file:
+            temporary = Path(file.name)
+            if file_format == "onnx":
+                _write_onnx(program, image, fixed.names, temporary)
+                run = _onnx_runner(temporary)
+            else:
+                torch.export.save(program, file)
+                file.flush()
+                run = _pt2_runner(temporary, fixed.names)
+            agreement = compare(fixed, run, image)
+            if agreement.logits > MAX_LOGIT_DIFFERENCE or agreement.labels < MIN_EQUAL_LABELS:
+                raise ValueError(
+                    f"{path} is not written: its logits differ by up to {agreement.logits:.2g}, {agreement.labels:.2%} "
+                    f"of the labels are equal (at most {MAX_LOGIT_DIFFERENCE}, at least {MIN_EQUAL_LABELS:.1%} wanted)"
+                )
+    return agreement
+
+
+def sample_image(size: tuple[int, int]) -> Tensor:
+    """(1, 3, H, W) float32 in 0 ... 255: smooth blobs of colour with a little noise, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    blobs = F.interpolate(torch.rand(1, 3, 6, 9, generator=generator), size, mode="bicubic", align_corners=False)
+    noise = torch.rand(1, 3, *size, generator=generator)
+    return (225 * blobs.clamp(0, 1) + 30 * noise).round()
+
+
+def compare(fixed: FixedSizeModel, run: Callable[[Tensor], Outputs], image: Tensor) -> Agreement:
+    """How far ``run``, what the file does, agrees with the model on ``image``, and how long both take."""
+    expected = dict(zip(fixed.names, fixed(image)))
+    found = run(image)
+    logits = max(float((expected[name] - found[name]).abs().max()) for name in ("class_logits", "mask_logits"))
+    labels = float((expected["labels"] == found["labels"]).double().mean())
+    return Agreement(logits, labels, _median_seconds(fixed, image), _median_seconds(run, image))
+
+
+def _median_seconds(function: Callable[[Tensor], object], image: Tensor) -> float:
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        function(image)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _write_onnx(program: torch.export.ExportedProgram, image: Tensor, names: Sequence[str], path: Path) -> None:
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it reports each node that it leaves as it is
+    onnx_program = torch.onnx.export(
+        program, (image,), dynamo=True, opset_version=OPSET, input_names=["image"], output_names=names, verbose=False
+    )
+    assert onnx_program is not None  # the dynamo exporter always returns one
+    onnx_program.save(path, external_data=False)
+
+
+def _onnx_runner(path: Path) -> Callable[[Tensor], Outputs]:
+    import onnxruntime  # optional: pip install "tmt_d2[export]"
+
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(image: Tensor) -> Outputs:
+        arrays = session.run(None, {"image": image.numpy()})
+        return {name: torch.from_numpy(array) for name, array in zip(names, arrays)}
+
+    return run
+
+
+def _pt2_runner(path: Path, names: Sequence[str]) -> Callable[[Tensor], Outputs]:
+    with path.open("rb") as file:
+        module = torch.export.load(file).module()
+    return lambda image: dict(zip(names, module(image)))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(arguments)
+    size = _size(args.size)
+    _, model = load_model(args.config_file, args.weights, ["MODEL.DEVICE", "cpu", *args.opts])
+    found = export_model(model, size, args.output, args.format)
+    print(  # noqa: T201  the command's answer
+        f"{args.output}: {Path(args.output).stat().st_size / 2**20:.1f} MiB, logits differ by at most "
+        f"{found.logits:.1e}, {found.labels:.3%} of the labels are equal\n"
+        f"latency at {args.size} on {torch.get_num_threads()} CPU threads: "
+        f"PyTorch {1000 * found.model_seconds:.0f} ms, {args.format} {1000 * found.file_seconds:.0f} ms"
+    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+        raise ValueError(f"--size {text}: write HEIGHTxWIDTH, e.g. 512x1024")
+    return int(parts[0]), int(parts[1])
+
+
+def parser() -> argparse.ArgumentParser:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = arguments.add_argument
+    add("--config-file", required=True, metavar="FILE")
+    add("--weights", default="", metavar="FILE", help="checkpoint, path or URL; default: MODEL.WEIGHTS")
+    add("--size", required=True, metavar="HxW", help="size of the images, e.g. 512x1024")
+    add("--format", choices=FORMATS, default="onnx")
+    add("--output", required=True, metavar="FILE")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
+    return arguments
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,227 @@
+"""From an image, however it is held, to labels, scores and transferability.
+
+Letters: (H, W) the size of the image as given, K classes, L levels of the decoder's pyramid (strides 32, 16, 8).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.modeling import build_model
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import setup_cfg
+from ..data.augmentation import Crop, crop_image
+from ..data.reader import ChannelOrder, read_image
+from ..engine.checkpoint import TMTCheckpointer
+from ..evaluation.inference import MAX_SCORE_PIXELS, build_inference
+from ..evaluation.semantic import labels_at_size
+from ..modeling.mask_former import MaskFormer, TransferableMaskFormer
+
+logger = logging.getLogger(__name__)
+
+ImageLike = str | Path | Image.Image | np.ndarray
+
+
+class Prediction(NamedTuple):
+    """What a model says about one image; tensors are on the CPU.
+
+    labels: (H, W) uint8, the class of every pixel.
+    scores: (K, H, W) float32, not normalised over the classes; for images above ``MAX_SCORE_PIXELS`` at a half, a
+        quarter, ... of the model's input size.
+    transferability: (L, H, W) float32 in [0, 1] at the same size as ``scores``, coarsest level first, high = like the
+        source (Eq. 11); None for plain Mask2Former.
+    """
+
+    labels: Tensor
+    scores: Tensor
+    transferability: Tensor | None
+
+
+class Predictor:
+    """Labels, scores and transferability of images of any size.
+
+        predictor = Predictor.from_config("configs/R50/tmt.yaml", "output/R50/tmt/model_final.pth")
+        labels = predictor("street.png").labels
+        for prediction in predictor.batch(["a.png", numpy_image, pil_image]): ...
+
+    Images are resized as in testing (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST); results have the size of the image as given.
+    TEST.SLIDING_WINDOW and TEST.AUG are obeyed.
+    """
+
+    def __init__(
+        self,
+        model: MaskFormer,
+        *,
+        inference: nn.Module,
+        batched: bool,
+        min_size: int,
+        max_size: int,
+        image_format: ChannelOrder,
+    ) -> None:
+        """
+        Args:
+            inference: ``build_inference`` around ``WithTransferability(model)``.
+            batched: images may share a forward pass (no windows, no augmentation).
+            min_size, max_size: of the shortest and the longest edge of the model's input; min_size 0 keeps the size.
+            image_format: channel order that the model was trained with.
+        """
+        self.model = model.eval()
+        self.inference = inference.eval()
+        self.batched = batched
+        self.min_size, self.max_size = min_size, max_size
+        self.image_format = image_format
+
+    @classmethod
+    def from_config(cls, config_file: str, weights: str = "", opts: Sequence[str] = ()) -> Predictor:
+        """
+        Args:
+            weights: checkpoint, path or URL; MODEL.WEIGHTS by default. opts: KEY VALUE ... overrides.
+
+        Raises:
+            FileNotFoundError, ValueError: config or checkpoint cannot be used; one line.
+        """
+        cfg, model = load_model(config_file, weights, opts)
+        return cls(
+            model,
+            inference=build_inference(cfg, WithTransferability(model)),
+            batched=not (cfg.TEST.SLIDING_WINDOW.ENABLED or cfg.TEST.AUG.ENABLED),
+            min_size=cfg.INPUT.MIN_SIZE_TEST,
+            max_size=cfg.INPUT.MAX_SIZE_TEST,
+            image_format=cfg.INPUT.FORMAT,
+        )
+
+    def __call__(self, image: ImageLike, channels: ChannelOrder = "RGB") -> Prediction:
+        """
+        Args:
+            image: path, PIL image, or (H, W, 3) uint8 array.
+            channels: order of an array's channels (OpenCV reads BGR); paths and PIL images know their own.
+
+        Raises:
+            ValueError: no such image. FileNotFoundError: no such file.
+        """
+        return self.batch([image], channels)[0]
+
+    def batch(self, images: Sequence[ImageLike], channels: ChannelOrder = "RGB", size: int = 8) -> list[Prediction]:
+        """Predictions in the order of ``images``, the same as one by one.
+
+        Args:
+            images, channels: as above. size: how many images share a forward pass; those that are padded to one size.
+        """
+        items = [self._item(image, channels) for image in images]
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, item in enumerate(items):
+            shared = self.batched and _area(item) <= MAX_SCORE_PIXELS
+            step = self.model.size_divisibility or 1
+            key = tuple(-(-edge // step) for edge in item["image"].shape[1:]) if shared else (-1, index)
+            groups.setdefault(key, []).append(index)
+        predictions: dict[int, Prediction] = {}
+        for group in groups.values():
+            for start in range(0, len(group), size):
+                chosen = group[start : start + size]
+                for index, maps in zip(chosen, self._maps([items[index] for index in chosen])):
+                    predictions[index] = self._prediction(maps, items[index])
+        return [predictions[index] for index in range(len(items))]
+
+    @torch.no_grad()
+    def _maps(self, items: list[dict[str, Any]]) -> list[Tensor]:
+        """(K + L, h, w): scores and transferability of each item."""
+        if len(items) > 1:
+            return [result["sem_seg"] for result in self.inference.model(items)]
+        (item,) = items
+        if _area(item) > MAX_SCORE_PIXELS:
+            return [self.inference.scores(item)]
+        return [self.inference([item])[0]["sem_seg"]]
+
+    def _prediction(self, maps: Tensor, item: Mapping[str, Any]) -> Prediction:
+        classes = self.model.sem_seg_head.num_classes
+        scores, transferability = maps[:classes], maps[classes:]
+        labels = labels_at_size(scores, (item["height"], item["width"]))
+        return Prediction(
+            labels.to("cpu", torch.uint8),
+            scores.float().cpu(),
+            transferability.float().cpu() if len(transferability) else None,
+        )
+
+    def _item(self, image: ImageLike, channels: ChannelOrder) -> dict[str, Any]:
+        pixels = _pixels(image, channels, self.image_format)
+        height, width = pixels.shape[:2]
+        resized = (height, width)
+        if self.min_size:
+            resized = ResizeShortestEdge.get_output_shape(height, width, self.min_size, self.max_size)
+        pixels = crop_image(pixels, Crop((height, width), resized, 0, 0, *resized))
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return {"image": tensor, "height": height, "width": width}
+
+
+class WithTransferability(nn.Module):
+    """A model whose ``sem_seg`` has, behind the K class scores, the transferability of every level: (K + L, H, W).
+
+    So whatever averages scores over windows, scales and mirror images averages transferability alike.
+    """
+
+    def __init__(self, model: MaskFormer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        results = self.model(batched_inputs)
+        for result in results:
+            scores = result["sem_seg"]
+            levels = [
+                F.interpolate(level[None, None].float(), scores.shape[-2:], mode="bilinear", align_corners=False)[0]
+                for level in result.pop("transferability", [])
+            ]
+            result["sem_seg"] = torch.cat([scores, *(level.to(scores) for level in levels)])
+        return results
+
+
+def load_model(config_file: str, weights: str = "", opts: Sequence[str] = ()) -> tuple[CfgNode, MaskFormer]:
+    """The model in evaluation mode with its weights, and its config; TMT models also say their transferability.
+
+    Args:
+        weights: checkpoint, path or URL; MODEL.WEIGHTS by default. opts: KEY VALUE ... overrides.
+
+    Raises:
+        FileNotFoundError, ValueError: config or checkpoint cannot be used; one line.
+    """
+    cfg = setup_cfg(config_file, opts)
+    if weights:
+        cfg.MODEL.WEIGHTS = weights
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError(f"{config_file}: MODEL.WEIGHTS is empty: name a checkpoint")
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("no GPU here: running on the CPU")
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.TMT.OUTPUT_TRANSFERABILITY = True  # also where attention does not use it ("w/o TMA")
+    model = build_model(cfg)
+    TMTCheckpointer(model, require_estimator=isinstance(model, TransferableMaskFormer)).load(cfg.MODEL.WEIGHTS)
+    return cfg, model.eval()
+
+
+def _area(item: Mapping[str, Any]) -> int:
+    return item["height"] * item["width"]
+
+
+def _pixels(image: ImageLike, channels: ChannelOrder, wanted: ChannelOrder) -> np.ndarray:
+    """(H, W, 3) uint8 in the ``wanted`` channel order."""
+    if channels not in ("RGB", "BGR"):
+        raise ValueError(f"channels is {channels!r}: say RGB or BGR")
+    if isinstance(image, (str, Path)):
+        return read_image(str(image), wanted)
+    if isinstance(image, Image.Image):
+        image, channels = np.asarray(image.convert("RGB")), "RGB"
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"an image is a path, a PIL image or a NumPy array, got {type(image).__name__}")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise ValueError(f"an image array is (H, W, 3) uint8, got {image.shape} {image.dtype}")
+    return image if channels == wanted else image[:, :, ::-1]

@@ -247,3 +247,13 @@ def test_every_method_freezes_the_estimator(pair):
     apply_method(model, "tmt")
     assert not any(parameter.requires_grad for parameter in model.transferability.parameters())
     assert model.backbone.stem.conv1.weight.requires_grad
+
+
+def test_windows_are_used_where_the_config_asks_for_them(pair, tmp_path):
+    output, results = pair
+    weights_file = str(output / "full" / "model_final.pth")
+    window = ["TEST.SLIDING_WINDOW.ENABLED", "True", "TEST.SLIDING_WINDOW.SIZE", "(64, 64)"]
+    window += ["TEST.SLIDING_WINDOW.STRIDE", "(64, 32)"]
+    cfg = stage_cfg(CONFIGS, "full", "cityscapes", "bdd100k", tmp_path, weights_file, [*SMALL, *window])
+    values = run_stage(cfg, eval_only=True)["bdd100k_sem_seg_val"]
+    assert values["pACC"] != results["methods"]["full"]["pACC"]  # other windows, other scores

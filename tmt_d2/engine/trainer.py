@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 
 from ..data.loaders import StepSampler
 from ..data.mapper import SemanticMapper
+from ..evaluation.inference import build_inference
 from ..evaluation.semantic import SemanticEvaluator, evaluate_split
 from ..files import atomic_write
 from ..randomness import seed_everything
@@ -310,7 +311,7 @@ def evaluate_model(cfg: CfgNode, model: nn.Module) -> dict[str, dict[str, float]
         loader = build_detection_test_loader(
             cfg, name, mapper=SemanticMapper(cfg, is_train=False), num_workers=cfg.DATALOADER.NUM_WORKERS
         )
-        results[name] = evaluate_split(
-            model, signals.Stoppable(loader), SemanticEvaluator(name, f"{cfg.OUTPUT_DIR}/inference/{name}")
-        ).get("sem_seg", {})
+        evaluator = SemanticEvaluator(name, f"{cfg.OUTPUT_DIR}/inference/{name}")
+        scores = evaluate_split(build_inference(cfg, model), signals.Stoppable(loader), evaluator)
+        results[name] = scores.get("sem_seg", {})
     return results

@@ -1,0 +1,110 @@
+"""Scores of checkpoints for a target: what they are taken on, their order, and the command."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+import score
+from tests.small_runs import CONFIGS, make_scenes, options, save_start, small_cfg
+from tmt_d2.engine.scoring import Samples, linear_pad, ranked, score_checkpoint, scores
+
+
+def samples(shift: float = 0.0, images: int = 4, seed: int = 0) -> Samples:
+    """Two classes in two dimensions, which the model predicts with certainty."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(80) % 2
+    features = torch.randn(80, 2, generator=generator) * 0.1 + labels[:, None] * 4.0
+    features[:, 1] += shift
+    return Samples(features, torch.eye(2)[labels], labels, torch.arange(80) // (80 // images))
+
+
+def test_scores_of_a_perfect_model_without_a_shift() -> None:
+    found = scores(samples(), samples(seed=1), pixels=80, draws=2, seed=0)
+    assert found["LEEP"] == pytest.approx(0, abs=1e-6)
+    assert found["F-OTCE"] == pytest.approx(0, abs=0.05)
+    assert found["JC-OTCE"] == pytest.approx(0, abs=0.05)
+    assert abs(found["PAD"]) < 0.8
+
+
+def test_what_lowers_each_score() -> None:
+    target = samples()
+    swapped = target._replace(labels=target.labels[torch.randperm(80, generator=torch.Generator().manual_seed(0))])
+    found = scores(swapped, samples(seed=1), pixels=80, draws=1, seed=0)
+    assert found["LEEP"] == pytest.approx(-math.log(2), abs=0.1)
+    assert found["F-OTCE"] < -0.5
+    assert found["JC-OTCE"] < -0.5
+    assert linear_pad(samples(), samples(shift=3.0, seed=1)) == 2.0
+    assert list(scores(target, pixels=10, draws=1, seed=0)) == ["LEEP"]  # without source data
+
+
+def test_draws_depend_on_the_seed_only() -> None:
+    def found(seed: int) -> dict[str, float]:
+        return scores(samples(seed=2, shift=1.0), samples(seed=1), pixels=20, draws=3, seed=seed)
+
+    assert found(1) == found(1)
+    assert found(1)["F-OTCE"] != found(2)["F-OTCE"]
+
+
+def test_pad_needs_images_to_measure_on() -> None:
+    with pytest.raises(ValueError, match="at least two labelled images of each domain"):
+        linear_pad(samples(images=1), samples())
+
+
+def test_ranking_knows_which_way_is_up() -> None:
+    results = {"a": {"LEEP": -2.0, "PAD": 0.1}, "b": {"LEEP": -1.0, "PAD": 0.5, "F-OTCE": 0.0}}
+    assert ranked(results) == {"LEEP": ["b", "a"], "PAD": ["a", "b"]}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    root = tmp_path_factory.mktemp("scenes")
+    make_scenes(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(root))
+        yield root, save_start(root / "start.pth")
+
+
+def test_command_ranks_checkpoints(start, tmp_path, monkeypatch, capsys) -> None:
+    root, checkpoint = start
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    weights = torch.load(checkpoint, weights_only=True)["model"]
+    plain = {name: value for name, value in weights.items() if not name.startswith("transferability.")}
+    torch.save({"model": plain}, tmp_path / "first.pth")
+    plain["sem_seg_head.predictor.class_embed.weight"] = -plain["sem_seg_head.predictor.class_embed.weight"]
+    torch.save({"model": plain}, tmp_path / "second.pth")
+    files = [str(tmp_path / "first.pth"), str(tmp_path / "second.pth")]
+    arguments = [
+        "--config-file",
+        str(CONFIGS / "source.yaml"),
+        "--target",
+        "bdd100k",
+        "--images",
+        "2",
+        "--checkpoints",
+        *files,
+    ]
+    arguments += ["--sources", "cityscapes", "cityscapes", "--json", str(tmp_path / "scores.json")]
+    monkeypatch.setattr("sys.argv", ["score.py", *arguments, "--pixels", "40", "--draws", "2", "--", *options()])
+    score.main()
+    answer = json.loads((tmp_path / "scores.json").read_text())
+    table = capsys.readouterr().out
+    assert set(answer["scores"]) == set(files)
+    for values in answer["scores"].values():
+        assert f"{values['LEEP']:.3f}" in table
+        assert -math.log(19) <= values["F-OTCE"] <= 0
+        assert -2 <= values["PAD"] <= 2
+    assert answer["scores"][files[0]]["LEEP"] != answer["scores"][files[1]]["LEEP"]
+    assert answer["scores"][files[0]]["PAD"] == answer["scores"][files[1]]["PAD"]  # their features are the same
+    monkeypatch.setattr("sys.argv", ["score.py", *arguments, "--sources", "gtav", "--", *options()])
+    with pytest.raises(ValueError, match="--sources names 1 data sets for 2 checkpoints"):
+        score.main()
+
+
+def test_too_few_images(start, tmp_path) -> None:
+    cfg = small_cfg("source", tmp_path)
+    with pytest.raises(ValueError, match="images 1 and pixels 1000 must be >= 2"):
+        score_checkpoint(cfg, ["bdd100k_sem_seg_train"], images=1)

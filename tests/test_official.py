@@ -218,7 +218,7 @@ def test_official_configs_build_the_official_model(
     cfg = tmt_d2.setup_cfg(str(official_yaml(tmp_path, dataset, backbone)), ["MODEL.DEVICE", "meta"])
     scale = DATASETS[dataset]["scale"]
     assert list(cfg.INPUT.MIN_SIZE_TRAIN) == [int(x * 0.1 * scale) for x in range(5, 21)]
-    assert cfg.DATASETS.TRAIN == (f"{dataset}_sem_seg_train",)
+    assert list(cfg.DATASETS.TRAIN) == [f"{dataset}_sem_seg_train"]
     monkeypatch.setattr(torch, "linspace", functools.partial(torch.linspace, device="cpu"))  # Swin reads its values
     caplog.set_level(logging.INFO)
     with torch.device("meta"):
@@ -325,7 +325,9 @@ def test_class_head_of_another_size(
     caplog.set_level(logging.INFO)
     TMTCheckpointer(model, reinit_class_head=True).load(str(path))
     assert torch.equal(model.sem_seg_head.predictor.class_embed.weight, head)
-    assert torch.equal(model.sem_seg_head.predictor.query_embed.weight, source.sem_seg_head.predictor.query_embed.weight)
+    assert torch.equal(
+        model.sem_seg_head.predictor.query_embed.weight, source.sem_seg_head.predictor.query_embed.weight
+    )
     assert "3 initialised anew, as TRANSFER.REINIT_CLASS_HEAD asks: criterion.empty_weight" in caplog.text
 
 

@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 import yaml
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from ..config import setup_cfg
+from ..config import add_tmt_config, setup_cfg
 from ..engine.checkpoint import read_state
 from ..engine.cli import log_to_screen, one_line_errors
 from ..files import atomic_write
@@ -43,14 +44,18 @@ def convert_from_huggingface(source: str, output: str | Path) -> Path:
         raise ValueError(f"{output}: write a .pth file")
     config, tensors = read_huggingface(source)
     state, settings = from_huggingface(config, tensors)
+    nested = _nested(settings)
+    cfg = get_cfg()
+    add_tmt_config(cfg)
+    cfg.merge_from_other_cfg(CfgNode(nested))
+    cfg.MODEL.DEVICE = "cpu"
+    _check_names(state, build_model(cfg).state_dict(), source)
     output.parent.mkdir(parents=True, exist_ok=True)
     config_file = output.with_suffix(".yaml")
-    with atomic_write(config_file, "w") as file:
-        yaml.safe_dump(_nested(settings), file)
-    cfg = setup_cfg(str(config_file), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
-    _check_names(state, build_model(cfg).state_dict(), source)
     with atomic_write(output) as weights:
         torch.save({"model": state}, weights)
+    with atomic_write(config_file, "w") as file:
+        yaml.safe_dump(nested, file)
     return config_file
 
 

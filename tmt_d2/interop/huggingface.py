@@ -322,7 +322,8 @@ def _settings(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[
         return settings
     layer_type, depths = backbone.get("layer_type", "bottleneck"), tuple(backbone.get("depths", (3, 4, 6, 3)))
     sizes = backbone.get("hidden_sizes", [256, 512, 1024, 2048])
-    if (layer_type, depths) not in _RESNET_DEPTHS or sizes != [sizes[0] * 2**i for i in range(4)]:
+    doubling = sizes == [sizes[0] * 2**i for i in range(4)] and (layer_type == "bottleneck" or sizes[0] == 64)
+    if (layer_type, depths) not in _RESNET_DEPTHS or not doubling:
         raise ValueError(f"config.json: no ResNet of Detectron2 has {layer_type} layers {depths} of sizes {sizes}")
     return settings | {
         "MODEL.BACKBONE.NAME": "build_resnet_backbone",
@@ -354,11 +355,8 @@ def _config(cfg: CfgNode) -> dict[str, Any]:
     elif name == "build_resnet_backbone":
         resnets = cfg.MODEL.RESNETS
         found = [key for key, depth in _RESNET_DEPTHS.items() if depth == resnets.DEPTH]
-        if (
-            not found
-            or resnets.NUM_GROUPS != 1
-            or (4 * resnets.WIDTH_PER_GROUP != resnets.RES2_OUT_CHANNELS) == (resnets.DEPTH > 34)
-        ):
+        narrow = resnets.DEPTH > 34 and 4 * resnets.WIDTH_PER_GROUP != resnets.RES2_OUT_CHANNELS
+        if not found or resnets.NUM_GROUPS != 1 or narrow:
             raise ValueError("MODEL.RESNETS: no ResNet of transformers has this depth and these widths")
         (layer_type, depths) = found[0]
         backbone = {

@@ -1,0 +1,166 @@
+"""Images of any kind and size to labels, scores and transferability."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_records, tiny_cfg
+from PIL import Image
+from torch import nn
+
+from tmt_d2.deployment import Predictor
+from tmt_d2.evaluation import inference as inference_module
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """(H, W, 3) uint8, RGB."""
+    (record,) = make_records([(height, width)], seed)
+    return record["image"].permute(1, 2, 0).numpy()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A config file and a checkpoint of a tiny TMT model and of a plain one."""
+    from detectron2.modeling import build_model
+
+    folder = tmp_path_factory.mktemp("predictor")
+    paths = {}
+    for architecture in ("TransferableMaskFormer", "MaskFormer"):
+        cfg = tiny_cfg(MODEL__META_ARCHITECTURE=architecture, INPUT__MIN_SIZE_TEST=0)
+        torch.manual_seed(0)
+        torch.save({"model": build_model(cfg).state_dict()}, folder / f"{architecture}.pth")
+        (folder / f"{architecture}.yaml").write_text(cfg.dump())
+        paths[architecture] = folder / architecture
+    return paths
+
+
+@pytest.fixture
+def load(files: dict[str, Path]) -> Callable[..., Predictor]:
+    def build(architecture: str = "TransferableMaskFormer", *opts: Any) -> Predictor:
+        path = files[architecture]
+        return Predictor.from_config(f"{path}.yaml", f"{path}.pth", opts)
+
+    return build
+
+
+def test_every_kind_of_image(load: Callable[..., Predictor], tmp_path: Path) -> None:
+    predictor = load()
+    rgb = picture(45, 70)
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    kinds: list[Any] = [rgb, Image.fromarray(rgb), tmp_path / "a.png", str(tmp_path / "a.png")]
+    predictions = [predictor(kind) for kind in kinds] + [predictor(rgb[:, :, ::-1], channels="BGR")]
+    for prediction in predictions:
+        assert prediction.labels.shape == (45, 70)
+        assert prediction.labels.dtype == torch.uint8
+        assert prediction.scores.shape == (19, 45, 70)
+        assert prediction.transferability is not None
+        assert prediction.transferability.shape == (3, 45, 70)
+        assert torch.equal(prediction.scores, predictions[0].scores)
+    assert torch.equal(predictions[0].labels, predictions[0].scores.argmax(0).to(torch.uint8))
+    assert 0 <= predictions[0].transferability.min() < predictions[0].transferability.max() <= 1
+    assert not torch.equal(predictor(rgb[:, :, ::-1]).scores, predictions[0].scores)  # the order of channels counts
+
+
+def test_grey_and_transparent_images(load: Callable[..., Predictor]) -> None:
+    predictor = load("MaskFormer")
+    grey = Image.fromarray(picture(40, 40)[:, :, 0])
+    expected = predictor(np.repeat(np.asarray(grey)[:, :, None], 3, 2))
+    assert torch.equal(predictor(grey).scores, expected.scores)
+    assert expected.transferability is None
+
+
+def test_the_answers_are_those_of_the_model(load: Callable[..., Predictor]) -> None:
+    predictor = load()
+    rgb = picture(45, 70)
+    with torch.no_grad():
+        (result,) = predictor.model([{"image": torch.from_numpy(rgb).permute(2, 0, 1), "height": 45, "width": 70}])
+    prediction = predictor(rgb)
+    assert torch.equal(prediction.scores, result["sem_seg"])
+    level = result["transferability"][0][None, None]
+    expected = nn.functional.interpolate(level, (45, 70), mode="bilinear", align_corners=False)[0, 0]
+    assert torch.equal(prediction.transferability[0], expected)
+
+
+def test_images_are_resized_as_in_testing(load: Callable[..., Predictor]) -> None:
+    predictor = load("TransferableMaskFormer", "INPUT.MIN_SIZE_TEST", 32, "INPUT.MAX_SIZE_TEST", 48)
+    seen = []
+    predictor.model.register_forward_pre_hook(lambda _, args: seen.extend(item["image"].shape for item in args[0]))
+    assert predictor(picture(60, 120)).scores.shape == (19, 60, 120)
+    assert seen == [(3, 24, 48)]
+
+
+def test_a_batch_is_one_by_one(load: Callable[..., Predictor]) -> None:
+    predictor = load()
+    images = [picture(45, 70, 1), picture(100, 40, 2), picture(64, 96, 3), picture(40, 80, 4)]
+    calls = []
+    predictor.model.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    batch = predictor.batch(images)
+    assert calls == [3, 1]  # 45 x 70, 64 x 96 and 40 x 80 are all padded to 64 x 96
+    assert predictor.batch(images, size=2)[2].labels.shape == (64, 96)
+    for image, prediction in zip(images, batch):
+        alone = predictor(image)
+        assert torch.allclose(alone.scores, prediction.scores, atol=1e-5)
+        assert torch.allclose(alone.transferability, prediction.transferability, atol=1e-5)
+    assert predictor.batch([]) == []
+
+
+def test_sliding_window(load: Callable[..., Predictor]) -> None:
+    """One window is the whole image; two windows see a part each."""
+    opts = ["TEST.SLIDING_WINDOW.ENABLED", True, "TEST.SLIDING_WINDOW.STRIDE", [64, 64]]
+    image = picture(64, 128)
+    whole = load()(image)
+    one = load("TransferableMaskFormer", *opts, "TEST.SLIDING_WINDOW.SIZE", [64, 128])(image)
+    assert torch.allclose(one.scores, whole.scores, atol=1e-6)
+    assert torch.allclose(one.transferability, whole.transferability, atol=1e-6)
+    two = load("TransferableMaskFormer", *opts, "TEST.SLIDING_WINDOW.SIZE", [64, 64])(image)
+    left = load()(image[:, :64])
+    assert torch.allclose(two.scores[:, :, :64], left.scores, atol=1e-6)
+    assert torch.allclose(two.transferability[:, :, :64], left.transferability, atol=1e-6)
+    assert not torch.allclose(two.scores, whole.scores, atol=1e-3)
+
+
+def test_large_images_keep_fewer_scores(load: Callable[..., Predictor], monkeypatch: pytest.MonkeyPatch) -> None:
+    import tmt_d2.deployment.predictor as module
+
+    for part in (module, inference_module):
+        monkeypatch.setattr(part, "MAX_SCORE_PIXELS", 64 * 64)
+    predictor = load()
+    image = picture(96, 130)
+    large, small = predictor.batch([image, picture(50, 60)])
+    assert large.labels.shape == (96, 130)
+    assert large.scores.shape == (19, 48, 65)
+    assert large.transferability.shape == (3, 48, 65)
+    assert int(large.labels.max()) < 19  # transferability is no class
+    assert small.scores.shape == (19, 50, 60)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 4), np.uint8), r"an image array is \(H, W, 3\) uint8, got \(4, 4\) uint8"),
+        (np.zeros((4, 4, 3), np.float32), r"got \(4, 4, 3\) float32"),
+        (np.zeros((0, 4, 3), np.uint8), r"got \(0, 4, 3\) uint8"),
+        (7, "an image is a path, a PIL image or a NumPy array, got int"),
+    ],
+)
+def test_what_is_no_image(image: Any, message: str, load: Callable[..., Predictor]) -> None:
+    predictor = load("MaskFormer")
+    with pytest.raises(ValueError, match=message):
+        predictor(image)
+    with pytest.raises(ValueError, match="channels is 'GRB': say RGB or BGR"):
+        predictor(picture(4, 4), channels="GRB")  # type: ignore[arg-type]
+
+
+def test_weights_that_do_not_serve(files: dict[str, Path], tmp_path: Path) -> None:
+    config = f"{files['TransferableMaskFormer']}.yaml"
+    with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty: name a checkpoint"):
+        Predictor.from_config(config)
+    with pytest.raises(FileNotFoundError, match="gone.pth"):
+        Predictor.from_config(config, str(tmp_path / "gone.pth"))
+    with pytest.raises(ValueError, match="has no estimator"):
+        Predictor.from_config(config, f"{files['MaskFormer']}.pth")

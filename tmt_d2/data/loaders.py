@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -187,7 +189,7 @@ def _loader(records: list[Record], mapper: Mapper, sampler: StepSampler, num_wor
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=_as_list,
-        worker_init_fn=_ignore_stop_signals,
+        worker_init_fn=_outlive_stop_signals,
         generator=torch.Generator(),  # else starting to read would draw from the global one
         persistent_workers=num_workers > 0,
     )
@@ -197,7 +199,15 @@ def _as_list(samples: list[Record]) -> list[Record]:
     return samples
 
 
-def _ignore_stop_signals(worker: int) -> None:
-    """A signal to the whole process group asks the trainer to stop, which still needs its workers until then."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+def _outlive_stop_signals(worker: int) -> None:
+    """A signal to all processes asks the trainer to stop, which needs its workers until then; only it may end them."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    trainer = os.getppid()
+
+    def wait_for_the_trainer() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait_for_the_trainer, daemon=True).start()

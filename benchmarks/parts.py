@@ -1,0 +1,194 @@
+"""Seconds of each part of the model, with its arithmetic and the least time this machine could do it in.
+
+    python -m benchmarks.parts [--device cpu] [--rounds 5] [--size 512x1024] [--output parts.json] [--plot parts.png]
+
+Parts: deformable attention at encoder scale by every backend (forward, forward + backward, bytes it keeps for the
+backward pass), adaptive clustering per level, the transferability mask, the decoder, matching and losses against the
+form that goes layer by layer and image by image. "floor" is FLOPs over the measured rate of a matrix product or bytes
+(each input and output once) over the measured rate of a copy, whichever is larger.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.common import Function, in_turns, machine, peak_bandwidth, peak_flops, print_table
+from benchmarks.model import build, scene
+from tmt_d2.data.targets import semantic_targets
+from tmt_d2.files import write_json
+from tmt_d2.modeling import ms_deform_attn
+from tmt_d2.modeling.deformable_attention import _fastest_backend
+from tmt_d2.transferability import adaptive_clustering, transferability_mask
+
+HEADS, CHANNELS, POINTS = 8, 32, 4
+CELLS = {32: 2, 16: 4, 8: 8}
+
+
+def shapes_of(height: int, width: int) -> list[tuple[int, int]]:
+    return [(height // stride, width // stride) for stride in (32, 16, 8)]
+
+
+def deformable_inputs(height: int, width: int, device: str) -> tuple[Tensor, list[tuple[int, int]], Tensor, Tensor]:
+    shapes = shapes_of(height, width)
+    positions = sum(h * w for h, w in shapes)
+    value = torch.randn(1, positions, HEADS, CHANNELS, device=device)
+    reference = torch.rand(1, positions, 1, 1, 1, 2, device=device)
+    locations = reference + 0.05 * torch.randn(1, positions, HEADS, 3, POINTS, 2, device=device)
+    weights = torch.rand(1, positions, HEADS, 3 * POINTS, device=device).softmax(-1)
+    return value, shapes, locations, weights.view(1, positions, HEADS, 3, POINTS)
+
+
+def kept_for_backward(function: Function) -> int:
+    """Bytes of the distinct tensors that autograd keeps."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        function()
+    return sum(kept.values())
+
+
+def deformable_rows(height: int, width: int, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    value, shapes, locations, weights = deformable_inputs(height, width, args.device)
+    backends = dict.fromkeys(["torch", _fastest_backend(value)])
+    queries = value.shape[1]
+    flops = 2 * 4 * queries * HEADS * 3 * POINTS * CHANNELS
+    bytes_moved = 4 * (2 * value.numel() + locations.numel() + weights.numel())
+
+    def forward(backend: str) -> Tensor:
+        with torch.no_grad():
+            return ms_deform_attn(value, shapes, locations, weights, backend)
+
+    inputs = [tensor.clone().requires_grad_() for tensor in (value, locations, weights)]
+
+    def both(backend: str) -> None:
+        output = ms_deform_attn(inputs[0], shapes, inputs[1], inputs[2], backend)
+        torch.autograd.grad(output.sum(), inputs)
+
+    for what, function, factor in (("forward", forward, 1), ("forward + backward", both, 3)):
+        times = in_turns({name: lambda n=name, f=function: f(n) for name in backends}, args.rounds, args.device)
+        for name in backends:
+            kept = kept_for_backward(lambda n=name: ms_deform_attn(inputs[0], shapes, inputs[1], inputs[2], n))
+            yield {
+                "part": f"deformable attention, {queries} queries, {what}, {name}",
+                "s": times[name]["median"],
+                "ratio to torch": times[name]["median"] / times["torch"]["median"],
+                "floor s": args.floor(factor * flops, factor * bytes_moved),
+                "MiB kept": kept / 2**20,
+            }
+
+
+def transferability_rows(height: int, width: int, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for stride, cell in CELLS.items():
+        h, w = height // stride, width // stride
+        features = torch.randn(1, 256, h, w, device=args.device)
+        with torch.no_grad():
+            times = in_turns({"": lambda f=features, c=cell: adaptive_clustering(f, c)}, args.rounds, args.device)
+        flops = 6 * 2 * (2 * 9 * h * w * 256)
+        yield {
+            "part": f"ACTE, {height}x{width}, stride {stride}, 6 iterations",
+            "s": times[""]["median"],
+            "floor s": args.floor(flops, 4 * 2 * features.numel()),
+        }
+    logits = torch.randn(1, height // 8, width // 8, device=args.device)
+    times = in_turns({"": lambda: transferability_mask(logits, 0.3)}, args.rounds, args.device)
+    yield {
+        "part": f"TMA mask, {height}x{width}, stride 8",
+        "s": times[""]["median"],
+        "floor s": args.floor(0, 5 * logits.numel()),
+    }
+
+
+def criterion_rows(height: int, width: int, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Matching and losses of two images: together, and one decoder output and one image at a time."""
+    model = build("plain", args.device).train()
+    images, labels = scene(2, height, width, args.device)
+    records = [{"image": image, "sem_seg": label} for image, label in zip(images, labels)]
+    encoded = model.encode(model.preprocess(records))
+    outputs = model.decode(encoded, None)
+    layers = [*outputs["aux_outputs"], {key: outputs[key] for key in ("pred_logits", "pred_masks")}]
+    leaves = [layer["pred_masks"].embeddings for layer in layers] + [layer["pred_logits"] for layer in layers]
+    targets = semantic_targets(labels)
+
+    def together() -> None:
+        losses = model.criterion(outputs, targets)
+        torch.autograd.grad(
+            torch.stack(list(losses.values())).sum(), [*leaves, encoded.mask_features], retain_graph=True
+        )
+
+    def one_by_one() -> None:
+        total = []
+        for layer in layers:
+            masks = layer["pred_masks"].dense()
+            for image, target in enumerate(targets):
+                one = {"pred_logits": layer["pred_logits"][image : image + 1], "pred_masks": masks[image : image + 1]}
+                total += list(model.criterion(one, [target]).values())
+        torch.autograd.grad(torch.stack(total).sum(), [*leaves, encoded.mask_features], retain_graph=True)
+
+    times = in_turns({"together": together, "one by one": one_by_one}, args.rounds, args.device)
+    for name, values in times.items():
+        yield {
+            "part": f"matcher + criterion of 10 outputs, 2 x {height}x{width}, {name}",
+            "s": values["median"],
+            "ratio to one by one": values["median"] / times["one by one"]["median"],
+        }
+
+
+def plot_cost(rows: list[dict[str, Any]], path: str) -> None:
+    """ACTE's seconds (three levels together) against pixels, on logarithmic axes with a line of slope 1."""
+    from matplotlib.figure import Figure
+
+    sizes: dict[int, float] = {}
+    for row in rows:
+        if row["part"].startswith("ACTE"):
+            height, width = map(int, row["part"].split(", ")[1].split("x"))
+            sizes[height * width] = sizes.get(height * width, 0.0) + row["s"]
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    pixels = sorted(sizes)
+    axes.loglog(pixels, [sizes[p] for p in pixels], "o-", label="ACTE, three levels")
+    axes.loglog(pixels, [sizes[pixels[0]] * p / pixels[0] for p in pixels], "k:", label="linear in pixels")
+    axes.set(xlabel="image pixels", ylabel="seconds")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument(
+        "--sizes", nargs="+", default=["256x512", "512x1024", "768x1536", "1024x2048"], metavar="HxW"
+    )
+    arguments.add_argument("--output", help="write the figures as JSON")
+    arguments.add_argument("--plot", help="write ACTE's cost against image size as a picture")
+    args = arguments.parse_args()
+    torch.manual_seed(0)
+    flops, bandwidth = peak_flops(args.device), peak_bandwidth(args.device)
+    args.floor = lambda operations, moved: max(operations / flops, moved / bandwidth)
+    sizes = [tuple(map(int, size.split("x"))) for size in args.sizes]
+    rows: list[dict[str, Any]] = []
+    for height, width in ((512, 1024), (1024, 2048)):
+        rows += deformable_rows(height, width, args)
+    for height, width in sizes:
+        rows += transferability_rows(height, width, args)
+    rows += criterion_rows(256, 512, args)
+    print_table(rows)
+    facts = machine(args.device) | {"peak_flops": flops, "peak_bytes_per_s": bandwidth}
+    print(facts)
+    if args.output:
+        write_json(args.output, {"machine": facts, "rounds": args.rounds, "rows": rows})
+    if args.plot:
+        plot_cost(rows, args.plot)
+
+
+if __name__ == "__main__":
+    main()

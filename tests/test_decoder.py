@@ -104,10 +104,15 @@ def test_trace_is_what_happened(rule: str) -> None:
         logits = outputs["aux_outputs"][index]["pred_masks"].resized(resize_features(mask_features, (height, width)))
         expected = attention_mask(logits, transferable[seen.level], valid[seen.level], rule)
         assert torch.equal(seen.allowed.flatten(2), expected)
-        assert torch.equal(seen.predicted.flatten(2), attention_mask(logits, None, valid[seen.level], rule))
+        M = logits.sigmoid()
+        by_rule = (M >= 0.5 if rule == "foreground" else M <= 0.5) & valid[seen.level][:, None]
+        assert torch.equal(seen.predicted, by_rule)
+        conjunction = by_rule & transferable[seen.level][:, None]
+        assert torch.equal(seen.mask_empty, ~by_rule.flatten(2).any(-1))
+        assert torch.equal(seen.left_with_nothing, by_rule.flatten(2).any(-1) & ~conjunction.flatten(2).any(-1))
         assert seen.attention.shape == (B, HEADS, Q, height, width)
 
-        query, key, _, allowed = inputs[index]
+        query, key, _, allowed, _ = inputs[index]
         assert torch.equal(allowed, expected)
         attention = decoder.transformer_cross_attention_layers[index].multihead_attn
         weights = softmax_by_hand(attention, query, key, allowed)
@@ -151,11 +156,11 @@ def test_transferability_is_obeyed_where_anything_is_left() -> None:
     decoder(levels, mask_features, transferable, None, trace)
     for seen in trace:
         allowed_by_both = seen.predicted & transferable[seen.level][:, None]
-        everywhere = seen.predicted.flatten(2).all(-1)  # also: nothing was predicted
         left = allowed_by_both.flatten(2).any(-1)
-        assert (left & ~everywhere).any()
-        assert torch.equal(seen.allowed[left & ~everywhere], allowed_by_both[left & ~everywhere])
-        assert torch.equal(seen.allowed[~left], seen.predicted[~left])
+        assert left.any()
+        assert torch.equal(seen.allowed[left], allowed_by_both[left])
+        assert torch.equal(seen.allowed[seen.left_with_nothing], seen.predicted[seen.left_with_nothing])
+        assert seen.allowed[seen.mask_empty].all() and torch.equal(left, ~(seen.mask_empty | seen.left_with_nothing))
     assert not same(decoder(levels, mask_features, transferable), decoder(levels, mask_features))
     everywhere = [torch.ones_like(mask) for mask in transferable]
     assert same(decoder(levels, mask_features, everywhere), decoder(levels, mask_features))

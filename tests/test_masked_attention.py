@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tmt_d2.modeling import attention_mask
-from tmt_d2.modeling.masked_attention import MultiheadAttention
+from tmt_d2.modeling.masked_attention import MultiheadAttention, masked_positions
 
 IN, OUT = 3.0, -3.0  # mask logits inside and outside of a predicted mask
 
@@ -62,6 +62,17 @@ def test_fallbacks_in_order() -> None:
     assert show(attention_mask(logits, None, valid)) == ["xx...", "xxxx.", "..x.."]
     # one position that both allow is enough to obey both
     assert show(attention_mask(logits, bools(".xxxx"), valid)) == [".x...", "xxxx.", "..x.."]
+
+
+def test_which_way_out_a_query_took() -> None:
+    logits = maps([IN, IN, OUT, OUT, IN], [OUT, OUT, OUT, OUT, OUT], [OUT, OUT, IN, OUT, OUT])
+    valid = bools("xxxx.")
+    found = masked_positions(logits, bools("..xxx"), valid)
+    assert show(found.predicted) == ["xx...", ".....", "..x.."]
+    assert found.left_with_nothing.tolist() == [[True, False, False]]
+    assert found.mask_empty.tolist() == [[False, True, False]]
+    plain = masked_positions(logits, None, valid)  # control: without transferability nothing is taken away
+    assert not plain.left_with_nothing.any() and torch.equal(plain.mask_empty, found.mask_empty)
 
 
 def test_a_mask_on_padding_alone_is_empty() -> None:

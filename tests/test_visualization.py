@@ -168,7 +168,8 @@ def test_attention_is_what_the_network_used(
     used: list[torch.Tensor] = []
 
     def hook(module: MultiheadAttention, inputs: tuple[torch.Tensor, ...]) -> None:
-        query, key, value, allowed = inputs
+        query, key, value, allowed, bias = inputs
+        assert bias is None
         _, weights = F.multi_head_attention_forward(
             query.transpose(0, 1),
             key.transpose(0, 1),
@@ -291,10 +292,10 @@ def test_levels_and_layers_by_hand(build_tiny: Callable[..., nn.Module], records
         for layer in query.layers:
             excluded = report.levels[layer.level].excluded
             conjunction = layer.predicted & ~excluded
-            expected = layer.predicted if layer.mask_empty or not conjunction.any() else conjunction
-            assert np.array_equal(layer.allowed, expected)
+            expected = conjunction if conjunction.any() else layer.predicted
+            assert np.array_equal(layer.allowed, np.ones_like(expected) if layer.mask_empty else expected)
             assert layer.left_with_nothing == (not layer.mask_empty and not conjunction.any())
-            assert layer.predicted.any()
+            assert layer.mask_empty == (not layer.predicted.any())
             seen.add((layer.mask_empty, layer.left_with_nothing))
     assert (False, False) in seen
 
@@ -304,12 +305,12 @@ def test_fallbacks_are_told_apart(build_tiny: Callable[..., nn.Module], records:
     with torch.no_grad():  # masks that are nowhere: the last layer of the mask embedding answers with nothing
         model.sem_seg_head.predictor.lambda_m = 1.0
     view = look(model, record)
-    assert all(view.mask_empty(layer).all() and not view.left_with_nothing(layer).any() for layer in range(4))
+    assert all(layer.mask_empty.all() and not layer.left_with_nothing.any() for layer in view.layers)
     numbers = view.layer_report(0, 0).numbers()
     assert numbers["mask_empty"] and numbers["mask_positions"] == 0 and numbers["removed_share_of_mask"] is None
     model.sem_seg_head.predictor.lambda_m = 0.0  # masks that are everywhere
     view = look(model, record)
-    assert not any(view.mask_empty(layer).any() or view.left_with_nothing(layer).any() for layer in range(4))
+    assert not any(layer.mask_empty.any() or layer.left_with_nothing.any() for layer in view.layers)
     assert view.layer_report(0, 0).removed.any()
 
 
@@ -349,7 +350,7 @@ def test_statistics_by_hand(build_tiny: Callable[..., nn.Module], records: list[
             assert level["mean_t"][name] == pytest.approx(np.mean(values), abs=1e-5)
             assert level["excluded_share"][name] == pytest.approx(np.mean(excluded))
     for layer in result["layers"]:
-        counts = [int(view.mask_empty(layer["layer"]).sum()) for view in views]
+        counts = [int(view.layers[layer["layer"]].mask_empty.sum()) for view in views]
         assert layer["mask_empty"] == sum(counts) / 40
     assert sum(result["share_of_pixels"].values()) == pytest.approx(1)
     text = table(result)
@@ -502,7 +503,7 @@ def test_one_line_errors(
 
 def test_a_checkpoint_is_needed(folder: Path, tmp_path: Path) -> None:
     image = str(folder / "images" / "wide.png")
-    with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty: name a checkpoint with --weights"):
+    with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty: name a checkpoint"):
         tool.main(["--config-file", TMT, "--input", image, "--output", str(tmp_path)])
     with pytest.raises(ValueError, match="has no estimator"):
         weights = str(folder / "full.pth")

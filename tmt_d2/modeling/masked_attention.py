@@ -5,18 +5,39 @@ Letters: B images, Q queries, (H, W) one level of the pyramid, K = H*W key posit
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def attention_mask(
+class MaskedPositions(NamedTuple):
+    """Where each query looks, and which way out it took to get there.
+
+    predicted: (B, Q, K) bool, the mask rule alone; allowed: (B, Q, K) bool, True = may be attended to; mask_empty:
+    (B, Q) bool, ``predicted`` has no position, so every valid position is allowed; nothing_left: (B, Q) bool, the
+    conjunction with the transferability has none.
+    """
+
+    predicted: Tensor
+    allowed: Tensor
+    mask_empty: Tensor
+    nothing_left: Tensor
+
+    @property
+    def left_with_nothing(self) -> Tensor:
+        """(B, Q) bool: the mask has positions, but none that is transferable, so the mask alone is obeyed."""
+        return self.nothing_left & ~self.mask_empty
+
+
+def masked_positions(
     mask_logits: Tensor,
     transferable: Tensor | None = None,
     valid: Tensor | None = None,
     rule: str = "foreground",
     threshold: float = 0.5,
-) -> Tensor:
+) -> MaskedPositions:
     """Eqs. 12-13: the predicted mask AND the transferability, with a way out for queries that have nothing left.
 
     Args:
@@ -27,8 +48,8 @@ def attention_mask(
         threshold: lambda_M.
 
     Returns:
-        (B, Q, H*W) bool, True = may be attended to. A row that the conjunction leaves empty falls back to the
-        predicted mask alone, and if that is empty too, to every valid position; padding is never True.
+        the positions; a row of ``allowed`` that the conjunction leaves empty falls back to the predicted mask alone,
+        and if that is empty too, to every valid position; padding is never True.
     """
     probability = mask_logits.sigmoid()
     if rule == "foreground":
@@ -41,11 +62,24 @@ def attention_mask(
     everywhere = torch.ones_like(predicted[:, :1]) if valid is None else valid.flatten(1)[:, None]
     if valid is not None:
         predicted = predicted & everywhere
-    allowed = predicted
+    mask_empty = ~predicted.any(-1)
+    allowed, nothing_left = predicted, mask_empty
     if transferable is not None:
         allowed = predicted & transferable.flatten(1)[:, None]
-        allowed = allowed | (predicted & ~allowed.any(-1, keepdim=True))  # ONNX Runtime has no torch.where for bool
-    return allowed | (everywhere & ~allowed.any(-1, keepdim=True))
+        nothing_left = ~allowed.any(-1)
+        allowed = allowed | (predicted & nothing_left[..., None])  # ONNX Runtime has no torch.where for bool
+    return MaskedPositions(predicted, allowed | (everywhere & mask_empty[..., None]), mask_empty, nothing_left)
+
+
+def attention_mask(
+    mask_logits: Tensor,
+    transferable: Tensor | None = None,
+    valid: Tensor | None = None,
+    rule: str = "foreground",
+    threshold: float = 0.5,
+) -> Tensor:
+    """(B, Q, H*W) bool, True = may be attended to: ``masked_positions`` without the reasons."""
+    return masked_positions(mask_logits, transferable, valid, rule, threshold).allowed
 
 
 class MultiheadAttention(nn.Module):
@@ -88,9 +122,7 @@ class MultiheadAttention(nn.Module):
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
-    def weights(
-        self, query: Tensor, key: Tensor, allowed: Tensor | None = None, bias: Tensor | None = None
-    ) -> Tensor:
+    def weights(self, query: Tensor, key: Tensor, allowed: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """The attention weights that ``forward`` uses: (B, M, Q, K), each row sums to 1."""
         q, k, _ = self._project(query, key, key)
         scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5

@@ -18,7 +18,7 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 from .mask_logits import MaskLogits, resize_features
-from .masked_attention import MultiheadAttention, attention_mask
+from .masked_attention import MultiheadAttention, masked_positions
 from .position_encoding import sine_position_encoding
 
 TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_MODULE")
@@ -96,13 +96,16 @@ class MLP(nn.Module):
 class LayerTrace:
     """What one decoder layer saw, for pictures: all of one forward pass, nothing recomputed.
 
-    level: index into the pyramid; predicted: (B, Q, H, W) bool, the mask rule alone; allowed: (B, Q, H, W) bool, what
-    the layer obeyed; attention: (B, M, Q, H, W) weights per head.
+    level: index into the pyramid; predicted, allowed: (B, Q, H, W) bool, the mask rule alone and what the layer obeyed;
+    mask_empty, left_with_nothing: (B, Q) bool, which way out the query took, all as in ``MaskedPositions``; attention:
+    (B, M, Q, H, W) weights per head.
     """
 
     level: int
     predicted: Tensor
     allowed: Tensor
+    mask_empty: Tensor
+    left_with_nothing: Tensor
     attention: Tensor
 
 
@@ -132,7 +135,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         """
         Args:
             in_channels: C of the pyramid. num_classes: N, without "no object". dec_layers: decoder layers, >= 1.
-            mask_rule, lambda_m: see ``attention_mask``.
+            mask_rule, lambda_m: see ``masked_positions``.
         """
         super().__init__()
         self.num_layers, self.mask_rule, self.lambda_m = dec_layers, mask_rule, lambda_m
@@ -222,7 +225,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             level_bias = None if bias is None else bias[level].flatten(1)
             with torch.no_grad():
                 mask_logits = predictions[-1]["pred_masks"].resized(small_features[level])
-                allowed = attention_mask(
+                looked = masked_positions(
                     mask_logits,
                     None if transferable is None else transferable[level],
                     level_valid,
@@ -231,15 +234,19 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                 )
             if trace is not None:
                 keys = memories[level] + positions[level]
-                weights = cross_attention.multihead_attn.weights(queries + query_pos, keys, allowed, level_bias)
+                weights = cross_attention.multihead_attn.weights(queries + query_pos, keys, looked.allowed, level_bias)
                 size = mask_logits.shape[-2:]
-                predicted = attention_mask(mask_logits, None, level_valid, self.mask_rule, self.lambda_m)
                 trace.append(
                     LayerTrace(
-                        level, predicted.unflatten(-1, size), allowed.unflatten(-1, size), weights.unflatten(-1, size)
+                        level,
+                        looked.predicted.unflatten(-1, size),
+                        looked.allowed.unflatten(-1, size),
+                        looked.mask_empty,
+                        looked.left_with_nothing,
+                        weights.unflatten(-1, size),
                     )
                 )
-            queries = cross_attention(queries, query_pos, memories[level], positions[level], allowed, level_bias)
+            queries = cross_attention(queries, query_pos, memories[level], positions[level], looked.allowed, level_bias)
             queries = self_attention(queries, query_pos)
             queries = feed_forward(queries)
             predictions.append(self._predict(queries, mask_features))

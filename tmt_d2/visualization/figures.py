@@ -167,14 +167,14 @@ def _layer_panels(
     picture: np.ndarray, layer: LayerReport, of: str, has_t: bool, heads: Sequence[int]
 ) -> list[Panel | None]:
     size, grid = picture.shape[:2], layer.grid
-    note = f"{int(layer.predicted.sum())} of {layer.predicted.size} positions"
-    predicted = np.zeros_like(layer.predicted) if layer.mask_empty else layer.predicted
-    count = f"{int(predicted.sum())} of {predicted.size} positions"
+    predicted = layer.predicted
     panels: list[Panel | None] = [
         Panel(
             mask_overlay(picture, grid.to_picture(predicted, size)),
             f"predicted mask M{of}",
-            "empty: every position is attended to" if layer.mask_empty else count,
+            "empty: every position is attended to"
+            if layer.mask_empty
+            else f"{int(predicted.sum())} of {predicted.size} positions",
         )
     ]
     if has_t:

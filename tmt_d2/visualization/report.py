@@ -54,7 +54,7 @@ class LayerReport:
     """One query in one decoder layer.
 
     predicted: (h, w) bool, the mask alone; allowed: (h, w) bool, what the layer obeyed; attention: (M, h, w), the
-    weights; mask_empty: the mask had no position, so it was taken as everywhere; left_with_nothing: no position of
+    weights; mask_empty: the mask had no position, so all were attended to; left_with_nothing: no position of
     the mask was transferable enough, so the mask alone was obeyed; final_mask: (h, w) bool, the query's last mask.
     """
 
@@ -75,7 +75,7 @@ class LayerReport:
 
     def numbers(self) -> dict[str, Any]:
         weights = self.attention.mean(0)
-        positions = 0 if self.mask_empty else int(self.predicted.sum())
+        positions = int(self.predicted.sum())
         return {
             "layer": self.layer,
             "stride": self.grid.stride,
@@ -225,7 +225,7 @@ class View:
         self.scores: Tensor = inspected["results"][0]["sem_seg"]
         self.layers = inspected["layers"]
         outputs = inspected["outputs"]
-        self._predictions: list[MaskLogits] = [output["pred_masks"] for output in (*outputs["aux_outputs"], outputs)]
+        self._masks: MaskLogits = outputs["pred_masks"]
         self._class_logits: Tensor = outputs["pred_logits"][0]
         self.probabilities: Tensor = self._class_logits.softmax(-1)[:, :-1]
         if self.probabilities.shape[1] != len(CLASSES):
@@ -235,11 +235,8 @@ class View:
             )
         self.transferability = inspected["transferability"]
         self.p_t: float | None = None
-        if isinstance(model, TransferableMaskFormer) and model.attention:
+        if isinstance(model, TransferableMaskFormer) and model.attention and not model.soft:
             self.p_t = model.p_t
-        predictor: Any = model.sem_seg_head.predictor
-        self._rule: str = predictor.mask_rule
-        self._threshold: float = predictor.lambda_m
 
     def grid(self, level_size: Sequence[int]) -> Grid:
         return Grid((level_size[0], level_size[1]), self.padded, self.image)
@@ -250,7 +247,7 @@ class View:
 
     def mask(self, query: int, size: Size) -> Tensor:
         """(*size) bool, the last mask of one query, resized as inference does it."""
-        last = self._predictions[-1]
+        last = self._masks
         logits = MaskLogits(last.embeddings[:, query, None], last.features).dense()
         logits = F.interpolate(logits, size=self.padded, mode="bilinear", align_corners=False)
         logits = logits[:, :, : self.image[0], : self.image[1]]
@@ -258,7 +255,7 @@ class View:
 
     def masks_at(self, pixel: tuple[int, int], size: Sequence[int]) -> Tensor:
         """(Q,) probabilities of the last masks at pixel (x, y) of a picture of ``size``."""
-        last = self._predictions[-1]
+        last = self._masks
         x, y = ((pixel[i] + 0.5) * self.image[1 - i] / (size[1 - i] * self.padded[1 - i]) * 2 - 1 for i in (0, 1))
         at = torch.tensor([[[[x, y]]]], dtype=last.features.dtype, device=last.features.device)
         features = F.grid_sample(last.features, at, padding_mode="border", align_corners=False)
@@ -280,26 +277,10 @@ class View:
             )
         return reports
 
-    def mask_empty(self, layer: int) -> Tensor:
-        """(Q,) bool: the mask that the layer was given has no position."""
-        trace = self.layers[layer]
-        grid = self.grid(trace.predicted.shape[-2:])
-        predicted = self._masks_at(layer, grid.level)
-        height, width = grid.valid
-        return ~predicted[:, :height, :width].flatten(1).any(1)
-
-    def left_with_nothing(self, layer: int) -> Tensor:
-        """(Q,) bool: the mask has positions, but none that is transferable enough."""
-        trace = self.layers[layer]
-        if self.p_t is None:
-            return torch.zeros(trace.predicted.shape[1], dtype=torch.bool, device=trace.predicted.device)
-        attended = self.transferability[trace.level].attended(self.p_t)[0]
-        return ~(trace.predicted[0] & attended).flatten(1).any(1) & ~self.mask_empty(layer)
-
     def layer_report(self, layer: int, query: int) -> LayerReport:
         trace = self.layers[layer]
         grid = self.grid(trace.predicted.shape[-2:])
-        final = self._predictions[-1]
+        final = self._masks
         final_masks = final.resized(resize_features(final.features, grid.level))[0, query] >= 0
         return LayerReport(
             layer=layer,
@@ -308,16 +289,10 @@ class View:
             predicted=grid.crop(_numpy(trace.predicted[0, query])),
             allowed=grid.crop(_numpy(trace.allowed[0, query])),
             attention=grid.crop(_numpy(trace.attention[0, :, query])),
-            mask_empty=bool(self.mask_empty(layer)[query]),
-            left_with_nothing=bool(self.left_with_nothing(layer)[query]),
+            mask_empty=bool(trace.mask_empty[0, query]),
+            left_with_nothing=bool(trace.left_with_nothing[0, query]),
             final_mask=grid.crop(_numpy(final_masks)),
         )
-
-    def _masks_at(self, layer: int, size: Size) -> Tensor:
-        """(Q, *size) bool, the mask before layer ``layer`` by the model's mask rule, without any way out."""
-        masks = self._predictions[layer]
-        probability = masks.resized(resize_features(masks.features, size))[0].sigmoid()
-        return probability >= self._threshold if self._rule == "foreground" else probability <= self._threshold
 
 
 def look(model: MaskFormer, record: Mapping[str, Any]) -> View:

@@ -53,8 +53,8 @@ class Statistics:
                 total += np.bincount(ids, level.grid.to_picture(values, truth.shape)[labelled], len(CLASSES))
         something = view.has_class()
         self._queries += len(something), int(something.sum())
-        for index, counts in enumerate(self._layers):
-            empty, nothing = view.mask_empty(index), view.left_with_nothing(index)
+        for trace, counts in zip(view.layers, self._layers):
+            empty, nothing = trace.mask_empty[0], trace.left_with_nothing[0]
             counts += [int(each.sum()) for each in (empty, nothing, empty & something, nothing & something)]
 
     def result(self) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from detectron2.modeling import build_model
 import tmt_d2
 from tmt_d2.config_file import load_config_file
 
-CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted(
+    str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "matrix"
+)
 OFFICIAL_SCALES = '!!python/object/apply:eval ["[int(x * 0.1 * 1024) for x in range(5, 21)]"]'
 
 

@@ -1,0 +1,314 @@
+"""The matrix: what a file plans, what is shared, and that any interruption is made good by the same command."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.small_runs import CONFIGS, ROOT, make_scenes, options
+from tmt_d2.engine import matrix
+from tmt_d2.engine.matrix import read_plan, run_all, run_unit, select, units_of, waves
+from tmt_d2.engine.signals import STOPPED
+
+PRESETS = sorted((ROOT / "configs" / "matrix").glob("*.yaml"))
+BASIC = {"configs": str(CONFIGS), "sources": ["cityscapes", "bdd100k"], "methods": ["full", "tmt"]}
+
+
+def write_plan(folder: Path, **changes) -> Path:
+    path = folder / "matrix.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {key: value for key, value in {**BASIC, **changes}.items() if value is not None}, sort_keys=False
+        )
+    )
+    return path
+
+
+def planned(folder: Path, **changes) -> list[str]:
+    return [unit.name for unit in units_of(read_plan(write_plan(folder, **changes)), folder / "out")]
+
+
+# --- plans
+
+
+def test_units_of_two_domains(tmp_path) -> None:
+    assert planned(tmp_path, scores={"images": 2}) == [
+        "source/cityscapes/seed1",
+        "evaluation/cityscapes-bdd100k/seed1",
+        "scores/cityscapes-bdd100k/seed1",
+        "finetune/cityscapes-bdd100k/full/labels1/seed1",
+        "estimator/cityscapes-bdd100k/seed1",
+        "finetune/cityscapes-bdd100k/tmt/labels1/seed1",
+        "source/bdd100k/seed1",
+        "evaluation/bdd100k-cityscapes/seed1",
+        "scores/bdd100k-cityscapes/seed1",
+        "finetune/bdd100k-cityscapes/full/labels1/seed1",
+        "estimator/bdd100k-cityscapes/seed1",
+        "finetune/bdd100k-cityscapes/tmt/labels1/seed1",
+    ]
+
+
+def test_sources_and_estimators_are_shared(tmp_path) -> None:
+    changes = {"sources": ["cityscapes", "bdd100k", "gtav"], "methods": ["full", "tmt", "tmt-soft", "tmt-square"]}
+    names = planned(tmp_path, **changes, seeds=[1, 2], label_fractions=[0.25, 1.0])
+    assert len(names) == len(set(names))
+    kinds = [name.split("/")[0] for name in names]
+    assert kinds.count("source") == 3 * 2
+    assert kinds.count("evaluation") == 6 * 2
+    assert kinds.count("estimator") == 6 * 2 * 2  # adaptive and square
+    assert kinds.count("finetune") == 6 * 2 * 2 * 4
+    assert "estimator/cityscapes-gtav/seed2-square" in names
+
+
+def test_sweeps_share_what_they_do_not_change(tmp_path) -> None:
+    sweeps = {
+        "p_T": {"key": "MODEL.TMT.P_T", "values": [0.0, 0.3, 0.5], "methods": ["tmt"]},
+        "kappa": {"key": "MODEL.TMT.KAPPA", "values": [1.0, 10.0], "methods": ["tmt"]},
+        "cells": {"key": "MODEL.TMT.CELL_SIZES", "values": [[1, 1, 1]], "methods": ["tmt"]},
+    }
+    names = planned(tmp_path, pairs=["cityscapes-bdd100k"], sources=None, sweeps=sweeps)
+    tuned = [name for name in names if name.startswith("finetune/cityscapes-bdd100k/tmt/")]
+    assert [name.split("/")[3] for name in tuned] == ["labels1", "p_T-0", "p_T-0.5", "kappa-1", "cells-1_1_1"]
+    estimators = [name for name in names if name.startswith("estimator/")]
+    assert [Path(name).name for name in estimators] == ["seed1", "seed1-kappa1.0", "seed1-cell_sizes1_1_1"]
+
+
+def test_methods_of_a_seed_differ_in_nothing_but_the_method(tmp_path) -> None:
+    plan = read_plan(write_plan(tmp_path, methods=["full", "linear"], seeds=[5]))
+    full, linear = (unit.cfg for unit in units_of(plan, tmp_path) if unit.name.startswith("finetune/cityscapes-bdd"))
+    full, linear = full.clone(), linear.clone()
+    assert full.SEED == linear.SEED == 5
+    for cfg in (full, linear):
+        cfg.defrost()
+        cfg.OUTPUT_DIR = cfg.TRANSFER.METHOD = ""
+    assert full == linear
+
+
+def test_nothing_in_a_wave_waits_for_the_same_wave(tmp_path) -> None:
+    units = units_of(read_plan(write_plan(tmp_path, scores={})), tmp_path)
+    levels = [[unit.kind for unit in wave] for wave in waves(units)]
+    assert set(levels[0]) == {"source"}
+    assert set(levels[1]) == {"evaluation", "scores", "estimator", "finetune"}
+    assert set(levels[2]) == {"finetune"}
+    assert sum(map(len, levels)) == len(units)
+
+
+def test_only_takes_what_it_needs_along(tmp_path) -> None:
+    units = units_of(read_plan(write_plan(tmp_path)), tmp_path)
+    names = [unit.name for unit in select(units, "finetune/cityscapes-*/tmt")]
+    assert names == [
+        "source/cityscapes/seed1",
+        "estimator/cityscapes-bdd100k/seed1",
+        "finetune/cityscapes-bdd100k/tmt/labels1/seed1",
+    ]
+    with pytest.raises(ValueError, match="--only gtav: no unit is called so"):
+        select(units, "gtav")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": ["full"]}, "unknown key 'method': use .*methods"),
+        ({"configs": "nowhere"}, "configs: .*nowhere is not a folder"),
+        ({"methods": ["magic"]}, "unknown method magic: .* has .*full.*tmt"),
+        ({"methods": []}, r"methods is \[\]: it must be a list with at least one entry"),
+        ({"pairs": ["cityscapes-bdd100k"]}, "give either pairs, or sources and targets"),
+        ({"pairs": ["cityscapes"], "sources": None}, "each is written source-target"),
+        ({"kind_options": {"finetuning": {}}}, "kind_options: 'finetuning' is not one of source"),
+        ({"render": {"images": 3}}, "render: unknown key 'images'"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path, changes, message) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        read_plan(write_plan(tmp_path, **changes))
+    assert str(tmp_path / "matrix.yaml") in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="nothing.yaml does not exist"):
+        read_plan(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_presets_are_plans(preset, tmp_path) -> None:
+    plan = read_plan(preset)
+    assert plan.pairs
+    if preset.stem in ("tiny-3", "tiny-20"):
+        units = units_of(plan, tmp_path)
+        table = matrix.dry_run_table(units, plan.guess)
+        assert f"{len(units)} of {len(units)} units to do" in table
+        limit = {"tiny-3": 20, "tiny-20": 90}[preset.stem] * 60
+        estimate = matrix.Estimate([], plan.guess)
+        assert sum(estimate.seconds(unit) or 0 for unit in units) <= limit
+
+
+# --- runs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scenes(tmp_path_factory):
+    root = make_scenes(tmp_path_factory.mktemp("scenes"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(root))
+        yield root
+
+
+SWEEP = {"p_T": {"key": "MODEL.TMT.P_T", "values": [0.0], "methods": ["tmt"]}}
+SCORES = {"images": 2, "pixels": 30, "draws": 1}
+
+
+def small_units(folder: Path, *opts: str, **changes):
+    settings = {"pairs": ["cityscapes-bdd100k"], "sources": None, "sweeps": SWEEP, "scores": SCORES}
+    small = options(SOLVER__MAX_ITER=2)
+    position = small.index("DATASETS.TEST")
+    del small[position : position + 2]
+    return units_of(read_plan(write_plan(folder, **{**settings, **changes})), folder / "out", [*small, *opts])
+
+
+def results(units) -> dict[str, dict]:
+    files = {unit.name: unit.folder / ("scores.json" if unit.kind == "scores" else "evaluation.json") for unit in units}
+    return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, scenes):
+    folder = tmp_path_factory.mktemp("matrix")
+    units = small_units(folder)
+    progress = run_all(units, folder / "out", run_unit, {})
+    assert not progress.failures
+    return folder, units, progress
+
+
+def test_every_unit_is_recorded_with_what_it_is(finished) -> None:
+    folder, units, progress = finished
+    assert len(results(units)) == len(units) - 1  # all but the estimator
+    records = {unit.name: json.loads((unit.folder / "stage.json").read_text()) for unit in units}
+    swept = records["finetune/cityscapes-bdd100k/tmt/p_T-0/labels1/seed1"]
+    assert swept["unit"] == {
+        "kind": "finetune", "source": "cityscapes", "target": "bdd100k", "seed": 1, "method": "tmt",
+        "label_fraction": 1.0, "sweep": "p_T", "key": "MODEL.TMT.P_T", "value": 0.0,
+    }  # fmt: skip
+    assert all(record["seconds"] > 0 for record in records.values())
+    text = (folder / "out" / "progress.txt").read_text()
+    assert f"{len(units)} of {len(units)} done" in text
+    assert all(unit.name in text for unit in units)
+    assert set(progress.state.values()) == {"done"}
+
+
+def test_p_t_zero_is_full_fine_tuning(finished) -> None:
+    """The same images in the same order from the same weights: only the method differs, here in nothing."""
+    found = results(finished[1])
+    full = found["finetune/cityscapes-bdd100k/full/labels1/seed1"]
+    assert found["finetune/cityscapes-bdd100k/tmt/p_T-0/labels1/seed1"] == full
+
+
+def test_nothing_is_run_twice(finished) -> None:
+    folder, units, _ = finished
+
+    def run(unit):
+        raise AssertionError(f"{unit.name} was run again")
+
+    assert not run_all(units, folder / "out", run, {}).failures
+    table = matrix.dry_run_table(units, {})
+    assert f"0 of {len(units)} units to do, about 0 s" in table
+
+
+def test_other_settings_are_refused(finished) -> None:
+    folder, _, _ = finished
+    with pytest.raises(ValueError, match="run with other settings"):
+        run_all(small_units(folder, "SOLVER.BASE_LR", "0.5"), folder / "out", run_unit, {})
+
+
+def test_time_is_estimated_from_what_was_measured(finished) -> None:
+    _, units, _ = finished
+    tuned = [unit for unit in units if unit.kind == "finetune" and unit.about["method"] == "tmt"]
+    estimate = matrix.Estimate(tuned[:1], {"iteration": 100.0, "evaluation": 7.0})
+    measured = json.loads((tuned[0].folder / "stage.json").read_text())["seconds"]
+    assert estimate.seconds(tuned[1]) == pytest.approx(measured)
+    by_kind = {unit.kind: unit for unit in units}
+    assert estimate.seconds(by_kind["source"]) == 2 * 100 + 7
+    assert estimate.seconds(by_kind["evaluation"]) == 7
+    assert matrix.Estimate([], {}).seconds(by_kind["source"]) is None
+
+
+def run_in_child(folder: Path) -> None:
+    """What the process of the next test does."""
+    torch.set_num_threads(1)
+    run_all(small_units(folder), folder / "out", run_unit, {})
+
+
+def test_killed_at_any_moment_the_same_command_goes_on(finished, tmp_path) -> None:
+    """Here between the last checkpoint of a unit and its record; test_resume.py has the moments within training."""
+    command = (
+        f"from pathlib import Path; from tests.test_matrix import run_in_child; run_in_child(Path({str(tmp_path)!r}))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", command], cwd=ROOT, stdout=subprocess.DEVNULL)
+    while child.poll() is None and not list((tmp_path / "out").glob("finetune/*/full/*/*/model_final.pth")):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(0.005)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    units = small_units(tmp_path)
+    assert 3 <= sum(unit.is_done() for unit in units) < len(units)
+    assert not run_all(units, tmp_path / "out", run_unit, {}).failures
+    found, expected = results(units), results(finished[1])
+    name = "scores/cityscapes-bdd100k/seed1"  # BLAS may round another process's memory in another way
+    assert found.pop(name) == pytest.approx(expected.pop(name), rel=1e-4)
+    assert found == expected
+
+
+def test_a_failure_stops_only_what_needs_it(finished, tmp_path) -> None:
+    ran = []
+
+    def run(unit):
+        ran.append(unit.name)
+        if unit.kind == "estimator":
+            raise RuntimeError("out of memory\nmore")
+        unit.folder.mkdir(parents=True)
+        content = {"split": {"mIoU": 1.0}} if unit.kind != "scores" else {"LEEP": -1.0}
+        name = "scores.json" if unit.kind == "scores" else "evaluation.json"
+        (unit.folder / name).write_text(json.dumps(content))
+
+    units = small_units(tmp_path)
+    progress = run_all(units, tmp_path / "out", run, {})
+    assert progress.failures == {
+        "estimator/cityscapes-bdd100k/seed1": "out of memory more",
+        "finetune/cityscapes-bdd100k/tmt/labels1/seed1": "needs estimator/cityscapes-bdd100k/seed1",
+        "finetune/cityscapes-bdd100k/tmt/p_T-0/labels1/seed1": "needs estimator/cityscapes-bdd100k/seed1",
+    }
+    assert "finetune/cityscapes-bdd100k/full/labels1/seed1" in ran
+    assert "4 of 7 done, 3 failed" in (tmp_path / "out" / "progress.txt").read_text()
+
+
+def test_a_stop_is_a_stop_and_no_failure(tmp_path) -> None:
+    def run(unit):
+        raise SystemExit(STOPPED)
+
+    with pytest.raises(SystemExit):
+        run_all(small_units(tmp_path), tmp_path / "out", run, {})
+
+
+def test_missing_data_is_told_before_anything_runs(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "empty"))
+    with pytest.raises(FileNotFoundError, match="DETECTRON2_DATASETS"):
+        run_all(small_units(tmp_path), tmp_path / "out", lambda unit: pytest.fail("ran"), {})
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path) -> None:
+    with matrix.exclusive(tmp_path / "out"), pytest.raises(ValueError, match="another run is at work in"):
+        with matrix.exclusive(tmp_path / "out"):
+            pass
+    with matrix.exclusive(tmp_path / "out"):
+        pass
+
+
+def test_slurm_parameters() -> None:
+    found = matrix.parse_parameters(["slurm_partition=gpu", "gpus_per_node=2", "timeout_min=60"])
+    assert found == {"slurm_partition": "gpu", "gpus_per_node": 2, "timeout_min": 60}
+    with pytest.raises(ValueError, match="--slurm gpu: write KEY=VALUE"):
+        matrix.parse_parameters(["gpu"])

@@ -32,19 +32,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import build_model
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from tmt_d2 import setup_cfg
 from tmt_d2.data import register_custom
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.reader import SizeError, read_image, read_label
 from tmt_d2.data.registration import label_space_of
-from tmt_d2.engine import TMTCheckpointer
+from tmt_d2.deployment import load_model
 from tmt_d2.engine.cli import one_line_errors
 from tmt_d2.files import write_json
 from tmt_d2.modeling.mask_former import MaskFormer, TransferableMaskFormer
@@ -97,23 +94,10 @@ def load(config_file: str, weights: str, opts: Sequence[str] = ()) -> Loaded:
     Raises:
         FileNotFoundError, ValueError: config or checkpoint cannot be used; one line.
     """
-    cfg = setup_cfg(config_file, opts)
-    if weights:
-        cfg.MODEL.WEIGHTS = weights
-    if not cfg.MODEL.WEIGHTS:
-        raise ValueError(f"{config_file}: MODEL.WEIGHTS is empty: name a checkpoint with --weights")
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        print("no GPU here: running on the CPU")
-        cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.TMT.OUTPUT_TRANSFERABILITY = True  # shows T where attention does not use it ("w/o TMA")
+    cfg, model = load_model(config_file, weights, opts)
     for path in cfg.DATASETS.CUSTOM:
         register_custom(path)
-    model = build_model(cfg)
-    checkpointer = TMTCheckpointer(model, require_estimator=isinstance(model, TransferableMaskFormer))
-    checkpointer.load(cfg.MODEL.WEIGHTS)
-    return Loaded(
-        _name(cfg, config_file), config_file, cfg.MODEL.WEIGHTS, model.eval(), SemanticMapper(cfg, is_train=False)
-    )
+    return Loaded(_name(cfg, config_file), config_file, cfg.MODEL.WEIGHTS, model, SemanticMapper(cfg, is_train=False))
 
 
 def _name(cfg: CfgNode, config_file: str) -> str:

@@ -30,7 +30,7 @@ from ..data.loaders import StepSampler
 from ..data.mapper import SemanticMapper
 from ..evaluation.inference import build_inference
 from ..evaluation.semantic import SemanticEvaluator, evaluate_split
-from ..files import atomic_write
+from ..files import atomic_write, write_json
 from ..randomness import seed_everything
 from . import signals
 from .anomaly import find_anomalies
@@ -95,6 +95,7 @@ class StageTrainer(TrainerBase):
             save_to_disk=comm.is_main_process(),
             require_estimator=require_estimator,
             keep=cfg.SOLVER.CHECKPOINTS_KEPT,
+            reinit_class_head=cfg.TRANSFER.REINIT_CLASS_HEAD,
             trainer=weakref.proxy(self),
         )
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
@@ -172,9 +173,15 @@ class StageTrainer(TrainerBase):
                 raise
             finally:
                 del self._batches  # ends the loader's processes
-        if self.bad_samples.reasons:
-            logger.warning(self.bad_samples.summary())
+        self._summarise_bad_samples()
         return self._results
+
+    def _summarise_bad_samples(self) -> None:
+        for reasons in comm.gather(self.bad_samples.reasons):
+            self.bad_samples.reasons.update(reasons)
+        if self.bad_samples.reasons and comm.is_main_process():
+            logger.warning(self.bad_samples.summary())
+            write_json(Path(self.cfg.OUTPUT_DIR) / "bad_samples.json", self.bad_samples.reasons)
 
     def run_step(self) -> None:
         seed_everything(self.seed, STEP_STREAM, self.iter, comm.get_rank())

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -67,8 +68,15 @@ class FixedSizeModel(nn.Module):
         scores = result["sem_seg"][None]
         answers = [scores.argmax(1), scores, outputs["pred_logits"], outputs["pred_masks"].dense()]
         if transferability is not None:
-            maps = [level.map_of(0)[None, None] for level in transferability]
-            maps = [F.interpolate(level, (height, width), mode="bilinear", align_corners=False) for level in maps]
+            padded = images.tensor.shape[-2:]
+            maps = []
+            for level in transferability:  # LevelTransferability.map_of, with sizes that do not depend on tensors
+                h, w = (
+                    math.ceil(edge * cells / full)
+                    for edge, cells, full in zip((height, width), level.logits.shape[-2:], padded)
+                )
+                transferable = 1 - level.logits[:, None, :h, :w].sigmoid()
+                maps.append(F.interpolate(transferable, (height, width), mode="bilinear", align_corners=False))
             answers.append(torch.cat(maps, 1))
         return tuple(answers)
 

@@ -1,0 +1,118 @@
+"""Exported files answer as the model does, adaptive clustering and transferable attention included."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_cfg
+from detectron2.modeling import build_model
+from torch import Tensor, nn
+
+from tmt_d2.deployment import export as module
+from tmt_d2.deployment.export import FixedSizeModel, export_model, main, sample_image
+from tmt_d2.deployment.predictor import Predictor
+
+SIZE = (40, 60)  # padded to 64 x 64
+SMALL = {
+    "MODEL__MASK_FORMER__DEC_LAYERS": 4,
+    "MODEL__TMT__ITERATIONS": 2,
+    "MODEL__TMT__OUTPUT_TRANSFERABILITY": True,
+    "INPUT__MIN_SIZE_TEST": 0,
+}
+
+
+def small_model(architecture: str, **changes: object) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(tiny_cfg(MODEL__META_ARCHITECTURE=architecture, **{**SMALL, **changes})).eval()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Config and checkpoint of a tiny TMT model: tmt.yaml, tmt.pth."""
+    folder = tmp_path_factory.mktemp("export")
+    cfg = tiny_cfg(MODEL__META_ARCHITECTURE="TransferableMaskFormer", **SMALL)
+    (folder / "tmt.yaml").write_text(cfg.dump())
+    torch.save({"model": small_model("TransferableMaskFormer").state_dict()}, folder / "tmt.pth")
+    return folder
+
+
+def test_the_function_that_is_exported(files: Path) -> None:
+    """The same answers as the predictor, which goes through Detectron2's records."""
+    predictor = Predictor.from_config(str(files / "tmt.yaml"), str(files / "tmt.pth"))
+    image = sample_image(SIZE)
+    assert image.shape == (1, 3, *SIZE)
+    assert 0 <= image.min() < image.max() <= 255
+    prediction = predictor(image[0].permute(1, 2, 0).byte().numpy())
+    fixed = FixedSizeModel(predictor.model)
+    outputs = dict(zip(fixed.names, fixed(image)))
+    assert outputs["labels"].shape == (1, *SIZE)
+    assert torch.equal(outputs["labels"][0], prediction.labels.long())
+    assert torch.allclose(outputs["scores"][0], prediction.scores, atol=1e-6)
+    assert torch.allclose(outputs["transferability"][0], prediction.transferability, atol=1e-6)
+    assert outputs["class_logits"].shape == (1, 20, 20)
+    assert outputs["mask_logits"].shape == (1, 20, 16, 16)
+
+
+def test_onnx_file_of_tmt(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    output = files / "tmt.onnx"
+    command = ["--config-file", str(files / "tmt.yaml"), "--weights", str(files / "tmt.pth"), "--size", "40x60"]
+    main([*command, "--format", "onnx", "--output", str(output)])
+    said = capsys.readouterr().out
+    assert re.search(r"tmt.onnx: [\d.]+ MiB, logits differ by at most \d.\de-\d\d, \d+.\d+% of the labels", said)
+    assert re.search(r"latency at 40x60 on \d+ CPU threads: PyTorch \d+ ms, onnx \d+ ms", said)
+    assert sorted(path.name for path in files.iterdir()) == ["tmt.onnx", "tmt.pth", "tmt.yaml"]
+
+    assert any(node.op_type == "GridSample" for node in onnx.load(output).graph.node)
+    session = onnxruntime.InferenceSession(output)
+    names = [part.name for part in session.get_outputs()]
+    assert names == ["labels", "scores", "class_logits", "mask_logits", "transferability"]
+    image = sample_image(SIZE).flip(-1)  # not the image that the command looked at
+    found = dict(zip(names, map(torch.from_numpy, session.run(None, {"image": image.numpy()}))))
+    model = small_model("TransferableMaskFormer")
+    fixed = FixedSizeModel(model)
+    expected = dict(zip(fixed.names, fixed(image)))
+    for name in ("class_logits", "mask_logits", "transferability"):
+        assert (found[name] - expected[name]).abs().max() < 1e-3
+    assert (found["labels"] == expected["labels"]).double().mean() > 0.999
+    model.attention = False  # the file masks attention by transferability
+    assert (fixed(image)[2] - found["class_logits"]).abs().max() > 1e-5
+
+
+def test_pt2_file_of_mask2former(tmp_path: Path) -> None:
+    model = small_model("MaskFormer")
+    agreement = export_model(model, (64, 64), tmp_path / "plain.pt2", "pt2")
+    assert agreement.logits < 1e-3
+    assert agreement.labels > 0.999
+    assert min(agreement.model_seconds, agreement.file_seconds) > 0
+    image = sample_image((64, 64)).flip(-2)
+    found = torch.export.load(tmp_path / "plain.pt2").module()(image)
+    assert len(found) == 4
+    assert torch.allclose(found[1], FixedSizeModel(model)(image)[1], atol=1e-5)
+
+
+def test_a_file_that_does_not_agree_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(FixedSizeModel):
+        def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+            outputs = super().forward(image)
+            return (*outputs[:2], outputs[2] + 0.01 * torch.compiler.is_exporting(), *outputs[3:])
+
+    monkeypatch.setattr(module, "FixedSizeModel", Wrong)
+    message = r"bad.pt2 is not written: its logits differ by up to 0.01, 100.00% of the labels are equal"
+    with pytest.raises(ValueError, match=message):
+        export_model(small_model("MaskFormer"), (32, 32), tmp_path / "bad.pt2", "pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_exported(tmp_path: Path, files: Path) -> None:
+    model = small_model("MaskFormer")
+    with pytest.raises(ValueError, match="format is 'trt': choose one of onnx, pt2"):
+        export_model(model, (32, 32), tmp_path / "a", "trt")
+    with pytest.raises(ValueError, match="size is 0x32: height and width must be positive"):
+        export_model(model, (0, 32), tmp_path / "a", "pt2")
+    with pytest.raises(ValueError, match="--size 32: write HEIGHTxWIDTH"):
+        main(["--config-file", str(files / "tmt.yaml"), "--size", "32", "--output", "a.onnx"])

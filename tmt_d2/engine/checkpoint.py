@@ -135,6 +135,8 @@ class TMTCheckpointer(DetectionCheckpointer):
         except URLError as error:
             reason = f"{error.code} {error.reason}" if isinstance(error, HTTPError) else error.reason
             raise FileNotFoundError(f"checkpoint {path} cannot be downloaded: {reason}") from error
+        finally:
+            self._parsed_url_during_load = None  # Detectron2 leaves it behind after an error, and then refuses to load
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
@@ -147,9 +149,9 @@ class TMTCheckpointer(DetectionCheckpointer):
             if not isinstance(content["model"], dict):
                 raise pickle.UnpicklingError(f"its model is a {type(content['model']).__name__}, not a dictionary")
             return content
-        except OSError:
-            raise
         except Exception as error:  # damaged bytes make the readers raise nearly anything
+            if isinstance(error, OSError) and error.filename:  # the file system's own
+                raise
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise DamagedCheckpoint(f"checkpoint {filename} is damaged or holds more than arrays: {reason}") from error
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectron2.utils.events import EventStorage
 from torch import Tensor
 
 from tmt_d2.modeling import SetCriterion
@@ -209,17 +208,13 @@ def test_autocast_does_not_reach_the_losses() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_diverged_outputs_name_the_image_and_the_iteration(value: float) -> None:
+def test_diverged_outputs_give_a_loss_that_says_so(value: float) -> None:
     outputs = dense(make_outputs(layers=2))
     outputs["pred_logits"] = outputs["pred_logits"].detach().clone()
     outputs["pred_logits"][1, 3] = value
-    with pytest.raises(FloatingPointError, match=r"not finite \(image 1 of the batch\).*SOLVER.BASE_LR"):
-        make_criterion(aux=1)(outputs, make_targets([0], [1]))
-    with (
-        EventStorage(17),
-        pytest.raises(FloatingPointError, match=r"not finite at iteration 17 \(image 1 of the batch\)"),
-    ):
-        make_criterion(aux=1)(outputs, make_targets([0], [1]))
+    losses = make_criterion(aux=1)(outputs, make_targets([0], [1]))
+    assert not torch.isfinite(losses["loss_ce"])
+    assert torch.isfinite(losses["loss_ce_0"])
 
 
 def test_more_targets_than_queries() -> None:

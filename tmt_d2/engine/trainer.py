@@ -190,7 +190,10 @@ class StageTrainer(TrainerBase):
             batch = next(self._batches)
         waited = time.perf_counter() - start
         self.bad_samples.note(batch)
-        losses, norm = self.step.backward(batch)
+        try:
+            losses, norm = self.step.backward(batch)
+        except FloatingPointError as error:  # of find_anomalies
+            raise FloatingPointError(f"iteration {self.iter}: {error}; images: {_file_names(batch)}") from error
         *values, norm_value, stop = self._over_processes([*losses.values(), norm])
         named = dict(zip(losses, values))
         if not math.isfinite(sum(values)) or not (math.isfinite(norm_value) or self.step.may_overflow()):
@@ -212,15 +215,14 @@ class StageTrainer(TrainerBase):
         if not wrong:
             gradients = ((name, p.grad) for name, p in self.module.named_parameters() if p.grad is not None)
             wrong = [f"the gradient of {name}" for name, value in gradients if not torch.isfinite(value).all()]
-        files = [record.get("file_name", "?") for record in batch]
-        told = comm.all_gather((wrong, files))
+        told = comm.all_gather((wrong, _file_names(batch)))
         wrong = list(dict.fromkeys(name for each, _ in told for name in each))
         name = f"not_finite_{self.iter:07d}"
         self.save_checkpoint(name)
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise FloatingPointError(
             f"iteration {self.iter}: {wrong[0] if wrong else 'the loss'}{more} is not finite; images: "
-            f"{', '.join(file for _, each in told for file in each)}; the state before this step is in "
+            f"{', '.join(files for _, files in told)}; the state before this step is in "
             f"{self.cfg.OUTPUT_DIR}/{name}.pth; --detect-anomaly finds the module"
         )
 
@@ -262,6 +264,10 @@ class StageTrainer(TrainerBase):
         self.scheduler.load_state_dict(state["scheduler"])
         self.bad_samples.reasons.update(state["bad_samples"])
         self.step.load_state_dict(state)
+
+
+def _file_names(batch: list[dict[str, Any]]) -> str:
+    return ", ".join(record.get("file_name", "?") for record in batch)
 
 
 class _Save(hooks.HookBase):

@@ -1,0 +1,90 @@
+"""What the processes of test_distributed do; started as `python tests/distributed_driver.py <scenario> <folder>`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.utils import comm
+from small_runs import small_cfg
+
+from tmt_d2.engine.cli import one_line_errors
+from tmt_d2.engine.launch import launch
+from tmt_d2.engine.stages import run_stage
+from tmt_d2.engine.step import TrainingStep
+
+STAGES = {"source": 1, "estimator": 1, "linear": 2, "tmt": 2}  # name: accumulation steps
+
+
+def changes(accumulation: int) -> dict[str, Any]:
+    return {
+        "SOLVER__IMS_PER_BATCH": 8,
+        "SOLVER__ACCUMULATION_STEPS": accumulation,
+        "SOLVER__MAX_ITER": 3,
+        "SOLVER__CHECKPOINT_PERIOD": 0,
+        "TEST__EVAL_PERIOD": 1,  # so that the losses of every step are written
+        "TRANSFER__ESTIMATOR__HELD_OUT": 2,
+        "DATASETS__TEST": ("cityscapes_sem_seg_val", "bdd100k_sem_seg_train"),
+    }
+
+
+def run_stages(folder: Path, start: Path) -> None:
+    for stage, accumulation in STAGES.items():
+        run_stage(small_cfg(stage, folder / stage, start, **changes(accumulation)))
+    run_stage(small_cfg("tmt", folder / "evaluation", start, **changes(1)), eval_only=True)
+
+
+def in_step(iteration: int, rank: int, act: Any) -> None:
+    """Call ``act`` with the losses of one step of one process; its result, if any, replaces them."""
+    backward, steps = TrainingStep.backward, iter(range(10**6))
+
+    def acting(self: TrainingStep, batch: Any) -> Any:
+        losses, norm = backward(self, batch)
+        if next(steps) == iteration and comm.get_rank() == rank:
+            losses = act(losses) or losses
+        return losses, norm
+
+    TrainingStep.backward = acting  # type: ignore[method-assign]
+
+
+def equal_then_failing(folder: Path, start: Path) -> None:
+    """The stages; then a NaN in the second process; then an error in it, which ends everything."""
+    torch.set_num_threads(1)
+    run_stages(folder, start)
+    original = TrainingStep.backward
+    in_step(1, 1, lambda losses: losses | {"loss_mask": losses["loss_mask"] * torch.nan})
+    try:
+        run_stage(small_cfg("full", folder / "nan", start, **changes(1)))
+    except FloatingPointError as error:
+        (folder / f"nan{comm.get_rank()}.txt").write_text(str(error))
+    TrainingStep.backward = original  # type: ignore[method-assign]
+
+    def fail(losses: Any) -> None:
+        raise ValueError("the images of process 1 are gone")
+
+    in_step(1, 1, fail)
+    run_stage(small_cfg("full", folder / "failing", start, **changes(1)))
+
+
+def stopping(folder: Path, start: Path) -> None:
+    """In step 1 the second process signals the launcher, which passes it on; without a launcher, itself alone."""
+    torch.set_num_threads(1)
+    whom = os.getpid() if "RANK" in os.environ else os.getppid()
+    in_step(1, 1, lambda losses: os.kill(whom, signal.SIGTERM))
+    options = changes(1) | {"SOLVER__MAX_ITER": 500, "TEST__EVAL_PERIOD": 0}
+    run_stage(small_cfg("full", folder / "stopping", start, **options))
+
+
+def stages_only(folder: Path, start: Path) -> None:
+    torch.set_num_threads(1)
+    run_stages(folder, start)
+
+
+if __name__ == "__main__":
+    scenario = {"fail": equal_then_failing, "stop": stopping, "stages": stages_only}[sys.argv[1]]
+    with one_line_errors():
+        launch(scenario, 2, args=(Path(sys.argv[2]), Path(sys.argv[3])))

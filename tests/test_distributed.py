@@ -1,0 +1,98 @@
+"""Two processes on the CPU against one with the same images: losses, evaluation, and how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from distributed_driver import STAGES, changes, run_stages
+from small_runs import ROOT, contents, make_scenes, save_start, small_cfg
+
+from tmt_d2.engine.stages import run_stage
+
+DRIVER = Path(__file__).parent / "distributed_driver.py"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data, a start, and "one": what a single process makes of the stages."""
+    folder = tmp_path_factory.mktemp("distributed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(make_scenes(folder / "scenes")))
+        run_stages(folder / "one", save_start(folder / "start.pth"))
+    return folder
+
+
+def drive(runs: Path, scenario: str, output: str, launcher: list[str]) -> subprocess.CompletedProcess[str]:
+    (runs / output).mkdir(exist_ok=True)
+    environment = os.environ | {
+        "DETECTRON2_DATASETS": str(runs / "scenes"),
+        "PYTHONPATH": f"{ROOT}:{DRIVER.parent}",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [*launcher, str(DRIVER), scenario, str(runs / output), str(runs / "start.pth")]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def two(runs: Path) -> subprocess.CompletedProcess[str]:
+    return drive(runs, "fail", "two", [sys.executable])
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    return [line for line in lines if "total_loss" in line]
+
+
+def assert_equal_stages(one: Path, two: Path) -> None:
+    for stage in STAGES:
+        for single, double in zip(metrics(one / stage), metrics(two / stage), strict=True):
+            for name in [name for name in single if "loss" in name]:
+                assert double[name] == pytest.approx(single[name], rel=1e-4), (stage, name)
+        assert contents(two / stage / "model_final.pth")["/trainer/iteration"] == 2
+    assert metrics(one / "source") != metrics(one / "tmt")  # control
+    name = "evaluation/evaluation.json"
+    assert json.loads((two / name).read_text()) == json.loads((one / name).read_text())
+    first, second = (json.loads((folder / "estimator/estimator.json").read_text()) for folder in (one, two))
+    assert second["proxy_a_distance"] == pytest.approx(first["proxy_a_distance"], abs=0.1)
+
+
+def test_two_processes_equal_one(runs: Path, two: subprocess.CompletedProcess[str]) -> None:
+    assert_equal_stages(runs / "one", runs / "two")
+
+
+def test_a_nan_stops_all_with_one_message(runs: Path, two: subprocess.CompletedProcess[str]) -> None:
+    first, second = ((runs / "two" / f"nan{rank}.txt").read_text() for rank in (0, 1))
+    assert first == second
+    assert first.startswith("iteration 1: loss_mask is not finite; images: ")
+    assert first.count("leftImg8bit.png") + first.count(".jpg") == 8  # of both processes
+    saved = contents(runs / "two" / "nan" / "not_finite_0000001.pth")
+    assert saved["/trainer/iteration"] == 0
+    assert not (runs / "two" / "nan" / "last_checkpoint").exists()
+
+
+def test_a_failure_ends_all_with_its_error(runs: Path, two: subprocess.CompletedProcess[str]) -> None:
+    assert two.returncode == 2
+    assert "error: the images of process 1 are gone" in two.stderr
+    assert "Traceback" not in two.stderr
+
+
+def test_processes_stop_together(runs: Path) -> None:
+    stopped = drive(runs, "stop", "stop", [sys.executable])
+    assert stopped.returncode == 75, stopped.stderr
+    folder = runs / "stop" / "stopping"
+    iteration = contents(folder / (folder / "last_checkpoint").read_text())["/trainer/iteration"]
+    assert 1 <= iteration <= 3  # within a step of the signal
+    assert not list(folder.glob(".*.tmp"))
+
+
+def test_one_process_with_half_the_batch_differs(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(runs / "scenes"))
+    options = changes(1) | {"SOLVER__IMS_PER_BATCH": 4, "SOLVER__MAX_ITER": 1}
+    run_stage(small_cfg("source", tmp_path, **options))
+    half, whole = metrics(tmp_path)[0]["total_loss"], metrics(runs / "one" / "source")[0]["total_loss"]
+    assert abs(half - whole) > 1e-3 * whole

@@ -1,0 +1,144 @@
+"""SIGTERM and SIGUSR1 wherever they arrive: a checkpoint of the last step, status 75, and nothing lost on resuming."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import contents, differences, make_scenes, save_start, small_cfg
+
+from tmt_d2.data.loaders import MappedRecords
+from tmt_d2.engine import signals
+from tmt_d2.engine.stages import run_stage
+from tmt_d2.engine.step import TrainingStep
+from tmt_d2.evaluation.semantic import SemanticEvaluator
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture(autouse=True)
+def data_root(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes))
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_start(tmp_path_factory.mktemp("start") / "start.pth")
+
+
+def signal_at(count: int, function: Callable[..., Any], number: signal.Signals = signal.SIGTERM) -> Callable[..., Any]:
+    """``function`` that signals its own process in its ``count``-th call."""
+    calls = 0
+
+    def signalling(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            os.kill(os.getpid(), number)
+        return function(*args, **options)
+
+    return signalling
+
+
+# where -> what is wrapped, in which call the signal comes, and the iteration that must be on disk
+PLACES: dict[str, tuple[Any, str, int, int]] = {
+    "step": (TrainingStep, "backward", 2, 1),
+    "loader wait": (MappedRecords, "__getitem__", 10, 1),  # of the third step: it is never made
+    "evaluation": (SemanticEvaluator, "process", 1, 1),
+    "save": (torch, "save", 1, 1),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_stop_saves_and_resuming_loses_nothing(start: Path, tmp_path: Path, place: str) -> None:
+    owner, name, count, iteration = PLACES[place]
+    changes = {"SOLVER__CHECKPOINT_PERIOD": 2, "TEST__EVAL_PERIOD": 2}
+    changes["DATASETS__TEST"] = ("bdd100k_sem_seg_val", "cityscapes_sem_seg_val")
+    run_stage(small_cfg("full", tmp_path / "straight", start, **changes))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_info:
+        patch.setattr(owner, name, signal_at(count, getattr(owner, name)))
+        run_stage(small_cfg("full", tmp_path / "run", start, **changes))
+    assert exit_info.value.code == 75
+    tag = (tmp_path / "run" / "last_checkpoint").read_text()
+    assert contents(tmp_path / "run" / tag)["/trainer/iteration"] == iteration
+    assert "SIGTERM: stopping after iteration" in (tmp_path / "run" / "log.txt").read_text()
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+    run_stage(small_cfg("full", tmp_path / "run", start, **changes), resume=True)
+    final = "model_final.pth"
+    assert not differences(tmp_path / "straight" / final, tmp_path / "run" / final)
+    assert (tmp_path / "run" / "evaluation.json").read_text() == (tmp_path / "straight" / "evaluation.json").read_text()
+
+
+def test_before_the_first_step_there_is_nothing_to_save(start: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_info:
+        patch.setattr(MappedRecords, "__getitem__", signal_at(1, MappedRecords.__getitem__, signal.SIGUSR1))
+        run_stage(small_cfg("full", tmp_path, start))
+    assert exit_info.value.code == 75
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_eval_only_stops_too(start: Path, tmp_path: Path) -> None:
+    names = ("bdd100k_sem_seg_val", "cityscapes_sem_seg_val")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_info:
+        patch.setattr(SemanticEvaluator, "process", signal_at(1, SemanticEvaluator.process))
+        run_stage(small_cfg("full", tmp_path, start, DATASETS__TEST=names), eval_only=True)
+    assert exit_info.value.code == 75
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in signals.SIGNALS]
+    with signals.stop_on_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.requested()
+        with pytest.raises(signals.Stopped):
+            signals.stop_if_requested()
+    assert [signal.getsignal(number) for number in signals.SIGNALS] == before
+    assert not signals.requested()
+
+
+@pytest.mark.parametrize(("busy", "status"), [("stuck()", 1), ("time.sleep(1.5)", 0)])
+def test_a_process_that_cannot_react_is_ended_and_a_busy_one_is_not(busy: str, status: int) -> None:
+    """A condition variable of the C library stands for a collective operation that waits for a dead process."""
+    program = f"""
+import ctypes, os, signal, threading, time
+from tmt_d2.engine import signals
+def stuck():
+    library = ctypes.CDLL(None)
+    mutex, condition = ctypes.create_string_buffer(64), ctypes.create_string_buffer(64)
+    library.pthread_mutex_lock(mutex)
+    library.pthread_cond_wait(condition, mutex)
+signals.STUCK_AFTER = 0.5
+signals.comm.get_world_size = lambda: 2
+with signals.stop_on_signals():
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    {busy}
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == status
+
+
+def test_loader_processes_outlive_a_signal_to_all(start: Path, tmp_path: Path) -> None:
+    def tell_everyone(self: TrainingStep) -> None:
+        update(self)
+        own = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+        assert len(own) >= 2
+        for pid in own:
+            os.kill(int(pid), signal.SIGTERM)
+            os.kill(int(pid), signal.SIGUSR1)
+
+    update = TrainingStep.update
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingStep, "update", tell_everyone)
+        # The test is the workers' parent, whose SIGTERM ends them, so it is sent by another process.
+        patch.setattr(os, "kill", lambda pid, number: subprocess.run(["kill", f"-{int(number)}", str(pid)], check=True))
+        run_stage(small_cfg("full", tmp_path, start, DATALOADER__NUM_WORKERS=2))
+    assert (tmp_path / "model_final.pth").is_file()

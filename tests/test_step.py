@@ -1,0 +1,187 @@
+"""The training step: clipping by hand, mixed precision, and what happens to numbers that are not finite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import contents, make_scenes, save_start, small_cfg
+from torch import nn
+
+from tmt_d2.engine.anomaly import find_anomalies
+from tmt_d2.engine.stages import run_stage
+from tmt_d2.engine.step import TrainingStep, clipping, split
+from tmt_d2.modeling.pixel_decoder import MSDeformAttnPixelDecoder
+
+
+class Squares(nn.Module):
+    """loss = mean over the batch of (w * x) ** 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+
+    def forward(self, batch: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"loss": (self.weight * torch.stack(batch)).square().sum(1).mean()}
+
+
+def make_step(**options: Any) -> TrainingStep:
+    module = Squares()
+    return TrainingStep(module, torch.optim.SGD(module.parameters(), lr=1.0), **options)
+
+
+ONES = [torch.ones(2), torch.ones(2)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "moved"),
+    [("full_model", 5.0, (3.0, 4.0)), ("norm", 5.0, (3.0, 4.0)), ("value", 7.0, (6.0, 7.0)), ("full_model", 50.0, (6.0, 8.0))],
+)  # fmt: skip
+def test_clipping_by_hand(kind: str, value: float, moved: tuple[float, float]) -> None:
+    step = make_step(clip=clipping(True, kind, value, 2.0))  # the gradient is (6, 8), its norm 10
+    losses, norm = step.backward(ONES)
+    assert (float(losses["loss"]), float(norm)) == (25.0, pytest.approx(10.0))
+    step.update()
+    torch.testing.assert_close(step.parameters[0].data, torch.tensor([3.0, 4.0]) - torch.tensor(moved))
+
+
+def test_clipping_of_the_config_is_applied() -> None:
+    assert clipping(False, "full_model", 1.0, 2.0) is None
+    with pytest.raises(ValueError, match="CLIP_TYPE is 'all': choose full_model, norm or value"):
+        clipping(True, "all", 1.0, 2.0)
+
+
+def test_accumulation_is_the_mean() -> None:
+    batch = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, -1.0]), torch.ones(2), torch.zeros(2)]
+    whole, parts = make_step(), make_step(accumulation_steps=4)
+    (first, _), (second, _) = whole.backward(batch), parts.backward(batch)
+    torch.testing.assert_close(first, second)
+    torch.testing.assert_close(whole.parameters[0].grad, parts.parameters[0].grad)
+    with pytest.raises(ValueError, match="ACCUMULATION_STEPS 3 does not divide the 4 images"):
+        split(batch, 3)
+
+
+def test_float16_lowers_its_scale_instead_of_stepping() -> None:
+    step = make_step(amp_dtype=torch.float16)
+    scale = step.scaler.get_scale()
+    _, norm = step.backward([torch.full((2,), 1e18)])
+    assert not torch.isfinite(norm) and step.may_overflow()
+    step.update()
+    assert step.scaler.get_scale() == scale / 2
+    assert step.parameters[0].tolist() == [3.0, 4.0]
+
+
+def test_the_scaler_is_resumed() -> None:
+    step = make_step(amp_dtype=torch.float16)
+    for batch in ([torch.full((2,), 1e18)], ONES):
+        step.backward(batch)
+        step.update()
+    state = step.state_dict()
+    other = make_step(amp_dtype=torch.float16)
+    assert other.state_dict()["scaler"] != state["scaler"]
+    other.load_state_dict(state)
+    assert other.state_dict() == state
+    make_step().load_state_dict(state)  # the run goes on without mixed precision,
+    other.load_state_dict(make_step().state_dict())  # or begins it
+
+
+def test_bfloat16_has_no_scaler() -> None:
+    step = make_step(amp_dtype=torch.bfloat16)
+    assert not step.scaler.is_enabled() and not step.may_overflow()
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_start(tmp_path_factory.mktemp("start") / "start.pth")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture(autouse=True)
+def data_root(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes))
+
+
+def break_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = MSDeformAttnPixelDecoder.forward
+
+    def broken(self: Any, features: Any) -> Any:
+        mask_features, levels = original(self, features)
+        return mask_features * torch.tensor(torch.inf), levels
+
+    monkeypatch.setattr(MSDeformAttnPixelDecoder, "forward", broken)
+
+
+def test_not_finite_loss_names_images_and_saves_the_state_before(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_loss(monkeypatch)
+    message = (
+        r"^iteration 0: loss_\w+ and \d+ more is not finite; images: (\S+\.jpg, ){3}\S+\.jpg; "
+        r"the state before this step is in \S+/not_finite_0000000.pth; --detect-anomaly finds the module$"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        run_stage(small_cfg("full", tmp_path, start))
+    before, saved = contents(start), contents(tmp_path / "not_finite_0000000.pth")
+    name = "/model/sem_seg_head.predictor.query_feat.weight"
+    assert torch.equal(saved[name], before[name])
+    assert not (tmp_path / "last_checkpoint").exists()
+
+
+def test_not_finite_gradient_names_the_parameter(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Breaking(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient * torch.nan
+
+    original = MSDeformAttnPixelDecoder.forward
+
+    def broken(self: Any, features: Any) -> Any:
+        return original(self, features | {"res5": Breaking.apply(features["res5"])})
+
+    monkeypatch.setattr(MSDeformAttnPixelDecoder, "forward", broken)
+    with pytest.raises(FloatingPointError, match=r"^iteration 0: the gradient of backbone\.\S+ and \d+ more is not"):
+        run_stage(small_cfg("full", tmp_path / "plain", start))
+    message = r"the gradient of the output of backbone\.res5\.\S+ \(\w+\) is not finite; that of \S+ still was"
+    with pytest.raises(FloatingPointError, match=message):
+        run_stage(small_cfg("full", tmp_path / "found", start, TRANSFER__DETECT_ANOMALY=True))
+
+
+def test_anomaly_detection_finds_the_module(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_loss(monkeypatch)
+    message = r"^iteration 0: the output of sem_seg_head\.pixel_decoder \(MSDeformAttnPixelDecoder\) is not finite; .*images: \S+"
+    with pytest.raises(FloatingPointError, match=message):
+        run_stage(small_cfg("full", tmp_path, start, TRANSFER__DETECT_ANOMALY=True))
+
+
+@pytest.mark.parametrize("stage", ["tmt", "estimator"])
+def test_anomaly_detection_is_silent_where_all_is_well(start: Path, tmp_path: Path, stage: str) -> None:
+    run_stage(small_cfg(stage, tmp_path, start, TRANSFER__DETECT_ANOMALY=True, SOLVER__MAX_ITER=1))
+
+
+def test_anomalies_by_hand() -> None:
+    class Root(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sqrt()
+
+    model = nn.Sequential(nn.Linear(2, 2), Root(), nn.ReLU())
+    find_anomalies(model)
+    nn.init.zeros_(model[0].weight)
+    nn.init.zeros_(model[0].bias)
+    output = model(torch.ones(1, 2))  # 0, whose root has an infinite slope
+    with pytest.raises(
+        FloatingPointError, match=r"^the gradient of the output of 0 \(Linear\) .* that of 1 still was$"
+    ):
+        output.sum().backward()
+    nn.init.constant_(model[0].bias, -1.0)
+    with pytest.raises(FloatingPointError, match=r"^the output of 1 \(Root\) is not finite; its input was$"):
+        model(torch.ones(1, 2))

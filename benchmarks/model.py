@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -125,9 +124,17 @@ def step_memory(name: str, device: str, batch: int, height: int, width: int) -> 
         torch.cuda.reset_peak_memory_stats()
         step()
         return torch.cuda.max_memory_allocated() / 2**20
-    at_rest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - at_rest) / 2**10
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from what is in use now
+    at_rest = _memory("VmRSS")
+    step()
+    return _memory("VmHWM") - at_rest
+
+
+def _memory(field: str) -> float:
+    """MiB, from the kernel's account of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(field)) / 2**10
 
 
 def memory_in_own_process(name: str, args: argparse.Namespace, size: str) -> float:
@@ -152,8 +159,8 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--sizes", nargs="+", default=["256x512", "512x1024"], metavar="HxW")
-    arguments.add_argument("--step-sizes", nargs="+", default=["256x512"], metavar="HxW")
+    arguments.add_argument("--sizes", nargs="*", default=["256x512", "512x1024"], metavar="HxW")
+    arguments.add_argument("--step-sizes", nargs="*", default=["256x512"], metavar="HxW")
     arguments.add_argument("--batch", type=int, default=2, help="images of a training step")
     arguments.add_argument("--output", help="write the figures as JSON")
     arguments.add_argument("--memory-of", choices=MODELS, help=argparse.SUPPRESS)

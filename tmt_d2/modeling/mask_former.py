@@ -29,6 +29,9 @@ from .transformer_decoder import LayerTrace
 
 logger = logging.getLogger(__name__)
 
+# Mask values that inference upsamples at once, by kind of device: on a CPU few enough to stay in its cache.
+STRIP_VALUES = {"cpu": 2**22, "cuda": 2**28}
+
 Record = Mapping[str, Any]  # one element of Detectron2's batched inputs
 
 
@@ -207,18 +210,16 @@ class MaskFormer(nn.Module):
         self, outputs: Mapping[str, Any], batched_inputs: Sequence[Record], images: ImageList
     ) -> list[dict[str, Any]]:
         """Class scores of every pixel at the wanted output size."""
-        masks = outputs["pred_masks"].dense()
-        masks = F.interpolate(masks, size=images.tensor.shape[-2:], mode="bilinear", align_corners=False)
+        padded_size = tuple(images.tensor.shape[-2:])
         results = []
         for logits, mask, record, (height, width) in zip(
-            outputs["pred_logits"], masks, batched_inputs, images.image_sizes
+            outputs["pred_logits"], outputs["pred_masks"].dense(), batched_inputs, images.image_sizes
         ):
             size = (record.get("height", height), record.get("width", width))
-            mask = mask[:, :height, :width]
             if self.postprocess_before_inference:
-                scores = semantic_scores(logits, _resize(mask, size))
+                scores = semantic_scores(logits, _resize(_resize(mask, padded_size)[:, :height, :width], size))
             else:
-                scores = _resize(semantic_scores(logits, mask), size)
+                scores = _resize(upsampled_scores(logits, mask, padded_size)[:, :height, :width], size)
             results.append({"sem_seg": scores})
         return results
 
@@ -354,6 +355,26 @@ def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
     """class_logits (Q, N + 1), mask_logits (Q, H, W) -> (N, H, W): sum over queries of class times mask probability."""
     probabilities = class_logits.softmax(-1)[:, :-1]
     return torch.einsum("qn,qhw->nhw", probabilities, mask_logits.sigmoid())
+
+
+def upsampled_scores(class_logits: Tensor, mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """``semantic_scores`` of the masks resized to ``size``, strip by strip: Q maps of that size never exist at once.
+
+    class_logits (Q, N + 1), mask_logits (Q, h, w) -> (N, *size).
+    """
+    queries, h, w = mask_logits.shape
+    scale = size[0] // h
+    rows = max(STRIP_VALUES.get(mask_logits.device.type, 2**28) // (queries * scale * size[1]), 1)
+    traced = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()  # a graph wants no loop
+    if traced or rows >= h or size != (h * scale, w * scale):
+        return semantic_scores(class_logits, _resize(mask_logits, size))
+    strips = []
+    for top in range(0, h, rows):
+        bottom = min(top + rows, h)
+        first, last = max(top - 1, 0), min(bottom + 1, h)  # interpolation looks one row further
+        strip = _resize(mask_logits[:, first:last], ((last - first) * scale, size[1]))
+        strips.append(semantic_scores(class_logits, strip[:, (top - first) * scale : (bottom - first) * scale]))
+    return torch.cat(strips, 1)
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

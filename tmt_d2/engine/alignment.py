@@ -94,7 +94,7 @@ class AlignmentTraining(nn.Module):
             score = self._f_otce(encoded, others, chosen, images.tensor.shape[-2:])
         losses = {"loss_score": -self.weight * score}
         if self.weight < 1:
-            segmentation = sum(model.losses(outputs, batched_inputs, images).values())
+            segmentation = torch.stack(list(model.losses(outputs, batched_inputs, images).values())).sum()
             losses["loss_segmentation"] = (1 - self.weight) * segmentation
         return losses
 

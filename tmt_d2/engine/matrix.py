@@ -134,9 +134,10 @@ def _plan_of(content: Any, folder: Path) -> Plan:
     if "pairs" in content:
         if "sources" in content or "targets" in content:
             raise ValueError("pairs: give either pairs, or sources and targets")
-        pairs = [tuple(str(pair).split("-")) for pair in _list(content, "pairs")]
-        if any(len(pair) != 2 for pair in pairs):
+        written = [str(pair).split("-") for pair in _list(content, "pairs")]
+        if any(len(parts) != 2 for parts in written):
             raise ValueError("pairs: each is written source-target, e.g. cityscapes-bdd100k")
+        pairs = [(source, target) for source, target in written]
     else:
         sources = _list(content, "sources")
         targets = _list(content, "targets", sources)

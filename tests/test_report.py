@@ -1,0 +1,287 @@
+"""The report: its arithmetic, its files, and the page in a browser."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.small_runs import CONFIGS
+from tmt_d2 import setup_cfg
+from tmt_d2.data.label_spaces import CLASSES
+from tmt_d2.report.__main__ import write_report
+from tmt_d2.report.charts import heat_colour, ticks
+from tmt_d2.report.examples import Example
+from tmt_d2.report.page import render_page
+from tmt_d2.report.paper import paper_miou
+from tmt_d2.report.results import read_results
+from tmt_d2.report.statistics import correlation, paired_difference, spread
+from tmt_d2.report.tables import latex_table
+
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+
+def record(folder: Path, values: Mapping[str, Any], file: str = "evaluation.json", **about: Any) -> None:
+    folder.mkdir(parents=True)
+    (folder / file).write_text(json.dumps(values))
+    (folder / "stage.json").write_text(json.dumps({"settings": "", "seconds": 12.0, "unit": about}))
+
+
+def metrics(miou: float, rng: np.random.Generator) -> dict[str, Any]:
+    values = {"mIoU": miou, "fwIoU": miou + 20, "mACC": miou + 10, "pACC": miou + 25}
+    ious = {f"IoU-{name}": miou + rng.normal(0, 15) for name in CLASSES} | {"IoU-train": None}
+    return {"split": values | ious}
+
+
+def make_matrix(
+    output: Path,
+    domains: tuple[str, ...],
+    seeds: int,
+    methods: Mapping[str, float],
+    fractions: tuple[float, ...] = (1.0,),
+) -> None:
+    """An output folder as train_matrix.py leaves it, with invented figures; methods: their gain over full."""
+    rng = np.random.default_rng(0)
+    texts = {
+        name: setup_cfg(str(CONFIGS / f"{name}.yaml")).dump() for name in {"source", "estimator", "full", *methods}
+    }
+    for seed in range(1, seeds + 1):
+        for source in domains:
+            folder = output / f"source/{source}/seed{seed}"
+            record(folder, metrics(60, rng), kind="source", source=source, seed=seed)
+            (folder / "config.yaml").write_text(texts["source"])
+            for target in domains:
+                if source == target:
+                    continue
+                about = {"source": source, "target": target, "seed": seed}
+                level = 30 + 5 * domains.index(target) - 2 * domains.index(source) + rng.normal(0, 1)
+                record(
+                    output / f"evaluation/{source}-{target}/seed{seed}",
+                    metrics(level - 12, rng),
+                    **about,
+                    kind="evaluation",
+                )
+                scores = {"LEEP": level / 20 - 3, "F-OTCE": rng.normal(-1, 0.2), "JC-OTCE": -1.0, "PAD": 2 - level / 30}
+                record(output / f"scores/{source}-{target}/seed{seed}", scores, "scores.json", **about, kind="scores")
+                estimator = {
+                    "proxy_a_distance": [1.5, 1.6, 1.7],
+                    "std_of_t_within_image": [0.1, 0.2, 0.1],
+                    "rank_stability": [0.8, 0.7, 0.6],
+                    "mean_t_by_class": [{name: float(rng.uniform()) for name in CLASSES[:12]} for _ in range(3)],
+                }
+                folder = output / f"estimator/{source}-{target}/seed{seed}"
+                record(folder, estimator, "estimator.json", **about, kind="estimator", variant="")
+                (folder / "config.yaml").write_text(texts["estimator"])
+                for fraction in fractions:
+                    for method, gain in methods.items():
+                        folder = output / f"finetune/{source}-{target}/{method}/labels{fraction:g}/seed{seed}"
+                        value = level + gain + 4 * np.log2(fraction) + rng.normal(0, 0.3)
+                        about_it = {**about, "kind": "finetune", "method": method, "label_fraction": fraction}
+                        record(folder, metrics(float(value), rng), **about_it)
+                        (folder / "config.yaml").write_text(texts[method])
+                        lines = [{"iteration": i, "total_loss": 40 / (1 + i / 40) - gain} for i in range(19, 120, 20)]
+                        (folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+                for value in (0.0, 0.1, 0.5) if "tmt" in methods else ():
+                    swept = {
+                        "sweep": "p_T",
+                        "key": "MODEL.TMT.P_T",
+                        "value": value,
+                        "method": "tmt",
+                        "label_fraction": 1.0,
+                    }
+                    folder = output / f"finetune/{source}-{target}/tmt/p_T-{value:g}/labels1/seed{seed}"
+                    record(folder, metrics(level + value, rng), **about, kind="finetune", **swept)
+
+
+METHODS = {"linear": -9.0, "full": 0.0, "leep": 0.1, "tmt": 1.5}
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("report") / "invented"
+    make_matrix(output, ("bdd100k", "cityscapes", "gtav"), 2, METHODS, (1.0, 0.25))
+    return output
+
+
+# --- arithmetic
+
+
+def test_spread_by_hand() -> None:
+    assert spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
+    assert spread([5.0]) == (5.0, None)
+
+
+def test_differences_are_paired() -> None:
+    """Pairs differ by far more than methods; only what both methods have counts."""
+    base = {((str(i), "t"), 1): 10.0 * i for i in range(6)}
+    better = {key: value + 1 for key, value in base.items()} | {(("x", "t"), 1): 99.0}
+    found = paired_difference(better, base)
+    assert found is not None
+    assert (found.mean, found.low, found.high, found.n) == (1.0, 1.0, 1.0, 6)
+    assert found.is_clear
+    assert paired_difference(base, {}) is None
+
+
+def test_noise_is_not_sold_as_gain() -> None:
+    rng = np.random.default_rng(0)
+    base = {((str(i), "t"), 1): float(rng.normal()) for i in range(20)}
+    clear = 0
+    for _ in range(40):
+        other = {key: float(rng.normal()) for key in base}
+        found = paired_difference(other, base)
+        assert found is not None
+        clear += found.is_clear
+    assert clear <= 8  # 5 % of 40 are 2
+
+
+def test_seeds_of_one_pair_are_no_independent_evidence() -> None:
+    base = {((str(i), "t"), seed): 0.0 for i in range(4) for seed in range(10)}
+    other = {key: float(int(key[0][0]) - 1) for key in base}  # a pair's seeds all say the same
+    alone = {key: value for key, value in other.items() if key[1] == 0}
+    many, few = paired_difference(other, base), paired_difference(alone, base)
+    assert many is not None
+    assert few is not None
+    assert (many.low, many.high) == pytest.approx((few.low, few.high))
+
+
+def test_two_cells_have_no_interval() -> None:
+    found = paired_difference(
+        {(("a", "b"), 1): 1.0, (("b", "a"), 1): 2.0}, {(("a", "b"), 1): 0.0, (("b", "a"), 1): 0.0}
+    )
+    assert found is not None
+    assert (found.mean, found.low, found.is_clear) == (1.5, None, False)
+
+
+def test_correlation() -> None:
+    assert correlation([1, 2, 3], [10, 20, 60]) == (1.0, pytest.approx(0.9449, abs=1e-4))
+    assert correlation([1, 2], [1, 2]) is None
+    assert correlation([1, 1, 1], [1, 2, 3]) is None
+
+
+def test_paper_means_are_those_of_its_summary() -> None:
+    table = paper_miou()
+    assert len(table) == 20
+    means = [np.mean([row[name] for row in table.values()]) for name in ("linear", "full", "leep", "otce", "tmt")]
+    assert means == pytest.approx([44.1, 57.35, 57.74, 58.05, 59.35], abs=0.051)
+    assert table["synthia", "bdd100k"]["tmt"] == 41.1
+
+
+def test_chart_parts() -> None:
+    assert ticks(0, 1, 5) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert ticks(3, 3) == [3]
+    assert heat_colour(0, -1, 2, diverging=True) == "#ffffff"
+    assert heat_colour(1, 0, 1) != heat_colour(0, 0, 1)
+
+
+# --- files
+
+
+def test_results_are_read_by_kind(matrix) -> None:
+    results = read_results(matrix)
+    assert results.methods() == ["linear", "full", "leep", "tmt"]
+    assert (len(results.pairs()), results.seeds(), results.fractions()) == (6, [1, 2], [1.0, 0.25])
+    assert len(results.fine_tuned) == 6 * 2 * 4 * 2
+    assert len(results.swept) == 6 * 2 * 3
+
+
+def test_csv_has_every_run(matrix) -> None:
+    write_report(matrix)
+    rows = list(csv.DictReader((matrix / "results.csv").open()))
+    assert len(rows) == 3 * 2 + 6 * 2 + 96 + 36
+    tuned = next(row for row in rows if row["method"] == "tmt" and row["sweep"] == "p_T" and row["value"] == "0.5")
+    assert tuned["key"] == "MODEL.TMT.P_T"
+    assert tuned["IoU-train"] == ""
+    assert 0 < float(tuned["mIoU"]) < 100
+
+
+def test_latex_table(matrix) -> None:
+    text = latex_table(read_results(matrix), 1.0)
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == 1 + 6 + 1
+    assert all(row.count("&") == 4 for row in rows)
+    assert all(row.count(r"\mathbf") == 1 for row in rows[1:7])
+    assert r"bdd100k $\to$ cityscapes" in rows[1]
+    assert re.search(r"minus full & .* & -- & .* & \$\+1\.\d\\ \[\+1", rows[-1])
+
+
+def test_page_says_what_was_found(matrix) -> None:
+    text = render_page(read_results(matrix))
+    assert "6 pairs, 2 seeds, all labels. tmt minus full: +1." in text
+    assert "a gain." in text
+    assert "bdd100k → cityscapes" in text
+    assert "paper: tmt" in text
+    for anchor in (
+        "table",
+        "differences",
+        "heat",
+        "sweeps",
+        "labels",
+        "classes",
+        "estimators",
+        "scores",
+        "curves",
+        "settings",
+    ):
+        assert f'<section id="{anchor}">' in text
+    assert "nan" not in re.sub(r"<style>.*?</style>|<script>.*?</script>", "", text, flags=re.S).lower().split()
+
+
+def test_page_of_one_pair_and_one_seed(tmp_path) -> None:
+    """Nothing to compare, to sweep or to correlate: the page says so and leaves those sections out."""
+    make_matrix(tmp_path / "m", ("a<b", "c"), 1, {"full": 0.0})
+    text = render_page(read_results(tmp_path / "m"))
+    assert "No two methods to compare yet." in text
+    assert 'id="sweeps"' not in text
+    assert "a&lt;b" in text
+    assert "a<b" not in text
+    assert "paper" not in text.split("</style>")[1].split("<script>")[0].lower()
+
+
+def test_differences_without_an_interval_are_no_gain(tmp_path) -> None:
+    make_matrix(tmp_path / "m", ("a", "b"), 1, {"full": 0.0, "tmt": 3.0})
+    assert "from too few runs for an interval" in render_page(read_results(tmp_path / "m"))
+
+
+def test_a_folder_without_results_is_refused(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no finished unit of train_matrix.py"):
+        write_report(tmp_path)
+
+
+# --- the browser
+
+
+def open_page(page: Path, profile: Path) -> tuple[str, str]:
+    """The page after its scripts ran, and what the browser wrote to its console."""
+    command = [
+        str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", "--dump-dom",
+        f"--user-data-dir={profile}", "--virtual-time-budget=2000", "--disable-background-networking", "--no-first-run",
+        page.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_page_opens_offline_without_errors(matrix, tmp_path) -> None:
+    """Its policy forbids everything that is not inline, so anything from outside would be an error on the console."""
+    pixel = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+    text = render_page(read_results(matrix), [Example("picture", {"full": pixel, "tmt": pixel})])
+    assert "default-src 'none'" in text
+    (tmp_path / "report.html").write_text(text)
+    opened, console = open_page(tmp_path / "report.html", tmp_path / "profile")
+    assert console == ""
+    assert opened.count('aria-pressed="true"') == 2  # the script has opened the first pane of both groups of tabs
+    assert f'<img alt="right view" src="{pixel}">' in opened
+
+    (tmp_path / "bad.html").write_text(text.replace("<main>", '<main><img src="https://example.org/a.png">'))
+    assert "example.org" in open_page(tmp_path / "bad.html", tmp_path / "profile")[1]

@@ -92,7 +92,7 @@ class TMTCheckpointer(DetectionCheckpointer):
         """What a run in this folder may go on from: the file named in ``last_checkpoint``, then the newest others."""
         folder = Path(self.save_dir)
         tag = folder / "last_checkpoint"
-        tagged = [folder / tag.read_text().strip()] if tag.is_file() else []
+        tagged = [folder / Path(tag.read_text(errors="replace").strip()).name] if tag.is_file() else []
         candidates = [*tagged, *self._newest_first(), folder / f"{FINAL}.pth"]
         return [path for path in dict.fromkeys(candidates) if path.is_file()]
 

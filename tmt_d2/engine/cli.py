@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,8 @@ USER_ERRORS = (ValueError, OSError, FloatingPointError)
 def one_line_errors() -> Iterator[None]:
     """Errors that a user can mend end the command with one line on stderr and status 2.
 
-    With TMT_TRACEBACK=1 in the environment they end it with Python's traceback instead.
+    With TMT_TRACEBACK=1 in the environment they end it with Python's traceback instead. Any other error is a mistake
+    of the program: its traceback is followed by one line that sums it up, and the status is 1.
     """
     try:
         yield
@@ -30,6 +32,11 @@ def one_line_errors() -> Iterator[None]:
             raise
         print(f"error: {one_line(error)}", file=sys.stderr, flush=True)  # noqa: T201  this is the command's answer
         sys.exit(USER_ERROR)
+    except Exception as error:
+        traceback.print_exc()
+        summary = f"error: unexpected {type(error).__name__}: {one_line(error)}"
+        print(summary, file=sys.stderr, flush=True)  # noqa: T201
+        sys.exit(1)
 
 
 def one_line(error: BaseException) -> str:

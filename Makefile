@@ -12,6 +12,7 @@ help:
 	@echo "make setup   create $(VENV) with everything needed (no compiler)"
 	@echo "make demo    source model -> estimator -> fine-tuning -> evaluation -> pictures, in output/demo"
 	@echo "make test    the test suite"
+	@echo "make soak    kills, hostile inputs and several processes at length: some twenty minutes on two cores"
 	@echo "make lint    ruff and mypy"
 
 setup: $(READY)
@@ -28,6 +29,9 @@ $(READY): setup.py requirements/detectron2.txt
 
 test: $(READY)
 	$(RUN) -m pytest -q tests
+
+soak: $(READY)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) -m pytest -q -s tests/soak/soak_*.py
 
 lint: $(READY)
 	$(RUN) -m ruff check .

@@ -82,6 +82,7 @@ def try_image_pair(folder: Path, chance: random.Random) -> None:
 
 
 def try_checkpoint(folder: Path, chance: random.Random) -> None:
+    torch.manual_seed(0)
     model = nn.Linear(5, 5)
     state = {"model": model.state_dict(), "trainer": {"iteration": 3}}
     name, buffer = chance.choice(("model.pth", "model.pkl", "model.pyth")), io.BytesIO()

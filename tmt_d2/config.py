@@ -245,4 +245,6 @@ def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error.args[0] if error.args else error).split())
+    text = " ".join(str(error.args[0] if error.args else error).split())
+    # A whole section may stand in it, with the key at the end.
+    return text if len(text) <= 400 else f"{text[:150]} ... {text[-200:]}"

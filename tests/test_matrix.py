@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from tests.small_runs import CONFIGS, ROOT, make_scenes, options
 from tmt_d2.engine import matrix
 from tmt_d2.engine.matrix import read_plan, run_all, run_unit, select, units_of, waves
 from tmt_d2.engine.signals import STOPPED
+from tmt_d2.report.__main__ import write_report
 
 PRESETS = sorted((ROOT / "configs" / "matrix").glob("*.yaml"))
 BASIC = {"configs": str(CONFIGS), "sources": ["cityscapes", "bdd100k"], "methods": ["full", "tmt"]}
@@ -207,6 +209,16 @@ def test_p_t_zero_is_full_fine_tuning(finished) -> None:
     assert found["finetune/cityscapes-bdd100k/tmt/p_T-0/labels1/seed1"] == full
 
 
+def test_report_of_a_real_run_shows_its_pictures(finished) -> None:
+    folder, _, _ = finished
+    text = write_report(folder / "out", images=1).read_text()
+    (views,) = re.findall(r'<script type="application/json">(.*?)</script>', text)
+    assert [view[:22] for view in json.loads(views)] == ["data:image/jpeg;base64"] * 9
+    for name in ("source model", "full: errors", "tmt: T (stride 8)"):
+        assert f">{name}</option>" in text
+    assert "1 pair, 1 seed, all labels." in text
+
+
 def test_nothing_is_run_twice(finished) -> None:
     folder, units, _ = finished
 
@@ -300,9 +312,9 @@ def test_missing_data_is_told_before_anything_runs(tmp_path, monkeypatch) -> Non
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path) -> None:
-    with matrix.exclusive(tmp_path / "out"), pytest.raises(ValueError, match="another run is at work in"):
-        with matrix.exclusive(tmp_path / "out"):
-            pass
+    second = matrix.exclusive(tmp_path / "out")
+    with matrix.exclusive(tmp_path / "out"), pytest.raises(ValueError, match="another run is at work in"), second:
+        pass
     with matrix.exclusive(tmp_path / "out"):
         pass
 

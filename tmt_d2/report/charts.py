@@ -162,10 +162,10 @@ def interval_chart(
             )
         if low is not None and high is not None:
             parts.append(
-                f'<line class="{kind}" stroke-width="5" x1="{axes.x(low)}" x2="{axes.x(high)}" y1="{y}" y2="{y}"/>'
+                f'<line class="{kind}" stroke-width="6" x1="{axes.x(low)}" x2="{axes.x(high)}" y1="{y}" y2="{y}"/>'
             )
         parts.append(
-            f'<circle class="{kind} mean" cx="{axes.x(mean)}" cy="{y}" r="6"><title>{mean:+.2f}</title></circle>'
+            f'<circle class="{kind} mean" cx="{axes.x(mean)}" cy="{y}" r="4.5"><title>{mean:+.2f}</title></circle>'
         )
     return _svg(width, height, x_label, "".join(parts))
 
@@ -190,10 +190,16 @@ def heat_table(
     *,
     corner: str = "",
     diverging: bool = False,
+    scale: float = 1.0,
     digits: int = 1,
 ) -> str:
-    """A table whose cells are coloured by value; a cell without a value stays empty."""
+    """A table whose cells are coloured by value; a cell without a value stays empty.
+
+    diverging: red below 0, green above, the full colour from ``scale`` on; else from the least to the greatest value.
+    """
     low, high = (min(values.values()), max(values.values())) if values else (0.0, 1.0)
+    if diverging:
+        low, high = -scale, scale
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     body = []
     for row in rows:

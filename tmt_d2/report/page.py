@@ -22,7 +22,9 @@ from .tables import cell_text, pair_values
 
 Section = tuple[str, str, str, str]  # anchor, heading, lead, content
 STRIDES = (32, 16, 8)
+_Points = dict[str, dict[Any, dict[tuple[Pair, int], float]]]  # method, value of a setting, cell
 NOTHING = "&ndash;"
+LARGE_GAIN = 3.0  # points that have the full colour: the same for every method, so that noise stays pale
 # The browser itself refuses to load anything that is not in the page.
 ONLY_INLINE = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
@@ -63,15 +65,21 @@ class _Page:
                 f"Minus {BASELINE}",
                 "Difference in mIoU to full fine-tuning on the same pair with the same seed. Dots are single runs; bars "
                 "are 95 % bootstrap intervals of the mean, in which pairs are resampled with all their seeds. "
-                "<b>A grey bar includes 0: no difference has been shown.</b>",
+                "<b>A grey bar includes 0: no difference has been shown.</b> Pairs share source models, so intervals are rather "
+                "too narrow than too wide.",
                 self._differences(),
             ),
             ("heat", "Source by target", "Mean mIoU in percent; gains are in points.", self._heat_maps()),
-            ("sweeps", "Sweeps", "Mean over pairs and seeds; the band is ± one standard deviation.", self._sweeps()),
+            (
+                "sweeps",
+                "Sweeps",
+                "Mean over the pairs and seeds that have every value; the band is ± one standard deviation over seeds.",
+                self._sweeps(),
+            ),
             (
                 "labels",
                 "Few labels",
-                "mIoU by the share of the target's labelled training images.",
+                "mIoU by the share of the target's labelled training images; the band is ± one standard deviation over seeds.",
                 self._label_curves(),
             ),
             (
@@ -108,7 +116,7 @@ class _Page:
 
     def verdict(self) -> str:
         seeds = len(self.results.seeds())
-        text = f"{len(self.pairs)} pairs, {seeds} seed{'s' if seeds != 1 else ''}, {_share(self.fraction)}. "
+        text = f"{len(self.pairs)} pair{'s' if len(self.pairs) != 1 else ''}, {seeds} seed{'s' if seeds != 1 else ''}, {_share(self.fraction)}. "
         method = "tmt" if "tmt" in self.others else (self.others[0] if self.others else "")
         found = self._difference(method) if method else None
         if found is None:
@@ -176,7 +184,7 @@ class _Page:
                 best = len(means) > 1 and method in means and means[method] == max(means.values())
                 gain = ""
                 if method != BASELINE and method in means and BASELINE in means:
-                    gain = f"<small>{_signed(means[method] - means[BASELINE])}</small>"
+                    gain = f"<small>{means[method] - means[BASELINE]:+.1f}</small>"
                 text = cell_text(values[method].get(pair, [])) or NOTHING
                 cells.append(f"<td{' class=best' if best else ''}>{text}{gain}</td>")
             if paper:
@@ -203,7 +211,8 @@ class _Page:
                 if found is not None:
                     rows.append((method, found.mean, found.low, found.high, found.values))
             if rows:
-                chart = interval_chart(rows, f"points of mIoU, minus {BASELINE}")
+                drawn = [row for row in rows if row[0] != "linear"] or rows  # its loss would set the scale
+                chart = interval_chart(drawn, f"points of mIoU, minus {BASELINE}")
                 items = "; ".join(
                     f"{escape(m)} {mean:+.2f}"
                     + (f" [{low:+.2f}, {high:+.2f}]" if low is not None else " (no interval)")
@@ -219,7 +228,8 @@ class _Page:
         def table(values: Mapping[Pair, float], caption: str, diverging: bool = False) -> str:
             if not values:
                 return ""
-            drawn = heat_table(sources, targets, values, corner="source ↓  target →", diverging=diverging)
+            corner = "source ↓  target →"
+            drawn = heat_table(sources, targets, values, corner=corner, diverging=diverging, scale=LARGE_GAIN)
             return f"<figure><figcaption>{escape(caption)}</figcaption>{drawn}</figure>"
 
         before = _means_by_pair(by_cell(self.results.evaluation, METRICS[0]))
@@ -242,47 +252,60 @@ class _Page:
         for name in sorted({run.about["sweep"] for run in self.results.swept}):
             runs = [run for run in self.results.swept if run.about["sweep"] == name]
             key = runs[0].about["key"]
-            points: dict[str, dict[Any, list[float]]] = {}
+            points: _Points = {}
             methods = {run.method for run in runs}
-            pairs = {run.pair for run in runs}
-            fixed = [run for run in self.results.fine_tuned if run.method in methods and run.pair in pairs]
+            fixed = [run for run in self.results.fine_tuned if run.method in methods]
             for run in [*runs, *fixed]:
-                if run.about["label_fraction"] != self.fraction:
-                    continue
-                value = run.about["value"] if "value" in run.about else setting(run, key)
-                points.setdefault(run.method, {}).setdefault(_hashable(value), []).append(run.values[METRICS[0]])
+                if run.about["label_fraction"] == self.fraction:
+                    value = run.about["value"] if "value" in run.about else setting(run, key)
+                    points.setdefault(run.method, {}).setdefault(_hashable(value), {})[run.cell] = run.values[
+                        METRICS[0]
+                    ]
             order = sorted({value for each in points.values() for value in each})
             number = all(isinstance(value, (int, float)) for value in order)
             place = {value: float(value) if number else float(index) for index, value in enumerate(order)}
             chart = self._value_chart(points, place, name, None if number else [(place[v], str(v)) for v in order])
-            drawn = legend(sorted(points), self.colours) + chart
-            parts.append(f"<figure><figcaption>{escape(key)}</figcaption>{drawn}</figure>")
+            if chart:
+                parts.append(f"<figure><figcaption>{escape(key)}</figcaption>{chart}</figure>")
         return f'<div class="row-flex">{"".join(parts)}</div>' if parts else ""
 
     def _value_chart(
         self,
-        points: Mapping[str, Mapping[Any, Sequence[float]]],
+        points: _Points,
         place: Mapping[Any, float],
         x_label: str,
         x_ticks: Sequence[tuple[float, str]] | None,
     ) -> str:
+        """Per method the mean over the (pair, seed) that have every value; spread over seeds of their mean over pairs."""
         series = []
         for method in sorted(points):
-            found = sorted((place[value], spread(values)) for value, values in points[method].items())
-            band = [(x, mean - (deviation or 0), mean + (deviation or 0)) for x, (mean, deviation) in found]
-            series.append(Series(method, [(x, mean) for x, (mean, _) in found], band))
-        return line_chart(series, x_label, "mIoU", colours=self.colours, x_ticks=x_ticks)
+            complete = sorted(set.intersection(*(set(cells) for cells in points[method].values())))
+            if not complete:
+                continue
+            found = []
+            for value, cells in points[method].items():
+                by_seed: dict[int, list[float]] = {}
+                for cell in complete:
+                    by_seed.setdefault(cell[1], []).append(cells[cell])
+                found.append((place[value], *spread([float(np.mean(each)) for each in by_seed.values()])))
+            found.sort()
+            band = [(x, mean - deviation, mean + deviation) for x, mean, deviation in found if deviation is not None]
+            series.append(Series(method, [(x, mean) for x, mean, _ in found], band))
+        if not series:
+            return ""
+        drawn = line_chart(series, x_label, "mIoU", colours=self.colours, x_ticks=x_ticks)
+        return legend([each.name for each in series], self.colours) + drawn
 
     def _label_curves(self) -> str:
         if len(self.fractions) < 2:
             return ""
-        points: dict[str, dict[Any, list[float]]] = {}
+        points: _Points = {}
         for run in self.results.fine_tuned:
-            points.setdefault(run.method, {}).setdefault(run.about["label_fraction"], []).append(run.values[METRICS[0]])
+            values = points.setdefault(run.method, {}).setdefault(run.about["label_fraction"], {})
+            values[run.cell] = run.values[METRICS[0]]
         place = {fraction: float(np.log2(fraction)) for fraction in self.fractions}
-        x_ticks = [(place[fraction], f"{fraction:g}") for fraction in self.fractions]
-        chart = self._value_chart(points, place, "share of labels", x_ticks)
-        return legend(sorted(points), self.colours) + chart
+        x_ticks = [(place[fraction], f"{fraction:.3g}") for fraction in self.fractions]
+        return self._value_chart(points, place, "share of labels", x_ticks)
 
     def _curves(self) -> str:
         charts = []
@@ -326,7 +349,7 @@ class _Page:
             return ""
         plain = {key: value for key, value in values.items() if key[1] not in columns}
         return (
-            f'<div class="row-flex">{heat_table(rows, columns, gains, diverging=True)}'
+            f'<div class="row-flex">{heat_table(rows, columns, gains, diverging=True, scale=2 * LARGE_GAIN)}'
             f"{heat_table(rows, [f'IoU of {BASELINE}'], plain)}</div>"
         )
 
@@ -478,8 +501,8 @@ def _interval(found: Difference | None) -> str:
     if found is None:
         return ""
     if found.low is None:
-        return f"<small>{_signed(found.mean)}</small>"
-    return f"<small>{_signed(found.mean, found.is_clear)} [{found.low:+.1f}, {found.high:+.1f}]</small>"
+        return f"<small>{found.mean:+.1f}</small>"
+    return f"<small>{_signed(found.mean, found.is_clear)}</small><small>[{found.low:+.1f}, {found.high:+.1f}]</small>"
 
 
 def _signed(value: float, is_clear: bool = True) -> str:

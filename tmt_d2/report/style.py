@@ -8,7 +8,7 @@ body { margin:0; background:var(--back); color:var(--ink); font:15px/1.55 system
 header { background:#16202e; color:#fff; padding:34px 0 28px; }
 header p { color:#b9c4d3; margin:6px 0 0; max-width:70ch; }
 h1 { font-size:27px; margin:0; letter-spacing:-.01em; }
-main, header > div, nav > div { max-width:1120px; margin:0 auto; padding:0 24px; }
+main, header > div, nav > div { max-width:1240px; margin:0 auto; padding:0 24px; }
 nav { background:#fff; border-bottom:1px solid var(--line); position:sticky; top:0; z-index:5; }
 nav > div { display:flex; gap:20px; overflow-x:auto; }
 nav a { color:var(--soft); text-decoration:none; padding:11px 0; font-size:14px; white-space:nowrap; }
@@ -22,9 +22,9 @@ h2 { font-size:19px; margin:0 0 4px; } h3 { font-size:15px; margin:22px 0 6px; }
 .tile span { color:var(--soft); font-size:13px; }
 .scroll { overflow-x:auto; }
 table { border-collapse:collapse; font-variant-numeric:tabular-nums; font-size:14px; }
-.results th, .results td { padding:6px 13px; text-align:right; border-bottom:1px solid var(--line); white-space:nowrap; }
+.results th, .results td { padding:6px 10px; text-align:right; border-bottom:1px solid var(--line); white-space:nowrap; }
 .results th:first-child { text-align:left; font-weight:500; } .results thead th { color:var(--soft); font-weight:600; }
-.results td.best { font-weight:700; } .results small { display:block; color:var(--soft); font-size:11.5px; }
+.results td.best { font-weight:700; } .results small { display:block; color:var(--soft); font-size:11.5px; font-weight:400; }
 .results tr.total td, .results tr.total th { border-top:2px solid var(--ink); font-weight:600; }
 .up { color:var(--good); } .down { color:var(--bad); } .even { color:var(--soft); }
 .heatmap td, .heatmap th { padding:6px 9px; text-align:center; font-size:13px; } .heatmap th { font-weight:500; }

@@ -3,8 +3,8 @@
     python -m benchmarks.parts [--device cpu] [--rounds 5] [--size 512x1024] [--output parts.json] [--plot parts.png]
 
 Parts: deformable attention at encoder scale by every backend (forward, forward + backward, bytes it keeps for the
-backward pass), adaptive clustering per level, the transferability mask, the decoder, matching and losses against the
-form that goes layer by layer and image by image. "floor" is FLOPs over the measured rate of a matrix product or bytes
+backward pass), adaptive clustering per level, the transferability mask, the decoder, matching and losses against
+Hugging Face's, layer by layer and image by image. "floor" is FLOPs over the measured rate of a matrix product or bytes
 (each input and output once) over the measured rate of a copy, whichever is larger.
 """
 
@@ -108,7 +108,11 @@ def transferability_rows(height: int, width: int, args: argparse.Namespace) -> I
 
 
 def criterion_rows(height: int, width: int, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Matching and losses of two images: together, and one decoder output and one image at a time."""
+    """Matching and losses of two images with their gradients, against Hugging Face's, which goes layer by layer and
+    image by image on the dense masks of all queries."""
+    from transformers import Mask2FormerConfig
+    from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
+
     model = build("plain", args.device).train()
     images, labels = scene(2, height, width, args.device)
     records = [{"image": image, "sem_seg": label} for image, label in zip(images, labels)]
@@ -116,29 +120,35 @@ def criterion_rows(height: int, width: int, args: argparse.Namespace) -> Iterato
     outputs = model.decode(encoded, None)
     layers = [*outputs["aux_outputs"], {key: outputs[key] for key in ("pred_logits", "pred_masks")}]
     leaves = [layer["pred_masks"].embeddings for layer in layers] + [layer["pred_logits"] for layer in layers]
+    leaves.append(encoded.mask_features)
     targets = semantic_targets(labels)
+    config = Mask2FormerConfig(num_labels=19)
+    weights = {"loss_cross_entropy": 2.0, "loss_mask": 5.0, "loss_dice": 5.0}
+    hf_loss = Mask2FormerLoss(config=config, weight_dict=weights).to(args.device)
 
-    def together() -> None:
+    def ours() -> None:
         losses = model.criterion(outputs, targets)
-        torch.autograd.grad(
-            torch.stack(list(losses.values())).sum(), [*leaves, encoded.mask_features], retain_graph=True
+        torch.autograd.grad(torch.stack(list(losses.values())).sum(), leaves, retain_graph=True)
+
+    def theirs() -> None:
+        dense = [
+            {"masks_queries_logits": layer["pred_masks"].dense(), "class_queries_logits": layer["pred_logits"]}
+            for layer in layers
+        ]
+        losses = hf_loss(
+            **dense[-1],
+            mask_labels=[target["masks"].float() for target in targets],
+            class_labels=[target["labels"] for target in targets],
+            auxiliary_predictions=dense[:-1],
         )
+        torch.autograd.grad(torch.stack(list(losses.values())).sum(), leaves, retain_graph=True)
 
-    def one_by_one() -> None:
-        total = []
-        for layer in layers:
-            masks = layer["pred_masks"].dense()
-            for image, target in enumerate(targets):
-                one = {"pred_logits": layer["pred_logits"][image : image + 1], "pred_masks": masks[image : image + 1]}
-                total += list(model.criterion(one, [target]).values())
-        torch.autograd.grad(torch.stack(total).sum(), [*leaves, encoded.mask_features], retain_graph=True)
-
-    times = in_turns({"together": together, "one by one": one_by_one}, args.rounds, args.device)
+    times = in_turns({"ours": ours, "hf": theirs}, args.rounds, args.device)
     for name, values in times.items():
         yield {
             "part": f"matcher + criterion of 10 outputs, 2 x {height}x{width}, {name}",
             "s": values["median"],
-            "ratio to one by one": values["median"] / times["one by one"]["median"],
+            "ratio to hf": values["median"] / times["hf"]["median"],
         }
 
 
@@ -168,6 +178,9 @@ def main() -> None:
     arguments.add_argument(
         "--sizes", nargs="+", default=["256x512", "512x1024", "768x1536", "1024x2048"], metavar="HxW"
     )
+    arguments.add_argument(
+        "--only", default="", metavar="TEXT", help="deformable, transferability or criterion: only these parts"
+    )
     arguments.add_argument("--output", help="write the figures as JSON")
     arguments.add_argument("--plot", help="write ACTE's cost against image size as a picture")
     args = arguments.parse_args()
@@ -176,17 +189,20 @@ def main() -> None:
     args.floor = lambda operations, moved: max(operations / flops, moved / bandwidth)
     sizes = [tuple(map(int, size.split("x"))) for size in args.sizes]
     rows: list[dict[str, Any]] = []
-    for height, width in ((512, 1024), (1024, 2048)):
-        rows += deformable_rows(height, width, args)
-    for height, width in sizes:
-        rows += transferability_rows(height, width, args)
-    rows += criterion_rows(256, 512, args)
+    if "deformable".startswith(args.only):
+        for height, width in ((512, 1024), (1024, 2048)):
+            rows += deformable_rows(height, width, args)
+    if "transferability".startswith(args.only):
+        for height, width in sizes:
+            rows += transferability_rows(height, width, args)
+    if "criterion".startswith(args.only):
+        rows += criterion_rows(256, 512, args)
     print_table(rows)
     facts = machine(args.device) | {"peak_flops": flops, "peak_bytes_per_s": bandwidth}
     print(facts)
     if args.output:
         write_json(args.output, {"machine": facts, "rounds": args.rounds, "rows": rows})
-    if args.plot:
+    if args.plot and not args.only:
         plot_cost(rows, args.plot)
 
 

@@ -215,7 +215,12 @@ class _StackedMasks:
             L = len(self._stack)
             sampled = point_sample(self._stack.flatten(0, 1), points.repeat(L, 1, 1), align_corners=False)
             return sampled.unflatten(0, (L, -1))
-        return self._stack @ point_sample(self._features, points, align_corners=False)
+        L = len(self._stack)
+        embeddings = self._stack.transpose(0, 1).flatten(
+            1, 2
+        )  # (B, L*Q, C): one product an image, features not repeated
+        sampled = embeddings @ point_sample(self._features, points, align_corners=False)
+        return sampled.unflatten(1, (L, -1)).transpose(0, 1)
 
     def select(self, queries: Sequence[Tensor]) -> Tensor:
         """queries: per image (L, T) long -> the maps of these queries (L, K, h, w), images one after the other."""

@@ -17,8 +17,8 @@ from tmt_d2.deployment.predictor import Predictor
 
 SIZE = (40, 60)  # padded to 64 x 64
 SMALL = {
-    "MODEL__MASK_FORMER__DEC_LAYERS": 4,
-    "MODEL__TMT__ITERATIONS": 2,
+    "MODEL__MASK_FORMER__DEC_LAYERS": 2,
+    "MODEL__TMT__ITERATIONS": 1,
     "MODEL__TMT__OUTPUT_TRANSFERABILITY": True,
     "INPUT__MIN_SIZE_TEST": 0,
 }
@@ -42,7 +42,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_function_that_is_exported(files: Path) -> None:
     """The same answers as the predictor, which goes through Detectron2's records."""
     predictor = Predictor.from_config(str(files / "tmt.yaml"), str(files / "tmt.pth"))
-    image = sample_image(SIZE)
+    image = sample_image(SIZE, 0)
     assert image.shape == (1, 3, *SIZE)
     assert 0 <= image.min() < image.max() <= 255
     prediction = predictor(image[0].permute(1, 2, 0).byte().numpy())
@@ -63,7 +63,9 @@ def test_onnx_file_of_tmt(files: Path, capsys: pytest.CaptureFixture[str]) -> No
     command = ["--config-file", str(files / "tmt.yaml"), "--weights", str(files / "tmt.pth"), "--size", "40x60"]
     main([*command, "--format", "onnx", "--output", str(output)])
     said = capsys.readouterr().out
-    assert re.search(r"tmt.onnx: [\d.]+ MiB, logits differ by at most \d.\de-\d\d, \d+.\d+% of the labels", said)
+    assert re.search(
+        r"tmt.onnx: [\d.]+ MiB, logits differ by \d.\de-\d\d \(median of 5 images, at worst \d.\de-\d\d\), ", said
+    )
     assert re.search(r"latency at 40x60 on \d+ CPU threads: PyTorch \d+ ms, onnx \d+ ms", said)
     assert sorted(path.name for path in files.iterdir()) == ["tmt.onnx", "tmt.pth", "tmt.yaml"]
 
@@ -71,7 +73,7 @@ def test_onnx_file_of_tmt(files: Path, capsys: pytest.CaptureFixture[str]) -> No
     session = onnxruntime.InferenceSession(output)
     names = [part.name for part in session.get_outputs()]
     assert names == ["labels", "scores", "class_logits", "mask_logits", "transferability"]
-    image = sample_image(SIZE).flip(-1)  # not the image that the command looked at
+    image = sample_image(SIZE, 99)  # none that the command looked at
     found = dict(zip(names, map(torch.from_numpy, session.run(None, {"image": image.numpy()}))))
     model = small_model("TransferableMaskFormer")
     fixed = FixedSizeModel(model)
@@ -89,7 +91,7 @@ def test_pt2_file_of_mask2former(tmp_path: Path) -> None:
     assert agreement.logits < 1e-3
     assert agreement.labels > 0.999
     assert min(agreement.model_seconds, agreement.file_seconds) > 0
-    image = sample_image((64, 64)).flip(-2)
+    image = sample_image((64, 64), 99)
     found = torch.export.load(tmp_path / "plain.pt2").module()(image)
     assert len(found) == 4
     assert torch.allclose(found[1], FixedSizeModel(model)(image)[1], atol=1e-5)
@@ -98,11 +100,11 @@ def test_pt2_file_of_mask2former(tmp_path: Path) -> None:
 def test_a_file_that_does_not_agree_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong(FixedSizeModel):
         def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-            outputs = super().forward(image)
-            return (*outputs[:2], outputs[2] + 0.01 * torch.compiler.is_exporting(), *outputs[3:])
+            shift = 0.01 * torch.compiler.is_exporting()
+            return image.argmax(1), image, image.mean(1) + shift, image
 
     monkeypatch.setattr(module, "FixedSizeModel", Wrong)
-    message = r"bad.pt2 is not written: its logits differ by up to 0.01, 100.00% of the labels are equal"
+    message = r"bad.pt2 is not written: its logits differ by 0.01, 100.00% of the labels are equal"
     with pytest.raises(ValueError, match=message):
         export_model(small_model("MaskFormer"), (32, 32), tmp_path / "bad.pt2", "pt2")
     assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from ..config import setup_cfg
 from ..data.augmentation import Crop, crop_image
 from ..data.reader import ChannelOrder, read_image
 from ..engine.checkpoint import TMTCheckpointer
-from ..evaluation.inference import MAX_SCORE_PIXELS, build_inference
+from ..evaluation.inference import MAX_SCORE_PIXELS, SinglePass, build_inference
 from ..evaluation.semantic import labels_at_size
 from ..modeling.mask_former import MaskFormer, TransferableMaskFormer
 
@@ -62,7 +62,7 @@ class Predictor:
         self,
         model: MaskFormer,
         *,
-        inference: nn.Module,
+        inference: SinglePass,
         batched: bool,
         min_size: int,
         max_size: int,
@@ -93,7 +93,7 @@ class Predictor:
         cfg, model = load_model(config_file, weights, opts)
         return cls(
             model,
-            inference=build_inference(cfg, WithTransferability(model)),
+            inference=cast(SinglePass, build_inference(cfg, WithTransferability(model))),
             batched=not (cfg.TEST.SLIDING_WINDOW.ENABLED or cfg.TEST.AUG.ENABLED),
             min_size=cfg.INPUT.MIN_SIZE_TEST,
             max_size=cfg.INPUT.MAX_SIZE_TEST,

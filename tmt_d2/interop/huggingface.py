@@ -313,7 +313,7 @@ def _settings(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[
                 raise ValueError(f"config.json: {key} is {where[key]!r}: only {value!r} is built here")
     if "class_predictor.weight" not in tensors:
         raise ValueError("class_predictor.weight is missing: take a Mask2FormerForUniversalSegmentation")
-    settings = dict(_FIXED)
+    settings: dict[str, Any] = dict(_FIXED)
     settings["MODEL.SEM_SEG_HEAD.NUM_CLASSES"] = len(tensors["class_predictor.weight"]) - 1
     settings.update({ours: config.get(key, default) for key, (ours, default) in _KEYS.items()})
     if kind == "swin":

@@ -132,7 +132,10 @@ def write_official(state: Mapping[str, Tensor], path: str | Path) -> None:
         raise ValueError(f"{path}: write a .pth or a .pkl file")
 
 
-class _ZooPickler(pickle._Pickler):  # type: ignore[name-defined]  # the C class writes names as it likes
+_PythonPickler: Any = pickle._Pickler  # type: ignore[attr-defined]  # the C class writes names as it likes
+
+
+class _ZooPickler(_PythonPickler):
     """Names NumPy's array builder as NumPy 1 did, which NumPy 2 still understands; the reverse is not true."""
 
     def save_global(self, obj: Any, name: str | None = None) -> None:

@@ -148,19 +148,24 @@ def sample_image(size: tuple[int, int], seed: int) -> Tensor:
 
 def compare(fixed: FixedSizeModel, run: Callable[[Tensor], Outputs], size: tuple[int, int]) -> Agreement:
     """How far ``run``, what the file does, agrees with the model, and how long both take."""
-    logits, labels, model_seconds, file_seconds = [], [], [], []
-    for seed in range(IMAGES):
-        image = sample_image(size, seed)
+    images = [sample_image(size, seed) for seed in range(IMAGES)]
+    # One after the other: two runtimes that take turns disturb each other's threads.
+    expected, model_seconds = _answers(lambda image: dict(zip(fixed.names, fixed(image))), images)
+    found, file_seconds = _answers(run, images)
+    pairs = list(zip(expected, found))
+    logits = [max(float((a[name] - b[name]).abs().max()) for name in LOGITS) for a, b in pairs]
+    labels = [float((a["labels"] == b["labels"]).double().mean()) for a, b in pairs]
+    return Agreement(statistics.median(logits), max(logits), statistics.mean(labels), model_seconds, file_seconds)
+
+
+def _answers(function: Callable[[Tensor], Outputs], images: Sequence[Tensor]) -> tuple[list[Outputs], float]:
+    """The outputs for each image, and the median time in seconds."""
+    answers, seconds = [], []
+    for image in images:
         start = time.perf_counter()
-        expected = dict(zip(fixed.names, fixed(image)))
-        between = time.perf_counter()
-        found = run(image)
-        file_seconds.append(time.perf_counter() - between)
-        model_seconds.append(between - start)
-        logits.append(max(float((expected[name] - found[name]).abs().max()) for name in LOGITS))
-        labels.append(float((expected["labels"] == found["labels"]).double().mean()))
-    median = statistics.median
-    return Agreement(median(logits), max(logits), statistics.mean(labels), median(model_seconds), median(file_seconds))
+        answers.append(function(image))
+        seconds.append(time.perf_counter() - start)
+    return answers, statistics.median(seconds)
 
 
 def _write_onnx(program: torch.export.ExportedProgram, image: Tensor, names: Sequence[str], path: Path) -> None:
@@ -175,7 +180,9 @@ def _write_onnx(program: torch.export.ExportedProgram, image: Tensor, names: Seq
 def _onnx_runner(path: Path) -> Callable[[Tensor], Outputs]:
     import onnxruntime  # optional: pip install "tmt_d2[export]"
 
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # a fair race
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
     def run(image: Tensor) -> Outputs:

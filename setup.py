@@ -49,6 +49,9 @@ setup(
         "hf": HUGGING_FACE,
         # ONNX files, and the runtime that they are compared with.
         "export": EXPORT,
+        "slurm": ["submitit"],
+        # The page of demo/app.py.
+        "app": ["gradio>=6"],
         # Multi-scale deformable attention compiled at run time on the CPU: no compiler, ten times faster than without.
         "cpu": ["numba"],
         # Multi-scale deformable attention as a Triton kernel, on NVIDIA GPUs.

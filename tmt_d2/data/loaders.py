@@ -8,7 +8,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -98,10 +99,11 @@ def build_paired_loader(
     return _loader(sources + targets, mapper, StepSampler(groups, batch_size, seed), num_workers)
 
 
-class Draw(NamedTuple):
+@dataclass(frozen=True)
+class Draw:
     """One sample to make: the record's index, the seed of its random draws, and the records it may be replaced by."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of this name
     seed: int
     group: range
 

@@ -75,10 +75,10 @@ class TrainingStep:
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1
 
     def _normalisers(self, micro_batches: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Tensor]:
-        module = self.module.module if isinstance(self.module, DistributedDataParallel) else self.module
+        module: Any = self.module.module if isinstance(self.module, DistributedDataParallel) else self.module
         if len(micro_batches) == 1 or not hasattr(module, "count_masks"):
             return {}
-        total = torch.tensor(float(sum(map(module.count_masks, micro_batches))), device=self.device)
+        total = torch.tensor(float(sum(module.count_masks(batch) for batch in micro_batches)), device=self.device)
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(total)
         return {"num_masks": total / (comm.get_world_size() * len(micro_batches))}

@@ -22,6 +22,8 @@ from .matcher import match, matching_costs
 class SetCriterion(nn.Module):
     """Losses of all decoder outputs; ``weight_dict`` names them with their weights."""
 
+    empty_weight: Tensor
+
     def __init__(
         self,
         num_classes: int,
@@ -132,7 +134,9 @@ class SetCriterion(nn.Module):
             wanted[:, image].scatter_(1, chosen, target["labels"].expand(len(chosen), -1))
         losses = F.cross_entropy(class_logits.flatten(0, 2), wanted.flatten(), self.empty_weight, reduction="none")
         no_object = self.empty_weight[-1]
-        weights = num_masks + no_object * (wanted[0].numel() - num_masks)
+        labels = torch.cat([target["labels"] for target in targets])
+        of_class = self.empty_weight[labels].mean() if len(labels) else 1.0  # 1 unless a checkpoint says otherwise
+        weights = of_class * num_masks + no_object * (wanted[0].numel() - num_masks)
         return losses.view(wanted.shape).sum((1, 2)) / weights
 
     def _mask_losses(

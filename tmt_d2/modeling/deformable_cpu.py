@@ -157,6 +157,6 @@ def _level_tables(spatial_shapes: Sequence[tuple[int, int]]) -> tuple[np.ndarray
 
 def _use_torch_threads() -> None:
     threads = torch.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     if torch.get_num_threads() != threads:  # Numba's OpenMP layer sets the count of the whole process when it starts
         torch.set_num_threads(threads)

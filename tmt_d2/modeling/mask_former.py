@@ -48,6 +48,9 @@ class Encoded(NamedTuple):
 class MaskFormer(nn.Module):
     """Mask2Former with semantic inference. State-dict names are the official ones."""
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     @configurable
     def __init__(
         self,

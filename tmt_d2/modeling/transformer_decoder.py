@@ -5,6 +5,7 @@ Letters: B images, Q queries, C channels, (H, W) a level, K = H*W, N classes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,7 @@ class MLP(nn.Module):
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int):
         super().__init__()
         dims = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(dims[:-1], dims[1:]))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(dims))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
@@ -202,8 +203,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         if len(levels) != self.num_levels:
             raise ValueError(f"{len(levels)} levels given, the decoder attends to {self.num_levels}")
         memories, positions, small_features = [], [], []
-        for index, (level, project) in enumerate(zip(levels, self.input_proj)):
-            projected = project(level)
+        for index, (features, project) in enumerate(zip(levels, self.input_proj)):
+            projected = project(features)
             height, width = projected.shape[-2:]
             channels = projected.shape[1]
             memories.append(projected.flatten(2).transpose(1, 2) + self.level_embed.weight[index])

@@ -28,7 +28,7 @@ class Regions(NamedTuple):
 
     centers: Tensor
     assignment: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # a tuple has a method of this name
 
 
 def adaptive_clustering(

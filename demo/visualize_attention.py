@@ -236,6 +236,15 @@ def whole_split(loaded: Loaded, split: str, limit: int | None, plot: Path) -> No
     if not isinstance(loaded.model, TransferableMaskFormer):
         print(f"{loaded.name}: no statistics, a plain Mask2Former has no transferability")
         return
+    result = statistics_of(loaded, split, limit)
+    print(f"{split}, {loaded.name}, {result['images']} images\n{table(result)}")
+    write_json(plot.with_suffix(".json"), result)
+    heading = f"What transferability excludes: {split}, {result['images']} images"
+    save(statistics_figure(result, heading), plot)
+
+
+def statistics_of(loaded: Loaded, split: str, limit: int | None) -> dict[str, Any]:
+    """``Statistics.result`` of a registered split, with where it comes from and the measured proxy A-distance."""
     label_space = label_space_of(split)
     records = DatasetCatalog.get(split)[:limit]
     items = (
@@ -248,13 +257,12 @@ def whole_split(loaded: Loaded, split: str, limit: int | None, plot: Path) -> No
         "weights": loaded.weights,
         **collect(loaded.model, items),
     }
-    estimator = Path(loaded.weights).parent / "estimator.json"
-    if estimator.is_file():
-        result["proxy_a_distance"] = json.loads(estimator.read_text(encoding="utf-8"))["proxy_a_distance"]
-    print(f"{split}, {loaded.name}, {result['images']} images\n{table(result)}")
-    write_json(plot.with_suffix(".json"), result)
-    heading = f"What transferability excludes: {split}, {result['images']} images"
-    save(statistics_figure(result, heading), plot)
+    folder = Path(loaded.weights).parent
+    for estimator in (folder / "estimator.json", folder.parent / "estimator" / "estimator.json"):
+        if estimator.is_file():
+            result["proxy_a_distance"] = json.loads(estimator.read_text(encoding="utf-8"))["proxy_a_distance"]
+            break
+    return result
 
 
 def _numbers(picture: Picture, models: Sequence[Loaded], reports: Sequence[AttentionReport]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def prediction_figure(reports: Sequence[AttentionReport], heading: str) -> Figur
 def transferability_figure(report: AttentionReport, heading: str) -> Figure:
     """Per level: T on the one scale of all figures, T by rank within the image, what is excluded, and the regions."""
     picture = drawn(report.picture)
-    rows = [_level_row(picture, level, report.p_t) for level in report.levels]
+    rows = [level_row(picture, level, report.p_t) for level in report.levels]
     legend = [("excluded from attention: highest T", REMOVED)] if report.p_t is not None else []
     return draw(rows, heading, legend)
 
@@ -83,14 +83,10 @@ def query_figure(
     columns: list[list[list[Panel | None]]] = []
     for report, query in zip(reports, queries):
         of = "" if len(reports) == 1 else f" ({report.name})"
-        layers = [_layer_panels(picture, layer, of, report.p_t is not None, heads) for layer in query.layers]
+        layers = [layer_panels(picture, layer, of, report.p_t is not None, heads) for layer in query.layers]
         mask = resized(query.mask.astype(np.uint8), size) > 0
         summary: list[Panel | None] = [
-            Panel(
-                mask_overlay(picture, mask),
-                _named("final mask", report, reports),
-                f"query {query.choice.query}: {query.name} {_percent(query.confidence)}, {_percent(query.mask.mean())} of the image",
-            ),
+            Panel(mask_overlay(picture, mask), _named("final mask", report, reports), said(query)),
             Panel(
                 label_overlay(picture, resized(report.prediction, size)),
                 _named("prediction", report, reports),
@@ -112,6 +108,12 @@ def query_figure(
     return draw(rows, heading, legend)
 
 
+def said(query: QueryReport) -> str:
+    """What a query says of itself, in one line."""
+    confidence, share = _percent(query.confidence), _percent(float(query.mask.mean()))
+    return f"query {query.choice.query}: {query.name} {confidence}, {share} of the image"
+
+
 def drawn(picture: np.ndarray) -> np.ndarray:
     """Small pictures enlarged, so that lines drawn into them are thin."""
     height, width = picture.shape[:2]
@@ -119,7 +121,8 @@ def drawn(picture: np.ndarray) -> np.ndarray:
     return resized(picture, (height * factor, width * factor))
 
 
-def _level_row(picture: np.ndarray, level: LevelReport, p_t: float | None) -> Row:
+def level_row(picture: np.ndarray, level: LevelReport, p_t: float | None) -> Row:
+    """T on its fixed scale, T by rank, what p_T excludes (unless p_t is None), and the regions of one level."""
     size = picture.shape[:2]
     t, grid = level.t, level.grid
     # Ranks are of the logits: a confident discriminator rounds T to 0 or 1.
@@ -163,9 +166,10 @@ def _level_row(picture: np.ndarray, level: LevelReport, p_t: float | None) -> Ro
     return Row(panels, f"stride {grid.stride}")
 
 
-def _layer_panels(
+def layer_panels(
     picture: np.ndarray, layer: LayerReport, of: str, has_t: bool, heads: Sequence[int]
 ) -> list[Panel | None]:
+    """Mask, mask AND T (where ``has_t``), and the mean attention, then those of ``heads``; of: behind the titles."""
     size, grid = picture.shape[:2], layer.grid
     predicted = layer.predicted
     panels: list[Panel | None] = [

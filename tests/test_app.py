@@ -1,0 +1,236 @@
+"""The page of demo/app.py: what it reads and shows, and the whole of it in a real browser where there is one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from PIL import Image
+
+from demo import app, figures
+from tmt_d2 import setup_cfg
+from tmt_d2.engine.cli import one_line_errors
+from tmt_d2.visualization import Panel, Row, Scale
+from tmt_d2.visualization.html import legend_html, rows_html
+
+ROOT = Path(__file__).resolve().parents[1]
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random models in the layout of a finished demo, and one example image."""
+    folder = tmp_path_factory.mktemp("app")
+    torch.manual_seed(0)
+    for name in ("full", "tmt"):
+        cfg = setup_cfg(str(ROOT / "configs" / "tiny" / f"{name}.yaml"), ["INPUT.MIN_SIZE_TEST", "64"])
+        (folder / name).mkdir()
+        torch.save({"model": build_model(cfg).state_dict()}, folder / name / "model_final.pth")
+        (folder / name / "config.yaml").write_text(cfg.dump())
+    (folder / "source").mkdir()
+    (folder / "source" / "model_final.pth").touch()  # without a config it is no checkpoint
+    images = folder / "data" / "bdd100k" / "images" / "10k" / "val"
+    images.mkdir(parents=True)
+    save_image(images / "a.jpg", (60, 120))
+    return folder
+
+
+def save_image(path: Path, size: tuple[int, int]) -> Path:
+    coarse = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    cv2.imwrite(str(path), cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC))
+    return path
+
+
+def titles(html: str) -> list[str]:
+    return re.findall("<b>(.*?)</b>", html)
+
+
+def test_panels_as_html() -> None:
+    picture = np.zeros((4, 6, 3), np.uint8)
+    scale = Scale("viridis", "T", [(0.0, "low"), (1.0, "high")], mark=0.7)
+    html = rows_html([Row([Panel(picture, "a < b", "1 of 2", scale), None], "a row")], (0.25, 0.5))
+    assert titles(html) == ["a &lt; b"] and "1 of 2" in html and "a row" in html
+    assert "left: 25.00%; top: 50.00%" in html and "left: 70.00%" in html
+    assert "rgb(68, 1, 84)" in html and "rgb(253, 231, 37)" in html  # viridis from end to end
+    assert html.count("data:image/jpeg;base64,") == 1 and "http" not in html
+    assert "rgb(1, 2, 3)" in legend_html([("road", (1, 2, 3))])
+
+
+def test_checkpoints_and_examples_are_found(folder: Path, tmp_path: Path) -> None:
+    assert list(app.find_checkpoints(folder)) == ["tmt", "full"]
+    assert [path.name for path in app.find_examples(folder / "data")] == ["a.jpg"]
+    assert app.find_examples(tmp_path / "nothing") == []
+    with pytest.raises(FileNotFoundError, match="no folder with model_final.pth and config.yaml here: run `make demo`"):
+        app.find_checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (37, 91), (3, 300), (700, 1100)])
+def test_any_image_is_shown(folder: Path, size: tuple[int, int]) -> None:
+    viewer = app.Viewer(app.find_checkpoints(folder))
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    assert viewer.p_t("tmt") == 0.3 and viewer.p_t("full") is None
+    for at in ((0.0, 0.0), (1.0, 1.0)):
+        html = viewer.show(picture, at, "tmt", 1, 0.5)
+        assert len(titles(html)) == 9 and "excluded, p_T = 0.5" in html and "decoder layer 1" in html
+    html = viewer.show(picture, (0.5, 0.5), "full", 0, 0.5)
+    assert titles(html) == ["image", "prediction", "final mask of the pixel&#x27;s query"] + [
+        "predicted mask M",
+        "attention, mean of heads",
+    ]
+
+
+def test_p_t_is_that_of_the_slider(folder: Path) -> None:
+    viewer = app.Viewer(app.find_checkpoints(folder))
+    picture = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
+    assert ">0 of 128 positions" in viewer.show(picture, (0.5, 0.5), "tmt", 2, 0.0)
+    assert ">0 of 128 positions" not in viewer.show(picture, (0.5, 0.5), "tmt", 2, 0.5)
+    assert viewer.p_t("tmt") == 0.3  # as trained
+
+
+def test_uploads_are_read_and_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = app.read_upload(save_image(tmp_path / "a.png", (37, 91)))
+    assert picture.shape == (37, 91, 3) and picture.dtype == np.uint8
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    Image.fromarray(picture).save(tmp_path / "turned.jpg", exif=exif)
+    assert app.read_upload(tmp_path / "turned.jpg").shape == (91, 37, 3)
+    assert app.read_upload(save_image(tmp_path / "wide.png", (10, 2 * app.LONGEST))).shape == (5, app.LONGEST, 3)
+
+    Image.new("1", (9000, 9000)).save(tmp_path / "bomb.png")
+    for name, message in (
+        ("bomb.png", r"^bomb.png is 9000x9000, 81.0 megapixels: the page takes at most 40$"),
+        ("notes.png", r"^notes.png is no image that can be read here"),
+        ("half.jpg", r"^half.jpg: the file is truncated"),
+    ):
+        if name == "notes.png":
+            (tmp_path / name).write_text("no image")
+        if name == "half.jpg":
+            (tmp_path / name).write_bytes((tmp_path / "turned.jpg").read_bytes()[:700])
+        with pytest.raises(ValueError, match=message):
+            app.read_upload(tmp_path / name)
+    monkeypatch.setattr(app, "MAX_MEGABYTES", 0)
+    with pytest.raises(ValueError, match=r"^a.png has 0.0 MB: the page takes at most 0 MB$"):
+        app.read_upload(tmp_path / "a.png")
+
+
+def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(app, "gradio", None)
+    with pytest.raises(SystemExit) as stop, one_line_errors():
+        app.main([])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: the page needs Gradio 6: pip install -e '.[app]'\n"
+
+
+def test_help_teaches() -> None:
+    command = [sys.executable, "demo/app.py", "--help"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "pip install -e '.[app]'" in answer.stdout and "this machine only" in answer.stdout
+
+
+def test_the_figures_need_a_finished_demo(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no tmt/model_final.pth here: run `make demo` first"):
+        figures.main(["--demo", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
+# In a browser -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The page as a user starts it: its address and its folder for temporary files.
+
+    Ended as a service is, after which nothing of it may be left.
+    """
+    pytest.importorskip("gradio", minversion="6")
+    temporary = tmp_path_factory.mktemp("temporary")
+    environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "demo/app.py", "--output", str(folder), "--port", port]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("open "):
+            break
+    else:
+        pytest.fail("".join(lines))
+    try:
+        yield line.split()[1], temporary
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert not list(temporary.glob("tmt_app_*"))
+
+
+def test_in_a_browser(served: tuple[str, Path], tmp_path: Path) -> None:
+    address, temporary = served
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if BROWSER is None:
+        pytest.skip("no Chromium on the path")
+    image = save_image(tmp_path / "mine.png", (90, 57))
+    (tmp_path / "notes.png").write_text("no image")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        requested: list[str] = []
+        page.on("request", lambda request: requested.append(request.url))
+        page.goto(address)
+        expect = sync_api.expect
+        pictures, notes = page.locator("#stage .tmt-pic"), page.locator("#stage .tmt-caption")
+        expect(pictures).to_have_count(9)  # the example is shown without a click
+        box = pictures.first.bounding_box()
+        assert box and box["width"] / box["height"] == pytest.approx(2, rel=0.02)
+
+        pictures.first.click(position={"x": 0.75 * box["width"], "y": 0.25 * box["height"]})
+        expect(page.locator("#stage .tmt-mark").first).to_have_attribute("style", re.compile(r"left: 7[45]\.\d+%"))
+
+        drop = page.locator("#drop input[type=file]")
+        drop.set_input_files(str(image))
+        page.wait_for_function(
+            "(image => image.naturalHeight > image.naturalWidth)(document.querySelector('.tmt-pic img'))"
+        )
+        box = pictures.first.bounding_box()
+        assert box and box["width"] / box["height"] == pytest.approx(57 / 90, rel=0.02)
+        drop.set_input_files(str(tmp_path / "notes.png"))
+        expect(page.locator(".toast-body")).to_contain_text("notes.png is no image that can be read here")
+        assert [path for path in temporary.glob("tmt_app_*/**/*") if path.is_file()] == []  # uploads are gone
+
+        page.locator("#layer label").nth(0).click()
+        expect(page.locator("#stage")).to_contain_text("decoder layer 0, stride 32")
+        page.locator("#p_t input[type=number]").fill("0")
+        page.keyboard.press("Tab")
+        expect(notes.nth(7)).to_contain_text("excluded, p_T = 0")
+        page.locator("#checkpoint input").click()
+        page.get_by_role("option", name="full").click()
+        expect(pictures).to_have_count(5)
+        browser.close()
+    elsewhere = [url for url in requested if not url.startswith((address, "data:", "blob:"))]
+    assert requested and not elsewhere
+
+
+def test_uploads_above_the_limit_are_refused_by_the_server(served: tuple[str, Path]) -> None:
+    address, temporary = served
+    httpx = pytest.importorskip("httpx")  # comes with Gradio
+    large = bytes(app.MAX_MEGABYTES * 2**20 + 1)
+    answer = httpx.post(f"{address}gradio_api/upload", files={"files": ("large.png", large)})
+    assert answer.status_code == 413
+    assert [path for path in temporary.rglob("*") if path.is_file() and path.stat().st_size > 2**20] == []
+    page = httpx.get(address)
+    assert "default-src 'self'" in page.headers["content-security-policy"]

@@ -73,7 +73,7 @@ def transferability(report: AttentionReport) -> Figure:
     ]
     heading = "Transferability of a target image: yellow is like the source"
     return draw(
-        rows, heading, [(f"no query looks here: the {100 * (report.p_t or 0):.0f} % with the highest T", REMOVED)]
+        rows, heading, [(f"excluded from attention: the {100 * (report.p_t or 0):.0f} % with the highest T", REMOVED)]
     )
 
 

@@ -6,13 +6,14 @@ RUN    := $(VENV)/bin/python
 export OMP_WAIT_POLICY ?= passive
 READY  := $(VENV)/.ready
 
-.PHONY: help setup test demo lint soak clean
+.PHONY: help setup test demo figures lint soak clean
 
 help:
 	@echo "make setup   create $(VENV) with everything needed (no compiler)"
 	@echo "make demo    source model -> estimator -> fine-tuning -> evaluation -> pictures, in output/demo"
 	@echo "make test    the test suite"
 	@echo "make soak    kills, hostile inputs and several processes at length: some twenty minutes on two cores"
+	@echo "make figures the README's figures, from a finished make demo"
 	@echo "make lint    ruff and mypy"
 
 setup: $(READY)
@@ -40,6 +41,9 @@ lint: $(READY)
 
 demo: $(READY)
 	$(RUN) -m demo.run --output output/demo
+
+figures: $(READY)
+	$(RUN) -m demo.figures
 
 clean:
 	rm -rf output build dist *.egg-info

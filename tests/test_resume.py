@@ -218,3 +218,22 @@ def test_accumulation_that_does_not_divide_is_refused(start: Path, tmp_path: Pat
         run_stage(small_cfg("full", tmp_path, start, SOLVER__ACCUMULATION_STEPS=3))
     with pytest.raises(ValueError, match=r"SOLVER.ACCUMULATION_STEPS 4 .* 2 image\(s\) of each domain$"):
         run_stage(small_cfg("estimator", tmp_path, start, SOLVER__ACCUMULATION_STEPS=4))
+
+
+def test_three_runs_with_one_seed_tell_the_same_losses(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[list[str]] = []
+    backward = trainer.TrainingStep.backward
+
+    def telling(self: Any, batch: Any) -> Any:
+        losses, norm = backward(self, batch)
+        told[-1].append(", ".join(f"{name} {float(value)!r}" for name, value in (losses | {"norm": norm}).items()))
+        return losses, norm
+
+    monkeypatch.setattr(trainer.TrainingStep, "backward", telling)
+    for run in range(3):
+        told.append([])
+        run_stage(small_cfg("tmt", tmp_path / str(run), start))
+    assert told[0] == told[1] == told[2]
+    assert len(set(told[0])) == 4

@@ -106,8 +106,8 @@ def test_handlers_are_put_back() -> None:
     assert not signals.requested()
 
 
-@pytest.mark.parametrize(("busy", "status"), [("stuck()", 1), ("time.sleep(1.5)", 0)])
-def test_a_process_that_cannot_react_is_ended_and_a_busy_one_is_not(busy: str, status: int) -> None:
+@pytest.mark.parametrize(("busy", "limit", "status"), [("stuck()", 0.5, 1), ("time.sleep(4)", 3, 0)])
+def test_a_process_that_cannot_react_is_ended_and_a_busy_one_is_not(busy: str, limit: float, status: int) -> None:
     """A condition variable of the C library stands for a collective operation that waits for a dead process."""
     program = f"""
 import ctypes, os, signal, threading, time
@@ -117,7 +117,7 @@ def stuck():
     mutex, condition = ctypes.create_string_buffer(64), ctypes.create_string_buffer(64)
     library.pthread_mutex_lock(mutex)
     library.pthread_cond_wait(condition, mutex)
-signals.STUCK_AFTER = 0.5
+signals.STUCK_AFTER = {limit}
 signals.comm.get_world_size = lambda: 2
 with signals.stop_on_signals():
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()

@@ -7,7 +7,6 @@ one that was told takes all the others with it.
 
 from __future__ import annotations
 
-import _thread
 import os
 import signal
 import socket
@@ -125,6 +124,7 @@ def _leave_when_stuck() -> Callable[[], None]:
     """
     reading, writing = socket.socketpair()
     writing.setblocking(False)
+    main = threading.get_ident()
     before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
 
     def watch() -> None:
@@ -132,7 +132,7 @@ def _leave_when_stuck() -> Callable[[], None]:
             if data[0] not in SIGNALS:
                 continue
             _State.alive.clear()
-            _thread.interrupt_main(data[0])  # the same signal once more, surely after the event was cleared ...
+            signal.pthread_kill(main, data[0])  # the same once more, surely after the event was cleared ...
             reading.recv(1)  # ... which is also written
             if not _State.alive.wait(STUCK_AFTER):
                 os._exit(1)

@@ -12,9 +12,9 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from detectron2.config import CfgNode
@@ -68,7 +68,9 @@ class StageTrainer(TrainerBase):
             require_estimator: refuse to start from a checkpoint without trained discriminators.
         """
         super().__init__()
-        _check_share(data_loader.batch_sampler, cfg.SOLVER.ACCUMULATION_STEPS)
+        self.sampler = cast(StepSampler, data_loader.batch_sampler)
+        records: Any = data_loader.dataset
+        _check_share(self.sampler, cfg.SOLVER.ACCUMULATION_STEPS)
         module = model if training_module is None else training_module
         optimizer = build_optimizer(cfg, module)
         if cfg.TRANSFER.DETECT_ANOMALY:
@@ -88,7 +90,7 @@ class StageTrainer(TrainerBase):
         )
         self.module, self.optimizer, self.data_loader, self.cfg = module, optimizer, data_loader, cfg
         self.scheduler = build_lr_scheduler(cfg, optimizer)
-        self.bad_samples = BadSamples(len(data_loader.dataset), cfg.DATALOADER.MAX_BAD_FRACTION)
+        self.bad_samples = BadSamples(len(records), cfg.DATALOADER.MAX_BAD_FRACTION)
         self.checkpointer = TMTCheckpointer(
             model,
             cfg.OUTPUT_DIR,
@@ -146,9 +148,10 @@ class StageTrainer(TrainerBase):
             _forget_metrics(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
         self.register_hooks(self.build_hooks())
         self.module.train()
-        sampler = self.data_loader.batch_sampler
-        self.seed, sampler.first_step = sampler.seed, self.start_iter
-        self._batches = iter(self.data_loader) if self.start_iter < self.max_iter else iter(())
+        self.seed, self.sampler.first_step = self.sampler.seed, self.start_iter
+        self._batches: Iterator[list[dict[str, Any]]] = iter(())
+        if self.start_iter < self.max_iter:
+            self._batches = iter(self.data_loader)
         logger.info("training from iteration %d to %d", self.start_iter, self.max_iter)
         with EventStorage(self.start_iter) as self.storage:
             try:
@@ -251,7 +254,7 @@ class StageTrainer(TrainerBase):
     def state_dict(self) -> dict[str, Any]:
         return {
             "iteration": self.done,
-            "seed": self.data_loader.batch_sampler.seed,
+            "seed": self.sampler.seed,
             "scheduler": self.scheduler.state_dict(),
             "bad_samples": self.bad_samples.reasons,
             **self.step.state_dict(),
@@ -260,7 +263,7 @@ class StageTrainer(TrainerBase):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.done = state["iteration"]
         if self.cfg.SEED < 0:
-            self.data_loader.batch_sampler.seed = state["seed"]
+            self.sampler.seed = state["seed"]
         self.scheduler.load_state_dict(state["scheduler"])
         self.bad_samples.reasons.update(state["bad_samples"])
         self.step.load_state_dict(state)

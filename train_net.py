@@ -16,6 +16,9 @@ Exit status: 0 done; 2 an error that one line on stderr names; 75 stopped by SIG
 
 import sys
 
+import tmt_d2  # noqa: F401  first, because it silences the warnings of Detectron2's import
+
+# isort: split
 from detectron2.engine import default_argument_parser
 
 from tmt_d2 import setup_cfg

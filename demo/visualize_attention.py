@@ -32,6 +32,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tmt_d2  # noqa: F401  first, because it silences the warnings of Detectron2's import
+
+# isort: split
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from matplotlib.figure import Figure

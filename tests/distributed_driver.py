@@ -16,6 +16,7 @@ from tmt_d2.engine.cli import one_line_errors
 from tmt_d2.engine.launch import launch
 from tmt_d2.engine.stages import run_stage
 from tmt_d2.engine.step import TrainingStep
+from tmt_d2.evaluation.semantic import SemanticEvaluator
 
 STAGES = {"source": 1, "estimator": 1, "linear": 2, "tmt": 2}  # name: accumulation steps
 
@@ -71,9 +72,22 @@ def equal_then_failing(folder: Path, start: Path) -> None:
 
 
 def stopping(folder: Path, start: Path) -> None:
-    """In step 1 the second process signals the launcher, which passes it on; without a launcher, itself alone."""
+    """In an evaluation the second process alone is asked to stop. In another run, in step 1, it signals the launcher,
+    which passes it on; without a launcher, itself."""
     torch.set_num_threads(1)
-    whom = os.getpid() if "RANK" in os.environ else os.getppid()
+    process, whom = SemanticEvaluator.process, os.getpid() if "RANK" in os.environ else os.getppid()
+
+    def signalling(self: SemanticEvaluator, inputs: Any, outputs: Any) -> None:
+        process(self, inputs, outputs)
+        if comm.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    SemanticEvaluator.process = signalling  # type: ignore[method-assign]
+    try:
+        run_stage(small_cfg("full", folder / "evaluating", start, **changes(1)))
+    except SystemExit as exit_:
+        (folder / f"status{comm.get_rank()}.txt").write_text(str(exit_.code))
+    SemanticEvaluator.process = process  # type: ignore[method-assign]
     in_step(1, 1, lambda losses: os.kill(whom, signal.SIGTERM))
     options = changes(1) | {"SOLVER__MAX_ITER": 500, "TEST__EVAL_PERIOD": 0}
     run_stage(small_cfg("full", folder / "stopping", start, **options))

@@ -87,6 +87,8 @@ def test_processes_stop_together(runs: Path) -> None:
     folder = runs / "stop" / "stopping"
     iteration = contents(folder / (folder / "last_checkpoint").read_text())["/trainer/iteration"]
     assert 1 <= iteration <= 3  # within a step of the signal
+    assert [(runs / "stop" / f"status{rank}.txt").read_text() for rank in (0, 1)] == ["75", "75"]
+    assert (runs / "stop" / "evaluating" / "last_checkpoint").read_text() == "model_0000000.pth"
     assert not list(folder.glob(".*.tmp"))
 
 

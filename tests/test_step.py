@@ -73,6 +73,14 @@ def test_float16_lowers_its_scale_instead_of_stepping() -> None:
     assert step.parameters[0].tolist() == [3.0, 4.0]
 
 
+def test_float16_gradients_are_clipped_unscaled() -> None:
+    step = make_step(amp_dtype=torch.float16, clip=clipping(True, "full_model", 5.0, 2.0))
+    _, norm = step.backward(ONES)
+    assert float(norm) == pytest.approx(10.0)
+    step.update()
+    torch.testing.assert_close(step.parameters[0].data, torch.zeros(2))
+
+
 def test_the_scaler_is_resumed() -> None:
     step = make_step(amp_dtype=torch.float16)
     for batch in ([torch.full((2,), 1e18)], ONES):

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -17,8 +18,10 @@ from detectron2.utils import comm
 from torch import distributed
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from .cli import one_line_errors
+from .cli import USER_ERRORS, one_line_errors
 from .signals import SIGNALS
+
+PATIENCE = 5.0  # seconds
 
 
 def launch(
@@ -38,7 +41,7 @@ def launch(
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         _join_torchrun()
-        main(*args)
+        _run(main, args)
         return
     if num_processes * num_machines == 1:
         main(*args)
@@ -52,7 +55,14 @@ def launch(
 
 def _run(main: Callable[..., Any], args: Sequence[Any]) -> None:
     with one_line_errors():
-        main(*args)
+        try:
+            main(*args)
+        except USER_ERRORS:
+            raise
+        except Exception:
+            if comm.get_world_size() > 1:  # most likely the others are gone, and what they say is the reason:
+                time.sleep(PATIENCE)  # the launcher is about to end this process
+            raise
 
 
 def _join_torchrun() -> None:

@@ -47,6 +47,11 @@ def stop_on_signals() -> Iterator[None]:
     stop_watching = _leave_when_stuck() if comm.get_world_size() > 1 else None
     try:
         yield
+    except Exception as error:
+        if requested() and comm.get_world_size() > 1:
+            # Another process failed, the launcher is ending this one, and what broke here is their connection.
+            raise SystemExit(1) from error
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

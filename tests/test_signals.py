@@ -106,10 +106,9 @@ def test_handlers_are_put_back() -> None:
     assert not signals.requested()
 
 
-@pytest.mark.parametrize(("busy", "limit", "status"), [("stuck()", 0.5, 1), ("time.sleep(4)", 3, 0)])
-def test_a_process_that_cannot_react_is_ended_and_a_busy_one_is_not(busy: str, limit: float, status: int) -> None:
+def test_a_process_that_cannot_react_is_ended() -> None:
     """A condition variable of the C library stands for a collective operation that waits for a dead process."""
-    program = f"""
+    program = """
 import ctypes, os, signal, threading, time
 from tmt_d2.engine import signals
 def stuck():
@@ -117,13 +116,13 @@ def stuck():
     mutex, condition = ctypes.create_string_buffer(64), ctypes.create_string_buffer(64)
     library.pthread_mutex_lock(mutex)
     library.pthread_cond_wait(condition, mutex)
-signals.STUCK_AFTER = {limit}
+signals.STUCK_AFTER = 0.5
 signals.comm.get_world_size = lambda: 2
 with signals.stop_on_signals():
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    {busy}
+    stuck()
 """
-    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == status
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 1
 
 
 def test_loader_processes_outlive_a_signal_to_all(start: Path, tmp_path: Path) -> None:

@@ -37,6 +37,12 @@ def run_stages(folder: Path, start: Path) -> None:
     for stage, accumulation in STAGES.items():
         run_stage(small_cfg(stage, folder / stage, start, **changes(accumulation)))
     run_stage(small_cfg("tmt", folder / "evaluation", start, **changes(1)), eval_only=True)
+    run_stage(small_cfg("source", folder / "statistics", **with_statistics()))
+
+
+def with_statistics() -> dict[str, Any]:
+    """Batch normalisation, whose statistics each process gathers alone."""
+    return changes(1) | {"MODEL__RESNETS__NORM": "BN", "TEST__EVAL_PERIOD": 0}
 
 
 def in_step(iteration: int, rank: int, act: Any) -> None:

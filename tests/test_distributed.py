@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from distributed_driver import STAGES, changes, run_stages
+from distributed_driver import STAGES, changes, run_stages, with_statistics
 from small_runs import ROOT, contents, make_scenes, save_start, small_cfg
 
 from tmt_d2.engine.stages import run_stage
@@ -63,6 +63,17 @@ def assert_equal_stages(one: Path, two: Path) -> None:
 
 def test_two_processes_equal_one(runs: Path, two: subprocess.CompletedProcess[str]) -> None:
     assert_equal_stages(runs / "one", runs / "two")
+
+
+def test_all_processes_evaluate_the_model_that_is_saved(
+    runs: Path, two: subprocess.CompletedProcess[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(runs / "scenes"))
+    saved = runs / "two" / "statistics" / "model_final.pth"
+    cfg = small_cfg("full", tmp_path, saved, **with_statistics())
+    run_stage(cfg, eval_only=True)
+    alone = json.loads((tmp_path / "evaluation.json").read_text())
+    assert json.loads((saved.parent / "evaluation.json").read_text()) == alone
 
 
 def test_a_nan_stops_all_with_one_message(runs: Path, two: subprocess.CompletedProcess[str]) -> None:

@@ -32,7 +32,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["tmt_d2", "tmt_d2.*"]),
     install_requires=[
-        "torch>=2.1",
+        "torch>=2.3",
         "torchvision",
         "numpy",
         "opencv-python-headless",

@@ -6,8 +6,10 @@
     python -m tmt_d2.report output/tiny-3
 
 What is done is not run again and what was interrupted goes on, at whatever moment it was killed: the same command
-again is how to resume. OUTPUT/progress.txt has one line for each unit at any time. Each source model and each
-estimator is trained once and shared. Exit status: 0 all done; 1 a unit failed; 2 an error that one line names.
+again is how to resume. The same command at the same time, in another terminal, with another CUDA_VISIBLE_DEVICES or
+on another machine with the same folder, shares the work: a unit is run by whoever comes to it first.
+OUTPUT/progress.txt has one line for each unit at any time. Each source model and each estimator is trained once and
+shared. Exit status: 0 all done; 1 a unit failed; 2 an error that one line names.
 """
 
 import argparse
@@ -58,14 +60,14 @@ def main():
     def run(unit):
         launch(matrix.run_unit, 1 if unit.kind == "scores" else args.num_gpus, args=(unit,))
 
-    with matrix.exclusive(args.output):
-        if plan.render:
+    if plan.render:
+        with matrix.claimed(args.output / ".lock", wait=True):
             draw_data(plan, args.output)
-        if args.slurm:
-            parameters = matrix.parse_parameters(args.slurm)
-            progress = matrix.run_on_slurm(units, args.output, run, plan.guess, parameters)
-        else:
-            progress = matrix.run_all(units, args.output, run, plan.guess)
+    if args.slurm:
+        parameters = matrix.parse_parameters(args.slurm)
+        progress = matrix.run_on_slurm(units, args.output, run, plan.guess, parameters)
+    else:
+        progress = matrix.run_all(units, args.output, run, plan.guess)
     print(f"{progress.table()}\n\n{progress.summary()}")
     for name, reason in progress.failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)

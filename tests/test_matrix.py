@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -274,6 +275,15 @@ def test_killed_at_any_moment_the_same_command_goes_on(finished, tmp_path) -> No
     assert found == expected
 
 
+def write_results_of(unit) -> None:
+    content = {
+        "scores": {"LEEP": -1.0},
+        "estimator": {"proxy_a_distance": [0.5]},
+    }.get(unit.kind, {"split": {"mIoU": 1.0}})
+    name = {"scores": "scores.json", "estimator": "estimator.json"}.get(unit.kind, "evaluation.json")
+    (unit.folder / name).write_text(json.dumps(content))
+
+
 def test_a_failure_stops_only_what_needs_it(finished, tmp_path) -> None:
     ran = []
 
@@ -281,10 +291,7 @@ def test_a_failure_stops_only_what_needs_it(finished, tmp_path) -> None:
         ran.append(unit.name)
         if unit.kind == "estimator":
             raise RuntimeError("out of memory\nmore")
-        unit.folder.mkdir(parents=True)
-        content = {"split": {"mIoU": 1.0}} if unit.kind != "scores" else {"LEEP": -1.0}
-        name = "scores.json" if unit.kind == "scores" else "evaluation.json"
-        (unit.folder / name).write_text(json.dumps(content))
+        write_results_of(unit)
 
     units = small_units(tmp_path)
     progress = run_all(units, tmp_path / "out", run, {})
@@ -311,12 +318,39 @@ def test_missing_data_is_told_before_anything_runs(tmp_path, monkeypatch) -> Non
         run_all(small_units(tmp_path), tmp_path / "out", lambda unit: pytest.fail("ran"), {})
 
 
-def test_two_runs_do_not_share_a_folder(tmp_path) -> None:
-    second = matrix.exclusive(tmp_path / "out")
-    with matrix.exclusive(tmp_path / "out"), pytest.raises(ValueError, match="another run is at work in"), second:
-        pass
-    with matrix.exclusive(tmp_path / "out"):
-        pass
+def test_two_runs_share_the_work(tmp_path, monkeypatch) -> None:
+    """Side by side, each unit once; threads stand for processes, as a file lock is of an open file. Only progress.txt
+    is written by one thread of a process, so each gets a folder for its own."""
+    monkeypatch.setattr(matrix, "POLL", 0.01)
+    started, both_at_work, helped = [], threading.Event(), []
+
+    def run(unit):
+        started.append(unit.name)
+        if len(started) == 1:
+            assert unit.kind == "source"
+            second.start()  # finds nothing to do yet: all other units need this one
+        elif len(started) == 2:
+            assert both_at_work.wait(60)
+        else:
+            both_at_work.set()
+        write_results_of(unit)
+
+    def work(progress):
+        helped.append(run_all(units, tmp_path / progress, run, {}))
+
+    units = small_units(tmp_path)
+    second = threading.Thread(target=work, args=("second",))
+    work("first")
+    second.join()
+    assert sorted(started) == sorted(unit.name for unit in units)
+    assert [progress.summary() for progress in helped] == ["7 of 7 done"] * 2
+
+
+def test_a_lock_ends_with_its_block(tmp_path) -> None:
+    with matrix.claimed(tmp_path / "lock") as mine, matrix.claimed(tmp_path / "lock") as second:
+        assert (mine, second) == (True, False)
+    with matrix.claimed(tmp_path / "lock") as mine:
+        assert mine
 
 
 def test_slurm_parameters() -> None:

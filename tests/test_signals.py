@@ -106,23 +106,28 @@ def test_handlers_are_put_back() -> None:
     assert not signals.requested()
 
 
-def test_a_process_that_cannot_react_is_ended() -> None:
-    """A condition variable of the C library stands for a collective operation that waits for a dead process."""
+@pytest.mark.parametrize(("long_call", "status"), [("stuck()", 1), ("compute()", 0)])
+def test_a_process_that_cannot_react_is_ended_unless_it_computes(long_call: str, status: int) -> None:
+    """A condition variable of the C library stands for a collective operation that waits for a dead process, hashing
+    (a single call without Python's lock, of several times the limit) for a backward pass."""
     program = """
-import ctypes, os, signal, threading, time
+import ctypes, hashlib, os, signal, threading
 from tmt_d2.engine import signals
 def stuck():
     library = ctypes.CDLL(None)
     mutex, condition = ctypes.create_string_buffer(64), ctypes.create_string_buffer(64)
     library.pthread_mutex_lock(mutex)
     library.pthread_cond_wait(condition, mutex)
+def compute():
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 15_000_000)
 signals.STUCK_AFTER = 0.5
 signals.comm.get_world_size = lambda: 2
 with signals.stop_on_signals():
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    stuck()
+    LONG_CALL
 """
-    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 1
+    command = [sys.executable, "-c", program.replace("LONG_CALL", long_call)]
+    assert subprocess.run(command, timeout=60).returncode == status
 
 
 def test_loader_processes_outlive_a_signal_to_all(start: Path, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 SCORES_FILE = "scores.json"
 KINDS = ("source", "evaluation", "scores", "estimator", "finetune")
+POLL = 5.0  # seconds between two looks at what other processes do
 RunUnit = Callable[["Unit"], Any]
 
 
@@ -334,25 +335,25 @@ def run_unit(unit: Unit) -> None:
     run_stage(unit.cfg, resume=unit.kind != "evaluation", eval_only=unit.kind == "evaluation")
 
 
-def run_recorded(unit: Unit, run: RunUnit) -> None:
-    """Run a unit unless it is done, and record that it is."""
-    run_missing(unit.name, unit.cfg, lambda _: run(unit), unit.record())
+def run_recorded(unit: Unit, run: RunUnit) -> bool:
+    """Run a unit unless it is done, and record that it is; False, and nothing, while another process runs it."""
+    with claimed(unit.folder / ".lock") as mine:
+        if mine:
+            run_missing(unit.name, unit.cfg, lambda _: run(unit), unit.record())
+        return mine
 
 
 @contextmanager
-def exclusive(output: Path) -> Iterator[None]:
-    """Nobody else runs units in ``output`` meanwhile; the system ends the lock with the process.
-
-    Raises:
-        ValueError: somebody does.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("w") as file:
+def claimed(lock: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock file for the block, or yield False if another process has it; the system ends a lock with its process."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(f"another run is at work in {output}: wait for it, or choose another --output") from error
-        yield
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 class Progress:
@@ -363,11 +364,25 @@ class Progress:
         self.state = {unit.name: "done" if unit.is_done() else "waiting" for unit in units}
         self.failures: dict[str, str] = {}
 
+    def waiting(self) -> list[Unit]:
+        return [unit for unit in self.units if self.state[unit.name] == "waiting"]
+
+    def look(self) -> None:
+        """See what other processes have done meanwhile."""
+        for unit in self.waiting():
+            if unit.is_done():
+                self.state[unit.name] = "done"
+
     def set(self, unit: Unit, state: str) -> None:
         self.state[unit.name] = state
+        self.look()
         self.output.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.output / "progress.txt", "w") as file:
             file.write(f"{self.table()}\n\n{self.summary()}\n")
+
+    def fail(self, unit: Unit, reason: str) -> None:
+        self.failures[unit.name] = reason
+        self.set(unit, "failed")
 
     def _estimate(self) -> Estimate:
         return Estimate([unit for unit in self.units if self.state[unit.name] == "done"], self.guess)
@@ -400,34 +415,46 @@ class Progress:
 def run_all(units: Sequence[Unit], output: Path, run: RunUnit, guess: Mapping[str, float]) -> Progress:
     """Run the units that are missing, one after the other; one that fails only stops those that need it.
 
+    Several processes may do this at once with the same output: each unit is run by the one that comes to it first.
+
     Returns:
         what became of each; its ``failures`` names the reasons.
     """
     progress = Progress(units, output, guess)
-    check_units([unit for unit in units if progress.state[unit.name] == "waiting"])
-    for number, unit in enumerate(units, 1):
-        if progress.state[unit.name] == "done":
-            continue
-        broken = [need for need in unit.needs if progress.state.get(need) == "failed"]
-        if broken:
-            progress.failures[unit.name] = f"needs {broken[0]}"
-            progress.set(unit, "failed")
-            continue
-        progress.set(unit, "running")
-        start = time.perf_counter()
-        try:
-            run_recorded(unit, run)
-        except (Exception, SystemExit) as error:
-            if isinstance(error, SystemExit) and error.code == STOPPED:
-                raise
-            logger.exception("%s failed", unit.name)
-            progress.failures[unit.name] = " ".join(str(error).split()) or type(error).__name__
-            progress.set(unit, "failed")
-            continue
-        progress.set(unit, "done")
-        took = _clock(time.perf_counter() - start)
-        logger.info("[%d/%d] %s: %s in %s; %s", number, len(units), unit.name, headline(unit), took, progress.summary())
+    check_units(progress.waiting())
+    while waiting := progress.waiting():
+        if not any([_run_if_ready(unit, progress, run) for unit in waiting]):
+            time.sleep(POLL)
+            progress.look()
     return progress
+
+
+def _run_if_ready(unit: Unit, progress: Progress, run: RunUnit) -> bool:
+    """Whether anything became of the unit; nothing does while other processes are at it or at what it needs."""
+    if progress.state[unit.name] != "waiting":
+        return True
+    states = {need: progress.state[need] for need in unit.needs}
+    broken = [need for need, state in states.items() if state == "failed"]
+    if broken:
+        progress.fail(unit, f"needs {broken[0]}")
+        return True
+    if set(states.values()) - {"done"}:
+        return False
+    start = time.perf_counter()
+    try:
+        progress.set(unit, "running")
+        mine = run_recorded(unit, run)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code == STOPPED:
+            raise
+        logger.exception("%s failed", unit.name)
+        progress.fail(unit, " ".join(str(error).split()) or type(error).__name__)
+        return True
+    progress.set(unit, "done" if mine else "waiting")
+    if mine:
+        took = _clock(time.perf_counter() - start)
+        logger.info("%s: %s in %s; %s", unit.name, headline(unit), took, progress.summary())
+    return mine
 
 
 def check_units(units: Sequence[Unit]) -> None:
@@ -462,20 +489,20 @@ def run_on_slurm(
     for wave in waves(units):
         missing = [unit for unit in wave if progress.state[unit.name] == "waiting"]
         for unit in missing:
-            if any(progress.state[need] == "failed" for need in unit.needs):
-                progress.failures[unit.name] = "what it needs failed"
-                progress.set(unit, "failed")
+            if any(progress.state[need] != "done" for need in unit.needs):
+                progress.fail(unit, "what it needs failed")
         missing = [unit for unit in missing if progress.state[unit.name] == "waiting"]
         if not missing:
             continue
         jobs = executor.map_array(run_recorded, missing, [run] * len(missing))
         for unit, job in zip(missing, jobs):
             try:
-                job.result()
-                progress.set(unit, "done")
+                if job.result():
+                    progress.set(unit, "done")
+                else:
+                    progress.fail(unit, "another process is at work on it")
             except Exception as error:
-                progress.failures[unit.name] = str(error).strip().splitlines()[-1]
-                progress.set(unit, "failed")
+                progress.fail(unit, str(error).strip().splitlines()[-1])
             logger.info("%s: %s; %s", unit.name, progress.state[unit.name], progress.summary())
     return progress
 

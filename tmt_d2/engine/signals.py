@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -121,11 +122,17 @@ class Stoppable:
                 yield batch
 
 
+def _waits_by_spinning() -> bool:
+    """On GPUs a wait for others takes processor time too, and no single call computes on the CPU for long."""
+    return torch.distributed.is_initialized() and torch.distributed.get_backend() == "nccl"
+
+
 def _leave_when_stuck() -> Callable[[], None]:
     """End this process if it cannot react to a signal for 20 s: it waits for a process that is no more.
 
     Python's handlers only run between two instructions, never within a collective operation of a broken group. The
-    launcher's SIGTERM would have no effect on such a process, so a thread watches for it.
+    launcher's SIGTERM would have no effect on such a process, so a thread watches for it. A long step on a CPU is no
+    such wait, because it computes.
     """
     reading, writing = socket.socketpair()
     writing.setblocking(False)
@@ -139,8 +146,11 @@ def _leave_when_stuck() -> Callable[[], None]:
             _State.alive.clear()
             signal.pthread_kill(main, data[0])  # the same once more, surely after the event was cleared ...
             reading.recv(1)  # ... which is also written
-            if not _State.alive.wait(STUCK_AFTER):
-                os._exit(1)
+            computed = time.process_time()
+            while not _State.alive.wait(STUCK_AFTER):
+                computed, before_that = time.process_time(), computed
+                if _waits_by_spinning() or computed - before_that < STUCK_AFTER / 10:
+                    os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 

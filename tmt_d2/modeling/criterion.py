@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from .mask_logits import MaskLogits
 from .matcher import match, matching_costs
 
+_TEMPORARY = 2**22  # elements of a temporary tensor of the matcher: it stays in a CPU's cache, and out of the peak
+
 
 class SetCriterion(nn.Module):
     """Losses of all decoder outputs; ``weight_dict`` names them with their weights."""
@@ -101,22 +103,26 @@ class SetCriterion(nn.Module):
     ) -> list[Tensor]:
         """Per image (L, T) long: the query of each target, for every decoder output."""
         device = class_logits.device
-        points = draw(1, [1] * len(targets), self.num_points)[0]  # (B, P, 2)
-        logits = masks.sample(points)  # (L, B, Q, P)
+        points = draw([1] * len(targets), self.num_points)  # (B, P, 2)
         costs = []
         for image, target in enumerate(targets):
             target_points = point_sample(
                 target["masks"][:, None].float(), _repeat(points[image], target), align_corners=False
             )
             costs.append(
-                matching_costs(
-                    class_logits[:, image],
-                    logits[:, image],
-                    target["labels"],
-                    target_points[:, 0],
-                    class_weight=self.class_weight,
-                    mask_weight=self.mask_weight,
-                    dice_weight=self.dice_weight,
+                torch.cat(
+                    [
+                        matching_costs(
+                            class_logits[some, image],
+                            masks.sample(some, image, points[image]),
+                            target["labels"],
+                            target_points[:, 0],
+                            class_weight=self.class_weight,
+                            mask_weight=self.mask_weight,
+                            dice_weight=self.dice_weight,
+                        )
+                        for some in _slices(len(class_logits), class_logits.shape[2] * self.num_points)
+                    ]
                 )
             )
         return [torch.from_numpy(chosen).to(device) for chosen in match(costs)]
@@ -153,35 +159,44 @@ class SetCriterion(nn.Module):
         if K == 0:
             zero = predicted.sum(tuple(range(1, predicted.dim())))  # keeps every parameter in the graph
             return zero, zero
+        by_target = predicted.transpose(0, 1)  # (K, L, h, w)
         with torch.no_grad():
-            points = self._uncertain_points(predicted, [len(t["labels"]) for t in targets], draw)  # (L, K, P, 2)
-            by_target = points.transpose(0, 1).flatten(1, 2)  # (K, L*P, 2): each target is read once for all outputs
+            points = self._uncertain_points(by_target, [len(t["labels"]) for t in targets], draw)  # (K, L, P, 2)
             wanted, start = [], 0
-            for target in targets:
-                count = len(target["labels"])
-                grid = by_target[start : start + count]
+            for target in targets:  # each target is read once for all outputs
+                grid = points[start : start + len(target["labels"])].flatten(1, 2)
                 wanted.append(point_sample(target["masks"][:, None].float(), grid, align_corners=False)[:, 0])
-                start += count
-            wanted_points = torch.cat(wanted).view(K, L, -1).transpose(0, 1)  # (L, K, P)
-        logits = point_sample(predicted.flatten(0, 1)[:, None], points.flatten(0, 1), align_corners=False)
-        logits = logits.view(L, K, -1)
+                start += len(grid)
+            wanted_points = torch.cat(wanted).view(K, L, -1)
+        logits = point_sample(by_target.flatten(0, 1)[:, None], points.flatten(0, 1), align_corners=False)
+        logits = logits.view(K, L, -1)
         loss_mask = F.binary_cross_entropy_with_logits(logits, wanted_points, reduction="none").mean(-1)
         probabilities = logits.sigmoid()
         overlap = 2 * (probabilities * wanted_points).sum(-1)
         loss_dice = 1 - (overlap + 1) / (probabilities.sum(-1) + wanted_points.sum(-1) + 1)
-        return loss_mask.sum(1) / num_masks, loss_dice.sum(1) / num_masks
+        return loss_mask.sum(0) / num_masks, loss_dice.sum(0) / num_masks
 
     def _uncertain_points(self, predicted: Tensor, counts: Sequence[int], draw: _Points) -> Tensor:
         """PointRend's sampling (arXiv 1912.08193, 3.3) of P points per mask: of P * oversample_ratio random points
-        the importance_sample_ratio share nearest to the mask's border, the rest uniformly."""
-        L, K = predicted.shape[:2]
-        candidates = draw(L, counts, int(self.num_points * self.oversample_ratio)).flatten(0, 1)
-        logits = point_sample(predicted.flatten(0, 1)[:, None], candidates, align_corners=False)[:, 0]
+        the importance_sample_ratio share nearest to the mask's border, the rest uniformly.
+
+        All outputs choose among the same random points of a target: each output's points are distributed as if it had
+        drawn its own, and the points are drawn and located once instead of L times.
+
+        Args:
+            predicted: (K, L, h, w). counts: of targets per image.
+
+        Returns:
+            (K, L, P, 2) in [0, 1]
+        """
+        L = predicted.shape[1]
+        candidates = draw(counts, int(self.num_points * self.oversample_ratio))  # (K, P', 2)
+        distances = point_sample(predicted, candidates, align_corners=False).abs_()  # (K, L, P')
         uncertain = int(self.importance_sample_ratio * self.num_points)
-        nearest = logits.abs().topk(uncertain, dim=1, largest=False, sorted=False).indices
-        points = candidates.gather(1, nearest[..., None].expand(-1, -1, 2))
-        uniform = draw(L, counts, self.num_points - uncertain).flatten(0, 1)
-        return torch.cat([points, uniform], 1).view(L, K, self.num_points, 2)
+        nearest = distances.topk(uncertain, largest=False, sorted=False).indices.flatten(1)
+        chosen = candidates.gather(1, nearest[..., None].expand(-1, -1, 2)).unflatten(1, (L, -1))
+        uniform = draw(counts, self.num_points - uncertain)
+        return torch.cat([chosen, uniform[:, None].expand(-1, L, -1, -1)], 2)
 
 
 class _Points:
@@ -191,15 +206,15 @@ class _Points:
         self._device = device
         self._generators = None if seeds is None else [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
-    def __call__(self, layers: int, counts: Sequence[int], points: int) -> Tensor:
-        """counts: of masks per image -> (layers, sum of counts, points, 2)."""
+    def __call__(self, counts: Sequence[int], points: int) -> Tensor:
+        """counts: of masks per image -> (sum of counts, points, 2)."""
         if self._generators is None:
-            return torch.rand(layers * sum(counts), points, 2, device=self._device).view(layers, -1, points, 2)
+            return torch.rand(sum(counts), points, 2, device=self._device)
         drawn = [
-            torch.rand(layers, count, points, 2, generator=generator, device=self._device)
+            torch.rand(count, points, 2, generator=generator, device=self._device)
             for count, generator in zip(counts, self._generators)
         ]
-        return torch.cat(drawn, 1)
+        return torch.cat(drawn)
 
 
 class _StackedMasks:
@@ -213,18 +228,12 @@ class _StackedMasks:
             self._features = None
             self._stack = torch.stack([layer.float() for layer in layers])  # (L, B, Q, h, w)
 
-    def sample(self, points: Tensor) -> Tensor:
-        """points (B, P, 2) in [0, 1] -> logits (L, B, Q, P)."""
+    def sample(self, outputs: slice, image: int, points: Tensor) -> Tensor:
+        """The masks of some outputs of one image at points (P, 2) in [0, 1] -> logits (L', Q, P)."""
+        stack = self._stack[outputs, image]
         if self._features is None:
-            L = len(self._stack)
-            sampled = point_sample(self._stack.flatten(0, 1), points.repeat(L, 1, 1), align_corners=False)
-            return sampled.unflatten(0, (L, -1))
-        L = len(self._stack)
-        embeddings = self._stack.transpose(0, 1).flatten(
-            1, 2
-        )  # (B, L*Q, C): one product an image, features not repeated
-        sampled = embeddings @ point_sample(self._features, points, align_corners=False)
-        return sampled.unflatten(1, (L, -1)).transpose(0, 1)
+            return point_sample(stack, points.expand(len(stack), -1, -1), align_corners=False)
+        return stack @ point_sample(self._features[image : image + 1], points[None], align_corners=False)[0]
 
     def select(self, queries: Sequence[Tensor]) -> Tensor:
         """queries: per image (L, T) long -> the maps of these queries (L, K, h, w), images one after the other."""
@@ -236,6 +245,12 @@ class _StackedMasks:
                 picked = torch.einsum("ltc,chw->lthw", picked, self._features[image])
             selected.append(picked)
         return torch.cat(selected, 1)
+
+
+def _slices(outputs: int, elements: int) -> list[slice]:
+    """Slices over outputs of so many elements each that a temporary of one slice stays small."""
+    step = max(1, _TEMPORARY // elements)
+    return [slice(start, start + step) for start in range(0, outputs, step)]
 
 
 def _repeat(points: Tensor, target: Mapping[str, Tensor]) -> Tensor:

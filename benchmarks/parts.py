@@ -196,7 +196,8 @@ def main() -> None:
         for height, width in sizes:
             rows += transferability_rows(height, width, args)
     if "criterion".startswith(args.only):
-        rows += criterion_rows(256, 512, args)
+        for height, width in ((256, 512), (512, 1024)):
+            rows += criterion_rows(height, width, args)
     print_table(rows)
     facts = machine(args.device) | {"peak_flops": flops, "peak_bytes_per_s": bandwidth}
     print(facts)

@@ -233,7 +233,8 @@ class _StackedMasks:
         stack = self._stack[outputs, image]
         if self._features is None:
             return point_sample(stack, points.expand(len(stack), -1, -1), align_corners=False)
-        return stack @ point_sample(self._features[image : image + 1], points[None], align_corners=False)[0]
+        features = point_sample(self._features[image : image + 1], points[None], align_corners=False)[0]  # (C, P)
+        return (stack.flatten(0, 1) @ features).unflatten(0, (len(stack), -1))
 
     def select(self, queries: Sequence[Tensor]) -> Tensor:
         """queries: per image (L, T) long -> the maps of these queries (L, K, h, w), images one after the other."""

@@ -423,7 +423,8 @@ def run_all(units: Sequence[Unit], output: Path, run: RunUnit, guess: Mapping[st
     progress = Progress(units, output, guess)
     check_units(progress.waiting())
     while waiting := progress.waiting():
-        if not any([_run_if_ready(unit, progress, run) for unit in waiting]):
+        began = [_run_if_ready(unit, progress, run) for unit in waiting]
+        if not any(began):
             time.sleep(POLL)
             progress.look()
     return progress

@@ -15,6 +15,7 @@ from detectron2.projects.point_rend.point_features import point_sample
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from .linear import linear
 from .mask_logits import MaskLogits
 from .matcher import match, matching_costs
 
@@ -234,7 +235,7 @@ class _StackedMasks:
         if self._features is None:
             return point_sample(stack, points.expand(len(stack), -1, -1), align_corners=False)
         features = point_sample(self._features[image : image + 1], points[None], align_corners=False)[0]  # (C, P)
-        return (stack.flatten(0, 1) @ features).unflatten(0, (len(stack), -1))
+        return linear(stack.flatten(0, 1), features.T).unflatten(0, (len(stack), -1))
 
     def select(self, queries: Sequence[Tensor]) -> Tensor:
         """queries: per image (L, T) long -> the maps of these queries (L, K, h, w), images one after the other."""

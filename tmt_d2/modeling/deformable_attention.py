@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .linear import Linear
+from .tracing import is_traced
+
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "torch", "numba", "triton")
@@ -70,7 +73,7 @@ def ms_deform_attn(
 
 
 def _fastest_backend(value: Tensor) -> str:
-    if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():  # a graph of PyTorch operators is wanted
+    if is_traced():  # a graph of PyTorch operators is wanted
         return "torch"
     return _installed_backend(value.device.type)
 
@@ -133,10 +136,10 @@ class MSDeformAttn(nn.Module):
         if d_model % n_heads:
             raise ValueError(f"d_model {d_model} must be a multiple of n_heads {n_heads}")
         self.n_levels, self.n_heads, self.n_points = n_levels, n_heads, n_points
-        self.sampling_offsets = nn.Linear(d_model, n_heads * n_levels * n_points * 2)
-        self.attention_weights = nn.Linear(d_model, n_heads * n_levels * n_points)
-        self.value_proj = nn.Linear(d_model, d_model)
-        self.output_proj = nn.Linear(d_model, d_model)
+        self.sampling_offsets = Linear(d_model, n_heads * n_levels * n_points * 2)
+        self.attention_weights = Linear(d_model, n_heads * n_levels * n_points)
+        self.value_proj = Linear(d_model, d_model)
+        self.output_proj = Linear(d_model, d_model)
         self._reset_parameters()
 
     def _reset_parameters(self) -> None:
@@ -172,7 +175,7 @@ class MSDeformAttn(nn.Module):
         M, L, P = self.n_heads, self.n_levels, self.n_points
         value = self.value_proj(inputs).unflatten(-1, (M, -1))
         offsets = self.sampling_offsets(query).view(B, Q, M, L, P, 2)
-        sizes = offsets.new_tensor([(w, h) for h, w in spatial_shapes])
-        locations = reference_points[:, None, None, None] + offsets / sizes[:, None]
+        cells = reference_points.new_tensor([(1 / w, 1 / h) for h, w in spatial_shapes])
+        locations = torch.addcmul(reference_points[:, None, None, None], offsets, cells[:, None])
         weights = self.attention_weights(query).view(B, Q, M, L * P).softmax(-1).view(B, Q, M, L, P)
         return self.output_proj(ms_deform_attn(value, spatial_shapes, locations, weights))

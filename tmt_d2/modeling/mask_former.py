@@ -25,6 +25,7 @@ from ..interop.official import unused_settings
 from ..transferability.estimator import LevelTransferability, TransferabilityEstimator
 from .criterion import SetCriterion
 from .mask_former_head import MaskFormerHead
+from .tracing import is_traced
 from .transformer_decoder import LayerTrace
 
 logger = logging.getLogger(__name__)
@@ -368,8 +369,7 @@ def upsampled_scores(class_logits: Tensor, mask_logits: Tensor, size: tuple[int,
     queries, h, w = mask_logits.shape
     scale = size[0] // h
     rows = max(STRIP_VALUES.get(mask_logits.device.type, 2**28) // (queries * scale * size[1]), 1)
-    traced = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()  # a graph wants no loop
-    if traced or rows >= h or size != (h * scale, w * scale):
+    if is_traced() or rows >= h or size != (h * scale, w * scale):  # a graph wants no loop
         return semantic_scores(class_logits, _resize(mask_logits, size))
     strips = []
     for top in range(0, h, rows):

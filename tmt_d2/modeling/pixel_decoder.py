@@ -14,6 +14,7 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 from .deformable_attention import MSDeformAttn
+from .linear import Linear
 from .position_encoding import sine_position_encoding
 
 
@@ -31,8 +32,8 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = MSDeformAttn(d_model, n_levels, n_heads, n_points)
         self.norm1 = nn.LayerNorm(d_model)
-        self.linear1 = nn.Linear(d_model, d_ffn)
-        self.linear2 = nn.Linear(d_ffn, d_model)
+        self.linear1 = Linear(d_model, d_ffn)
+        self.linear2 = Linear(d_ffn, d_model)
         self.norm2 = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
 
@@ -41,7 +42,7 @@ class EncoderLayer(nn.Module):
     ) -> Tensor:
         attended = self.self_attn(source + position, reference_points, source, spatial_shapes)
         source = self.norm1(source + self.dropout(attended))
-        hidden = self.dropout(F.relu(self.linear1(source)))
+        hidden = self.dropout(self.linear1(source, relu=True))
         return self.norm2(source + self.dropout(self.linear2(hidden)))
 
 
@@ -86,7 +87,7 @@ class DeformableEncoder(nn.Module):
         ]
         encoded = self.encoder(source, torch.cat(positions)[None], _pixel_centers(shapes, source), shapes)
         parts = encoded.split([h * w for h, w in shapes], dim=1)
-        return [part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(parts, shapes)]
+        return [part.unflatten(1, shape).permute(0, 3, 1, 2) for part, shape in zip(parts, shapes)]  # channels last
 
 
 def _pixel_centers(shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
@@ -156,7 +157,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         lateral_channels = input_shape[self.lateral_name].channels
         self.adapter_1 = Conv2d(lateral_channels, conv_dim, 1, bias=bias, norm=get_norm(norm, conv_dim))
         self.layer_1 = Conv2d(
-            conv_dim, conv_dim, 3, padding=1, bias=bias, norm=get_norm(norm, conv_dim), activation=F.relu
+            conv_dim, conv_dim, 3, padding=1, bias=bias, norm=get_norm(norm, conv_dim), activation=F.relu_
         )
         for convolution in (self.mask_features, self.adapter_1, self.layer_1):
             weight_init.c2_xavier_fill(convolution)

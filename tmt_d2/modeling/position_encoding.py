@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from .tracing import is_traced
+
 
 def sine_position_encoding(height: int, width: int, channels: int, like: Tensor) -> Tensor:
     """(channels, height, width) on ``like``'s device, float32: the first half of the channels encodes y, the second x.
@@ -15,7 +17,7 @@ def sine_position_encoding(height: int, width: int, channels: int, like: Tensor)
     Coordinates run over (0, 2 pi]; frequencies fall geometrically to 1 / 10,000, sine and cosine interleaved. The last
     few sizes are remembered; treat the result as read-only.
     """
-    if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():  # traced tensors must not be remembered
+    if is_traced():  # traced tensors must not be remembered
         return _encode(height, width, channels, like.device)
     return _encode_once(height, width, channels, like.device)
 

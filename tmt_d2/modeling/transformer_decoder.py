@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d
 from detectron2.utils.registry import Registry
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
+from .linear import Linear
 from .mask_logits import MaskLogits, resize_features
 from .masked_attention import MultiheadAttention, masked_positions
 from .position_encoding import sine_position_encoding
@@ -69,14 +69,14 @@ class FFNLayer(nn.Module):
 
     def __init__(self, d_model: int, dim_feedforward: int):
         super().__init__()
-        self.linear1 = nn.Linear(d_model, dim_feedforward)
-        self.linear2 = nn.Linear(dim_feedforward, d_model)
+        self.linear1 = Linear(d_model, dim_feedforward)
+        self.linear2 = Linear(dim_feedforward, d_model)
         self.norm = nn.LayerNorm(d_model)
         for layer in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, queries: Tensor) -> Tensor:
-        return self.norm(queries + self.linear2(F.relu(self.linear1(queries))))
+        return self.norm(queries + self.linear2(self.linear1(queries, relu=True)))
 
 
 class MLP(nn.Module):
@@ -85,11 +85,11 @@ class MLP(nn.Module):
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int):
         super().__init__()
         dims = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(dims))
+        self.layers = nn.ModuleList(Linear(a, b) for a, b in itertools.pairwise(dims))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
+            x = layer(x, relu=True)
         return self.layers[-1](x)
 
 
@@ -153,7 +153,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             self.input_proj = nn.ModuleList(Conv2d(in_channels, hidden_dim, 1) for _ in range(self.num_levels))
             for projection in self.input_proj:
                 weight_init.c2_xavier_fill(projection)
-        self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
+        self.class_embed = Linear(hidden_dim, num_classes + 1)
         self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, 3)
 
     @classmethod

@@ -3,7 +3,7 @@
     python -m benchmarks.parts [--device cpu] [--rounds 5] [--size 512x1024] [--output parts.json] [--plot parts.png]
 
 Parts: deformable attention at encoder scale by every backend (forward, forward + backward, bytes it keeps for the
-backward pass), adaptive clustering per level, the transferability mask, the decoder, matching and losses against
+backward pass), linear layers, adaptive clustering per level, the transferability mask, matching and losses against
 Hugging Face's, layer by layer and image by image. "floor" is FLOPs over the measured rate of a matrix product or bytes
 (each input and output once) over the measured rate of a copy, whichever is larger.
 """
@@ -11,10 +11,11 @@ Hugging Face's, layer by layer and image by image. "floor" is FLOPs over the mea
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import Function, in_turns, machine, peak_bandwidth, peak_flops, print_table
@@ -23,6 +24,7 @@ from tmt_d2.data.targets import semantic_targets
 from tmt_d2.files import write_json
 from tmt_d2.modeling import ms_deform_attn
 from tmt_d2.modeling.deformable_attention import _fastest_backend
+from tmt_d2.modeling.linear import linear
 from tmt_d2.transferability import adaptive_clustering, transferability_mask
 
 HEADS, CHANNELS, POINTS = 8, 32, 4
@@ -83,6 +85,26 @@ def deformable_rows(height: int, width: int, args: argparse.Namespace) -> Iterat
                 "ratio to torch": times[name]["median"] / times["torch"]["median"],
                 "floor s": args.floor(factor * flops, factor * bytes_moved),
                 "MiB kept": kept / 2**20,
+            }
+
+
+def linear_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The linear layers of an encoder layer at 512x1024 with their gradients, against ``F.linear``."""
+    for channels, outputs in ((256, 256), (256, 1024), (1024, 256)):
+        shapes = ((1, 10752, channels), (outputs, channels), (outputs,))
+        inputs = [torch.randn(shape, device=args.device, requires_grad=True) for shape in shapes]
+
+        def both(function: Callable[..., Tensor], inputs: list[Tensor] = inputs) -> None:
+            torch.autograd.grad(function(*inputs).sum(), inputs)
+
+        functions: dict[str, Function] = {"torch": lambda: both(F.linear), "ours": lambda: both(linear)}
+        times = in_turns(functions, args.rounds, args.device)
+        for name, values in times.items():
+            yield {
+                "part": f"linear {channels} -> {outputs}, 10752 positions, forward + backward, {name}",
+                "s": values["median"],
+                "ratio to torch": values["median"] / times["torch"]["median"],
+                "floor s": args.floor(3 * 2 * 10752 * channels * outputs, 4 * sum(tensor.numel() for tensor in inputs)),
             }
 
 
@@ -179,7 +201,7 @@ def main() -> None:
         "--sizes", nargs="+", default=["256x512", "512x1024", "768x1536", "1024x2048"], metavar="HxW"
     )
     arguments.add_argument(
-        "--only", default="", metavar="TEXT", help="deformable, transferability or criterion: only these parts"
+        "--only", default="", metavar="TEXT", help="deformable, linear, transferability or criterion: only these"
     )
     arguments.add_argument("--output", help="write the figures as JSON")
     arguments.add_argument("--plot", help="write ACTE's cost against image size as a picture")
@@ -192,6 +214,8 @@ def main() -> None:
     if "deformable".startswith(args.only):
         for height, width in ((512, 1024), (1024, 2048)):
             rows += deformable_rows(height, width, args)
+    if "linear".startswith(args.only):
+        rows += linear_rows(args)
     if "transferability".startswith(args.only):
         for height, width in sizes:
             rows += transferability_rows(height, width, args)

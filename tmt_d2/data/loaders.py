@@ -68,7 +68,7 @@ def build_train_loader(
     Raises:
         ValueError: the processes cannot share ``batch_size`` equally.
     """
-    records = get_detection_dataset_dicts(list(names), filter_empty=False)
+    records = _records_of(names)
     chosen = label_subset(records, label_fraction, subset_seed)
     logger.info("%s: %d of %d training images", ", ".join(names), len(chosen), len(records))
     return _loader(chosen, mapper, StepSampler([range(len(chosen))], batch_size, seed), num_workers)
@@ -80,23 +80,28 @@ def build_paired_loader(
     mapper: Mapper,
     batch_size: int,
     *,
+    label_fraction: float = 1.0,
+    subset_seed: int = 0,
     seed: int | None = None,
     num_workers: int = 0,
 ) -> DataLoader:
     """Endless batches that are half source, half target; each item says which in ``domain``.
 
+    Args: as of ``build_train_loader``; label_fraction: of the target images.
+
     Raises:
         ValueError: a process's share of ``batch_size`` is odd.
     """
-    sources = [
-        r | {"domain": SOURCE_DOMAIN} for r in get_detection_dataset_dicts(list(source_names), filter_empty=False)
-    ]
-    targets = [
-        r | {"domain": TARGET_DOMAIN} for r in get_detection_dataset_dicts(list(target_names), filter_empty=False)
-    ]
+    sources = [record | {"domain": SOURCE_DOMAIN} for record in _records_of(source_names)]
+    targets = label_subset(_records_of(target_names), label_fraction, subset_seed)
+    targets = [record | {"domain": TARGET_DOMAIN} for record in targets]
     logger.info("pairs of %d source and %d target images", len(sources), len(targets))
     groups = [range(len(sources)), range(len(sources), len(sources) + len(targets))]
     return _loader(sources + targets, mapper, StepSampler(groups, batch_size, seed), num_workers)
+
+
+def _records_of(names: Sequence[str]) -> list[Record]:
+    return get_detection_dataset_dicts(list(names), filter_empty=False)
 
 
 @dataclass(frozen=True)

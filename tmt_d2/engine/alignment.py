@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..data.label_spaces import IGNORE
-from ..data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN, StepSampler, _loader, build_train_loader, label_subset
+from ..data.loaders import TARGET_DOMAIN, build_paired_loader, build_train_loader
 from ..data.mapper import SemanticMapper
 from ..modeling.mask_former import Encoded, MaskFormer, semantic_scores
 from ..transferability.scores import (
@@ -164,23 +163,13 @@ def class_probabilities(outputs: Mapping[str, Any], pixels: Pixels, size: Sequen
 
 def build_alignment_loader(cfg: CfgNode, seed: int | None) -> DataLoader:
     """Labelled target images within TRANSFER.LABEL_FRACTION; for ``otce`` half of a batch is labelled source images."""
-    mapper = SemanticMapper(cfg, is_train=True)
-    fraction, subset_seed = cfg.TRANSFER.LABEL_FRACTION, cfg.TRANSFER.LABEL_SEED
-    workers, batch_size = cfg.DATALOADER.NUM_WORKERS, cfg.SOLVER.IMS_PER_BATCH
+    mapper, batch_size = SemanticMapper(cfg, is_train=True), cfg.SOLVER.IMS_PER_BATCH
+    choices: dict[str, Any] = {
+        "label_fraction": cfg.TRANSFER.LABEL_FRACTION,
+        "subset_seed": cfg.TRANSFER.LABEL_SEED,
+        "seed": seed,
+        "num_workers": cfg.DATALOADER.NUM_WORKERS,
+    }
     if cfg.TRANSFER.METHOD == "leep":
-        return build_train_loader(
-            cfg.DATASETS.TRAIN,
-            mapper,
-            batch_size,
-            label_fraction=fraction,
-            subset_seed=subset_seed,
-            seed=seed,
-            num_workers=workers,
-        )
-    source = get_detection_dataset_dicts(list(cfg.DATASETS.SOURCE_TRAIN), filter_empty=False)
-    target = label_subset(
-        get_detection_dataset_dicts(list(cfg.DATASETS.TRAIN), filter_empty=False), fraction, subset_seed
-    )
-    records = [r | {"domain": SOURCE_DOMAIN} for r in source] + [r | {"domain": TARGET_DOMAIN} for r in target]
-    groups = [range(len(source)), range(len(source), len(records))]
-    return _loader(records, mapper, StepSampler(groups, batch_size, seed), workers)
+        return build_train_loader(cfg.DATASETS.TRAIN, mapper, batch_size, **choices)
+    return build_paired_loader(cfg.DATASETS.SOURCE_TRAIN, cfg.DATASETS.TRAIN, mapper, batch_size, **choices)

@@ -16,8 +16,7 @@ from .tracing import is_traced
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
     """``F.linear``, and ReLU if asked: x (..., C_in), weight (C_out, C_in), bias (C_out,) -> (..., C_out)."""
-    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    if not on_cpu or is_traced() or x.numel() == 0:
+    if is_traced() or not _onednn_takes(x):
         product = F.linear(x, weight, bias)
         return F.relu(product) if relu else product
     rows = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, C_in, 1, rows), channels last without a copy
@@ -25,6 +24,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = F
     if relu:
         product = F.relu_(product)  # here, where it is not a view yet: autograd copies views that are changed in place
     return product.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+
+
+def _onednn_takes(x: Tensor) -> bool:
+    """With a single thread PyTorch does such convolutions without oneDNN."""
+    on_cpu = x.device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.get_num_threads() > 1
+    return on_cpu and x.dtype == torch.float32 and x.numel() > 0
 
 
 class Linear(nn.Linear):

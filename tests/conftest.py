@@ -13,6 +13,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 import tmt_d2
+from tests.small_runs import make_scenes, save_start
 
 torch.set_num_threads(1)
 
@@ -74,3 +75,20 @@ def make_records(sizes: Sequence[tuple[int, int]] = ODD_SIZES, seed: int = 0) ->
 def records() -> list[dict[str, Any]]:
     """Two images of different odd sizes."""
     return make_records()
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of two small data sets."""
+    return make_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture
+def data_root(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes))
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that every stage after the first may start from."""
+    return save_start(tmp_path_factory.mktemp("start") / "start.pth")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import contents, differences, make_scenes, save_start, small_cfg
+from small_runs import contents, differences, small_cfg
 
 from tmt_d2.data import loaders
 from tmt_d2.engine import trainer
@@ -19,22 +19,9 @@ from tmt_d2.engine.stages import run_stage
 from tmt_d2.engine.trainer import StageTrainer
 from tmt_d2.randomness import seeded
 
+pytestmark = pytest.mark.usefixtures("data_root")
+
 FINAL = "model_final.pth"
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_scenes(tmp_path_factory.mktemp("scenes"))
-
-
-@pytest.fixture(autouse=True)
-def data_root(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes))
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_start(tmp_path_factory.mktemp("start") / "start.pth")
 
 
 class Killed(BaseException):

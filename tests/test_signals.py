@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import contents, differences, make_scenes, save_start, small_cfg
+from small_runs import contents, differences, small_cfg
 
 from tmt_d2.data.loaders import MappedRecords
 from tmt_d2.engine import signals
@@ -20,20 +20,7 @@ from tmt_d2.engine.stages import run_stage
 from tmt_d2.engine.step import TrainingStep
 from tmt_d2.evaluation.semantic import SemanticEvaluator
 
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_scenes(tmp_path_factory.mktemp("scenes"))
-
-
-@pytest.fixture(autouse=True)
-def data_root(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes))
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_start(tmp_path_factory.mktemp("start") / "start.pth")
+pytestmark = pytest.mark.usefixtures("data_root")
 
 
 def signal_at(count: int, function: Callable[..., Any], number: signal.Signals = signal.SIGTERM) -> Callable[..., Any]:
@@ -127,7 +114,7 @@ with signals.stop_on_signals():
     LONG_CALL
 """
     command = [sys.executable, "-c", program.replace("LONG_CALL", long_call)]
-    assert subprocess.run(command, timeout=60).returncode == status
+    assert subprocess.run(command, timeout=300).returncode == status
 
 
 def test_loader_processes_outlive_a_signal_to_all(start: Path, tmp_path: Path) -> None:

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import contents, make_scenes, save_start, small_cfg
+from small_runs import contents, small_cfg
 from torch import nn
 
 from tmt_d2.engine.anomaly import find_anomalies
 from tmt_d2.engine.stages import run_stage
 from tmt_d2.engine.step import TrainingStep, clipping, split
 from tmt_d2.modeling.pixel_decoder import MSDeformAttnPixelDecoder
+
+pytestmark = pytest.mark.usefixtures("data_root")
 
 
 class Squares(nn.Module):
@@ -98,21 +100,6 @@ def test_the_scaler_is_resumed() -> None:
 def test_bfloat16_has_no_scaler() -> None:
     step = make_step(amp_dtype=torch.bfloat16)
     assert not step.scaler.is_enabled() and not step.may_overflow()
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_start(tmp_path_factory.mktemp("start") / "start.pth")
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_scenes(tmp_path_factory.mktemp("scenes"))
-
-
-@pytest.fixture(autouse=True)
-def data_root(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes))
 
 
 def break_loss(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,28 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import contents, differences, make_scenes, save_start, small_cfg
+from small_runs import contents, differences, small_cfg
 
 from tmt_d2.engine.checkpoint import TMTCheckpointer
 from tmt_d2.engine.stages import run_stage
 from tmt_d2.engine.step import TrainingStep
 
+pytestmark = pytest.mark.usefixtures("data_root")
+
 KILLS, PERIOD = 50, 3
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_scenes(tmp_path_factory.mktemp("scenes"))
-
-
-@pytest.fixture(autouse=True)
-def data_root(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes))
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_start(tmp_path_factory.mktemp("start") / "start.pth")
 
 
 def fork(function: Callable[[], Any]) -> int:

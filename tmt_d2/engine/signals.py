@@ -149,7 +149,7 @@ def _leave_when_stuck() -> Callable[[], None]:
             computed = time.process_time()
             while not _State.alive.wait(STUCK_AFTER):
                 computed, before_that = time.process_time(), computed
-                if _waits_by_spinning() or computed - before_that < STUCK_AFTER / 10:
+                if _waits_by_spinning() or computed - before_that < STUCK_AFTER / 100:
                     os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -357,7 +357,7 @@ def claimed(lock: Path, wait: bool = False) -> Iterator[bool]:
 
 
 class Progress:
-    """Which units are done, running, failed or waiting; ``progress.txt`` in the output has one line for each."""
+    """Which units are done, running (here or elsewhere), failed or waiting; ``progress.txt`` has one line for each."""
 
     def __init__(self, units: Sequence[Unit], output: Path, guess: Mapping[str, float]):
         self.units, self.output, self.guess = units, output, guess
@@ -365,7 +365,8 @@ class Progress:
         self.failures: dict[str, str] = {}
 
     def waiting(self) -> list[Unit]:
-        return [unit for unit in self.units if self.state[unit.name] == "waiting"]
+        """Those that nobody has finished and this process does not run."""
+        return [unit for unit in self.units if self.state[unit.name] in ("waiting", "elsewhere")]
 
     def look(self) -> None:
         """See what other processes have done meanwhile."""
@@ -399,7 +400,7 @@ class Progress:
     def left(self) -> float | None:
         """Seconds of the units that are not done, or None where nothing is known about them."""
         estimate = self._estimate()
-        times = [estimate.seconds(unit) for unit in self.units if self.state[unit.name] in ("waiting", "running")]
+        times = [estimate.seconds(unit) for unit in self.units if self.state[unit.name] not in ("done", "failed")]
         known = [seconds for seconds in times if seconds is not None]
         return sum(known) if len(known) == len(times) else None
 
@@ -432,7 +433,7 @@ def run_all(units: Sequence[Unit], output: Path, run: RunUnit, guess: Mapping[st
 
 def _run_if_ready(unit: Unit, progress: Progress, run: RunUnit) -> bool:
     """Whether anything became of the unit; nothing does while other processes are at it or at what it needs."""
-    if progress.state[unit.name] != "waiting":
+    if progress.state[unit.name] in ("done", "failed"):
         return True
     states = {need: progress.state[need] for need in unit.needs}
     broken = [need for need, state in states.items() if state == "failed"]
@@ -451,7 +452,7 @@ def _run_if_ready(unit: Unit, progress: Progress, run: RunUnit) -> bool:
         logger.exception("%s failed", unit.name)
         progress.fail(unit, " ".join(str(error).split()) or type(error).__name__)
         return True
-    progress.set(unit, "done" if mine else "waiting")
+    progress.set(unit, "done" if mine else "elsewhere")
     if mine:
         took = _clock(time.perf_counter() - start)
         logger.info("%s: %s in %s; %s", unit.name, headline(unit), took, progress.summary())

@@ -32,7 +32,7 @@ test: $(READY)
 	$(RUN) -m pytest -q tests
 
 soak: $(READY)
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) -m pytest -q -s tests/soak/soak_*.py
+	for file in tests/soak/soak_*.py; do OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) -m pytest -q -s $$file || exit 1; done
 
 lint: $(READY)
 	$(RUN) -m ruff check .

@@ -23,7 +23,8 @@ KILLS, PERIOD = 50, 3
 
 
 def fork(function: Callable[[], Any]) -> int:
-    """Run ``function`` in a process of its own, and return its id."""
+    """Run ``function`` in a process of its own, and return its id. This one must not have run a model: the threads of
+    OpenMP do not survive a fork."""
     pid = os.fork()
     if pid == 0:
         status = 1

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tmt_d2.modeling import MSDeformAttn, ms_deform_attn
+from tmt_d2.modeling.deformable_attention import _attend_torch, _attend_triton
 
 SHAPES = [(3, 4), (2, 2), (1, 5)]
 
@@ -117,6 +118,20 @@ def test_triton_is_not_replaced_in_silence() -> None:
     value, locations, weights = inputs(dtype=torch.float32)
     with pytest.raises(ValueError, match="triton"):  # the tensors are on a CPU
         ms_deform_attn(value, SHAPES, locations, weights, backend="triton")
+
+
+def test_deformops_has_our_conventions(monkeypatch) -> None:
+    """By its reference implementation for CPUs; the call is the one that runs its Triton kernels on a GPU."""
+    registry = pytest.importorskip("deformops.registry", reason="deformops needs Python >= 3.12")
+    msda = registry.msda
+    monkeypatch.setattr(registry, "msda", lambda *tensors, backend: msda(*tensors, backend=None))
+    tensors = [tensor.requires_grad_() for tensor in inputs(D=8, dtype=torch.float32)]
+    found, expected = (attend(tensors[0], SHAPES, *tensors[1:]) for attend in (_attend_triton, _attend_torch))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    pull = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+    wanted = torch.autograd.grad(expected, tensors, pull)
+    for gradient, reference in zip(torch.autograd.grad(found, tensors, pull), wanted):
+        torch.testing.assert_close(gradient, reference, rtol=1e-3, atol=1e-4)
 
 
 def test_module_starts_with_points_around_the_reference() -> None:

@@ -123,9 +123,11 @@ def test_triton_is_not_replaced_in_silence() -> None:
 def test_deformops_has_our_conventions(monkeypatch) -> None:
     """By its reference implementation for CPUs; the call is the one that runs its Triton kernels on a GPU."""
     registry = pytest.importorskip("deformops.registry", reason="deformops needs Python >= 3.12")
-    msda = registry.msda
+    msda, tensors = registry.msda, inputs(D=8, dtype=torch.float32)
+    starts = torch.tensor([0, 12, 16])
+    msda(tensors[0], torch.tensor(SHAPES), starts, *tensors[1:])  # the library loads its parts in its first call
     monkeypatch.setattr(registry, "msda", lambda *tensors, backend: msda(*tensors, backend=None))
-    tensors = [tensor.requires_grad_() for tensor in inputs(D=8, dtype=torch.float32)]
+    tensors = [tensor.requires_grad_() for tensor in tensors]
     found, expected = (attend(tensors[0], SHAPES, *tensors[1:]) for attend in (_attend_triton, _attend_torch))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
     pull = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))

@@ -12,7 +12,7 @@ help:
 	@echo "make setup   create $(VENV) with everything needed (no compiler)"
 	@echo "make demo    source model -> estimator -> fine-tuning -> evaluation -> pictures, in output/demo"
 	@echo "make test    the test suite"
-	@echo "make soak    kills, hostile inputs and several processes at length: some twenty minutes on two cores"
+	@echo "make soak    kills, hostile inputs and several processes at length: about four minutes on two cores"
 	@echo "make figures the README's figures, from a finished make demo"
 	@echo "make lint    ruff and mypy"
 

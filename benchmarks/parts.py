@@ -1,6 +1,6 @@
 """Seconds of each part of the model, with its arithmetic and the least time this machine could do it in.
 
-    python -m benchmarks.parts [--device cpu] [--rounds 5] [--size 512x1024] [--output parts.json] [--plot parts.png]
+    python -m benchmarks.parts [--device cpu] [--rounds 5] [--sizes 512x1024] [--output parts.json] [--plot parts.png]
 
 Parts: deformable attention at encoder scale by every backend (forward, forward + backward, bytes it keeps for the
 backward pass), linear layers, adaptive clustering per level, the transferability mask, matching and losses against

@@ -54,7 +54,7 @@ def main():
     plan = matrix.read_plan(args.config)
     units = matrix.select(matrix.units_of(plan, args.output, args.opts), args.only)
     if args.dry_run:
-        print(matrix.dry_run_table(units, plan.guess))
+        print(matrix.Progress(units, args.output, plan.guess).text())
         return 0
 
     def run(unit):
@@ -68,7 +68,7 @@ def main():
         progress = matrix.run_on_slurm(units, args.output, run, plan.guess, parameters)
     else:
         progress = matrix.run_all(units, args.output, run, plan.guess)
-    print(f"{progress.table()}\n\n{progress.summary()}")
+    print(progress.text())
     for name, reason in progress.failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return 1 if progress.failures else 0

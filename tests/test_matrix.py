@@ -17,7 +17,7 @@ import yaml
 
 from tests.small_runs import CONFIGS, ROOT, make_scenes, options
 from tmt_d2.engine import matrix
-from tmt_d2.engine.matrix import read_plan, run_all, run_unit, select, units_of, waves
+from tmt_d2.engine.matrix import Progress, read_plan, run_all, run_unit, running, select, units_of, waves
 from tmt_d2.engine.signals import STOPPED
 from tmt_d2.report.__main__ import write_report
 
@@ -119,14 +119,29 @@ def test_only_takes_what_it_needs_along(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": ["full"]}, "unknown key 'method': use .*methods"),
+        ({"method": ["full"]}, "a matrix file has the unknown key 'method': use .*methods"),
         ({"configs": "nowhere"}, "configs: .*nowhere is not a folder"),
         ({"methods": ["magic"]}, "unknown method magic: .* has .*full.*tmt"),
-        ({"methods": []}, r"methods is \[\]: it must be a list with at least one entry"),
+        ({"methods": []}, r"methods is \[\]: it must be a list of at least one name"),
+        ({"methods": [3]}, r"methods is \[3\]: it must be a list of at least one name"),
+        ({"configs": 3}, "configs is 3: it must name a folder"),
+        ({"seeds": [1, "two"]}, r"seeds is \[1, 'two'\]: it must be a list of at least one whole number"),
+        ({"label_fractions": 0.5}, "label_fractions is 0.5: it must be a list of at least one number"),
+        ({"targets": ["cityscapes"], "sources": ["cityscapes"]}, "make no pair: name another target"),
         ({"pairs": ["cityscapes-bdd100k"]}, "give either pairs, or sources and targets"),
         ({"pairs": ["cityscapes"], "sources": None}, "each is written source-target"),
-        ({"kind_options": {"finetuning": {}}}, "kind_options: 'finetuning' is not one of source"),
-        ({"render": {"images": 3}}, "render: unknown key 'images'"),
+        ({"kind_options": {"finetuning": {}}}, "kind_options has the unknown key 'finetuning': use source"),
+        ({"kind_options": {"source": 3}}, "kind_options.source is 3: it must hold keys and values"),
+        ({"options": ["SEED"]}, r"options is \['SEED'\]: it must hold keys and values"),
+        ({"scores": {"image": 3}}, "scores has the unknown key 'image': use images, pixels, draws"),
+        ({"guess": {"seconds": 3}}, "guess has the unknown key 'seconds': use iteration, evaluation"),
+        ({"render": {"images": 3}}, "render has the unknown key 'images': use train"),
+        ({"sweeps": ["p_T"]}, "sweeps is .*: it must hold keys and values"),
+        ({"sweeps": {"p_T": [0.1]}}, "sweeps.p_T: the sweep is .*: it must hold keys and values"),
+        ({"sweeps": {"p_T": {"values": [0.1]}}}, "sweeps.p_T: key is None: it must be a key of the config"),
+        ({"sweeps": {"p_T": {"key": "MODEL.TMT.P_T"}}}, "sweeps.p_T: values is None: it must be a list of at least"),
+        ({"sweeps": {"p_T": {"key": "SEED", "value": [1]}}}, "sweeps.p_T: the sweep has the unknown key 'value': use"),
+        ({"sweeps": {"p_T": {"key": "SEED", "values": [1], "methods": ["no"]}}}, "sweeps.p_T: unknown method no"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path, changes, message) -> None:
@@ -137,14 +152,20 @@ def test_files_that_cannot_be_used(tmp_path, changes, message) -> None:
         read_plan(tmp_path / "nothing.yaml")
 
 
+@pytest.mark.parametrize("key", ["MODEL.TMT.P", "SEED.NUMBER", "P_T"])
+def test_a_sweep_over_no_key(tmp_path, key) -> None:
+    for methods in (["full"], ["linear"]):  # one that the plan has, and one that it has not
+        with pytest.raises(ValueError, match=f"sweeps.p: the config has no key {key}"):
+            planned(tmp_path, sweeps={"p": {"key": key, "values": [0.5], "methods": methods}})
+
+
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_presets_are_plans(preset, tmp_path) -> None:
     plan = read_plan(preset)
     assert plan.pairs
     if preset.stem in ("tiny-3", "tiny-20"):
         units = units_of(plan, tmp_path)
-        table = matrix.dry_run_table(units, plan.guess)
-        assert f"{len(units)} of {len(units)} units to do" in table
+        assert f"0 of {len(units)} done, about" in Progress(units, tmp_path, plan.guess).text()
         limit = {"tiny-3": 20, "tiny-20": 90}[preset.stem] * 60
         estimate = matrix.Estimate([], plan.guess)
         assert sum(estimate.seconds(unit) or 0 for unit in units) <= limit
@@ -227,8 +248,7 @@ def test_nothing_is_run_twice(finished) -> None:
         raise AssertionError(f"{unit.name} was run again")
 
     assert not run_all(units, folder / "out", run, {}).failures
-    table = matrix.dry_run_table(units, {})
-    assert f"0 of {len(units)} units to do, about 0 s" in table
+    assert Progress(units, folder / "out", {}).summary() == f"{len(units)} of {len(units)} done"
 
 
 def test_other_settings_are_refused(finished) -> None:
@@ -247,6 +267,14 @@ def test_time_is_estimated_from_what_was_measured(finished) -> None:
     assert estimate.seconds(by_kind["source"]) == 2 * 100 + 7
     assert estimate.seconds(by_kind["evaluation"]) == 7
     assert matrix.Estimate([], {}).seconds(by_kind["source"]) is None
+
+
+def test_what_is_not_known_is_said(tmp_path) -> None:
+    units = small_units(tmp_path)
+    assert Progress(units, tmp_path, {}).summary() == "0 of 7 done, about ? left"
+    guess = {"evaluation": 90}  # of the evaluation and the scores, not of the others
+    assert Progress(units, tmp_path, guess).summary() == "0 of 7 done, about 3 min 00 s and what is unknown (?) left"
+    assert not (tmp_path / "out").exists()  # a look touches nothing
 
 
 def run_in_child(folder: Path) -> None:
@@ -321,7 +349,7 @@ def test_missing_data_is_told_before_anything_runs(tmp_path, monkeypatch) -> Non
 def test_two_runs_share_the_work(tmp_path, monkeypatch) -> None:
     """Side by side, each unit once; threads stand for processes, as a file lock is of an open file. Only progress.txt
     is written by one thread of a process, so each gets a folder for its own."""
-    monkeypatch.setattr(matrix, "POLL", 0.01)
+    monkeypatch.setattr(running, "POLL", 0.01)
     started, both_at_work, helped = [], threading.Event(), []
 
     def run(unit):

@@ -1,0 +1,92 @@
+"""The paper's table: pairs by methods, a tab for each metric and share of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ..html import NOTHING, Section, scrolling, table, table_row, tabs
+from ..paper import paper_miou
+from ..results import BASELINE, METRICS, Pair
+from ..statistics import Difference, spread
+from ..tables import cell_text
+from ..view import MIOU, View, by_pair, share
+
+FROM_PAPER = (BASELINE, "tmt")
+
+
+def results_table(view: View) -> Section:
+    lead = "In percent; mean"
+    lead += " ± standard deviation over seeds" if len(view.results.seeds()) > 1 else ", one seed"
+    lead += f". Below each value its difference to {BASELINE}. The best of a row is bold."
+    if _paper(view):
+        lead += (
+            " <i>Paper</i>: the figure of arXiv 2504.05774 for the pair of that name; other models, budgets and, with "
+            "embedded scenes, other images: to be compared in direction only."
+        )
+    missing = [method for method in ("leep", "otce") if method in view.methods]
+    if missing:
+        lead += f" {' and '.join(missing)} are our reading of methods that are not published in full."
+    panes = []
+    for fraction in view.fractions or [1.0]:
+        for metric in METRICS:
+            label = metric if len(view.fractions) < 2 else f"{metric}, {share(fraction)}"
+            panes.append((label, _table(view, metric, fraction)))
+    return Section("table", "Results", lead, tabs("table", panes))
+
+
+def _paper(view: View) -> dict[Pair, dict[str, float]]:
+    return {pair: values for pair, values in paper_miou().items() if pair in view.pairs}
+
+
+def _table(view: View, metric: str, fraction: float) -> str:
+    values = {method: by_pair(view.runs(method, fraction), metric) for method in view.methods}
+    before = by_pair(view.results.evaluation, metric)
+    paper = _paper(view) if metric == MIOU else {}
+    columns = ["source → target", "before", *view.methods]
+    if paper:
+        columns += [f"paper: {name}" for name in FROM_PAPER]
+    rows = []
+    for pair in view.pairs:
+        cells = [f"<td>{cell_text(before.get(pair, []))}</td>"]
+        cells += _method_cells({method: values[method].get(pair, []) for method in view.methods})
+        if paper:
+            cells += [f"<td>{paper[pair][name] if pair in paper else ''}</td>" for name in FROM_PAPER]
+        rows.append(table_row(" → ".join(pair), cells))
+    total = [_mean_cell(before.values())]
+    for method in view.methods:
+        found = None if method == BASELINE else view.difference(method, metric, fraction)
+        total.append(_mean_cell(values[method].values(), _interval(found)))
+    if paper:
+        total += [f"<td>{np.mean([row[name] for row in paper.values()]):.1f}</td>" for name in FROM_PAPER]
+    rows.append(table_row("mean", total, ' class="total"'))
+    return scrolling(table(columns, rows))
+
+
+def _method_cells(values: dict[str, list[float]]) -> list[str]:
+    """values: of one pair, over seeds, by method."""
+    means = {method: spread(found)[0] for method, found in values.items() if found}
+    cells = []
+    for method, found in values.items():
+        best = len(means) > 1 and method in means and means[method] == max(means.values())
+        gain = ""
+        if method != BASELINE and method in means and BASELINE in means:
+            gain = f"<small>{means[method] - means[BASELINE]:+.1f}</small>"
+        cells.append(f"<td{' class=best' if best else ''}>{cell_text(found) or NOTHING}{gain}</td>")
+    return cells
+
+
+def _mean_cell(values: Iterable[Sequence[float]], below: str = "") -> str:
+    found = [value for each in values for value in each]
+    return f"<td>{f'{np.mean(found):.1f}' if found else NOTHING}{below}</td>"
+
+
+def _interval(found: Difference | None) -> str:
+    if found is None:
+        return ""
+    if found.low is None:
+        return f"<small>{found.mean:+.1f}</small>"
+    kind = "even" if not found.is_clear or abs(found.mean) < 0.05 else "up" if found.mean > 0 else "down"
+    mean = f'<span class="{kind}">{found.mean:+.1f}</span>'
+    return f"<small>{mean}</small><small>[{found.low:+.1f}, {found.high:+.1f}]</small>"

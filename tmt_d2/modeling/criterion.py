@@ -6,12 +6,11 @@ Letters: L decoder outputs, B images, Q queries, N classes, T targets of an imag
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.projects.point_rend.point_features import point_sample
 from detectron2.utils import comm
 from torch import Tensor, nn
 
@@ -107,17 +106,16 @@ class SetCriterion(nn.Module):
         points = draw([1] * len(targets), self.num_points)  # (B, P, 2)
         costs = []
         for image, target in enumerate(targets):
-            target_points = point_sample(
-                target["masks"][:, None].float(), _repeat(points[image], target), align_corners=False
-            )
+            target_points = _at(target["masks"][None].float(), points[image : image + 1])[0]  # (T, P)
+            logits_at = masks.sampler(image, points[image])
             costs.append(
                 torch.cat(
                     [
                         matching_costs(
                             class_logits[some, image],
-                            masks.sample(some, image, points[image]),
+                            logits_at(some),
                             target["labels"],
-                            target_points[:, 0],
+                            target_points,
                             class_weight=self.class_weight,
                             mask_weight=self.mask_weight,
                             dice_weight=self.dice_weight,
@@ -165,13 +163,12 @@ class SetCriterion(nn.Module):
             points = self._uncertain_points(by_target, [len(t["labels"]) for t in targets], draw)  # (K, L, P, 2)
             wanted, start = [], 0
             for target in targets:  # each target is read once for all outputs
-                grid = points[start : start + len(target["labels"])].flatten(1, 2)
-                wanted.append(point_sample(target["masks"][:, None].float(), grid, align_corners=False)[:, 0])
-                start += len(grid)
+                some = points[start : start + len(target["labels"])].flatten(1, 2)
+                wanted.append(_at(target["masks"][:, None].float(), some)[:, 0])
+                start += len(some)
             wanted_points = torch.cat(wanted).view(K, L, -1)
-        logits = point_sample(by_target.flatten(0, 1)[:, None], points.flatten(0, 1), align_corners=False)
-        logits = logits.view(K, L, -1)
-        loss_mask = F.binary_cross_entropy_with_logits(logits, wanted_points, reduction="none").mean(-1)
+        logits = _at(by_target.flatten(0, 1)[:, None], points.flatten(0, 1)).view(K, L, -1)
+        loss_mask = (F.softplus(logits) - wanted_points * logits).mean(-1)  # binary cross-entropy, see the matcher
         probabilities = logits.sigmoid()
         overlap = 2 * (probabilities * wanted_points).sum(-1)
         loss_dice = 1 - (overlap + 1) / (probabilities.sum(-1) + wanted_points.sum(-1) + 1)
@@ -188,20 +185,24 @@ class SetCriterion(nn.Module):
             predicted: (K, L, h, w). counts: of targets per image.
 
         Returns:
-            (K, L, P, 2) in [0, 1]
+            (K, L, P, 2) in [-1, 1)
         """
         L = predicted.shape[1]
         candidates = draw(counts, int(self.num_points * self.oversample_ratio))  # (K, P', 2)
-        distances = point_sample(predicted, candidates, align_corners=False).abs_()  # (K, L, P')
+        distances = _at(predicted, candidates).abs_()  # (K, L, P')
         uncertain = int(self.importance_sample_ratio * self.num_points)
         nearest = distances.topk(uncertain, largest=False, sorted=False).indices.flatten(1)
-        chosen = candidates.gather(1, nearest[..., None].expand(-1, -1, 2)).unflatten(1, (L, -1))
+        chosen = torch.view_as_complex(candidates).gather(1, nearest)  # (x, y) are moved as one number
+        chosen = torch.view_as_real(chosen).unflatten(1, (L, -1))
         uniform = draw(counts, self.num_points - uncertain)
         return torch.cat([chosen, uniform[:, None].expand(-1, L, -1, -1)], 2)
 
 
 class _Points:
-    """Random points in [0, 1), those of an image from its own seed where there are seeds."""
+    """Random points, those of an image from its own seed where there are seeds.
+
+    They are (x, y) in [-1, 1), as ``grid_sample`` wants them: -1 and 1 are the outer edges of a mask.
+    """
 
     def __init__(self, device: torch.device, seeds: Sequence[int] | None):
         self._device = device
@@ -210,12 +211,12 @@ class _Points:
     def __call__(self, counts: Sequence[int], points: int) -> Tensor:
         """counts: of masks per image -> (sum of counts, points, 2)."""
         if self._generators is None:
-            return torch.rand(sum(counts), points, 2, device=self._device)
+            return torch.rand(sum(counts), points, 2, device=self._device).mul_(2).sub_(1)
         drawn = [
             torch.rand(count, points, 2, generator=generator, device=self._device)
             for count, generator in zip(counts, self._generators)
         ]
-        return torch.cat(drawn)
+        return torch.cat(drawn).mul_(2).sub_(1)
 
 
 class _StackedMasks:
@@ -229,13 +230,13 @@ class _StackedMasks:
             self._features = None
             self._stack = torch.stack([layer.float() for layer in layers])  # (L, B, Q, h, w)
 
-    def sample(self, outputs: slice, image: int, points: Tensor) -> Tensor:
-        """The masks of some outputs of one image at points (P, 2) in [0, 1] -> logits (L', Q, P)."""
-        stack = self._stack[outputs, image]
+    def sampler(self, image: int, points: Tensor) -> Callable[[slice], Tensor]:
+        """A function that gives the masks of some outputs of one image at points (P, 2): logits (L', Q, P)."""
+        stack = self._stack[:, image]
         if self._features is None:
-            return point_sample(stack, points.expand(len(stack), -1, -1), align_corners=False)
-        features = point_sample(self._features[image : image + 1], points[None], align_corners=False)[0]  # (C, P)
-        return linear(stack.flatten(0, 1), features.T).unflatten(0, (len(stack), -1))
+            return lambda outputs: _at(stack[outputs], points.expand(len(stack[outputs]), -1, -1))
+        features = _at(self._features[image : image + 1], points[None])[0].T.contiguous()  # (P, C)
+        return lambda outputs: linear(stack[outputs], features)
 
     def select(self, queries: Sequence[Tensor]) -> Tensor:
         """queries: per image (L, T) long -> the maps of these queries (L, K, h, w), images one after the other."""
@@ -255,9 +256,9 @@ def _slices(outputs: int, elements: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, outputs, step)]
 
 
-def _repeat(points: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-    """(P, 2) -> (T, P, 2), the same points for every target of an image."""
-    return points.expand(len(target["labels"]), -1, -1)
+def _at(maps: Tensor, points: Tensor) -> Tensor:
+    """Bilinear samples, zero outside: maps (N, C, H, W), points (N, P, 2) as ``_Points`` draws them -> (N, C, P)."""
+    return F.grid_sample(maps, points[:, :, None], align_corners=False)[..., 0]
 
 
 def _mean_over_processes(count: int, device: torch.device) -> Tensor:

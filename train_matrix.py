@@ -26,7 +26,9 @@ def parser():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--config", type=Path, required=True, help="matrix file, see configs/matrix")
     arguments.add_argument("--output", type=Path, required=True, help="folder for everything that is written")
-    arguments.add_argument("--dry-run", action="store_true", help="only list the units, with an estimate of time")
+    arguments.add_argument(
+        "--dry-run", action="store_true", help="only list the units, with an estimate of time and disk"
+    )
     arguments.add_argument("--only", metavar="PATTERN", help="units whose names hold this, and what they need")
     arguments.add_argument(
         "--num-gpus", type=int, default=1, help="GPUs of this machine per unit (on a CPU: processes)"

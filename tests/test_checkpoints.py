@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tmt_d2.engine import checkpoint
-from tmt_d2.engine.checkpoint import DamagedCheckpoint, TMTCheckpointer
+from tmt_d2.engine.checkpoint import DamagedCheckpoint, TMTCheckpointer, ended_after, keep_weights
 from tmt_d2.files import atomic_write, remove_temporaries
 
 
@@ -137,6 +137,73 @@ def test_a_new_run_over_an_old_one_never_deletes_what_it_saves(tmp_path: Path) -
         save_series(tmp_path, range(last, last + 1))
         assert (tmp_path / (tmp_path / "last_checkpoint").read_text()).is_file()
         assert resumed_value(tmp_path) == last
+
+
+class Trainer(Counter):
+    """Its state is three times as large as the model's, as an optimiser's is."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"iteration": self.value, "optimizer": torch.ones(3, 40, 40)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = state["iteration"]
+
+
+def end_run(folder: Path) -> nn.Linear:
+    model, trainer = nn.Linear(40, 40), Trainer()
+    checkpointer = TMTCheckpointer(model, str(folder), trainer=trainer, progress=nn.Linear(2, 2))
+    for trainer.value in range(5):
+        checkpointer.save(f"model_{trainer.value:07d}" if trainer.value < 4 else "model_final")
+    return model
+
+
+def test_what_has_ended_keeps_its_weights_only(tmp_path: Path) -> None:
+    model = end_run(tmp_path)
+    (tmp_path / "alignment").mkdir()
+    end_run(tmp_path / "alignment")
+    (tmp_path / "not_finite_0000002.pth").write_bytes(b"evidence")
+    (tmp_path / "model_mine.pth").write_bytes(b"somebody's own")
+    before = (tmp_path / "model_final.pth").stat().st_size
+    assert ended_after(tmp_path) is None
+    keep_weights(tmp_path)
+    assert names(tmp_path) == [
+        "alignment", "last_checkpoint", "model_final.pth", "model_mine.pth", "not_finite_0000002.pth",
+    ]  # fmt: skip
+    assert names(tmp_path / "alignment") == ["last_checkpoint"]
+    assert ended_after(tmp_path) == 5
+    content = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert sorted(content) == ["ended_after", "model", "progress"]
+    assert (tmp_path / "model_final.pth").stat().st_size < before / 2
+    loaded = nn.Linear(40, 40)
+    TMTCheckpointer(loaded).load(str(tmp_path / "model_final.pth"))
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    written = (tmp_path / "model_final.pth").stat().st_mtime_ns
+    keep_weights(tmp_path)  # again: nothing to do
+    assert (tmp_path / "model_final.pth").stat().st_mtime_ns == written
+
+
+def test_a_damaged_final_checkpoint_is_not_made_to_look_whole(tmp_path: Path) -> None:
+    end_run(tmp_path)
+    path = tmp_path / "model_final.pth"
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.ones(4).numpy().tobytes()) + 1] ^= 1
+    path.write_bytes(content)
+    before = names(tmp_path)
+    with pytest.raises(DamagedCheckpoint, match=r"model_final.pth is damaged"):
+        keep_weights(tmp_path)
+    assert names(tmp_path) == before and path.read_bytes() == bytes(content)
+
+
+def test_only_the_checkpoint_that_a_run_would_go_on_from_says_that_it_ended(tmp_path: Path) -> None:
+    keep_weights(tmp_path)  # nothing here
+    assert ended_after(tmp_path) is None
+    end_run(tmp_path)
+    keep_weights(tmp_path)
+    save_series(tmp_path, range(1))  # a new run over the old one
+    assert ended_after(tmp_path) is None
+    (tmp_path / "model_0000000.pth").unlink()
+    (tmp_path / "model_final.pth").write_bytes(b"damaged")
+    assert ended_after(tmp_path) is None
 
 
 class FullDisk:

@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -379,6 +381,40 @@ def test_a_lock_ends_with_its_block(tmp_path) -> None:
         assert (mine, second) == (True, False)
     with matrix.claimed(tmp_path / "lock") as mine:
         assert mine
+
+
+class Executor:
+    """Runs jobs here and at once, as submitit's would elsewhere."""
+
+    def __init__(self, folder: str) -> None:
+        pass
+
+    def update_parameters(self, **parameters) -> None:
+        assert parameters == {"slurm_partition": "gpu"}
+
+    def map_array(self, function, *arguments):
+        return [SimpleNamespace(result=partial(function, *each)) for each in zip(*arguments)]
+
+
+def test_slurm_runs_wave_by_wave(tmp_path, monkeypatch) -> None:
+    ran = []
+
+    def run(unit):
+        ran.append(unit.kind)
+        if unit.kind == "estimator":
+            raise RuntimeError("job failed\nout of memory")
+        write_results_of(unit)
+
+    units = small_units(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "submitit", None)
+        with pytest.raises(ValueError, match="--slurm needs submitit"):
+            matrix.run_on_slurm(units, tmp_path / "out", run, {}, {"slurm_partition": "gpu"})
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=Executor))
+    progress = matrix.run_on_slurm(units, tmp_path / "out", run, {}, {"slurm_partition": "gpu"})
+    assert ran == ["source", "evaluation", "scores", "finetune", "estimator"]
+    assert sorted(progress.failures.values()) == ["out of memory", "what it needs failed", "what it needs failed"]
+    assert progress.summary() == "4 of 7 done, 3 failed"
 
 
 def test_slurm_parameters() -> None:

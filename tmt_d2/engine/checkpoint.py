@@ -38,6 +38,7 @@ _ARRAY_PARTS = {
 
 
 FINAL = "model_final"
+ENDED_AFTER = "ended_after"  # iterations; a checkpoint has this entry where ``keep_weights`` took the trainer's state
 _PERIODIC = re.compile(r"model_\d{7}\.pth")
 
 
@@ -231,15 +232,12 @@ class TMTCheckpointer(DetectionCheckpointer):
             )
 
 
-class _StateReader(TMTCheckpointer):
-    """Reads a checkpoint for its own sake."""
-
-    state: dict[str, Tensor]
+class _Reader(TMTCheckpointer):
+    """Reads a checkpoint for its own sake: ``load`` gives everything in it."""
 
     def _load_model(self, checkpoint: Any) -> None:
         self._convert_ndarray_to_tensor(checkpoint["model"])
         _rename(checkpoint["model"])
-        self.state = checkpoint["model"]
 
 
 def read_state(path: str) -> dict[str, Tensor]:
@@ -247,9 +245,39 @@ def read_state(path: str) -> dict[str, Tensor]:
 
     Raises: as ``TMTCheckpointer.load``.
     """
-    reader = _StateReader(nn.Module())
-    reader.load(path)
-    return reader.state
+    return _Reader(nn.Module()).load(path)["model"]
+
+
+def keep_weights(folder: str | Path) -> None:
+    """Make the folder of a stage that has ended small: its final checkpoint keeps the weights, the optimiser and the
+    schedule go, and so do the checkpoints of steps before it. Without effect the second time, or without a checkpoint.
+
+    Raises:
+        ValueError: the final checkpoint is damaged; nothing was touched.
+    """
+    final = Path(folder) / f"{FINAL}.pth"
+    if not final.is_file():
+        return
+    content = _Reader(nn.Module()).load(str(final))
+    for path in Path(folder).rglob("model_*.pth"):  # first, to make room; those of pre-alignment lie in a subfolder
+        if path != final and (path.name == final.name or _PERIODIC.fullmatch(path.name)):
+            path.unlink(missing_ok=True)
+    if "trainer" in content:
+        content[ENDED_AFTER] = content.pop("trainer")["iteration"] + 1
+        with atomic_write(final) as file:
+            torch.save(content, file)
+        logger.info("%s keeps the weights only", final)
+
+
+def ended_after(folder: str | Path) -> int | None:
+    """Iterations of a stage that has ended and that ``keep_weights`` made small; None: a run may go on from this folder."""
+    files = TMTCheckpointer(nn.Module(), str(folder)).resumable()
+    if not files or files[0].stem != FINAL:
+        return None
+    try:
+        return torch.load(files[0], map_location="cpu", weights_only=True, mmap=True).get(ENDED_AFTER)
+    except Exception:  # damaged, which is said when it is loaded
+        return None
 
 
 def _rename(weights: dict[str, Any]) -> None:

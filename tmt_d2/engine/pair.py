@@ -12,17 +12,19 @@ from types import MappingProxyType
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 from tabulate import tabulate
 
 from ..config import setup_cfg
 from ..files import write_json
+from .checkpoint import keep_weights
 from .stages import RESULTS, check_stage, run_stage
 
 logger = logging.getLogger(__name__)
 
 METRICS = ("mIoU", "fwIoU", "mACC", "pACC")
 STAGE_RECORD = (
-    "stage.json"  # written last: {"settings": fingerprint, "seconds": wall time of the sitting that ended it}
+    "stage.json"  # written last: {"settings": fingerprint, "seconds": of the sitting that ended it, "bytes": on disk}
 )
 
 RunStage = Callable[[CfgNode], Any]
@@ -152,6 +154,8 @@ def run_stage_here(cfg: CfgNode) -> None:
 def run_missing(name: str, cfg: CfgNode, run: RunStage, about: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Run a stage unless its folder says that it ended with these settings.
 
+    Nothing trains on from a stage that has ended: its checkpoint keeps the weights only.
+
     Args:
         about: is written into the record beside the settings and the time.
 
@@ -166,7 +170,12 @@ def run_missing(name: str, cfg: CfgNode, run: RunStage, about: Mapping[str, Any]
     start = time.perf_counter()
     run(cfg)
     seconds = time.perf_counter() - start
-    write_json(folder / STAGE_RECORD, {"settings": settings_fingerprint(cfg, about), "seconds": seconds, **about})
+    if comm.is_main_process():
+        keep_weights(folder)  # before the record: others read the checkpoint from then on
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        record = {"settings": settings_fingerprint(cfg, about), "seconds": seconds, "bytes": size, **about}
+        write_json(folder / STAGE_RECORD, record)
+    comm.synchronize()
 
 
 def is_done(name: str, cfg: CfgNode, about: Mapping[str, Any] = MappingProxyType({})) -> bool:

@@ -20,7 +20,7 @@ from ..data.mapper import SemanticMapper
 from ..files import atomic_write, remove_temporaries, write_json
 from ..modeling.mask_former import TransferableMaskFormer
 from .alignment import ALIGNED, AlignmentTraining, build_alignment_loader
-from .checkpoint import FINAL, TMTCheckpointer
+from .checkpoint import FINAL, TMTCheckpointer, ended_after
 from .cli import log_file
 from .estimator import DiscriminatorTraining, held_out_loader, measure
 from .signals import Stoppable, stop_on_signals
@@ -50,6 +50,7 @@ def run_stage(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> di
     if weights and "://" not in weights and not Path(weights).is_file():
         raise FileNotFoundError(f"MODEL.WEIGHTS {weights} does not exist")
     folder = Path(cfg.OUTPUT_DIR)
+    eval_only = eval_only or (resume and _has_ended(cfg))
     with log_file(folder), stop_on_signals():
         if comm.is_main_process():
             remove_temporaries(folder)
@@ -63,6 +64,18 @@ def run_stage(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> di
         if comm.is_main_process():
             write_json(folder / RESULTS[cfg.TRANSFER.STAGE], results)
     return results
+
+
+def _has_ended(cfg: CfgNode) -> bool:
+    """Whether OUTPUT_DIR holds this stage's weights and nothing to train on from: then only results may be missing."""
+    iterations = ended_after(cfg.OUTPUT_DIR)
+    if iterations not in (None, cfg.SOLVER.MAX_ITER):
+        raise ValueError(
+            f"{cfg.OUTPUT_DIR} holds only the weights of a run that ended after {iterations} iterations, SOLVER.MAX_ITER "
+            f"is {cfg.SOLVER.MAX_ITER}: it cannot go on; choose another OUTPUT_DIR, with MODEL.WEIGHTS "
+            f"{cfg.OUTPUT_DIR}/{FINAL}.pth to begin from these weights"
+        )
+    return iterations is not None
 
 
 def check_stage(cfg: CfgNode, eval_only: bool = False) -> None:
@@ -169,7 +182,10 @@ def _run_estimator(cfg: CfgNode, model: TransferableMaskFormer, resume: bool, ev
         for domain, names in (("source", cfg.DATASETS.SOURCE_TEST), ("target", cfg.DATASETS.TEST))
     }
     if eval_only:
-        TMTCheckpointer(model, cfg.OUTPUT_DIR, require_estimator=True).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        checkpointer = TMTCheckpointer(
+            model, cfg.OUTPUT_DIR, require_estimator=True, estimator_training=training.progress
+        )
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         return measure(training, held_out)
     loader = build_paired_loader(
         cfg.DATASETS.SOURCE_TRAIN,

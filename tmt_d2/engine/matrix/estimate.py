@@ -26,8 +26,12 @@ class Estimate:
         """
         self.guess = guess
         self.measured: dict[tuple[str, str], list[float]] = {}
+        self.sizes: dict[str, list[int]] = {}
         for unit in done:
-            self.measured.setdefault(self._sort(unit), []).append(recorded(unit)["seconds"] / self._size(unit))
+            record = recorded(unit)
+            self.measured.setdefault(self._sort(unit), []).append(record["seconds"] / self._size(unit))
+            if "bytes" in record:  # earlier versions kept more of a unit than is kept now
+                self.sizes.setdefault(unit.kind, []).append(record["bytes"])
 
     @staticmethod
     def _sort(unit: Unit) -> tuple[str, str]:
@@ -51,6 +55,10 @@ class Estimate:
         iteration = self.guess.get("iteration")
         return None if iteration is None else iteration * self._size(unit) + (evaluation or 0)
 
+    def bytes(self, unit: Unit) -> float | None:
+        """What the unit will leave on disk, from those of the same kind that are done."""
+        return statistics.median(self.sizes[unit.kind]) if unit.kind in self.sizes else None
+
 
 def total(values: Sequence[float | None], text: Callable[[float], str]) -> str:
     """The sum as ``text`` writes it; what is not known is not left out silently."""
@@ -58,6 +66,10 @@ def total(values: Sequence[float | None], text: Callable[[float], str]) -> str:
     if values and not known:
         return "?"
     return text(sum(known)) + (" and what is unknown (?)" if len(known) < len(values) else "")
+
+
+def megabytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def clock(seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tabulate import tabulate
 
 from ...files import atomic_write
 from ..stages import RESULTS
-from .estimate import Estimate, clock, recorded, total
+from .estimate import Estimate, clock, megabytes, recorded, total
 from .units import SCORES_FILE, Unit
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ class Progress:
         self.units, self.output, self.guess = units, output, guess
         self.state = {unit.name: "done" if unit.is_done() else "waiting" for unit in units}
         self.failures: dict[str, str] = {}
+        self.warned = False
 
     def waiting(self) -> list[Unit]:
         """Those that nobody has finished and this process does not run."""
@@ -50,7 +52,7 @@ class Progress:
         self.set(unit, "failed")
 
     def text(self) -> str:
-        """A table of the units, and the summary."""
+        """A table of the units, the summary, and the warning if there is one."""
         estimate = self._estimate()
         rows = []
         for unit in self.units:
@@ -58,19 +60,50 @@ class Progress:
             seconds = recorded(unit)["seconds"] if state == "done" else estimate.seconds(unit)
             rows.append((unit.name, state, total([seconds], clock), headline(unit) if state == "done" else ""))
         headers = ("unit", "state", "time", "result")
-        return f"{tabulate(rows, headers, colalign=('left', 'left', 'right', 'left'))}\n\n{self.summary()}"
+        table = tabulate(rows, headers, colalign=("left", "left", "right", "left"))
+        return "\n\n".join(filter(None, [table, self.summary(), self.warning()]))
 
     def summary(self) -> str:
-        """One line: how many are done, and how long the others will take one after the other."""
+        """One line: how many are done, and what the others will take: time one after the other, and disk."""
         states = list(self.state.values())
         text = f"{states.count('done')} of {len(states)} done"
         if states.count("failed"):
             text += f", {states.count('failed')} failed"
-        left = [unit for unit in self.units if self.state[unit.name] not in ("done", "failed")]
+        left = self._left()
         if not left:
             return text
         estimate = self._estimate()
-        return f"{text}, about {total([estimate.seconds(unit) for unit in left], clock)} left"
+        text += f", about {total([estimate.seconds(unit) for unit in left], clock)} left"
+        sizes = [estimate.bytes(unit) for unit in left]
+        if any(sizes):
+            text += f", {total(sizes, megabytes)} of disk to fill, {megabytes(self._free())} free"
+        return text
+
+    def warning(self) -> str:
+        """One line if the units that are missing will not fit on the disk, as far as is known; else empty."""
+        estimate = self._estimate()
+        needed, free = sum(estimate.bytes(unit) or 0 for unit in self._left()), self._free()
+        if needed <= free:
+            return ""
+        return (
+            f"{self.output} is on a disk with {megabytes(free)} free, the missing units will take {megabytes(needed)}: "
+            "free some, or choose another --output"
+        )
+
+    def log(self, news: str) -> None:
+        """News and the summary, and the warning once."""
+        logger.info("%s; %s", news, self.summary())
+        warning = self.warning()
+        if warning and not self.warned:
+            logger.warning(warning)
+            self.warned = True
+
+    def _left(self) -> list[Unit]:
+        return [unit for unit in self.units if self.state[unit.name] not in ("done", "failed")]
+
+    def _free(self) -> int:
+        """Bytes, where the output is or will be."""
+        return shutil.disk_usage(next(path for path in (self.output, *self.output.parents) if path.exists())).free
 
     def _estimate(self) -> Estimate:
         return Estimate([unit for unit in self.units if self.state[unit.name] == "done"], self.guess)

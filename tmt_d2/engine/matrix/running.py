@@ -68,6 +68,7 @@ def run_all(units: Sequence[Unit], output: Path, run: RunUnit, guess: Mapping[st
     """
     progress = Progress(units, output, guess)
     check_units(progress.waiting())
+    progress.log(f"matrix in {output}")
     while waiting := progress.waiting():
         began = [_run_if_ready(unit, progress, run) for unit in waiting]
         if not any(began):
@@ -99,8 +100,7 @@ def _run_if_ready(unit: Unit, progress: Progress, run: RunUnit) -> bool:
         return True
     progress.set(unit, "done" if mine else "elsewhere")
     if mine:
-        took = clock(time.perf_counter() - start)
-        logger.info("%s: %s in %s; %s", unit.name, headline(unit), took, progress.summary())
+        progress.log(f"{unit.name}: {headline(unit)} in {clock(time.perf_counter() - start)}")
     return mine
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,6 @@ from typing import Any
 from .progress import Progress
 from .running import RunUnit, check_units, run_recorded
 from .units import Unit
-
-logger = logging.getLogger(__name__)
 
 
 def run_on_slurm(
@@ -31,6 +28,7 @@ def run_on_slurm(
     executor = submitit.AutoExecutor(folder=str(output / "jobs"))
     executor.update_parameters(**parameters)
     progress = Progress(units, output, guess)
+    progress.log(f"matrix in {output}")
     for wave in waves(units):
         missing = [unit for unit in wave if progress.state[unit.name] == "waiting"]
         for unit in missing:
@@ -48,7 +46,7 @@ def run_on_slurm(
                     progress.fail(unit, "another process is at work on it")
             except Exception as error:
                 progress.fail(unit, str(error).strip().splitlines()[-1])
-            logger.info("%s: %s; %s", unit.name, progress.state[unit.name], progress.summary())
+            progress.log(f"{unit.name}: {progress.state[unit.name]}")
     return progress
 
 

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from .linear import linear
+
 WORST = 1e6  # far above any cost of finite outputs
 
 
@@ -38,9 +40,9 @@ def matching_costs(
     class_cost = -class_logits.float().softmax(-1)[..., labels]
     # -t log sigmoid(x) - (1 - t) log(1 - sigmoid(x)) = softplus(x) - t x, finite for every finite x
     points = logits.shape[-1]
-    mask_cost = (F.softplus(logits).sum(-1, keepdim=True) - logits @ masks.T) / points
+    mask_cost = (F.softplus(logits).sum(-1, keepdim=True) - linear(logits, masks)) / points
     probabilities = logits.sigmoid()
-    overlap = 2 * (probabilities @ masks.T)
+    overlap = 2 * linear(probabilities, masks)
     total = probabilities.sum(-1, keepdim=True) + masks.sum(-1)
     dice_cost = 1 - (overlap + 1) / (total + 1)
     return class_weight * class_cost + mask_weight * mask_cost + dice_weight * dice_cost

@@ -22,6 +22,8 @@ from PIL import Image
 from demo import app, figures
 from tmt_d2 import setup_cfg
 from tmt_d2.engine.cli import one_line_errors
+from tmt_d2.viewer.models import Viewer, find_checkpoints
+from tmt_d2.viewer.pictures import LONGEST, MAX_MEGABYTES, find_examples, read_upload
 from tmt_d2.visualization import Panel, Row, Scale
 from tmt_d2.visualization.html import legend_html, rows_html
 
@@ -69,16 +71,16 @@ def test_panels_as_html() -> None:
 
 
 def test_checkpoints_and_examples_are_found(folder: Path, tmp_path: Path) -> None:
-    assert list(app.find_checkpoints(folder)) == ["tmt", "full"]
-    assert [path.name for path in app.find_examples(folder / "data")] == ["a.jpg"]
-    assert app.find_examples(tmp_path / "nothing") == []
+    assert list(find_checkpoints(folder)) == ["tmt", "full"]
+    assert [path.name for path in find_examples(folder / "data")] == ["a.jpg"]
+    assert find_examples(tmp_path / "nothing") == []
     with pytest.raises(FileNotFoundError, match="no folder with model_final.pth and config.yaml here: run `make demo`"):
-        app.find_checkpoints(tmp_path)
+        find_checkpoints(tmp_path)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (37, 91), (3, 300), (700, 1100)])
 def test_any_image_is_shown(folder: Path, size: tuple[int, int]) -> None:
-    viewer = app.Viewer(app.find_checkpoints(folder))
+    viewer = Viewer(find_checkpoints(folder))
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     assert viewer.p_t("tmt") == 0.3 and viewer.p_t("full") is None
     for at in ((0.0, 0.0), (1.0, 1.0)):
@@ -92,7 +94,7 @@ def test_any_image_is_shown(folder: Path, size: tuple[int, int]) -> None:
 
 
 def test_p_t_is_that_of_the_slider(folder: Path) -> None:
-    viewer = app.Viewer(app.find_checkpoints(folder))
+    viewer = Viewer(find_checkpoints(folder))
     picture = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
     assert ">0 of 128 positions" in viewer.show(picture, (0.5, 0.5), "tmt", 2, 0.0)
     assert ">0 of 128 positions" not in viewer.show(picture, (0.5, 0.5), "tmt", 2, 0.5)
@@ -100,13 +102,13 @@ def test_p_t_is_that_of_the_slider(folder: Path) -> None:
 
 
 def test_uploads_are_read_and_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture = app.read_upload(save_image(tmp_path / "a.png", (37, 91)))
+    picture = read_upload(save_image(tmp_path / "a.png", (37, 91)))
     assert picture.shape == (37, 91, 3) and picture.dtype == np.uint8
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
     Image.fromarray(picture).save(tmp_path / "turned.jpg", exif=exif)
-    assert app.read_upload(tmp_path / "turned.jpg").shape == (91, 37, 3)
-    assert app.read_upload(save_image(tmp_path / "wide.png", (10, 2 * app.LONGEST))).shape == (5, app.LONGEST, 3)
+    assert read_upload(tmp_path / "turned.jpg").shape == (91, 37, 3)
+    assert read_upload(save_image(tmp_path / "wide.png", (10, 2 * LONGEST))).shape == (5, LONGEST, 3)
 
     Image.new("1", (9000, 9000)).save(tmp_path / "bomb.png")
     for name, message in (
@@ -119,14 +121,14 @@ def test_uploads_are_read_and_limited(tmp_path: Path, monkeypatch: pytest.Monkey
         if name == "half.jpg":
             (tmp_path / name).write_bytes((tmp_path / "turned.jpg").read_bytes()[:700])
         with pytest.raises(ValueError, match=message):
-            app.read_upload(tmp_path / name)
-    monkeypatch.setattr(app, "MAX_MEGABYTES", 0)
+            read_upload(tmp_path / name)
+    monkeypatch.setattr("tmt_d2.viewer.pictures.MAX_MEGABYTES", 0)
     with pytest.raises(ValueError, match=r"^a.png has 0.0 MB: the page takes at most 0 MB$"):
-        app.read_upload(tmp_path / "a.png")
+        read_upload(tmp_path / "a.png")
 
 
 def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(app, "gradio", None)
+    monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SystemExit) as stop, one_line_errors():
         app.main([])
     assert stop.value.code == 2
@@ -211,6 +213,10 @@ def test_in_a_browser(served: tuple[str, Path], tmp_path: Path) -> None:
         drop.set_input_files(str(tmp_path / "notes.png"))
         expect(page.locator(".toast-body")).to_contain_text("notes.png is no image that can be read here")
         assert [path for path in temporary.glob("tmt_app_*/**/*") if path.is_file()] == []  # uploads are gone
+        page.locator(".tmt-thumbs img").first.click()
+        page.wait_for_function(
+            "(image => image.naturalHeight < image.naturalWidth)(document.querySelector('.tmt-pic img'))"
+        )
 
         page.locator("#layer label").nth(0).click()
         expect(page.locator("#stage")).to_contain_text("decoder layer 0, stride 32")
@@ -228,7 +234,7 @@ def test_in_a_browser(served: tuple[str, Path], tmp_path: Path) -> None:
 def test_uploads_above_the_limit_are_refused_by_the_server(served: tuple[str, Path]) -> None:
     address, temporary = served
     httpx = pytest.importorskip("httpx")  # comes with Gradio
-    large = bytes(app.MAX_MEGABYTES * 2**20 + 1)
+    large = bytes(MAX_MEGABYTES * 2**20 + 1)
     answer = httpx.post(f"{address}gradio_api/upload", files={"files": ("large.png", large)})
     assert answer.status_code == 413
     assert [path for path in temporary.rglob("*") if path.is_file() and path.stat().st_size > 2**20] == []

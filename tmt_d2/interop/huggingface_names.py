@@ -120,7 +120,7 @@ _FIELD = re.compile(r"\{([ijkp])(?:\+(\d+))?\}")
 
 
 class Part(NamedTuple):
-    """What an entry there is: part ``number`` of the ``total`` that are stacked, in this order, to the entry ``name``."""
+    """What an entry there is: part ``number`` of the ``total`` that, stacked in order, are our entry ``name``."""
 
     name: str
     number: int

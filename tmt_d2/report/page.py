@@ -1,4 +1,4 @@
-"""The page: one section per question, from the paper's table to the settings, in one file without anything outside it."""
+"""The page: one section per question, from the paper's table to the settings, in one file that needs nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page that ``demo/app.py`` opens, to look into a model by clicking at an image. All but the page runs without Gradio.
+"""The page that ``demo/app.py`` opens: click at an image to look into a model. Only the last three need Gradio.
 
 ``models`` look at ``pictures`` and ``answer`` in HTML; ``page`` says what is where, ``events`` what happens, ``server``
 who gets it.

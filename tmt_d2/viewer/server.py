@@ -1,4 +1,4 @@
-"""Who gets the page: nothing is loaded from, sent to or kept anywhere but in this process and the browser; needs Gradio."""
+"""Who gets the page: nothing is loaded from, sent to or kept anywhere else, uploads included; needs Gradio."""
 
 from __future__ import annotations
 

@@ -66,13 +66,15 @@ def test_results_file_has_what_the_table_shows(pair):
     assert f"{results['methods']['tmt']['mIoU']:.1f}" in results_table(results)
 
 
-def test_estimator_stage_changes_nothing_but_discriminators(pair):
+def test_estimator_stage_changes_nothing_but_discriminators(pair, tmp_path):
     output, _ = pair
     before, after = (weights(output / name / "model_final.pth") for name in ("source", "estimator"))
     assert set(after) - set(before) == {name for name in after if name.startswith("transferability.discriminators.")}
     assert all(torch.equal(after[name], before[name]) for name in before)  # normalisation statistics included
-    first = weights(output / "estimator" / "model_0000000.pth")
-    assert any(not torch.equal(first[name], after[name]) for name in after if name.startswith("transferability."))
+    source = str(output / "source" / "model_final.pth")
+    run_stage(stage_cfg(CONFIGS, "estimator", "cityscapes", "bdd100k", tmp_path, source, SMALL))
+    first, last = (weights(tmp_path / "estimator" / name) for name in ("model_0000000.pth", "model_final.pth"))
+    assert any(not torch.equal(first[name], last[name]) for name in last if name.startswith("transferability."))
 
 
 def test_fine_tuning_by_tmt_keeps_the_estimator_and_changes_the_rest(pair):

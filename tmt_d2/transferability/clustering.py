@@ -61,22 +61,24 @@ def _cluster(features: Tensor, c: int, iterations: int, kappa: float, valid: Ten
     B, C, H, W = features.shape
     if valid is None:
         valid = features.new_ones(B, H, W, dtype=torch.bool)
+    else:
+        features = features.masked_fill(~valid[:, None], 0)  # 0 * inf would not be 0
     inside = _to_cells(valid[:, None].to(features.dtype), c)[..., 0]  # (B, R, S, c*c); the fill of the last cells is 0
-    pixels = _to_cells(features.masked_fill(~valid[:, None], 0), c)  # (B, R, S, c*c, C); 0 * inf would not be 0
-    R, S = inside.shape[1:3]
-    directions = F.normalize(pixels, dim=-1)
+    pixels = _to_cells(features, c)  # (B, R, S, c*c, C)
+    S = inside.shape[2]
+    sharpness = kappa / pixels.norm(dim=-1, keepdim=True).clamp(min=1e-12)  # (B, R, S, c*c, 1), kappa / |chi|
 
     mass = inside.sum(-1)  # a cell that starts without a pixel is no region
-    exists = _neighbourhood(mass[:, None])[:, 0] > 0  # (B, R, S, 9), False outside the grid
+    exists = _neighbourhood(mass[..., None])[..., 0] > 0  # (B, R, S, 9), False outside the grid
     assignment = inside.new_zeros(*inside.shape, 9)
     assignment[..., OWN] = inside
     centers = pixels.sum(-2) / mass.clamp(min=1)[..., None]  # (B, R, S, C)
     for iteration in range(iterations):
         if iteration:
             centers = _weighted_means(pixels, assignment)
-        around = _neighbourhood(F.normalize(centers, dim=-1).permute(0, 3, 1, 2))  # (B, C, R, S, 9)
-        cosine = directions @ around.permute(0, 2, 3, 1, 4)  # (B, R, S, c*c, 9)
-        scores = (kappa * cosine).masked_fill(~exists[..., None, :], float("-inf"))
+        around = _neighbourhood(F.normalize(centers, dim=-1))  # (B, R, S, 9, C)
+        scores = pixels @ around.transpose(-2, -1) * sharpness  # (B, R, S, c*c, 9), kappa * cos
+        scores = scores.masked_fill(~exists[..., None, :], float("-inf"))
         assignment = scores.softmax(-1).nan_to_num(0.0) * inside[..., None]
 
     assignment = _from_cells(assignment, c, H, W)  # (B, 9, H, W)
@@ -101,7 +103,8 @@ def _region_index(assignment: Tensor, valid: Tensor, c: int, S: int) -> Tensor:
 def _to_cells(maps: Tensor, c: int) -> Tensor:
     """(B, C, H, W) -> (B, R, S, c*c, C), zero where the last cells reach beyond the map."""
     B, C, H, W = maps.shape
-    maps = F.pad(maps, (0, -W % c, 0, -H % c))
+    if H % c or W % c:  # padding by nothing would copy
+        maps = F.pad(maps, (0, -W % c, 0, -H % c))
     R, S = maps.shape[2] // c, maps.shape[3] // c
     return maps.view(B, C, R, c, S, c).permute(0, 2, 4, 3, 5, 1).reshape(B, R, S, c * c, C)
 
@@ -114,15 +117,22 @@ def _from_cells(cells: Tensor, c: int, H: int, W: int) -> Tensor:
 
 
 def _neighbourhood(grid: Tensor) -> Tensor:
-    """(B, C, R, S) -> (B, C, R, S, 9): the values of the 3 x 3 cells around each cell, 0 outside the grid."""
-    R, S = grid.shape[-2:]
-    padded = F.pad(grid, (1, 1, 1, 1))
-    return torch.stack([padded[..., 1 + dy : 1 + dy + R, 1 + dx : 1 + dx + S] for dy, dx in NEIGHBOURS], -1)
+    """(B, R, S, C) -> (B, R, S, 9, C): the values of the 3 x 3 cells around each cell, 0 outside the grid."""
+    R, S = grid.shape[1:3]
+    padded = _with_border(grid)
+    return torch.stack([padded[:, 1 + dy : 1 + dy + R, 1 + dx : 1 + dx + S] for dy, dx in NEIGHBOURS], 3)
 
 
 def _gather_from_neighbours(sums: Tensor) -> Tensor:
     """(B, R, S, 9, C), what each cell's pixels give to the 3 x 3 cells around it -> (B, R, S, C), what each receives."""
+    R, S = sums.shape[1:3]
+    given = _with_border(sums)
     total = sums.new_zeros(())
     for neighbour, (dy, dx) in enumerate(NEIGHBOURS):  # out of place: slices written in place export as huge graphs
-        total = total + F.pad(sums[..., neighbour, :], (0, 0, 1 + dx, 1 - dx, 1 + dy, 1 - dy))
-    return total[:, 1:-1, 1:-1]
+        total = total + given[:, 1 - dy : 1 - dy + R, 1 - dx : 1 - dx + S, neighbour]
+    return total
+
+
+def _with_border(grid: Tensor) -> Tensor:
+    """(B, R, S, ...) -> (B, R + 2, S + 2, ...), a ring of zeros around."""
+    return F.pad(grid, (0, 0) * (grid.dim() - 3) + (1, 1, 1, 1))

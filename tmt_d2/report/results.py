@@ -102,6 +102,14 @@ def by_cell(runs: Iterable[Run], metric: str) -> dict[tuple[Pair, int], float]:
     return {run.cell: run.values[metric] for run in runs if run.values.get(metric) is not None}
 
 
+def by_pair(runs: Iterable[Run], metric: str) -> dict[Pair, list[float]]:
+    """The values over seeds."""
+    found: dict[Pair, list[float]] = {}
+    for (pair, _), value in by_cell(runs, metric).items():
+        found.setdefault(pair, []).append(value)
+    return found
+
+
 def setting(run: Run, key: str) -> Any:
     """The value of a config key that the run was made with."""
     node: Any = yaml.safe_load((run.folder / "config.yaml").read_text())

@@ -49,8 +49,7 @@ circle.good { fill:var(--good); } circle.bad { fill:var(--bad); } circle.unclear
 .compare i { position:absolute; top:0; bottom:0; left:50%; width:2px; background:#fff; box-shadow:0 0 4px #000; }
 .example input[type=range] { width:512px; max-width:100%; margin:6px 0 0; display:block; }
 .example select { font:inherit; font-size:13px; padding:2px 6px; } .example .choose { display:flex; gap:12px; margin-bottom:6px; }
-.note { color:var(--soft); font-size:13px; } footer { color:var(--soft); font-size:13px; padding:6px 26px 40px; }
-details summary { cursor:pointer; color:var(--accent); margin-top:12px; font-size:14px; }
+.note { color:var(--soft); font-size:13px; }
 @media print { nav { display:none; } section { break-inside:avoid; } }
 """
 

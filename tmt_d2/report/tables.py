@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..data.label_spaces import CLASSES
 from ..files import atomic_write
-from .results import BASELINE, METRICS, Pair, Results, by_cell
+from .results import BASELINE, METRICS, Results, by_cell, by_pair
 from .statistics import paired_difference, spread
 
 COLUMNS = ("kind", "source", "target", "method", "seed", "label_fraction", "sweep", "key", "value")
@@ -36,17 +36,10 @@ def cell_text(values: list[float], digits: int = 1, plus_minus: str = "±") -> s
     return f"{mean:.{digits}f}" + (f" {plus_minus} {deviation:.{digits}f}" if deviation is not None else "")
 
 
-def pair_values(results: Results, method: str, fraction: float, metric: str) -> dict[Pair, list[float]]:
-    found: dict[Pair, list[float]] = {}
-    for (pair, _), value in by_cell(results.of(method, fraction), metric).items():
-        found.setdefault(pair, []).append(value)
-    return found
-
-
 def latex_table(results: Results, fraction: float, metric: str = METRICS[0]) -> str:
     """Pairs by methods, the best mean of a row in bold, then means and paired differences over all pairs."""
     methods = results.methods()
-    values = {method: pair_values(results, method, fraction, metric) for method in methods}
+    values = {method: by_pair(results.of(method, fraction), metric) for method in methods}
     lines = [
         f"% {metric} in percent, label fraction {fraction:g}, mean and standard deviation over {len(results.seeds())} seed(s)",
         rf"\begin{{tabular}}{{l{'c' * len(methods)}}}",

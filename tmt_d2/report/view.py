@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from .charts import colour_of
-from .results import BASELINE, METRICS, Pair, Results, Run, by_cell
+from .results import BASELINE, METRICS, Results, Run, by_cell
 from .statistics import Difference, paired_difference
 
 MIOU = METRICS[0]
@@ -34,14 +32,6 @@ class View:
         return paired_difference(
             by_cell(self.runs(method, fraction), metric), by_cell(self.runs(BASELINE, fraction), metric)
         )
-
-
-def by_pair(runs: Sequence[Run], metric: str = MIOU) -> dict[Pair, list[float]]:
-    """The values over seeds."""
-    found: dict[Pair, list[float]] = {}
-    for (pair, _), value in by_cell(runs, metric).items():
-        found.setdefault(pair, []).append(value)
-    return found
 
 
 def share(fraction: float) -> str:

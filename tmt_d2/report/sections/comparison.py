@@ -8,10 +8,10 @@ import numpy as np
 
 from ..html import NOTHING, Section, scrolling, table, table_row, tabs
 from ..paper import paper_miou
-from ..results import BASELINE, METRICS, Pair
+from ..results import BASELINE, METRICS, Pair, by_pair
 from ..statistics import Difference, spread
 from ..tables import cell_text
-from ..view import MIOU, View, by_pair, share
+from ..view import MIOU, View, share
 
 FROM_PAPER = (BASELINE, "tmt")
 

@@ -10,9 +10,9 @@ import numpy as np
 from ...data.label_spaces import CLASSES
 from ..charts import heat_table, interval_chart
 from ..html import Section, figure, side_by_side, tabs
-from ..results import BASELINE, Pair, Run
+from ..results import BASELINE, Pair, Run, by_pair
 from ..statistics import spread
-from ..view import View, by_pair, share
+from ..view import MIOU, View, share
 
 LARGE_GAIN = 3.0  # points that have the full colour: the same for every method, so that noise stays pale
 
@@ -64,7 +64,7 @@ def heat_maps(view: View) -> Section:
 
 
 def _means(runs: list[Run]) -> dict[Pair, float]:
-    return {pair: spread(values)[0] for pair, values in by_pair(runs).items()}
+    return {pair: spread(values)[0] for pair, values in by_pair(runs, MIOU).items()}
 
 
 def classes(view: View) -> Section:

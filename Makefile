@@ -6,13 +6,14 @@ RUN    := $(VENV)/bin/python
 export OMP_WAIT_POLICY ?= passive
 READY  := $(VENV)/.ready
 
-.PHONY: help setup test demo figures lint soak clean
+.PHONY: help setup test demo figures lint soak gpu clean
 
 help:
 	@echo "make setup   create $(VENV) with everything needed (no compiler)"
 	@echo "make demo    source model -> estimator -> fine-tuning -> evaluation -> pictures, in output/demo"
 	@echo "make test    the test suite"
 	@echo "make soak    kills, hostile inputs and several processes at length: about four minutes on two cores"
+	@echo "make gpu     on an NVIDIA GPU: its tests and its benchmarks, against Hugging Face's Mask2Former; minutes"
 	@echo "make figures the README's figures, from a finished make demo"
 	@echo "make lint    ruff and mypy"
 
@@ -33,6 +34,14 @@ test: $(READY)
 
 soak: $(READY)
 	for file in tests/soak/soak_*.py; do OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) -m pytest -q -s $$file || exit 1; done
+
+gpu: $(READY)
+	@$(RUN) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu: PyTorch %s finds no NVIDIA GPU" % torch.__version__)'
+	$(RUN) -m pip install -q --disable-pip-version-check -e '.[dev,gpu]'
+	$(RUN) -m pytest -q -rs tests/test_gpu.py
+	mkdir -p output/gpu
+	$(RUN) -m benchmarks.parts --device cuda --sizes 512x1024 1024x2048 --output output/gpu/parts.json
+	$(RUN) -m benchmarks.model --device cuda --rounds 10 --sizes 512x1024 1024x2048 --step-sizes 512x1024 --output output/gpu/model.json
 
 lint: $(READY)
 	$(RUN) -m ruff check .

@@ -38,16 +38,16 @@ class CrossAttentionLayer(nn.Module):
         self,
         queries: Tensor,
         query_pos: Tensor,
-        memory: Tensor,
-        memory_pos: Tensor,
+        keys: Tensor,
+        values: Tensor,
         allowed: Tensor,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """queries, query_pos (B, Q, C); memory, memory_pos (B, K, C); allowed (B, Q, K) bool -> (B, Q, C).
+        """queries, query_pos (B, Q, C); keys, values (B, K, C); allowed (B, Q, K) bool -> (B, Q, C).
 
         bias: (B, K), see ``MultiheadAttention``.
         """
-        attended = self.multihead_attn(queries + query_pos, memory + memory_pos, memory, allowed, bias)
+        attended = self.multihead_attn(queries + query_pos, keys, values, allowed, bias)
         return self.norm(queries + attended)
 
 
@@ -202,14 +202,14 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         """
         if len(levels) != self.num_levels:
             raise ValueError(f"{len(levels)} levels given, the decoder attends to {self.num_levels}")
-        memories, positions, small_features = [], [], []
+        memories, keys, small_features = [], [], []  # keys: memories with their positions
         for index, (features, project) in enumerate(zip(levels, self.input_proj)):
             projected = project(features)
             height, width = projected.shape[-2:]
             channels = projected.shape[1]
             memories.append(projected.flatten(2).transpose(1, 2) + self.level_embed.weight[index])
             encoding = sine_position_encoding(height, width, channels, like=projected)
-            positions.append(encoding.flatten(1).T[None].to(projected.dtype))
+            keys.append(memories[-1] + encoding.flatten(1).T.to(projected.dtype))
             with torch.no_grad():  # masks steer attention but are not trained through it
                 small_features.append(resize_features(mask_features, (height, width)))
 
@@ -234,8 +234,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                     self.lambda_m,
                 )
             if trace is not None:
-                keys = memories[level] + positions[level]
-                weights = cross_attention.multihead_attn.weights(queries + query_pos, keys, looked.allowed, level_bias)
+                attention = cross_attention.multihead_attn
+                weights = attention.weights(queries + query_pos, keys[level], looked.allowed, level_bias)
                 size = mask_logits.shape[-2:]
                 trace.append(
                     LayerTrace(
@@ -247,7 +247,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                         weights.unflatten(-1, size),
                     )
                 )
-            queries = cross_attention(queries, query_pos, memories[level], positions[level], looked.allowed, level_bias)
+            queries = cross_attention(queries, query_pos, keys[level], memories[level], looked.allowed, level_bias)
             queries = self_attention(queries, query_pos)
             queries = feed_forward(queries)
             predictions.append(self._predict(queries, mask_features))

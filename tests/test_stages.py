@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,23 @@ def test_eval_only_gives_the_figures_of_the_training_run(pair, tmp_path):
     cfg = stage_cfg(CONFIGS, "tmt", "cityscapes", "bdd100k", tmp_path, weights_file, SMALL)
     values = run_stage(cfg, eval_only=True)["bdd100k_sem_seg_val"]
     assert {metric: values[metric] for metric in METRICS} == results["methods"]["tmt"]
+
+
+def test_eval_only_of_an_estimator_gives_its_figures_or_says_what_is_unknown(pair, tmp_path, caplog):
+    output, _ = pair
+
+    def measured(stage: str) -> dict[str, list[float]]:
+        start = str(output / stage / "model_final.pth")
+        cfg = stage_cfg(CONFIGS, "estimator", "cityscapes", "bdd100k", tmp_path / stage, start, SMALL)
+        return run_stage(cfg, eval_only=True)
+
+    wanted = json.loads((output / "estimator" / "estimator.json").read_text())
+    assert measured("estimator") == wanted
+    assert "rank stability" not in caplog.text
+    fine_tuned = measured("tmt")  # the discriminators are in it, their twins are not
+    assert all(math.isnan(value) for value in fine_tuned["rank_stability"])
+    assert not any(math.isnan(value) for value in fine_tuned["proxy_a_distance"])
+    assert "tmt/model_final.pth holds one set of discriminators" in caplog.text
 
 
 def test_tmt_without_an_estimator_is_refused(pair, tmp_path):

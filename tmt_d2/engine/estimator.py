@@ -140,11 +140,14 @@ def held_out_loader(cfg: CfgNode, names: Sequence[str], limit: int) -> Iterable[
 
 
 @torch.no_grad()
-def measure(training: DiscriminatorTraining, loaders: Mapping[str, Iterable[list[dict[str, Any]]]]) -> dict[str, Any]:
+def measure(
+    training: DiscriminatorTraining, loaders: Mapping[str, Iterable[list[dict[str, Any]]]], has_twin: bool = True
+) -> dict[str, Any]:
     """What the discriminators say about held-out images.
 
     Args:
         loaders: "source" and "target" -> batches of one record.
+        has_twin: whether the second set of discriminators was trained; if not, "rank_stability" is not a number.
 
     Returns:
         lists with one entry per level: "proxy_a_distance"; "error", balanced; "std_of_t_within_image", the mean over
@@ -169,10 +172,12 @@ def measure(training: DiscriminatorTraining, loaders: Mapping[str, Iterable[list
                 logits[domain][level].append(result.region_logits[exists].cpu())
                 if domain == "source":
                     continue
-                twin = training.progress.twin[level](result.regions.centers.permute(0, 2, 3, 1))[exists].cpu()
                 t_map = result.map_of(0)
                 spread[level].append(float(t_map.std(correction=0)))
-                stability[level].append(_spearman(result.region_logits[exists].cpu(), twin))
+                twin = training.progress.twin[level](result.regions.centers.permute(0, 2, 3, 1))[exists].cpu()
+                stability[level].append(
+                    _spearman(result.region_logits[exists].cpu(), twin) if has_twin else float("nan")
+                )
                 _add_by_class(sums[level], counts[level], t_map, batch[0])
     training.train()
     distances = [

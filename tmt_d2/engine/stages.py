@@ -182,11 +182,13 @@ def _run_estimator(cfg: CfgNode, model: TransferableMaskFormer, resume: bool, ev
         for domain, names in (("source", cfg.DATASETS.SOURCE_TEST), ("target", cfg.DATASETS.TEST))
     }
     if eval_only:
-        checkpointer = TMTCheckpointer(
-            model, cfg.OUTPUT_DIR, require_estimator=True, estimator_training=training.progress
-        )
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-        return measure(training, held_out)
+        checkpointer = TMTCheckpointer(model, cfg.OUTPUT_DIR, require_estimator=True)
+        progress = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume).get("estimator_training")
+        if progress is None:
+            logger.warning("%s holds one set of discriminators: rank stability, of two, is unknown", cfg.MODEL.WEIGHTS)
+        else:
+            training.progress.load_state_dict(progress)
+        return measure(training, held_out, has_twin=progress is not None)
     loader = build_paired_loader(
         cfg.DATASETS.SOURCE_TRAIN,
         cfg.DATASETS.TRAIN,

@@ -23,8 +23,11 @@ from tmt_d2.report.examples import Example
 from tmt_d2.report.page import render_page
 from tmt_d2.report.paper import paper_miou
 from tmt_d2.report.results import read_results
+from tmt_d2.report.sections.comparison import results_table
 from tmt_d2.report.statistics import correlation, paired_difference, spread
+from tmt_d2.report.summary import tiles
 from tmt_d2.report.tables import latex_table
+from tmt_d2.report.view import View
 
 BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -250,6 +253,26 @@ def test_page_of_one_pair_and_one_seed(tmp_path) -> None:
 def test_differences_without_an_interval_are_no_gain(tmp_path) -> None:
     make_matrix(tmp_path / "m", ("a", "b"), 1, {"full": 0.0, "tmt": 3.0})
     assert "from too few runs for an interval" in render_page(read_results(tmp_path / "m"))
+
+
+def test_a_method_with_fewer_seeds_is_compared_over_the_same_seeds(tmp_path) -> None:
+    """Seed 1 is the best for every method; leep, run with seed 1 only and worse there, must not look better."""
+    rng = np.random.default_rng(0)
+    for method, mious in {"full": (50.0, 40.0, 42.0), "tmt": (51.0, 41.0, 43.0), "leep": (49.0,)}.items():
+        for seed, miou in enumerate(mious, 1):
+            about = {"kind": "finetune", "source": "gtav", "target": "bdd100k", "seed": seed, "method": method}
+            record(tmp_path / f"{method}{seed}", metrics(miou, rng), **about, label_fraction=1.0)
+    results = read_results(tmp_path)
+    pair = ("gtav", "bdd100k")
+    view = View(results)
+    assert (view.gains("leep"), view.gains("tmt")) == ({pair: -1.0}, {pair: 1.0})
+    assert (view.is_complete("leep"), view.is_complete("tmt")) == (False, True)
+    content = results_table(view).content
+    assert "<td>49.0<small>-1.0</small></td>" in content
+    assert "<td class=best>45.0 ± 5.3<small>+1.0</small></td>" in content
+    assert "mean mIoU, leep" not in tiles(view)
+    assert "mean mIoU, tmt" in tiles(view)
+    assert r"$\mathbf{45.0 \pm 5.3}$" in latex_table(results, 1.0)
 
 
 def test_a_folder_without_results_is_refused(tmp_path) -> None:

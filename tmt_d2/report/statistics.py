@@ -56,6 +56,14 @@ def paired_difference(values: Mapping[Cell, float], baseline: Mapping[Cell, floa
     return Difference(mean, float(low), float(high), len(differences), differences)
 
 
+def gains_by_pair(values: Mapping[Cell, float], baseline: Mapping[Cell, float]) -> dict[tuple[str, str], float]:
+    """The mean of ``values - baseline`` of each pair, over the seeds that both have."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for key in values.keys() & baseline.keys():
+        found.setdefault(key[0], []).append(values[key] - baseline[key])
+    return {pair: float(np.mean(differences)) for pair, differences in found.items()}
+
+
 def correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] | None:
     """Kendall's tau-b and Pearson's r; None for fewer than three points, or where one side is constant."""
     if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:

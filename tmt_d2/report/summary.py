@@ -28,14 +28,14 @@ def verdict(view: View) -> str:
 
 
 def tiles(view: View) -> str:
-    """How much was run, and the mean of each method."""
+    """How much was run, and the mean of each method that was run wherever the baseline was."""
     results = view.results
     hours = sum(run.seconds for kind in vars(results).values() for run in kind) / 3600
     figures = [(str(len(results.fine_tuned) + len(results.swept)), "fine-tuned models")]
     figures += [(str(len(results.source)), "source models"), (f"{hours:.1f} h", "of computing")]
     for method in view.methods:
         values = by_cell(view.runs(method), MIOU).values()
-        if values:
+        if values and view.is_complete(method):
             figures.append((f"{np.mean(list(values)):.1f}", f"mean mIoU, {method}"))
     items = "".join(f'<div class="tile"><b>{value}</b><span>{escape(name)}</span></div>' for value, name in figures)
     return f'<div class="tiles">{items}</div>'

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..data.label_spaces import CLASSES
 from ..files import atomic_write
 from .results import BASELINE, METRICS, Results, by_cell, by_pair
-from .statistics import paired_difference, spread
+from .statistics import gains_by_pair, paired_difference, spread
 
 COLUMNS = ("kind", "source", "target", "method", "seed", "label_fraction", "sweep", "key", "value")
 
@@ -37,9 +37,11 @@ def cell_text(values: list[float], digits: int = 1, plus_minus: str = "±") -> s
 
 
 def latex_table(results: Results, fraction: float, metric: str = METRICS[0]) -> str:
-    """Pairs by methods, the best mean of a row in bold, then means and paired differences over all pairs."""
+    """Pairs by methods, the largest gain of a row over the same seeds in bold, then means and paired differences over all pairs."""
     methods = results.methods()
     values = {method: by_pair(results.of(method, fraction), metric) for method in methods}
+    baseline = by_cell(results.of(BASELINE, fraction), metric)
+    gains = {method: gains_by_pair(by_cell(results.of(method, fraction), metric), baseline) for method in methods}
     lines = [
         f"% {metric} in percent, label fraction {fraction:g}, mean and standard deviation over {len(results.seeds())} seed(s)",
         rf"\begin{{tabular}}{{l{'c' * len(methods)}}}",
@@ -48,17 +50,16 @@ def latex_table(results: Results, fraction: float, metric: str = METRICS[0]) -> 
         r"\hline",
     ]
     for pair in results.pairs():
-        means = {method: spread(values[method][pair])[0] for method in methods if pair in values[method]}
+        own = {method: gains[method][pair] for method in methods if pair in gains[method]}
         cells = []
         for method in methods:
             text = cell_text(values[method].get(pair, []), plus_minus=r"\pm")
-            best = len(means) > 1 and method in means and means[method] == max(means.values())
+            best = len(own) > 1 and method in own and own[method] == max(own.values())
             if best:
                 text = rf"\mathbf{{{text}}}"
             cells.append(f"${text}$" if text else "--")
         lines.append(" & ".join([_escape(f"{pair[0]} -> {pair[1]}"), *cells]) + r" \\")
     lines.append(r"\hline")
-    baseline = by_cell(results.of(BASELINE, fraction), metric)
     differences = []
     for method in methods:
         found = paired_difference(by_cell(results.of(method, fraction), metric), baseline)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .charts import colour_of
-from .results import BASELINE, METRICS, Results, Run, by_cell
-from .statistics import Difference, paired_difference
+from .results import BASELINE, METRICS, Pair, Results, Run, by_cell
+from .statistics import Difference, gains_by_pair, paired_difference
 
 MIOU = METRICS[0]
 
@@ -32,6 +32,16 @@ class View:
         return paired_difference(
             by_cell(self.runs(method, fraction), metric), by_cell(self.runs(BASELINE, fraction), metric)
         )
+
+    def gains(self, method: str, metric: str = MIOU, fraction: float | None = None) -> dict[Pair, float]:
+        """``method`` minus the baseline by pair, over the seeds that both have."""
+        return gains_by_pair(
+            by_cell(self.runs(method, fraction), metric), by_cell(self.runs(BASELINE, fraction), metric)
+        )
+
+    def is_complete(self, method: str) -> bool:
+        """Whether it was run wherever the baseline was, so that their means may stand beside each other."""
+        return by_cell(self.runs(method), MIOU).keys() >= by_cell(self.runs(BASELINE), MIOU).keys()
 
 
 def share(fraction: float) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from html import escape
 
 import numpy as np
 
 from ..html import NOTHING, Section, scrolling, table, table_row, tabs
 from ..paper import paper_miou
 from ..results import BASELINE, METRICS, Pair, by_pair
-from ..statistics import Difference, spread
+from ..statistics import Difference
 from ..tables import cell_text
 from ..view import MIOU, View, share
 
@@ -19,7 +20,10 @@ FROM_PAPER = (BASELINE, "tmt")
 def results_table(view: View) -> Section:
     lead = "In percent; mean"
     lead += " ± standard deviation over seeds" if len(view.results.seeds()) > 1 else ", one seed"
-    lead += f". Below each value its difference to {BASELINE}. The best of a row is bold."
+    lead += f". Below each value its difference to {BASELINE}, over the seeds that both have; the largest is bold."
+    partial = [method for method in view.others if not view.is_complete(method)]
+    if partial:
+        lead += f" <b>Not run wherever {BASELINE} was: {escape(', '.join(partial))}</b>; of these compare differences, not means."
     if _paper(view):
         lead += (
             " <i>Paper</i>: the figure of arXiv 2504.05774 for the pair of that name; other models, budgets and, with "
@@ -47,10 +51,14 @@ def _table(view: View, metric: str, fraction: float) -> str:
     columns = ["source → target", "before", *view.methods]
     if paper:
         columns += [f"paper: {name}" for name in FROM_PAPER]
+    gains = {method: view.gains(method, metric, fraction) for method in view.methods}
     rows = []
     for pair in view.pairs:
         cells = [f"<td>{cell_text(before.get(pair, []))}</td>"]
-        cells += _method_cells({method: values[method].get(pair, []) for method in view.methods})
+        cells += _method_cells(
+            {method: values[method].get(pair, []) for method in view.methods},
+            {method: gains[method][pair] for method in view.methods if pair in gains[method]},
+        )
         if paper:
             cells += [f"<td>{paper[pair][name] if pair in paper else ''}</td>" for name in FROM_PAPER]
         rows.append(table_row(" → ".join(pair), cells))
@@ -64,15 +72,12 @@ def _table(view: View, metric: str, fraction: float) -> str:
     return scrolling(table(columns, rows))
 
 
-def _method_cells(values: dict[str, list[float]]) -> list[str]:
-    """values: of one pair, over seeds, by method."""
-    means = {method: spread(found)[0] for method, found in values.items() if found}
+def _method_cells(values: dict[str, list[float]], gains: dict[str, float]) -> list[str]:
+    """values: of one pair, over seeds, by method; gains: over the baseline, whose own is 0."""
     cells = []
     for method, found in values.items():
-        best = len(means) > 1 and method in means and means[method] == max(means.values())
-        gain = ""
-        if method != BASELINE and method in means and BASELINE in means:
-            gain = f"<small>{means[method] - means[BASELINE]:+.1f}</small>"
+        best = len(gains) > 1 and method in gains and gains[method] == max(gains.values())
+        gain = f"<small>{gains[method]:+.1f}</small>" if method in gains and method != BASELINE else ""
         cells.append(f"<td{' class=best' if best else ''}>{cell_text(found) or NOTHING}{gain}</td>")
     return cells
 

@@ -54,12 +54,11 @@ def heat_maps(view: View) -> Section:
         drawn = heat_table(sources, targets, values, corner=corner, diverging=diverging, scale=LARGE_GAIN)
         return figure(caption, drawn)
 
-    baseline = _means(view.runs(BASELINE))
-    parts = [matrix(_means(view.results.evaluation), "before fine-tuning"), matrix(baseline, BASELINE)]
+    parts = [matrix(_means(view.results.evaluation), "before fine-tuning")]
+    parts.append(matrix(_means(view.runs(BASELINE)), BASELINE))
     for method in view.others:
-        gains = {pair: mean - baseline[pair] for pair, mean in _means(view.runs(method)).items() if pair in baseline}
-        parts.append(matrix(gains, f"{method} minus {BASELINE}", diverging=True))
-    lead = "Mean mIoU in percent; gains are in points."
+        parts.append(matrix(view.gains(method), f"{method} minus {BASELINE}", diverging=True))
+    lead = "Mean mIoU in percent; gains are in points, over the seeds that both methods have."
     return Section("heat", "Source by target", lead, side_by_side(parts) if len(view.pairs) > 1 else "")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
@@ -94,3 +95,17 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     return bool(a == b)
+
+
+MATRIX = {"configs": str(CONFIGS), "sources": ["cityscapes", "bdd100k"], "methods": ["full", "tmt"]}
+
+
+def write_plan(folder: Path, **changes: Any) -> Path:
+    """A matrix file of two domains; changes: other values of keys, None: without the key."""
+    path = folder / "matrix.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {key: value for key, value in {**MATRIX, **changes}.items() if value is not None}, sort_keys=False
+        )
+    )
+    return path

@@ -194,7 +194,7 @@ def test_broken_overrides(options: list[Any], message: str) -> None:
         ("TRANSFER.METHOD", "magic", r"TRANSFER.METHOD is 'magic': choose one of linear, full, .*tmt"),
         ("MODEL.TMT.MASK_RULE", "both", r"MODEL.TMT.MASK_RULE is 'both': choose one of foreground, uncertain"),
         ("MODEL.TMT.REGIONS", "round", r"MODEL.TMT.REGIONS is 'round': choose one of adaptive, square"),
-        ("MODEL.TMT.FEATURES", "target", r"MODEL.TMT.FEATURES is 'target': choose one of live, source"),
+        ("MODEL.TMT.FEATURES", "target", r"MODEL.TMT.FEATURES is 'target': choose one of source, live"),
         ("MODEL.TMT.P_T", 1.0, r"MODEL.TMT.P_T is 1.0: .*0 <= P_T < 1"),
         ("MODEL.TMT.P_T", -0.1, r"MODEL.TMT.P_T is -0.1: .*0 <= P_T < 1"),
         ("MODEL.TMT.P_T", float("nan"), r"MODEL.TMT.P_T is nan: .*0 <= P_T < 1"),

@@ -22,7 +22,12 @@ from torch import Tensor, nn
 
 from ..data.targets import semantic_targets
 from ..interop.official import unused_settings
-from ..transferability.estimator import LevelTransferability, TransferabilityEstimator, TransferabilityMap
+from ..transferability.estimator import (
+    LevelTransferability,
+    TransferabilityEstimator,
+    TransferabilityMap,
+    fill_frozen_encoder,
+)
 from .backbone import DropPath
 from .criterion import SetCriterion
 from .mask_former_head import MaskFormerHead
@@ -298,6 +303,8 @@ class TransferableMaskFormer(MaskFormer):
         self.p_t, self.attention, self.output_transferability = p_t, attention, output_transferability
         self.soft, self.soft_strength = soft, soft_strength
         self.rank_by, self.train_attention = rank_by, train_attention
+        if transferability.backbone is not None:
+            self.register_load_state_dict_pre_hook(_fill_frozen_encoder)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -402,6 +409,12 @@ def _pad_to(image: Tensor, size: Sequence[int]) -> Tensor:
     """(C, h, w) -> (C, max(h, H), max(w, W)), zeros at the bottom and right."""
     bottom, right = (max(wanted - length, 0) for wanted, length in zip(size, image.shape[-2:]))
     return F.pad(image, (0, right, 0, bottom)) if bottom or right else image
+
+
+def _fill_frozen_encoder(module: nn.Module, state_dict: dict[str, Any], prefix: str, *others: Any, **more: Any) -> None:
+    """Weights without the frozen copy are those of the source model: the copy takes the model's own."""
+    if not prefix:
+        state_dict.update(fill_frozen_encoder(state_dict))
 
 
 def given_map(logits: Sequence[Tensor], level: Tensor) -> TransferabilityMap:

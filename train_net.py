@@ -22,9 +22,9 @@ import tmt_d2  # noqa: F401  first, because it silences the warnings of Detectro
 from detectron2.engine import default_argument_parser
 
 from tmt_d2 import setup_cfg
-from tmt_d2.engine.cli import one_line_errors
-from tmt_d2.engine.launch import launch
-from tmt_d2.engine.stages import run_stage
+from tmt_d2.cli import one_line_errors
+from tmt_d2.processes.launch import launch
+from tmt_d2.training.stages import run_stage
 
 
 def main(args):

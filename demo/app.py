@@ -23,9 +23,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tmt_d2.engine.cli import one_line_errors
-from tmt_d2.viewer.models import Viewer, find_checkpoints
-from tmt_d2.viewer.pictures import find_examples
+from tmt_d2.cli import one_line_errors
+from tmt_d2.pictures.viewer.images import find_examples
+from tmt_d2.pictures.viewer.models import Viewer, find_checkpoints
 
 INSTALL = "the page needs Gradio 6: pip install -e '.[app]'"
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ValueError(INSTALL) from error
     if int(gradio.__version__.split(".")[0]) < 6:
         raise ValueError(INSTALL)
-    from tmt_d2.viewer.server import serve
+    from tmt_d2.pictures.viewer.server import serve
 
     serve(Viewer(find_checkpoints(args.output)), find_examples(args.output / "data"), args.host, args.port)
 

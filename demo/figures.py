@@ -29,12 +29,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from demo.visualize_attention import Loaded, load, report_image, statistics_of
-from tmt_d2.engine.cli import one_line_errors
+from tmt_d2.cli import one_line_errors
 from tmt_d2.files import atomic_write
-from tmt_d2.visualization import AttentionReport, Panel, Row, draw, statistics_figure, to_array
-from tmt_d2.visualization.figures import drawn, layer_panels, level_row, said
-from tmt_d2.visualization.overlays import KEPT, REMOVED, mask_overlay, resized
-from tmt_d2.visualization.report import QueryReport
+from tmt_d2.pictures.exclusion import statistics_figure
+from tmt_d2.pictures.figures import drawn, layer_panels, level_row, said
+from tmt_d2.pictures.inspection import AttentionReport, QueryReport
+from tmt_d2.pictures.overlays import KEPT, REMOVED, mask_overlay, resized
+from tmt_d2.pictures.panels import Panel, Row, draw, to_array
 
 SPLIT = "bdd100k_sem_seg_val"
 CLASSES = ("car", "bus", "truck", "person", "building", "road")  # whose queries are looked at

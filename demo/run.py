@@ -16,8 +16,8 @@ from pathlib import Path
 
 from datasets.render import render
 from demo import visualize_attention
-from tmt_d2.engine.cli import log_to_screen, one_line_errors
-from tmt_d2.engine.pair import results_table, run_pair, split_name
+from tmt_d2.cli import log_to_screen, one_line_errors
+from tmt_d2.experiments.pair import results_table, run_pair, split_name
 
 SOURCE, TARGET = "cityscapes", "bdd100k"
 CONFIGS = Path(__file__).parents[1] / "configs" / "tiny"

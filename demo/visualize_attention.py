@@ -40,27 +40,19 @@ from detectron2.data import DatasetCatalog
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from tmt_d2.cli import one_line_errors
 from tmt_d2.data import register_custom
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.reader import SizeError, read_image, read_label
 from tmt_d2.data.registration import label_space_of
 from tmt_d2.deployment import load_model
-from tmt_d2.engine.cli import one_line_errors
 from tmt_d2.files import write_json
 from tmt_d2.modeling.mask_former import MaskFormer, TransferableMaskFormer
-from tmt_d2.visualization import (
-    AttentionReport,
-    Wanted,
-    attention_report,
-    collect,
-    prediction_figure,
-    query_figure,
-    save,
-    statistics_figure,
-    table,
-    transferability_figure,
-)
-from tmt_d2.visualization.overlays import resized
+from tmt_d2.pictures.exclusion import collect, statistics_figure, table
+from tmt_d2.pictures.figures import prediction_figure, query_figure, transferability_figure
+from tmt_d2.pictures.inspection import AttentionReport, Wanted, attention_report
+from tmt_d2.pictures.overlays import resized
+from tmt_d2.pictures.panels import save
 
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 CONFIG_KEY = re.compile(r"(DATALOADER|DATASETS|INPUT|MODEL|TEST|TRANSFER)\.[A-Z0-9_.]+")

@@ -12,11 +12,11 @@ import torch
 from detectron2.utils import comm
 from small_runs import small_cfg
 
-from tmt_d2.engine.cli import one_line_errors
-from tmt_d2.engine.launch import launch
-from tmt_d2.engine.stages import run_stage
-from tmt_d2.engine.step import TrainingStep
+from tmt_d2.cli import one_line_errors
 from tmt_d2.evaluation.semantic import SemanticEvaluator
+from tmt_d2.processes.launch import launch
+from tmt_d2.training.stages import run_stage
+from tmt_d2.training.step import TrainingStep
 
 STAGES = {"source": 1, "estimator": 1, "linear": 2, "tmt": 2}  # name: accumulation steps
 

@@ -19,12 +19,12 @@ from small_runs import CONFIGS
 from torch import nn
 
 from tmt_d2 import setup_cfg
+from tmt_d2.cli import one_line_errors
 from tmt_d2.data.custom import read_custom
 from tmt_d2.data.label_spaces import CITYSCAPES
 from tmt_d2.data.mapper import SemanticMapper
-from tmt_d2.engine.checkpoint import TMTCheckpointer
-from tmt_d2.engine.cli import one_line_errors
-from tmt_d2.engine.stages import check_stage
+from tmt_d2.training.checkpoint import TMTCheckpointer
+from tmt_d2.training.stages import check_stage
 
 SECONDS = 20  # per input
 TOKENS = (

@@ -21,11 +21,11 @@ from PIL import Image
 
 from demo import app, figures
 from tmt_d2 import setup_cfg
-from tmt_d2.engine.cli import one_line_errors
-from tmt_d2.viewer.models import Viewer, find_checkpoints
-from tmt_d2.viewer.pictures import LONGEST, MAX_MEGABYTES, find_examples, read_upload
-from tmt_d2.visualization import Panel, Row, Scale
-from tmt_d2.visualization.html import legend_html, rows_html
+from tmt_d2.cli import one_line_errors
+from tmt_d2.pictures.html import legend_html, rows_html
+from tmt_d2.pictures.panels import Panel, Row, Scale
+from tmt_d2.pictures.viewer.images import LONGEST, MAX_MEGABYTES, find_examples, read_upload
+from tmt_d2.pictures.viewer.models import Viewer, find_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -122,7 +122,7 @@ def test_uploads_are_read_and_limited(tmp_path: Path, monkeypatch: pytest.Monkey
             (tmp_path / name).write_bytes((tmp_path / "turned.jpg").read_bytes()[:700])
         with pytest.raises(ValueError, match=message):
             read_upload(tmp_path / name)
-    monkeypatch.setattr("tmt_d2.viewer.pictures.MAX_MEGABYTES", 0)
+    monkeypatch.setattr("tmt_d2.pictures.viewer.images.MAX_MEGABYTES", 0)
     with pytest.raises(ValueError, match=r"^a.png has 0.0 MB: the page takes at most 0 MB$"):
         read_upload(tmp_path / "a.png")
 

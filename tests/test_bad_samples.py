@@ -17,8 +17,8 @@ from tmt_d2.data import loaders
 from tmt_d2.data.label_spaces import CITYSCAPES
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.reader import DataError
-from tmt_d2.engine.bad_samples import BadSamples
-from tmt_d2.engine.stages import run_stage
+from tmt_d2.training.bad_samples import BadSamples
+from tmt_d2.training.stages import run_stage
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from tmt_d2.engine import checkpoint
-from tmt_d2.engine.checkpoint import DamagedCheckpoint, TMTCheckpointer, ended_after, keep_weights
 from tmt_d2.files import atomic_write, remove_temporaries
+from tmt_d2.training import checkpoint
+from tmt_d2.training.checkpoint import DamagedCheckpoint, TMTCheckpointer, ended_after, keep_weights
 
 
 class Counter:

@@ -12,7 +12,7 @@ import pytest
 from distributed_driver import STAGES, changes, run_stages, with_statistics
 from small_runs import ROOT, contents, make_scenes, save_start, small_cfg
 
-from tmt_d2.engine.stages import run_stage
+from tmt_d2.training.stages import run_stage
 
 DRIVER = Path(__file__).parent / "distributed_driver.py"
 

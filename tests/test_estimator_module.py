@@ -9,12 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tmt_d2.modeling.pixel_decoder import PixelFeatures
-from tmt_d2.transferability import (
-    Discriminator,
-    TransferabilityEstimator,
-    adaptive_clustering,
-    transferability_mask,
-)
+from tmt_d2.transferability import Discriminator, TransferabilityEstimator, adaptive_clustering, transferability_mask
 from tmt_d2.transferability.estimator import fill_frozen_encoder
 
 C = 6

@@ -14,9 +14,9 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 import tmt_d2
-from tmt_d2.engine.checkpoint import TMTCheckpointer
 from tmt_d2.interop.convert import main as convert
 from tmt_d2.interop.huggingface import from_huggingface, read_huggingface, to_huggingface
+from tmt_d2.training.checkpoint import TMTCheckpointer
 
 transformers = pytest.importorskip("transformers")
 TOLERANCE = 1e-3

@@ -17,10 +17,15 @@ import pytest
 import torch
 
 from tests.small_runs import ROOT, make_scenes, options, write_plan
-from tmt_d2.engine import matrix
-from tmt_d2.engine.matrix import Progress, read_plan, run_all, run_unit, running, units_of
-from tmt_d2.engine.signals import STOPPED
-from tmt_d2.report.__main__ import write_report
+from tmt_d2.experiments import running
+from tmt_d2.experiments.estimate import Estimate
+from tmt_d2.experiments.plan import read_plan
+from tmt_d2.experiments.progress import Progress
+from tmt_d2.experiments.report.writing import write_report
+from tmt_d2.experiments.running import claimed, run_all, run_unit
+from tmt_d2.experiments.slurm import parse_parameters, run_on_slurm
+from tmt_d2.experiments.units import units_of
+from tmt_d2.processes.signals import STOPPED
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,13 +114,13 @@ def test_other_settings_are_refused(finished) -> None:
 def test_time_is_estimated_from_what_was_measured(finished) -> None:
     _, units, _ = finished
     tuned = [unit for unit in units if unit.kind == "finetune" and unit.about["method"] == "tmt"]
-    estimate = matrix.Estimate(tuned[:1], {"iteration": 100.0, "evaluation": 7.0})
+    estimate = Estimate(tuned[:1], {"iteration": 100.0, "evaluation": 7.0})
     measured = json.loads((tuned[0].folder / "stage.json").read_text())["seconds"]
     assert estimate.seconds(tuned[1]) == pytest.approx(measured)
     by_kind = {unit.kind: unit for unit in units}
     assert estimate.seconds(by_kind["source"]) == 2 * 100 + 7
     assert estimate.seconds(by_kind["evaluation"]) == 7
-    assert matrix.Estimate([], {}).seconds(by_kind["source"]) is None
+    assert Estimate([], {}).seconds(by_kind["source"]) is None
 
 
 def test_what_is_not_known_is_said(tmp_path) -> None:
@@ -224,9 +229,9 @@ def test_two_runs_share_the_work(tmp_path, monkeypatch) -> None:
 
 
 def test_a_lock_ends_with_its_block(tmp_path) -> None:
-    with matrix.claimed(tmp_path / "lock") as mine, matrix.claimed(tmp_path / "lock") as second:
+    with claimed(tmp_path / "lock") as mine, claimed(tmp_path / "lock") as second:
         assert (mine, second) == (True, False)
-    with matrix.claimed(tmp_path / "lock") as mine:
+    with claimed(tmp_path / "lock") as mine:
         assert mine
 
 
@@ -256,16 +261,16 @@ def test_slurm_runs_wave_by_wave(tmp_path, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "submitit", None)
         with pytest.raises(ValueError, match="--slurm needs submitit"):
-            matrix.run_on_slurm(units, tmp_path / "out", run, {}, {"slurm_partition": "gpu"})
+            run_on_slurm(units, tmp_path / "out", run, {}, {"slurm_partition": "gpu"})
     monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=Executor))
-    progress = matrix.run_on_slurm(units, tmp_path / "out", run, {}, {"slurm_partition": "gpu"})
+    progress = run_on_slurm(units, tmp_path / "out", run, {}, {"slurm_partition": "gpu"})
     assert ran == ["source", "evaluation", "scores", "finetune", "estimator"]
     assert sorted(progress.failures.values()) == ["out of memory", "what it needs failed", "what it needs failed"]
     assert progress.summary() == "4 of 7 done, 3 failed"
 
 
 def test_slurm_parameters() -> None:
-    found = matrix.parse_parameters(["slurm_partition=gpu", "gpus_per_node=2", "timeout_min=60"])
+    found = parse_parameters(["slurm_partition=gpu", "gpus_per_node=2", "timeout_min=60"])
     assert found == {"slurm_partition": "gpu", "gpus_per_node": 2, "timeout_min": 60}
     with pytest.raises(ValueError, match="--slurm gpu: write KEY=VALUE"):
-        matrix.parse_parameters(["gpu"])
+        parse_parameters(["gpu"])

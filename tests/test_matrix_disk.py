@@ -15,10 +15,13 @@ import torch
 
 from tests.small_runs import contents, small_cfg
 from tests.test_matrix import results, small_units
-from tmt_d2.engine import checkpoint, pair, stages
-from tmt_d2.engine.matrix import Progress, Unit, progress, run_all, run_unit, select
-from tmt_d2.engine.stages import run_stage
-from tmt_d2.engine.trainer import StageTrainer
+from tmt_d2.experiments import pair, progress
+from tmt_d2.experiments.progress import Progress
+from tmt_d2.experiments.running import run_all, run_unit
+from tmt_d2.experiments.units import Unit, select
+from tmt_d2.training import checkpoint, stages
+from tmt_d2.training.stages import run_stage
+from tmt_d2.training.trainer import StageTrainer
 
 pytestmark = pytest.mark.usefixtures("data_root")
 

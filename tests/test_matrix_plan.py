@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.small_runs import ROOT, write_plan
-from tmt_d2.engine.matrix import Estimate, Progress, read_plan, select, units_of, waves
+from tmt_d2.experiments.estimate import Estimate
+from tmt_d2.experiments.plan import read_plan
+from tmt_d2.experiments.progress import Progress
+from tmt_d2.experiments.slurm import waves
+from tmt_d2.experiments.units import select, units_of
 
 PRESETS = sorted((ROOT / "configs" / "matrix").glob("*.yaml"))
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from tests.conftest import make_records, tiny_cfg
 from tests.small_runs import CONFIGS, make_scenes, options, save_start, small_cfg
 from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN
-from tmt_d2.engine.alignment import (
+from tmt_d2.experiments.pair import estimator_cfg, run_pair, stage_cfg
+from tmt_d2.methods.alignment import (
     AlignmentTraining,
     Pixels,
     class_probabilities,
@@ -19,9 +20,8 @@ from tmt_d2.engine.alignment import (
     pixel_features,
     sinkhorn_plan,
 )
-from tmt_d2.engine.pair import estimator_cfg, run_pair, stage_cfg
-from tmt_d2.engine.stages import run_stage
 from tmt_d2.modeling.mask_logits import MaskLogits
+from tmt_d2.training.stages import run_stage
 from tmt_d2.transferability import jc_otce, leep, otce, transferability_bias, transferability_mask
 from tmt_d2.transferability.scores import leep_objective, transport_plan
 

@@ -21,9 +21,9 @@ from detectron2.modeling import build_model
 from torch import nn
 
 import tmt_d2
-from tmt_d2.engine.checkpoint import TMTCheckpointer, read_state
 from tmt_d2.interop.convert import main as convert
-from tmt_d2.interop.official import load_report, plain_state, unused_settings, upgrade_names, write_official
+from tmt_d2.modeling.official import load_report, plain_state, unused_settings, upgrade_names, write_official
+from tmt_d2.training.checkpoint import TMTCheckpointer, read_state
 
 REFERENCE = Path(__file__).parent / "reference"
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tmt_d2.data.label_spaces import TRAIN_IDS
 from tmt_d2.data.mapper import SemanticMapper
-from tmt_d2.engine.estimator import DiscriminatorTraining
+from tmt_d2.methods.estimator import DiscriminatorTraining
 from tmt_d2.modeling.mask_former import valid_positions
 
 CROP = (128, 256)

@@ -17,17 +17,17 @@ import pytest
 from tests.small_runs import CONFIGS
 from tmt_d2 import setup_cfg
 from tmt_d2.data.label_spaces import CLASSES
-from tmt_d2.report.__main__ import write_report
-from tmt_d2.report.charts import heat_colour, ticks
-from tmt_d2.report.examples import Example
-from tmt_d2.report.page import render_page
-from tmt_d2.report.paper import paper_miou
-from tmt_d2.report.results import read_results
-from tmt_d2.report.sections.comparison import results_table
-from tmt_d2.report.statistics import correlation, paired_difference, spread
-from tmt_d2.report.summary import tiles
-from tmt_d2.report.tables import latex_table
-from tmt_d2.report.view import View
+from tmt_d2.experiments.report.charts import heat_colour, ticks
+from tmt_d2.experiments.report.document import render_page
+from tmt_d2.experiments.report.examples import Example
+from tmt_d2.experiments.report.paper import paper_miou
+from tmt_d2.experiments.report.results import read_results
+from tmt_d2.experiments.report.sections.comparison import results_table
+from tmt_d2.experiments.report.statistics import correlation, paired_difference, spread
+from tmt_d2.experiments.report.summary import tiles
+from tmt_d2.experiments.report.tables import latex_table
+from tmt_d2.experiments.report.view import View
+from tmt_d2.experiments.report.writing import write_report
 
 BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

@@ -14,10 +14,10 @@ import torch
 from small_runs import contents, differences, small_cfg
 
 from tmt_d2.data import loaders
-from tmt_d2.engine import trainer
-from tmt_d2.engine.stages import run_stage
-from tmt_d2.engine.trainer import StageTrainer
 from tmt_d2.randomness import seeded
+from tmt_d2.training import trainer
+from tmt_d2.training.stages import run_stage
+from tmt_d2.training.trainer import StageTrainer
 
 pytestmark = pytest.mark.usefixtures("data_root")
 

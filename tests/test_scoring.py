@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-import score
 from tests.small_runs import CONFIGS, make_scenes, options, save_start, small_cfg
-from tmt_d2.engine.scoring import Samples, linear_pad, ranked, score_checkpoint, scores
+from tmt_d2.experiments.scoring import Samples, linear_pad, ranked, score_checkpoint, scores
+from tools import score
 
 
 def samples(shift: float = 0.0, images: int = 4, seed: int = 0) -> Samples:

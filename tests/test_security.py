@@ -17,7 +17,7 @@ from torch import nn
 
 from tmt_d2 import setup_cfg
 from tmt_d2.data.custom import read_custom
-from tmt_d2.engine.checkpoint import DamagedCheckpoint, TMTCheckpointer
+from tmt_d2.training.checkpoint import DamagedCheckpoint, TMTCheckpointer
 
 
 class Command:

@@ -15,10 +15,10 @@ import torch
 from small_runs import contents, differences, small_cfg
 
 from tmt_d2.data.loaders import MappedRecords
-from tmt_d2.engine import signals
-from tmt_d2.engine.stages import run_stage
-from tmt_d2.engine.step import TrainingStep
 from tmt_d2.evaluation.semantic import SemanticEvaluator
+from tmt_d2.processes import signals
+from tmt_d2.training.stages import run_stage
+from tmt_d2.training.step import TrainingStep
 
 pytestmark = pytest.mark.usefixtures("data_root")
 
@@ -99,7 +99,7 @@ def test_a_process_that_cannot_react_is_ended_unless_it_computes(long_call: str,
     (a single call without Python's lock, of several times the limit) for a backward pass."""
     program = """
 import ctypes, hashlib, os, signal, threading
-from tmt_d2.engine import signals
+from tmt_d2.processes import signals
 def stuck():
     library = ctypes.CDLL(None)
     mutex, condition = ctypes.create_string_buffer(64), ctypes.create_string_buffer(64)

@@ -11,10 +11,10 @@ import torch
 
 from datasets.render import render
 from tmt_d2 import setup_cfg
-from tmt_d2.engine.checkpoint import TMTCheckpointer
-from tmt_d2.engine.estimator import balanced_loss
-from tmt_d2.engine.pair import METRICS, results_table, run_pair, stage_cfg
-from tmt_d2.engine.stages import apply_method, run_stage
+from tmt_d2.experiments.pair import METRICS, results_table, run_pair, stage_cfg
+from tmt_d2.methods.estimator import balanced_loss
+from tmt_d2.training.checkpoint import TMTCheckpointer
+from tmt_d2.training.stages import apply_method, run_stage
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "tiny"
 SMALL = (

@@ -10,10 +10,10 @@ import torch
 from small_runs import contents, small_cfg
 from torch import nn
 
-from tmt_d2.engine.anomaly import find_anomalies
-from tmt_d2.engine.stages import run_stage
-from tmt_d2.engine.step import TrainingStep, clipping, split
 from tmt_d2.modeling.pixel_decoder import MSDeformAttnPixelDecoder
+from tmt_d2.training.anomaly import find_anomalies
+from tmt_d2.training.stages import run_stage
+from tmt_d2.training.step import TrainingStep, clipping, split
 
 pytestmark = pytest.mark.usefixtures("data_root")
 

@@ -17,9 +17,9 @@ from tests.small_runs import small_cfg
 from tmt_d2.data.augmentation import Crop
 from tmt_d2.data.maps import STRIDES, TransferabilityMaps
 from tmt_d2.data.reader import DataError
-from tmt_d2.engine import run_stage
-from tmt_d2.engine.drift import STEP_0
-from tmt_d2.engine.transferability_maps import prepare_maps
+from tmt_d2.methods.drift import STEP_0
+from tmt_d2.methods.precompute import prepare_maps
+from tmt_d2.training.stages import run_stage
 
 
 @pytest.fixture

@@ -18,23 +18,14 @@ from torch import nn
 
 from demo import visualize_attention as tool
 from tmt_d2 import setup_cfg
+from tmt_d2.cli import one_line_errors
 from tmt_d2.data.label_spaces import CLASSES, PALETTE, TRAIN_ID, TRAIN_IDS
 from tmt_d2.data.registration import register_split
-from tmt_d2.engine.cli import one_line_errors
 from tmt_d2.modeling.masked_attention import MultiheadAttention
-from tmt_d2.visualization import (
-    Grid,
-    Panel,
-    Row,
-    attention_report,
-    collect,
-    draw,
-    save,
-    statistics_figure,
-    table,
-    to_array,
-)
-from tmt_d2.visualization.overlays import (
+from tmt_d2.pictures.exclusion import collect, statistics_figure, table
+from tmt_d2.pictures.grid import Grid
+from tmt_d2.pictures.inspection import attention_report, look
+from tmt_d2.pictures.overlays import (
     BORDER,
     REMOVED,
     error_overlay,
@@ -44,7 +35,7 @@ from tmt_d2.visualization.overlays import (
     outlined,
     removed_overlay,
 )
-from tmt_d2.visualization.report import look
+from tmt_d2.pictures.panels import Panel, Row, draw, save, to_array
 
 ROOT = Path(__file__).resolve().parents[1]
 TMT, FULL = (str(ROOT / "configs" / "tiny" / f"{name}.yaml") for name in ("tmt", "full"))
@@ -54,9 +45,9 @@ SIZE = (37, 91)
 @pytest.fixture(autouse=True)
 def _coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody looks at the figures of tests: few pixels draw faster."""
-    monkeypatch.setattr("tmt_d2.visualization.panels.DPI", 40)
-    monkeypatch.setattr("tmt_d2.visualization.statistics.DPI", 40)
-    monkeypatch.setattr("tmt_d2.visualization.figures.DRAWN", 100)
+    monkeypatch.setattr("tmt_d2.pictures.panels.DPI", 40)
+    monkeypatch.setattr("tmt_d2.pictures.exclusion.DPI", 40)
+    monkeypatch.setattr("tmt_d2.pictures.figures.DRAWN", 100)
 
 
 def picture_of(record: dict[str, Any]) -> np.ndarray:

@@ -14,7 +14,7 @@ import warnings
 with warnings.catch_warnings():
     # Detectron2 scripts some functions at import, which newer PyTorch calls deprecated; not the user's doing.
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.jit")
-    from . import data, modeling, transferability  # noqa: F401  importing registers data sets and architectures
-    from .config import add_tmt_config, setup_cfg
+    from tmt_d2 import data, modeling, transferability  # noqa: F401  so that `tmt_d2.modeling` is there
+    from tmt_d2.config import add_tmt_config, setup_cfg
 
 __all__ = ["add_tmt_config", "setup_cfg"]

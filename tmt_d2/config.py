@@ -13,7 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.projects.deeplab import add_deeplab_config
 
-from .config_file import load_config_file
+from tmt_d2.config_file import load_config_file
 
 STAGES = ("source", "estimator", "finetune")
 METHODS = ("linear", "full", "leep", "otce", "tmt")

@@ -18,8 +18,8 @@ from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from ..randomness import derived_seed, seeded
-from .reader import DataError
+from tmt_d2.data.reader import DataError
+from tmt_d2.randomness import derived_seed, seeded
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import atomic_write
-from .augmentation import Crop
-from .reader import DataError
+from tmt_d2.data.augmentation import Crop
+from tmt_d2.data.reader import DataError
+from tmt_d2.files import atomic_write
 
 STRIDES = (32, 16, 8)  # of the levels that the decoder attends to
 

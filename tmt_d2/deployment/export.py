@@ -33,10 +33,10 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..engine.cli import one_line_errors
-from ..files import atomic_write
-from ..modeling.mask_former import MaskFormer
-from .predictor import load_model
+from tmt_d2.cli import one_line_errors
+from tmt_d2.deployment.predictor import load_model
+from tmt_d2.files import atomic_write
+from tmt_d2.modeling.mask_former import MaskFormer
 
 FORMATS = ("onnx", "pt2")
 OPSET = 18  # GridSample came with 16, LayerNormalization with 17

@@ -19,13 +19,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import setup_cfg
-from ..data.augmentation import Crop, crop_image
-from ..data.reader import ChannelOrder, read_image
-from ..engine.checkpoint import TMTCheckpointer
-from ..evaluation.inference import MAX_SCORE_PIXELS, SinglePass, build_inference
-from ..evaluation.semantic import labels_at_size
-from ..modeling.mask_former import MaskFormer, TransferableMaskFormer
+from tmt_d2.config import setup_cfg
+from tmt_d2.data.augmentation import Crop, crop_image
+from tmt_d2.data.reader import ChannelOrder, read_image
+from tmt_d2.evaluation.inference import MAX_SCORE_PIXELS, SinglePass, build_inference
+from tmt_d2.evaluation.semantic import labels_at_size
+from tmt_d2.modeling.mask_former import MaskFormer, TransferableMaskFormer
+from tmt_d2.training.checkpoint import TMTCheckpointer
 
 logger = logging.getLogger(__name__)
 

@@ -25,12 +25,12 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from ..config import add_tmt_config, setup_cfg
-from ..engine.checkpoint import read_state
-from ..engine.cli import log_to_screen, one_line_errors
-from ..files import atomic_write
-from .huggingface import from_huggingface, read_huggingface, write_huggingface
-from .official import ESTIMATOR, write_official
+from tmt_d2.cli import log_to_screen, one_line_errors
+from tmt_d2.config import add_tmt_config, setup_cfg
+from tmt_d2.files import atomic_write
+from tmt_d2.interop.huggingface import from_huggingface, read_huggingface, write_huggingface
+from tmt_d2.modeling.official import ESTIMATOR, write_official
+from tmt_d2.training.checkpoint import read_state
 
 
 def convert_from_huggingface(source: str, output: str | Path) -> Path:

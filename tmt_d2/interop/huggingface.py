@@ -15,10 +15,10 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from ..files import atomic_write, write_json
-from .huggingface_config import backbone_type, config_of, processor_of, settings_from
-from .huggingface_names import name_here, names_there
-from .official import ESTIMATOR
+from tmt_d2.files import atomic_write, write_json
+from tmt_d2.interop.huggingface_config import backbone_type, config_of, processor_of, settings_from
+from tmt_d2.interop.huggingface_names import name_here, names_there
+from tmt_d2.modeling.official import ESTIMATOR
 
 
 class Converted(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from ..data.label_spaces import CLASSES
+from tmt_d2.data.label_spaces import CLASSES
 
 # Key there: (our key, default there); a config.json leaves out what is default.
 _KEYS: dict[str, tuple[str, Any]] = {

@@ -1,13 +1,13 @@
 """Mask2Former's parts and the meta-architectures; importing this registers them with Detectron2."""
 
-from .backbone import D2SwinTransformer
-from .criterion import SetCriterion
-from .deformable_attention import MSDeformAttn, ms_deform_attn
-from .mask_former import MaskFormer, TransferableMaskFormer
-from .mask_former_head import MaskFormerHead
-from .masked_attention import attention_mask
-from .pixel_decoder import MSDeformAttnPixelDecoder
-from .transformer_decoder import MultiScaleMaskedTransformerDecoder
+from tmt_d2.modeling.backbone import D2SwinTransformer
+from tmt_d2.modeling.criterion import SetCriterion
+from tmt_d2.modeling.deformable_attention import MSDeformAttn, ms_deform_attn
+from tmt_d2.modeling.mask_former import MaskFormer, TransferableMaskFormer
+from tmt_d2.modeling.mask_former_head import MaskFormerHead
+from tmt_d2.modeling.masked_attention import attention_mask
+from tmt_d2.modeling.pixel_decoder import MSDeformAttnPixelDecoder
+from tmt_d2.modeling.transformer_decoder import MultiScaleMaskedTransformerDecoder
 
 __all__ = [
     "D2SwinTransformer",

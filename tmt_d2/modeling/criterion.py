@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from .linear import linear
-from .mask_logits import MaskLogits
-from .matcher import match, matching_costs
+from tmt_d2.modeling.linear import linear
+from tmt_d2.modeling.mask_logits import MaskLogits
+from tmt_d2.modeling.matcher import match, matching_costs
 
 _TEMPORARY = 2**22  # elements of a temporary tensor of the matcher: it stays in a CPU's cache, and out of the peak
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .linear import Linear
-from .tracing import is_traced
+from tmt_d2.modeling.linear import Linear
+from tmt_d2.modeling.tracing import is_traced
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def _attend_torch(value: Tensor, shapes: list[tuple[int, int]], locations: Tenso
 
 
 def _attend_numba(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-    from .deformable_cpu import ms_deform_attn_cpu  # Numba is optional
+    from tmt_d2.modeling.deformable_cpu import ms_deform_attn_cpu  # Numba is optional
 
     dtype = torch.promote_types(value.dtype, torch.float32)
     output = ms_deform_attn_cpu(value.to(dtype), shapes, locations.to(dtype), weights.to(dtype))

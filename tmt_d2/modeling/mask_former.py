@@ -20,19 +20,19 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, bu
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from ..data.targets import semantic_targets
-from ..interop.official import unused_settings
-from ..transferability.estimator import (
+from tmt_d2.data.targets import semantic_targets
+from tmt_d2.modeling.backbone import DropPath
+from tmt_d2.modeling.criterion import SetCriterion
+from tmt_d2.modeling.mask_former_head import MaskFormerHead
+from tmt_d2.modeling.official import unused_settings
+from tmt_d2.modeling.tracing import is_traced
+from tmt_d2.modeling.transformer_decoder import LayerTrace
+from tmt_d2.transferability.estimator import (
     LevelTransferability,
     TransferabilityEstimator,
     TransferabilityMap,
     fill_frozen_encoder,
 )
-from .backbone import DropPath
-from .criterion import SetCriterion
-from .mask_former_head import MaskFormerHead
-from .tracing import is_traced
-from .transformer_decoder import LayerTrace
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from .transformer_decoder import TRANSFORMER_DECODER_REGISTRY
+from tmt_d2.modeling.transformer_decoder import TRANSFORMER_DECODER_REGISTRY
 
 
 @SEM_SEG_HEADS_REGISTRY.register()

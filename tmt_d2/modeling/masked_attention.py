@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .linear import Linear, linear
+from tmt_d2.modeling.linear import Linear, linear
 
 
 class MaskedPositions(NamedTuple):

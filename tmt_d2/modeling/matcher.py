@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from .linear import linear
+from tmt_d2.modeling.linear import linear
 
 WORST = 1e6  # far above any cost of finite outputs
 

@@ -13,9 +13,9 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from .deformable_attention import MSDeformAttn
-from .linear import Linear
-from .position_encoding import sine_position_encoding
+from tmt_d2.modeling.deformable_attention import MSDeformAttn
+from tmt_d2.modeling.linear import Linear
+from tmt_d2.modeling.position_encoding import sine_position_encoding
 
 
 class PixelFeatures(NamedTuple):

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from .tracing import is_traced
+from tmt_d2.modeling.tracing import is_traced
 
 
 def sine_position_encoding(height: int, width: int, channels: int, like: Tensor) -> Tensor:

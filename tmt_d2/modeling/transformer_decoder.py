@@ -17,10 +17,10 @@ from detectron2.utils.registry import Registry
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from .linear import Linear
-from .mask_logits import MaskLogits, resize_features
-from .masked_attention import MultiheadAttention, masked_positions
-from .position_encoding import sine_position_encoding
+from tmt_d2.modeling.linear import Linear
+from tmt_d2.modeling.mask_logits import MaskLogits, resize_features
+from tmt_d2.modeling.masked_attention import MultiheadAttention, masked_positions
+from tmt_d2.modeling.position_encoding import sine_position_encoding
 
 TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_MODULE")
 TRANSFORMER_DECODER_REGISTRY.__doc__ = "Transformer decoders of mask-classification models, by official name."

@@ -1,9 +1,14 @@
 """How transferable is what: regions, discriminators, maps, masks and scores. Pure functions and small modules."""
 
-from .clustering import Regions, adaptive_clustering
-from .estimator import Discriminator, LevelTransferability, TransferabilityEstimator, TransferabilityMap
-from .mask import transferability_bias, transferability_mask
-from .scores import jc_otce, leep, otce, proxy_a_distance
+from tmt_d2.transferability.clustering import Regions, adaptive_clustering
+from tmt_d2.transferability.estimator import (
+    Discriminator,
+    LevelTransferability,
+    TransferabilityEstimator,
+    TransferabilityMap,
+)
+from tmt_d2.transferability.mask import transferability_bias, transferability_mask
+from tmt_d2.transferability.scores import jc_otce, leep, otce, proxy_a_distance
 
 __all__ = [
     "Discriminator",

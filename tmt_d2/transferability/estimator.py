@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .clustering import Regions, adaptive_clustering
-from .mask import transferability_bias, transferability_mask
+from tmt_d2.transferability.clustering import Regions, adaptive_clustering
+from tmt_d2.transferability.mask import transferability_bias, transferability_mask
 
 
 @dataclass(frozen=True)

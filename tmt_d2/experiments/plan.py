@@ -1,0 +1,155 @@
+"""The matrix file: what it says, and one line for people where it cannot be used. See ``configs/matrix``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tmt_d2.experiments.pair import check_methods
+
+KINDS = ("source", "evaluation", "scores", "estimator", "finetune")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """``key`` takes each of ``values`` for each of ``methods``."""
+
+    name: str
+    key: str
+    values: tuple[Any, ...]
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a matrix file says, checked; its keys are these, and ``sources`` and ``targets`` instead of ``pairs``.
+
+    pairs: (source, target) in the order of the file. options: KEY VALUE overrides for all units, and by kind for
+    units of that kind. scores: arguments of ``score_checkpoint``, or None: no scores. guess: seconds of an
+    "iteration" and of an "evaluation" where none was measured. render: "train" and "val" images of each data set that
+    the command draws before the first unit; None: the data is there.
+    """
+
+    configs: Path
+    pairs: tuple[tuple[str, str], ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    label_fractions: tuple[float, ...]
+    sweeps: tuple[Sweep, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    kind_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    scores: Mapping[str, int] | None = None
+    guess: Mapping[str, float] = field(default_factory=dict)
+    render: Mapping[str, Any] | None = None
+
+
+def read_plan(path: str | Path) -> Plan:
+    """
+    Raises:
+        FileNotFoundError, ValueError: one line with the file and the key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"matrix file {path} does not exist")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+    try:
+        return _plan(content, path.parent)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _plan(content: Any, folder: Path) -> Plan:
+    _mapping(content, "a matrix file", ["sources", "targets", *(each.name for each in fields(Plan))])
+    if not isinstance(content.get("configs"), str):
+        raise ValueError(f"configs is {content.get('configs')!r}: it must name a folder, relative to this file")
+    configs = folder / content["configs"]
+    if not configs.is_dir():
+        raise ValueError(f"configs: {configs} is not a folder")
+    methods = _methods(content, configs)
+    return Plan(
+        configs=configs,
+        pairs=_pairs(content),
+        methods=methods,
+        seeds=tuple(_list(content, "seeds", int, [1])),
+        label_fractions=tuple(map(float, _list(content, "label_fractions", float, [1.0]))),
+        sweeps=tuple(
+            _sweep(name, item, configs, methods) for name, item in _mapping(content.get("sweeps", {}), "sweeps").items()
+        ),
+        options=_mapping(content.get("options", {}), "options"),
+        kind_options={
+            kind: _mapping(options, f"kind_options.{kind}")
+            for kind, options in _mapping(content.get("kind_options", {}), "kind_options", KINDS).items()
+        },
+        scores=_optional(content, "scores", ("images", "pixels", "draws")),
+        guess=_mapping(content.get("guess", {}), "guess", ("iteration", "evaluation")),
+        render=_render(content),
+    )
+
+
+def _pairs(content: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    if "pairs" not in content:
+        sources = _list(content, "sources", str)
+        targets = _list(content, "targets", str, sources)
+        pairs = [(source, target) for source in sources for target in targets if source != target]
+        if not pairs:
+            raise ValueError(f"sources {sources} and targets {targets} make no pair: name another target")
+        return tuple(dict.fromkeys(pairs))
+    if "sources" in content or "targets" in content:
+        raise ValueError("pairs: give either pairs, or sources and targets")
+    written = [pair.split("-") for pair in _list(content, "pairs", str)]
+    if any(len(parts) != 2 for parts in written):
+        raise ValueError("pairs: each is written source-target, e.g. cityscapes-bdd100k")
+    return tuple(dict.fromkeys((source, target) for source, target in written))
+
+
+def _methods(content: Mapping[str, Any], configs: Path, default: Sequence[str] | None = None) -> tuple[str, ...]:
+    methods = tuple(_list(content, "methods", str, default))
+    check_methods(configs, methods)
+    return methods
+
+
+def _sweep(name: str, item: Any, configs: Path, methods: Sequence[str]) -> Sweep:
+    try:
+        _mapping(item, "the sweep", [each.name for each in fields(Sweep) if each.name != "name"])
+        key = item.get("key")
+        if not isinstance(key, str):
+            raise ValueError(f"key is {key!r}: it must be a key of the config, e.g. MODEL.TMT.P_T")
+        return Sweep(name, key, tuple(_list(item, "values", object)), _methods(item, configs, methods))
+    except ValueError as error:
+        raise ValueError(f"sweeps.{name}: {error}") from error
+
+
+def _render(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    values = _optional(content, "render", ("train", "val", "size", "seed"))
+    if values is None:
+        return None
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def _optional(content: Mapping[str, Any], key: str, known: Collection[str]) -> dict[str, Any] | None:
+    return None if content.get(key) is None else _mapping(content[key], key, known)
+
+
+def _mapping(value: Any, what: str, known: Collection[str] | None = None) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} is {value!r:.60}: it must hold keys and values")
+    for key in value:
+        if known is not None and key not in known:
+            raise ValueError(f"{what} has the unknown key {key!r}: use {', '.join(known)}")
+    return value
+
+
+def _list(content: Mapping[str, Any], key: str, kind: type, default: Sequence[Any] | None = None) -> list[Any]:
+    value = content.get(key, default)
+    kinds = (int, float) if kind is float else kind
+    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(item, kinds) for item in value):
+        each = {str: "name", int: "whole number", float: "number", object: "value"}[kind]
+        raise ValueError(f"{key} is {value!r}: it must be a list of at least one {each}")
+    return list(value)

@@ -1,0 +1,121 @@
+"""What became of the units so far, and how much is left: a table, a line, and ``progress.txt``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+
+from tmt_d2.experiments.estimate import Estimate, clock, megabytes, recorded, total
+from tmt_d2.experiments.units import SCORES_FILE, Unit
+from tmt_d2.files import atomic_write
+from tmt_d2.training.stages import RESULTS
+
+logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """Which units are done, running (here or elsewhere), failed or waiting.
+
+    Making one touches nothing; whenever a state is set, ``progress.txt`` in the output is written anew.
+    """
+
+    def __init__(self, units: Sequence[Unit], output: Path, guess: Mapping[str, float]):
+        self.units, self.output, self.guess = units, output, guess
+        self.state = {unit.name: "done" if unit.is_done() else "waiting" for unit in units}
+        self.failures: dict[str, str] = {}
+        self.warned = False
+
+    def waiting(self) -> list[Unit]:
+        """Those that nobody has finished and this process does not run."""
+        return [unit for unit in self.units if self.state[unit.name] in ("waiting", "elsewhere")]
+
+    def look(self) -> None:
+        """See what other processes have done meanwhile."""
+        for unit in self.waiting():
+            if unit.is_done():
+                self.state[unit.name] = "done"
+
+    def set(self, unit: Unit, state: str) -> None:
+        self.state[unit.name] = state
+        self.look()
+        self.output.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self.output / "progress.txt", "w") as file:
+            file.write(f"{self.text()}\n")
+
+    def fail(self, unit: Unit, reason: str) -> None:
+        self.failures[unit.name] = reason
+        self.set(unit, "failed")
+
+    def text(self) -> str:
+        """A table of the units, the summary, and the warning if there is one."""
+        estimate = self._estimate()
+        rows = []
+        for unit in self.units:
+            state = self.state[unit.name]
+            seconds = recorded(unit)["seconds"] if state == "done" else estimate.seconds(unit)
+            rows.append((unit.name, state, total([seconds], clock), headline(unit) if state == "done" else ""))
+        headers = ("unit", "state", "time", "result")
+        table = tabulate(rows, headers, colalign=("left", "left", "right", "left"))
+        return "\n\n".join(filter(None, [table, self.summary(), self.warning()]))
+
+    def summary(self) -> str:
+        """One line: how many are done, and what the others will take: time one after the other, and disk."""
+        states = list(self.state.values())
+        text = f"{states.count('done')} of {len(states)} done"
+        if states.count("failed"):
+            text += f", {states.count('failed')} failed"
+        left = self._left()
+        if not left:
+            return text
+        estimate = self._estimate()
+        text += f", about {total([estimate.seconds(unit) for unit in left], clock)} left"
+        sizes = [estimate.bytes(unit) for unit in left]
+        if any(sizes):
+            text += f", {total(sizes, megabytes)} of disk to fill, {megabytes(self._free())} free"
+        return text
+
+    def warning(self) -> str:
+        """One line if the units that are missing will not fit on the disk, as far as is known; else empty."""
+        estimate = self._estimate()
+        needed, free = sum(estimate.bytes(unit) or 0 for unit in self._left()), self._free()
+        if needed <= free:
+            return ""
+        return (
+            f"{self.output} is on a disk with {megabytes(free)} free, the missing units will take {megabytes(needed)}: "
+            "free some, or choose another --output"
+        )
+
+    def log(self, news: str) -> None:
+        """News and the summary, and the warning once."""
+        logger.info("%s; %s", news, self.summary())
+        warning = self.warning()
+        if warning and not self.warned:
+            logger.warning(warning)
+            self.warned = True
+
+    def _left(self) -> list[Unit]:
+        return [unit for unit in self.units if self.state[unit.name] not in ("done", "failed")]
+
+    def _free(self) -> int:
+        """Bytes, where the output is or will be."""
+        return shutil.disk_usage(next(path for path in (self.output, *self.output.parents) if path.exists())).free
+
+    def _estimate(self) -> Estimate:
+        return Estimate([unit for unit in self.units if self.state[unit.name] == "done"], self.guess)
+
+
+def headline(unit: Unit) -> str:
+    """The result of a unit that is done, in a few words."""
+    if unit.kind == "scores":
+        values = json.loads((unit.folder / SCORES_FILE).read_text())
+        return ", ".join(f"{name} {value:.2f}" for name, value in values.items())
+    if unit.kind == "estimator":
+        values = json.loads((unit.folder / RESULTS["estimator"]).read_text())
+        return "PAD " + ", ".join(f"{value:.2f}" for value in values["proxy_a_distance"])
+    values = json.loads((unit.folder / RESULTS["source"]).read_text())
+    return ", ".join(f"mIoU {metrics['mIoU']:.1f}" for metrics in values.values())

@@ -1,0 +1,127 @@
+"""Everything that the units of a matrix left in its output folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tmt_d2.experiments.pair import STAGE_RECORD
+from tmt_d2.experiments.units import SCORES_FILE
+from tmt_d2.training.stages import RESULTS
+
+METRICS = ("mIoU", "fwIoU", "mACC")
+BASELINE = "full"
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One unit that is done; ``about`` and ``values`` are what it recorded. Fine-tuning and evaluation: metrics."""
+
+    about: Mapping[str, Any]
+    folder: Path
+    seconds: float
+    values: Mapping[str, Any]
+
+    @property
+    def pair(self) -> Pair:
+        return self.about["source"], self.about["target"]
+
+    @property
+    def method(self) -> str:
+        return self.about.get("method", "")
+
+    @property
+    def cell(self) -> tuple[Pair, int]:
+        """What two methods are compared within: pair and seed."""
+        return self.pair, self.about["seed"]
+
+
+@dataclass
+class Results:
+    """Runs by kind, in a fixed order. fine_tuned: without sweeps; swept: the other cells of sweeps."""
+
+    source: list[Run] = field(default_factory=list)
+    evaluation: list[Run] = field(default_factory=list)
+    estimator: list[Run] = field(default_factory=list)
+    scores: list[Run] = field(default_factory=list)
+    fine_tuned: list[Run] = field(default_factory=list)
+    swept: list[Run] = field(default_factory=list)
+
+    def fractions(self) -> list[float]:
+        return sorted({run.about["label_fraction"] for run in self.fine_tuned}, reverse=True)
+
+    def methods(self) -> list[str]:
+        order = ["linear", BASELINE, "leep", "otce", "tmt"]
+        found = {run.method for run in self.fine_tuned}
+        return [name for name in order if name in found] + sorted(found - set(order))
+
+    def pairs(self) -> list[Pair]:
+        return sorted({run.pair for run in self.fine_tuned + self.evaluation})
+
+    def seeds(self) -> list[int]:
+        return sorted({run.about["seed"] for run in self.fine_tuned})
+
+    def of(self, method: str, fraction: float) -> list[Run]:
+        return [run for run in self.fine_tuned if run.method == method and run.about["label_fraction"] == fraction]
+
+
+def read_results(output: Path) -> Results:
+    """
+    Raises:
+        FileNotFoundError: ``output`` holds no finished unit of a matrix.
+    """
+    results = Results()
+    for file in sorted(output.rglob(STAGE_RECORD)):
+        record = json.loads(file.read_text())
+        about = record.get("unit")
+        if about is None:  # a stage that belongs to a single pair
+            continue
+        kind = about["kind"]
+        name = SCORES_FILE if kind == "scores" else RESULTS.get(kind, RESULTS["source"])
+        values = json.loads((file.parent / name).read_text())
+        if kind in ("source", "evaluation", "finetune"):
+            (values,) = values.values()  # of the one split
+        run = Run(about, file.parent, record["seconds"], values)
+        if kind == "finetune":
+            (results.swept if "sweep" in about else results.fine_tuned).append(run)
+        else:
+            getattr(results, kind).append(run)
+    if not (results.fine_tuned or results.evaluation):
+        raise FileNotFoundError(f"{output} holds no finished unit of train_matrix.py")
+    return results
+
+
+def by_cell(runs: Iterable[Run], metric: str) -> dict[tuple[Pair, int], float]:
+    """{(pair, seed): metric}, without what is not a number."""
+    return {run.cell: run.values[metric] for run in runs if run.values.get(metric) is not None}
+
+
+def by_pair(runs: Iterable[Run], metric: str) -> dict[Pair, list[float]]:
+    """The values over seeds."""
+    found: dict[Pair, list[float]] = {}
+    for (pair, _), value in by_cell(runs, metric).items():
+        found.setdefault(pair, []).append(value)
+    return found
+
+
+def setting(run: Run, key: str) -> Any:
+    """The value of a config key that the run was made with."""
+    node: Any = yaml.safe_load((run.folder / "config.yaml").read_text())
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
+def curve(run: Run, metric: str) -> list[tuple[int, float]]:
+    """(iteration, value) of the run's training log."""
+    path = run.folder / "metrics.json"
+    if not path.is_file():
+        return []
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(line["iteration"], line[metric]) for line in lines if metric in line]

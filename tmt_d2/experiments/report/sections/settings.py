@@ -1,0 +1,35 @@
+"""The settings that the runs of each stage have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+import yaml
+
+from tmt_d2.experiments.report.markup import Section, scrolling, table, table_row
+from tmt_d2.experiments.report.results import Run
+from tmt_d2.experiments.report.view import View
+
+COLUMNS = ("stage", "runs", "iterations", "batch", "learning rate", "backbone", "p_T", "seconds each")
+
+
+def settings(view: View) -> Section:
+    stages = [("source model", view.results.source), ("estimator", view.results.estimator)]
+    stages += [(f"fine-tuning: {method}", view.runs(method)) for method in view.methods]
+    rows = [_row(name, runs) for name, runs in stages if runs]
+    lead = "What the runs have in common, from their config files."
+    return Section("settings", "Settings", lead, scrolling(table(COLUMNS, rows)) if rows else "")
+
+
+def _row(name: str, runs: Sequence[Run]) -> str:
+    cfg = yaml.safe_load((runs[0].folder / "config.yaml").read_text())
+    backbone = cfg["MODEL"]["BACKBONE"]["NAME"].replace("build_", "").replace("_backbone", "")
+    if "resnet" in backbone:
+        backbone = f"ResNet-{cfg['MODEL']['RESNETS']['DEPTH']}"
+    p_t = f"{cfg['MODEL']['TMT']['P_T']:g}" if cfg["MODEL"]["META_ARCHITECTURE"].startswith("Transferable") else ""
+    solver = cfg["SOLVER"]
+    values = [len(runs), solver["MAX_ITER"], solver["IMS_PER_BATCH"], f"{solver['BASE_LR']:g}", backbone, p_t]
+    values.append(f"{np.median([run.seconds for run in runs]):.0f}")
+    return table_row(name, [f"<td>{escape(str(value))}</td>" for value in values])

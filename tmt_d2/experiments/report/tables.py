@@ -1,0 +1,77 @@
+"""results.csv, one line for each run and metric set, and the LaTeX table of the paper's shape."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from tmt_d2.data.label_spaces import CLASSES
+from tmt_d2.experiments.report.results import BASELINE, METRICS, Results, by_cell, by_pair
+from tmt_d2.experiments.report.statistics import gains_by_pair, paired_difference, spread
+from tmt_d2.files import atomic_write
+
+COLUMNS = ("kind", "source", "target", "method", "seed", "label_fraction", "sweep", "key", "value")
+
+
+def write_csv(results: Results, path: Path) -> None:
+    """Every evaluation of the matrix, metrics in percent; a class that the target lacks has an empty field."""
+    measured = ("mIoU", "fwIoU", "mACC", "pACC", *(f"IoU-{name}" for name in CLASSES))
+    with atomic_write(path, "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*COLUMNS, "seconds", *measured])
+        for run in [*results.source, *results.evaluation, *results.fine_tuned, *results.swept]:
+            about = dict(run.about)
+            if about["kind"] == "source":
+                about["target"] = about["source"]
+            values = [run.values.get(name) for name in measured]
+            row = [about.get(name, "") for name in COLUMNS]
+            writer.writerow([*row, f"{run.seconds:.1f}", *("" if v is None else f"{v:.4f}" for v in values)])
+
+
+def cell_text(values: list[float], digits: int = 1, plus_minus: str = "±") -> str:
+    """Mean, and the spread over seeds where there are several."""
+    if not values:
+        return ""
+    mean, deviation = spread(values)
+    return f"{mean:.{digits}f}" + (f" {plus_minus} {deviation:.{digits}f}" if deviation is not None else "")
+
+
+def latex_table(results: Results, fraction: float, metric: str = METRICS[0]) -> str:
+    """Pairs by methods, the largest gain of a row over the same seeds in bold, then means and paired differences over all pairs."""
+    methods = results.methods()
+    values = {method: by_pair(results.of(method, fraction), metric) for method in methods}
+    baseline = by_cell(results.of(BASELINE, fraction), metric)
+    gains = {method: gains_by_pair(by_cell(results.of(method, fraction), metric), baseline) for method in methods}
+    lines = [
+        f"% {metric} in percent, label fraction {fraction:g}, mean and standard deviation over {len(results.seeds())} seed(s)",
+        rf"\begin{{tabular}}{{l{'c' * len(methods)}}}",
+        r"\hline",
+        " & ".join(["pair", *map(_escape, methods)]) + r" \\",
+        r"\hline",
+    ]
+    for pair in results.pairs():
+        own = {method: gains[method][pair] for method in methods if pair in gains[method]}
+        cells = []
+        for method in methods:
+            text = cell_text(values[method].get(pair, []), plus_minus=r"\pm")
+            best = len(own) > 1 and method in own and own[method] == max(own.values())
+            if best:
+                text = rf"\mathbf{{{text}}}"
+            cells.append(f"${text}$" if text else "--")
+        lines.append(" & ".join([_escape(f"{pair[0]} -> {pair[1]}"), *cells]) + r" \\")
+    lines.append(r"\hline")
+    differences = []
+    for method in methods:
+        found = paired_difference(by_cell(results.of(method, fraction), metric), baseline)
+        if method == BASELINE or found is None:
+            differences.append("--")
+        else:
+            interval = "" if found.low is None else rf"\ [{found.low:+.1f}, {found.high:+.1f}]"
+            differences.append(f"${found.mean:+.1f}{interval}$")
+    lines.append(" & ".join([f"minus {BASELINE}", *differences]) + r" \\")
+    lines += [r"\hline", r"\end{tabular}", ""]
+    return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    return text.replace("_", r"\_").replace("->", r"$\to$")

@@ -1,0 +1,48 @@
+"""What every part of the page starts from: the results, what they are mostly about, and differences to the baseline."""
+
+from __future__ import annotations
+
+from tmt_d2.experiments.report.charts import colour_of
+from tmt_d2.experiments.report.results import BASELINE, METRICS, Pair, Results, Run, by_cell
+from tmt_d2.experiments.report.statistics import Difference, gains_by_pair, paired_difference
+
+MIOU = METRICS[0]
+
+
+class View:
+    """methods, others (without the baseline), fractions, pairs: those in the results.
+
+    fraction: of the labels, what most of the page is about: all of them where there are runs with all.
+    colours: by method, the same in every chart.
+    """
+
+    def __init__(self, results: Results):
+        self.results = results
+        self.methods, self.fractions, self.pairs = results.methods(), results.fractions(), results.pairs()
+        self.others = [method for method in self.methods if method != BASELINE]
+        names = [*self.methods, *sorted({run.method for run in results.swept} - set(self.methods))]
+        self.colours = {name: colour_of(index) for index, name in enumerate(names)}
+        self.fraction = self.fractions[0] if self.fractions else 1.0
+
+    def runs(self, method: str, fraction: float | None = None) -> list[Run]:
+        return self.results.of(method, self.fraction if fraction is None else fraction)
+
+    def difference(self, method: str, metric: str = MIOU, fraction: float | None = None) -> Difference | None:
+        """``method`` minus the baseline; None where they share no pair and seed."""
+        return paired_difference(
+            by_cell(self.runs(method, fraction), metric), by_cell(self.runs(BASELINE, fraction), metric)
+        )
+
+    def gains(self, method: str, metric: str = MIOU, fraction: float | None = None) -> dict[Pair, float]:
+        """``method`` minus the baseline by pair, over the seeds that both have."""
+        return gains_by_pair(
+            by_cell(self.runs(method, fraction), metric), by_cell(self.runs(BASELINE, fraction), metric)
+        )
+
+    def is_complete(self, method: str) -> bool:
+        """Whether it was run wherever the baseline was, so that their means may stand beside each other."""
+        return by_cell(self.runs(method), MIOU).keys() >= by_cell(self.runs(BASELINE), MIOU).keys()
+
+
+def share(fraction: float) -> str:
+    return "all labels" if fraction == 1 else f"{fraction:.3g} of the labels"

@@ -1,0 +1,29 @@
+"""report.html, results.csv and results.tex in a matrix's output folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tmt_d2.experiments.report.document import render_page
+from tmt_d2.experiments.report.examples import examples
+from tmt_d2.experiments.report.results import read_results
+from tmt_d2.experiments.report.tables import latex_table, write_csv
+from tmt_d2.files import atomic_write
+
+
+def write_report(output: Path, images: int = 0, title: str = "") -> Path:
+    """Returns the page's path.
+
+    Raises:
+        FileNotFoundError: ``output`` holds no finished unit of a matrix.
+    """
+    results = read_results(output)
+    fractions = results.fractions()
+    views = examples(results, images, fractions[0] if fractions else 1.0)
+    write_csv(results, output / "results.csv")
+    with atomic_write(output / "results.tex", "w") as file:
+        file.write("\n".join(latex_table(results, fraction) for fraction in fractions))
+    page = output / "report.html"
+    with atomic_write(page, "w") as file:
+        file.write(render_page(results, views, title or f"Transfer matrix: {output.name}"))
+    return page

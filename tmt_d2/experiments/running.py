@@ -1,0 +1,117 @@
+"""Running the units that are missing, one after the other; several processes may share the work."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tmt_d2.data import register_custom
+from tmt_d2.experiments.estimate import clock
+from tmt_d2.experiments.pair import run_missing
+from tmt_d2.experiments.progress import Progress, headline
+from tmt_d2.experiments.scoring import score_checkpoint
+from tmt_d2.experiments.units import SCORES_FILE, Unit
+from tmt_d2.files import write_json
+from tmt_d2.processes.signals import STOPPED
+from tmt_d2.training.stages import check_stage, run_stage
+
+logger = logging.getLogger(__name__)
+
+POLL = 5.0  # seconds between two looks at what other processes do
+RunUnit = Callable[[Unit], Any]
+
+
+def run_unit(unit: Unit) -> None:
+    """What a process of the launcher does for one unit; goes on from the unit's last checkpoint."""
+    if unit.kind == "scores":
+        data = unit.cfg.DATASETS
+        values = score_checkpoint(unit.cfg, data.TRAIN, data.SOURCE_TRAIN, **(unit.scores or {}), seed=unit.cfg.SEED)
+        unit.folder.mkdir(parents=True, exist_ok=True)
+        write_json(unit.folder / SCORES_FILE, values)
+        return
+    run_stage(unit.cfg, resume=unit.kind != "evaluation", eval_only=unit.kind == "evaluation")
+
+
+def run_recorded(unit: Unit, run: RunUnit) -> bool:
+    """Run a unit unless it is done, and record that it is; False, and nothing, while another process runs it."""
+    with claimed(unit.folder / ".lock") as mine:
+        if mine:
+            run_missing(unit.name, unit.cfg, lambda _: run(unit), unit.record())
+        return mine
+
+
+@contextmanager
+def claimed(lock: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock file for the block, or yield False if another process has it; the system ends a lock with its process."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def run_all(units: Sequence[Unit], output: Path, run: RunUnit, guess: Mapping[str, float]) -> Progress:
+    """Run the units that are missing, one after the other; one that fails only stops those that need it.
+
+    Several processes may do this at once with the same output: each unit is run by the one that comes to it first.
+
+    Returns:
+        what became of each; its ``failures`` names the reasons.
+    """
+    progress = Progress(units, output, guess)
+    check_units(progress.waiting())
+    progress.log(f"matrix in {output}")
+    while waiting := progress.waiting():
+        began = [_run_if_ready(unit, progress, run) for unit in waiting]
+        if not any(began):
+            time.sleep(POLL)
+            progress.look()
+    return progress
+
+
+def _run_if_ready(unit: Unit, progress: Progress, run: RunUnit) -> bool:
+    """Whether anything became of the unit; nothing does while other processes are at it or at what it needs."""
+    if progress.state[unit.name] in ("done", "failed"):
+        return True
+    states = {need: progress.state[need] for need in unit.needs}
+    broken = [need for need, state in states.items() if state == "failed"]
+    if broken:
+        progress.fail(unit, f"needs {broken[0]}")
+        return True
+    if set(states.values()) - {"done"}:
+        return False
+    start = time.perf_counter()
+    try:
+        progress.set(unit, "running")
+        mine = run_recorded(unit, run)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code == STOPPED:
+            raise
+        logger.exception("%s failed", unit.name)
+        progress.fail(unit, " ".join(str(error).split()) or type(error).__name__)
+        return True
+    progress.set(unit, "done" if mine else "elsewhere")
+    if mine:
+        progress.log(f"{unit.name}: {headline(unit)} in {clock(time.perf_counter() - start)}")
+    return mine
+
+
+def check_units(units: Sequence[Unit]) -> None:
+    """Raise what any of them would raise about its settings or data, before hours are spent on the others."""
+    seen = set()
+    for unit in units:
+        cfg = unit.cfg
+        what = unit.kind, cfg.TRANSFER.METHOD, cfg.DATASETS.dump()
+        if what not in seen:
+            for path in cfg.DATASETS.CUSTOM:
+                register_custom(path)
+            check_stage(cfg, eval_only=unit.kind == "evaluation")
+        seen.add(what)

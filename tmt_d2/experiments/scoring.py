@@ -1,0 +1,165 @@
+"""Transferability scores of a source checkpoint for a target set, on labelled pixels and without training.
+
+Letters: N pixels, C channels of the pixel decoder's mask features, K classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import Tensor
+
+from tmt_d2.data.reader import read_label
+from tmt_d2.data.registration import label_space_of
+from tmt_d2.methods.alignment import class_probabilities, draw_pixels, padded_labels, pixel_features
+from tmt_d2.methods.estimator import held_out_loader
+from tmt_d2.modeling.mask_former import MaskFormer
+from tmt_d2.randomness import derived_seed
+from tmt_d2.training.checkpoint import TMTCheckpointer
+from tmt_d2.transferability import jc_otce, leep, otce, proxy_a_distance
+
+logger = logging.getLogger(__name__)
+
+SCORES = ("LEEP", "F-OTCE", "JC-OTCE", "PAD")  # higher = more transferable, but for PAD lower
+
+
+class Samples(NamedTuple):
+    """features (N, C) float, probabilities (N, K) float, labels (N,) long, images (N,) long: which image each is of."""
+
+    features: Tensor
+    probabilities: Tensor
+    labels: Tensor
+    images: Tensor
+
+    def draw(self, number: int, generator: torch.Generator) -> Samples:
+        chosen = torch.randperm(len(self.labels), generator=generator)[:number]
+        return Samples(*(part[chosen] for part in self))
+
+
+def score_checkpoint(
+    cfg: CfgNode,
+    target: Sequence[str],
+    source: Sequence[str] = (),
+    *,
+    images: int = 50,
+    pixels: int = 1000,
+    draws: int = 5,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Scores of the checkpoint MODEL.WEIGHTS, each the mean over draws.
+
+    Args:
+        cfg: of the checkpoint's model. target, source: registered splits with labels.
+        images: of each split's set, evenly spread. pixels: labelled pixels per side and draw; the segmentation paper
+            of OTCE takes 10,000 and 10 draws.
+
+    Returns:
+        "LEEP", and with ``source`` also "F-OTCE", "JC-OTCE" and "PAD".
+
+    Raises:
+        ValueError: fewer than two images, or none with a labelled pixel.
+    """
+    if images < 2 or pixels < 2 or draws < 1:
+        raise ValueError(f"images {images} and pixels {pixels} must be >= 2 and draws {draws} >= 1")
+    model = build_model(cfg).eval()
+    TMTCheckpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    per_image = -(-pixels * draws // images)
+    sides = [
+        pixel_samples(model, held_out_loader(cfg, names, images), per_image, derived_seed(seed, side))
+        for side, names in enumerate((target, source))
+        if names
+    ]
+    return scores(*sides, pixels=pixels, draws=draws, seed=seed)
+
+
+@torch.no_grad()
+def pixel_samples(model: MaskFormer, loader: Iterable[list[dict[str, Any]]], per_image: int, seed: int) -> Samples:
+    """At most ``per_image`` labelled pixels of every image; loader: batches of one evaluation record."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for index, batch in enumerate(loader):
+        images = model.preprocess(batch)
+        labelled = [batch[0] | {"sem_seg": _label_of(batch[0], images.image_sizes[0])}]
+        labels = padded_labels(labelled, images.tensor.shape[-2:], model.device)
+        pixels = draw_pixels(labels, per_image, generator)
+        encoded = model.encode(images)
+        outputs = model.decode(encoded, model.transferability_of(images, encoded))
+        size = images.tensor.shape[-2:]
+        features = pixel_features(encoded.mask_features, pixels, size)
+        parts.append(
+            Samples(
+                features.float().cpu(),
+                class_probabilities(outputs, pixels, size).cpu(),
+                pixels.label.cpu(),
+                torch.full_like(pixels.label, index).cpu(),
+            )
+        )
+    if not sum(len(part.labels) for part in parts):
+        raise ValueError("no image has a labelled pixel")
+    return Samples(*(torch.cat(each) for each in zip(*parts)))
+
+
+def _label_of(record: Mapping[str, Any], size: Sequence[int]) -> Tensor:
+    label = torch.from_numpy(read_label(record["sem_seg_file_name"], label_space_of(record["dataset"])))
+    return F.interpolate(label[None, None], size=tuple(size), mode="nearest")[0, 0].long()
+
+
+def scores(target: Samples, source: Samples | None = None, *, pixels: int, draws: int, seed: int) -> dict[str, float]:
+    """The mean of every score over ``draws`` draws of ``pixels`` pixels per side; PAD is taken on all of them."""
+    values: dict[str, list[float]] = {}
+    for index in range(draws):
+        generator = torch.Generator().manual_seed(derived_seed(seed, index))
+        chosen = target.draw(pixels, generator)
+        found = {"LEEP": leep(chosen.probabilities, chosen.labels)}
+        if source is not None:
+            other = source.draw(pixels, generator)
+            sides = other.features, other.labels, chosen.features, chosen.labels
+            found |= {"F-OTCE": otce(*sides), "JC-OTCE": jc_otce(*sides)}
+        for name, value in found.items():
+            values.setdefault(name, []).append(value)
+    result = {name: float(np.mean(each)) for name, each in values.items()}
+    return result if source is None else result | {"PAD": linear_pad(source, target)}
+
+
+def linear_pad(source: Samples, target: Samples, weight_decay: float = 1e-3) -> float:
+    """Proxy A-distance of a logistic regression on the features: learned on every other image, measured on the rest.
+
+    Raises:
+        ValueError: a side has a single image.
+    """
+    features = torch.cat([source.features, target.features])
+    features = ((features - features.mean(0)) / features.std(0).clamp(min=1e-6)).double()
+    domain = torch.cat([torch.zeros(len(source.labels)), torch.ones(len(target.labels))]).double()
+    learned = torch.cat([source.images, target.images]) % 2 == 0
+    if any(not (side & ~learned).any() for side in (domain == 0, domain == 1)):
+        raise ValueError("proxy A-distance needs at least two labelled images of each domain")
+    weight = torch.zeros(features.shape[1] + 1, dtype=torch.double, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
+
+    def logits() -> Tensor:
+        return features @ weight[:-1] + weight[-1]
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        losses = F.binary_cross_entropy_with_logits(logits(), domain, reduction="none")
+        balanced = sum(losses[learned & (domain == value)].mean() for value in (0, 1)) / 2
+        loss = balanced + weight_decay * weight[:-1].square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    found = logits().detach()
+    return proxy_a_distance(found[~learned & (domain == 0)], found[~learned & (domain == 1)])
+
+
+def ranked(results: Mapping[str, Mapping[str, float]]) -> dict[str, list[str]]:
+    """Per score that every checkpoint has, the checkpoints from the most to the least transferable."""
+    common = [name for name in SCORES if all(name in values for values in results.values())]
+    return {name: sorted(results, key=lambda key: results[key][name], reverse=name != "PAD") for name in common}

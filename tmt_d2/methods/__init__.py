@@ -1,0 +1,1 @@
+"""How a target is adapted: one idea a file, and one table of them all."""

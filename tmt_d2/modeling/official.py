@@ -1,0 +1,146 @@
+"""What the official Mask2Former repository expects and writes: config keys, state-dict names, checkpoint files."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor
+
+from tmt_d2.files import atomic_write
+
+HEAD = "sem_seg_head."
+CLASS_HEAD = ("sem_seg_head.predictor.class_embed.weight", "sem_seg_head.predictor.class_embed.bias")
+ESTIMATOR = "transferability."
+
+# Official keys that nothing here reads, with the value that asks for nothing: instance and panoptic inference, the
+# stem and dilation of DeepLab's ResNet, the mapper's name, large-scale jittering, decoders without masked attention.
+UNUSED = {
+    "MODEL.MASK_FORMER.ENC_LAYERS": 0,
+    "MODEL.MASK_FORMER.TEST.INSTANCE_ON": False,
+    "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": False,
+    "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.0,
+    "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": 0.0,
+    "MODEL.RESNETS.STEM_TYPE": "deeplab",
+    "MODEL.RESNETS.RES5_MULTI_GRID": [1, 2, 4],
+    "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": 4,
+    "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": 1.0,
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": 8,
+    "INPUT.DATASET_MAPPER_NAME": "mask_former_semantic",
+    "INPUT.IMAGE_SIZE": 1024,
+    "INPUT.MIN_SCALE": 0.1,
+    "INPUT.MAX_SCALE": 2.0,
+    "DATALOADER.FILTER_EMPTY_ANNOTATIONS": True,
+}
+SHOWN = 8  # names or prefixes in a line of the load report
+
+# Versions that the official modules write into a state dict; below 2 the official code renames the entries.
+_VERSIONS = {"sem_seg_head": 2, "sem_seg_head.predictor": 2}
+
+
+def unused_settings(cfg: CfgNode) -> list[str]:
+    """``KEY value`` of the official keys that ask for something and have no meaning here."""
+    settings = []
+    for key, neutral in UNUSED.items():
+        value: Any = cfg
+        for part in key.split("."):
+            value = value[part]
+        if value != neutral:
+            settings.append(f"{key} {value}")
+    return settings
+
+
+def upgrade_names(names: Iterable[str]) -> dict[str, str]:
+    """Old name -> present name, for the names that the official code has changed since its first checkpoints.
+
+    The pixel decoder's entries stood directly below ``sem_seg_head.``, and ``query_feat`` was called ``static_query``.
+    Told by the names, not by the file's version: converted files (``.pkl``, safetensors) have none.
+    """
+    renamed = {}
+    for name in names:
+        new = name
+        if name.startswith(HEAD):
+            if not name.startswith((f"{HEAD}pixel_decoder.", f"{HEAD}predictor.")):
+                new = f"{HEAD}pixel_decoder.{name[len(HEAD) :]}"
+            new = new.replace("static_query", "query_feat")
+        if new != name:
+            renamed[name] = new
+    return renamed
+
+
+def load_report(
+    file: str, loaded: int, missing: Iterable[str], unexpected: Iterable[str], reset: Iterable[str] = ()
+) -> str:
+    """What a person wants to know about a checkpoint that was read; names of one module are counted together."""
+    lines = [f"{file}: {loaded} entries loaded"]
+    for what, names in (
+        ("missing in the file, left as initialised", missing),
+        ("initialised anew, as TRANSFER.REINIT_CLASS_HEAD asks", reset),
+        ("in the file only, not used", unexpected),
+    ):
+        names = sorted(names)
+        if names:
+            lines.append(f"  {len(names)} {what}: {', '.join(_grouped(names))}")
+    return "\n".join(lines)
+
+
+def _grouped(names: list[str]) -> list[str]:
+    """The names themselves, or, where they are many, their longest prefixes that are few."""
+    if len(names) <= SHOWN:
+        return names
+    for depth in (4, 3, 2, 1):
+        counts = Counter(".".join(name.split(".")[:depth]) for name in names)
+        if len(counts) <= SHOWN:
+            break
+    return [f"{prefix}.* ({count})" if count > 1 else prefix for prefix, count in counts.items()]
+
+
+def plain_state(state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """The entries of a plain Mask2Former, marked as the official code marks its own.
+
+    Raises:
+        ValueError: there is no Mask2Former among them.
+    """
+    plain = OrderedDict((name, value) for name, value in state.items() if not name.startswith(ESTIMATOR))
+    if not any(name.startswith(HEAD) for name in plain):
+        raise ValueError(f"no entry begins with {HEAD}: this is no checkpoint of a Mask2Former")
+    plain._metadata = OrderedDict((module, {"version": version}) for module, version in _VERSIONS.items())  # type: ignore[attr-defined]
+    return plain
+
+
+def write_official(state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Write a plain Mask2Former for the official code: ``.pth``, or ``.pkl`` as in the model zoo. Atomic.
+
+    Raises:
+        ValueError: another suffix, or no Mask2Former in ``state``.
+    """
+    path, plain = Path(path), plain_state(state)
+    if path.suffix == ".pth":
+        with atomic_write(path) as file:
+            torch.save({"model": plain}, file)
+    elif path.suffix == ".pkl":
+        arrays = OrderedDict((name, value.detach().cpu().numpy()) for name, value in plain.items())
+        arrays.__dict__.update(plain.__dict__)  # the versions
+        with atomic_write(path) as file:
+            _ZooPickler(file, protocol=3).dump({"model": arrays, "__author__": "tmt_d2"})
+    else:
+        raise ValueError(f"{path}: write a .pth or a .pkl file")
+
+
+_PythonPickler: Any = pickle._Pickler  # type: ignore[attr-defined]  # the C class writes names as it likes
+
+
+class _ZooPickler(_PythonPickler):
+    """Names NumPy's array builder as NumPy 1 did, which NumPy 2 still understands; the reverse is not true."""
+
+    def save_global(self, obj: Any, name: str | None = None) -> None:
+        if getattr(obj, "__module__", "") == "numpy._core.multiarray":
+            self.write(pickle.GLOBAL + f"numpy.core.multiarray\n{obj.__name__}\n".encode())
+            self.memoize(obj)
+        else:
+            super().save_global(obj, name)

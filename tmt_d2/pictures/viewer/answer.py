@@ -1,0 +1,50 @@
+"""What is shown for a clicked pixel, as HTML."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tmt_d2.data.label_spaces import CLASSES, PALETTE
+from tmt_d2.pictures.figures import drawn, layer_panels, level_row, said
+from tmt_d2.pictures.html import legend_html, rows_html
+from tmt_d2.pictures.inspection import AttentionReport
+from tmt_d2.pictures.overlays import KEPT, REMOVED, label_overlay, mask_overlay, resized
+from tmt_d2.pictures.panels import Panel, Row
+
+
+def answer_html(report: AttentionReport, at: tuple[float, float]) -> str:
+    """The query of a report of one query in one layer, and the level that this layer attends to.
+
+    at: where the crosshair is, (x, y) in [0, 1].
+    """
+    picture = drawn(report.picture)
+    size = picture.shape[:2]
+    (query,) = report.queries
+    (layer,) = query.layers
+    mask = resized(query.mask.astype(np.uint8), size) > 0
+    image = Row(
+        [
+            Panel(picture, "image", "click any picture to choose a pixel"),
+            Panel(label_overlay(picture, resized(report.prediction, size)), "prediction", "all queries together"),
+            Panel(mask_overlay(picture, mask), "final mask of the pixel's query", said(query)),
+        ]
+    )
+    attention = Row(
+        layer_panels(picture, layer, "", report.p_t is not None, ()),
+        f"Attention of query {query.choice.query} in decoder layer {layer.layer}, stride {layer.grid.stride}",
+    )
+    transferability = []
+    if report.levels:
+        level = report.levels[layer.level]
+        panels = level_row(picture, level, report.p_t).panels[-3:]  # T by rank, excluded, regions
+        t = f"T of this image is {level.t.min():.3g} to {level.t.max():.3g}, mean {level.t.mean():.3g}"
+        transferability.append(Row(panels, f"Transferability at stride {level.grid.stride}: {t}"))
+    classes = [(CLASSES[i], PALETTE[i]) for i in np.unique(report.prediction)]
+    marks = [("attended to", KEPT)] + ([("excluded by T", REMOVED)] if report.p_t is not None else [])
+    return (
+        rows_html([image], at)
+        + legend_html(classes)
+        + rows_html([attention], at)
+        + legend_html(marks)
+        + rows_html(transferability, at)
+    )

@@ -1,0 +1,58 @@
+"""Images for the page: examples on disk, and uploads, which are not trusted."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tmt_d2.data.reader import read_image
+from tmt_d2.pictures.overlays import resized
+
+MAX_MEGABYTES = 25
+MAX_MEGAPIXELS = 40
+LONGEST = 2048  # larger images reach the model at this length of the longer side
+EXAMPLES = 8
+
+
+def find_examples(folder: Path) -> list[Path]:
+    """A few validation images of the data sets below ``folder``, those of the target (not Cityscapes) first."""
+    files = [path for path in folder.rglob("*") if path.suffix in (".jpg", ".png") and "val" in path.parts]
+    images = [path for path in files if not {"labels", "gtFine", "masks"} & set(path.parts)]
+    return sorted(images, key=lambda path: ("cityscapes" in path.parts, path.name))[:EXAMPLES]
+
+
+def read_upload(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, turned as its EXIF says, at most LONGEST on the longer side.
+
+    Raises:
+        ValueError: too large, or no image; one line that names the file without its folder.
+    """
+    size = path.stat().st_size
+    if size > MAX_MEGABYTES * 2**20:
+        raise ValueError(f"{path.name} has {size / 2**20:.1f} MB: the page takes at most {MAX_MEGABYTES} MB")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            width, height = Image.open(path).size  # reads the header only
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path.name} is no image that can be read here (PNG, JPEG, WebP, TIFF, BMP)") from error
+    if width * height > MAX_MEGAPIXELS * 10**6:
+        raise ValueError(
+            f"{path.name} is {width}x{height}, {width * height / 10**6:.1f} megapixels: the page takes at most "
+            f"{MAX_MEGAPIXELS}"
+        )
+    try:
+        picture = read_image(str(path), oriented=True)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(path), path.name)) from error
+    return within(picture, LONGEST)
+
+
+def within(picture: np.ndarray, longest: int) -> np.ndarray:
+    """The picture itself, or smaller, with ``longest`` as the longer side."""
+    height, width = picture.shape[:2]
+    scale = min(1.0, longest / max(height, width))
+    return resized(picture, (max(1, round(height * scale)), max(1, round(width * scale))))

@@ -1,0 +1,79 @@
+"""Who gets the page: nothing is loaded from, sent to or kept anywhere else, uploads included; needs Gradio."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio
+from starlette.middleware import Middleware
+
+from tmt_d2.pictures.viewer.images import MAX_MEGABYTES
+from tmt_d2.pictures.viewer.models import Viewer
+from tmt_d2.pictures.viewer.page import CSS, build
+
+SESSIONS = 16  # whose images are held in memory
+
+# The browser obeys this: nothing is loaded from, or sent to, any other machine.
+POLICY = (
+    b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; connect-src 'self' ws: data: blob:; "
+    b"frame-ancestors 'self'"
+)
+
+
+class OnlyThisServer:
+    """ASGI middleware: every answer carries POLICY."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), (b"content-security-policy", POLICY)]
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy if scope["type"] == "http" else send)
+
+
+def serve(viewer: Viewer, examples: Sequence[Path], host: str, port: int) -> None:
+    """Serve until interrupted or terminated; uploads are in a folder that is then deleted."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder below is deleted
+    with tempfile.TemporaryDirectory(prefix="tmt_app_") as folder:
+        tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = folder
+        _launch(build(viewer, examples, Path(folder)), host, port)
+
+
+def _launch(page: gradio.Blocks, host: str, port: int) -> None:
+    fonts, fixed_width = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # of the machine
+    _, url, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        max_file_size=MAX_MEGABYTES * 2**20,
+        state_session_capacity=SESSIONS,
+        enable_monitoring=False,
+        footer_links=[],
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        theme=gradio.themes.Default(primary_hue="teal", font=fonts, font_mono=fixed_width),
+        css=CSS,
+        app_kwargs={"middleware": [Middleware(OnlyThisServer)]},
+    )
+    print(f"open {url} (Ctrl-C ends it)", flush=True)  # noqa: T201  the command's answer
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print()  # noqa: T201  after the ^C
+    finally:
+        page.close(verbose=False)

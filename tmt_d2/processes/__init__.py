@@ -1,0 +1,1 @@
+"""Processes around a run: how it is launched, and what a signal does to it."""

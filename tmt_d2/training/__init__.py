@@ -1,0 +1,1 @@
+"""What every stage shares: trainer, step, optimiser, checkpoints; ``stages`` runs one."""

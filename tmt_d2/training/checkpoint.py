@@ -1,0 +1,308 @@
+"""Checkpoints: written atomically, read without executing code, and refused where they do not fit the model."""
+
+from __future__ import annotations
+
+import io
+import logging
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from fvcore.common.checkpoint import _IncompatibleKeys
+from torch import Tensor, nn
+
+from tmt_d2.files import atomic_write
+from tmt_d2.modeling.official import CLASS_HEAD, load_report, upgrade_names
+
+logger = logging.getLogger(__name__)
+
+ESTIMATOR = "transferability."
+# What a NumPy pickle of plain arrays is made of; anything else in a .pkl file is refused.
+_ARRAY_PARTS = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("_codecs", "encode"),
+    ("collections", "OrderedDict"),
+    ("torch._utils", "_rebuild_tensor_v2"),  # the official converter of Swin weights pickles tensors
+}
+
+
+FINAL = "model_final"
+ENDED_AFTER = "ended_after"  # iterations; a checkpoint has this entry where ``keep_weights`` took the trainer's state
+_PERIODIC = re.compile(r"model_\d{7}\.pth")
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint file cannot be read whole, or holds more than arrays."""
+
+
+class TMTCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, but: files are written atomically, checked and read safely; none misfits silently;
+    the last few are kept, and where the newest is damaged the one before it is taken."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        require_estimator: bool = False,
+        keep: int = 3,
+        reinit_class_head: bool = False,
+        **others: Any,
+    ):
+        """
+        Args:
+            require_estimator: refuse a checkpoint without trained discriminators.
+            keep: how many periodic checkpoints stay; the final one does not count.
+            reinit_class_head: leave the class head as initialised where the file's is of another size.
+        """
+        super().__init__(model, save_dir, **others)
+        self.require_estimator, self.keep = require_estimator, keep
+        self.reinit_class_head = reinit_class_head
+        self._loading = ""
+
+    def save(self, name: str, **extra: Any) -> None:
+        if not self.save_dir or not self.save_to_disk:
+            return
+        state = {key: item.state_dict() for key, item in self.checkpointables.items()}
+        path = Path(self.save_dir) / f"{name}.pth"
+        with atomic_write(path) as file:
+            torch.save({"model": self.model.state_dict(), **state, **extra}, file)
+        if name.startswith("model"):  # others are not to be resumed from
+            self.tag_last_checkpoint(path.name)
+            for old in self._newest_first()[self.keep :]:
+                old.unlink(missing_ok=True)
+        self.logger.info("saved %s", path)
+
+    def _newest_first(self) -> list[Path]:
+        """The periodic checkpoints. By time of writing: an earlier run's in the same folder may have larger numbers."""
+        found = [path for path in Path(self.save_dir).glob("model_*.pth") if _PERIODIC.fullmatch(path.name)]
+        return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+
+    def resumable(self) -> list[Path]:
+        """What a run in this folder may go on from: the file named in ``last_checkpoint``, then the newest others."""
+        folder = Path(self.save_dir)
+        tag = folder / "last_checkpoint"
+        tagged = [folder / Path(tag.read_text(errors="replace").strip()).name] if tag.is_file() else []
+        candidates = [*tagged, *self._newest_first(), folder / f"{FINAL}.pth"]
+        return [path for path in dict.fromkeys(candidates) if path.is_file()]
+
+    def has_checkpoint(self) -> bool:
+        return bool(self.resumable())
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """
+        Raises: as ``load``; and ValueError if ``resume`` is asked for and every checkpoint here is damaged.
+        """
+        files = self.resumable() if resume else []
+        if not files:
+            return self.load(path, checkpointables=[])
+        problems = []
+        for file in files:
+            try:
+                return self.load(str(file))
+            except DamagedCheckpoint as error:
+                self.logger.warning("%s; trying the one before it", error)
+                problems.append(file.name)
+        raise ValueError(
+            f"{self.save_dir}: every checkpoint is damaged ({', '.join(problems)}): delete them to begin anew"
+        )
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        with atomic_write(Path(self.save_dir) / "last_checkpoint", "w") as file:
+            file.write(last_filename_basename)
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """
+        Raises:
+            FileNotFoundError: ``path`` does not exist.
+            ValueError: it is damaged, holds more than arrays, or belongs to another model; one line with the file.
+        """
+        self._loading = path
+        if path and "://" not in path and not Path(path).is_file():
+            raise FileNotFoundError(f"checkpoint {path} does not exist")
+        try:
+            return super().load(path, checkpointables)
+        except URLError as error:
+            reason = f"{error.code} {error.reason}" if isinstance(error, HTTPError) else error.reason
+            raise FileNotFoundError(f"checkpoint {path} cannot be downloaded: {reason}") from error
+        finally:
+            self._parsed_url_during_load = None  # Detectron2 leaves it behind after an error, and then refuses to load
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        try:
+            if filename.endswith(".pkl"):
+                content = _read_pickle(filename)
+            elif filename.endswith(".pyth"):  # of pycls; Detectron2 would read it without `weights_only`
+                content = {"model": self._torch_load(filename)["model_state"], "matching_heuristics": True}
+            else:
+                content = super()._load_file(filename)
+            if not isinstance(content["model"], dict):
+                raise pickle.UnpicklingError(f"its model is a {type(content['model']).__name__}, not a dictionary")
+            return content
+        except Exception as error:  # damaged bytes make the readers raise nearly anything
+            if isinstance(error, OSError) and error.filename:  # the file system's own
+                raise
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise DamagedCheckpoint(f"checkpoint {filename} is damaged or holds more than arrays: {reason}") from error
+
+    def _torch_load(self, filename: str) -> dict[str, Any]:
+        if zipfile.is_zipfile(filename):
+            with zipfile.ZipFile(filename) as archive:
+                broken = archive.testzip()  # torch.load takes what it finds, right or wrong
+            if broken:
+                raise zipfile.BadZipFile(f"the checksum of {broken} is wrong")
+        return torch.load(filename, map_location="cpu", weights_only=True)
+
+    def _load_model(self, checkpoint: Any) -> _IncompatibleKeys:
+        model_state = self.model.state_dict()
+        model_names = set(model_state)
+        weights = checkpoint["model"]
+        _rename(weights)
+        names = set(weights)
+        reset = set()
+        if self.reinit_class_head:
+            for name in (*CLASS_HEAD, "criterion.empty_weight"):
+                if name in weights and name in model_state and tuple(weights[name].shape) != model_state[name].shape:
+                    del weights[name]
+                    reset.add(name)
+        incompatible = super()._load_model(checkpoint)
+        incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name not in reset]
+        misfits = [name for name, _, _ in incompatible.incorrect_shapes]
+        loaded = len(model_names) - len(incompatible.missing_keys) - len(misfits) - len(reset)
+        unused = [*incompatible.unexpected_keys, *misfits]
+        self.logger.info(load_report(self._loading, loaded, incompatible.missing_keys, unused, reset))
+        if any(name.startswith("sem_seg_head.") for name in names):
+            self._refuse_misfit(incompatible)
+        elif not self.require_estimator:
+            self.logger.info("%s holds no segmentation head: only the backbone is initialised from it", self._loading)
+            incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name.startswith("backbone.")]
+        if self.require_estimator and any(
+            n.startswith(f"{ESTIMATOR}discriminators.") for n in incompatible.missing_keys
+        ):
+            raise ValueError(
+                f"checkpoint {self._loading} has no estimator ({ESTIMATOR}discriminators.*): run the estimator stage "
+                "(TRANSFER.STAGE estimator) first and use its model_final.pth"
+            )
+        for keys in (incompatible.missing_keys, incompatible.unexpected_keys):
+            keys[:] = [name for name in keys if not name.startswith(ESTIMATOR)]
+        return incompatible
+
+    def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
+        """Said already, by the load report."""
+
+    def _refuse_misfit(self, incompatible: _IncompatibleKeys) -> None:
+        def essential(names: list[str]) -> list[str]:
+            return [
+                name
+                for name in names
+                if not name.startswith((ESTIMATOR, "criterion.")) and not name.endswith("num_batches_tracked")
+            ]
+
+        problems = [
+            f"{name} is {there} in the file and {here} in the model"
+            for name, there, here in incompatible.incorrect_shapes
+            if name != "criterion.empty_weight"
+        ]
+        problems += [f"{name} is not in the file" for name in essential(incompatible.missing_keys)]
+        problems += [f"{name} is not in the model" for name in essential(incompatible.unexpected_keys)]
+        if problems:
+            if {name for name, _, _ in incompatible.incorrect_shapes} - {"criterion.empty_weight"} == set(CLASS_HEAD):
+                there, here = (shape[0] - 1 for shape in incompatible.incorrect_shapes[0][1:])
+                raise ValueError(
+                    f"checkpoint {self._loading} has {there} classes, MODEL.SEM_SEG_HEAD.NUM_CLASSES is {here}: to "
+                    "train a new class head, set TRANSFER.REINIT_CLASS_HEAD True"
+                )
+            more = f" and {len(problems) - 1} more differences" if len(problems) > 1 else ""
+            raise ValueError(
+                f"checkpoint {self._loading} is of another architecture: {problems[0]}{more}; "
+                "use the config that it was trained with"
+            )
+
+
+class _Reader(TMTCheckpointer):
+    """Reads a checkpoint for its own sake: ``load`` gives everything in it."""
+
+    def _load_model(self, checkpoint: Any) -> None:
+        self._convert_ndarray_to_tensor(checkpoint["model"])
+        _rename(checkpoint["model"])
+
+
+def read_state(path: str) -> dict[str, Tensor]:
+    """The state dict in a checkpoint (path or URL) under its present names, on the CPU.
+
+    Raises: as ``TMTCheckpointer.load``.
+    """
+    return _Reader(nn.Module()).load(path)["model"]
+
+
+def keep_weights(folder: str | Path) -> None:
+    """Make the folder of a stage that has ended small: its final checkpoint keeps the weights, the optimiser and the
+    schedule go, and so do the checkpoints of steps before it. Without effect the second time, or without a checkpoint.
+
+    Raises:
+        ValueError: the final checkpoint is damaged; nothing was touched.
+    """
+    final = Path(folder) / f"{FINAL}.pth"
+    if not final.is_file():
+        return
+    content = _Reader(nn.Module()).load(str(final))
+    for path in Path(folder).rglob("model_*.pth"):  # first, to make room; those of pre-alignment lie in a subfolder
+        if path != final and (path.name == final.name or _PERIODIC.fullmatch(path.name)):
+            path.unlink(missing_ok=True)
+    if "trainer" in content:
+        content[ENDED_AFTER] = content.pop("trainer")["iteration"] + 1
+        with atomic_write(final) as file:
+            torch.save(content, file)
+        logger.info("%s keeps the weights only", final)
+
+
+def ended_after(folder: str | Path) -> int | None:
+    """Iterations of a stage that has ended and that ``keep_weights`` made small; None: a run may go on from this folder."""
+    files = TMTCheckpointer(nn.Module(), str(folder)).resumable()
+    if not files or files[0].stem != FINAL:
+        return None
+    try:
+        return torch.load(files[0], map_location="cpu", weights_only=True, mmap=True).get(ENDED_AFTER)
+    except Exception:  # damaged, which is said when it is loaded
+        return None
+
+
+def _rename(weights: dict[str, Any]) -> None:
+    """Names of old official checkpoints to the present ones, in place."""
+    renamed = upgrade_names(weights)
+    for old, new in renamed.items():
+        weights[new] = weights.pop(old)
+    if renamed:
+        logger.info("%d entries have names of an old official version, e.g. %s: renamed", len(renamed), min(renamed))
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch.storage", "_load_from_bytes"):  # PyTorch's own would execute code
+            return lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if (module, name) in _ARRAY_PARTS:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, only NumPy arrays are admitted")
+
+
+def _read_pickle(filename: str) -> dict[str, Any]:
+    """A model-zoo ``.pkl`` file (Detectron2's, or Caffe2's without "__author__"), arrays only."""
+    with open(filename, "rb") as file:
+        data = _ArrayUnpickler(file, encoding="latin1").load()
+    if not isinstance(data, dict):
+        raise pickle.UnpicklingError(f"it holds a {type(data).__name__}, not a dictionary of arrays")
+    if "model" in data and "__author__" in data:
+        return data
+    blobs = data.get("blobs", data)
+    weights = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
+    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}

@@ -27,7 +27,7 @@ from tmt_d2 import setup_cfg
 from tmt_d2.data.maps import STRIDES
 from tmt_d2.data.targets import semantic_targets
 from tmt_d2.files import write_json
-from tmt_d2.modeling.mask_former import TransferableMaskFormer
+from tmt_d2.modeling.tmt import TransferableMaskFormer
 
 CONFIG = Path(__file__).parents[1] / "configs" / "Base-Mask2Former-R50.yaml"
 MODELS = ("plain", "tmt", "hf")
@@ -60,10 +60,8 @@ def inference(model: nn.Module, image: Tensor, to_labels: bool) -> Function:
         with torch.inference_mode(), autocast(device):
             if to_labels:
                 return model([{"image": image}])[0]["sem_seg"].argmax(0)
-            images = model.preprocess([{"image": image}])
-            encoded = model.encode(images)
-            outputs = model.decode(encoded, model.transferability_of(images, encoded))
-            return outputs["pred_masks"].dense()
+            passed = model.run(model.preprocess([{"image": image}]))
+            return passed.outputs["pred_masks"].dense()
 
     def theirs() -> Tensor:
         with torch.inference_mode(), autocast(device):

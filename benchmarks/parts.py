@@ -139,7 +139,7 @@ def criterion_rows(height: int, width: int, args: argparse.Namespace) -> Iterato
     images, labels = scene(2, height, width, args.device)
     records = [{"image": image, "sem_seg": label} for image, label in zip(images, labels)]
     encoded = model.encode(model.preprocess(records))
-    outputs = model.decode(encoded, None)
+    outputs = model.sem_seg_head.predictor(*encoded)
     layers = [*outputs["aux_outputs"], {key: outputs[key] for key in ("pred_logits", "pred_masks")}]
     leaves = [layer["pred_masks"].embeddings for layer in layers] + [layer["pred_logits"] for layer in layers]
     leaves.append(encoded.mask_features)

@@ -47,7 +47,8 @@ from tmt_d2.data.reader import SizeError, read_image, read_label
 from tmt_d2.data.registration import label_space_of
 from tmt_d2.deployment import load_model
 from tmt_d2.files import write_json
-from tmt_d2.modeling.mask_former import MaskFormer, TransferableMaskFormer
+from tmt_d2.modeling.mask_former import MaskFormer
+from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.pictures.exclusion import collect, statistics_figure, table
 from tmt_d2.pictures.figures import prediction_figure, query_figure, transferability_figure
 from tmt_d2.pictures.inspection import AttentionReport, Wanted, attention_report

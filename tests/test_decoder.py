@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tmt_d2.modeling import MultiScaleMaskedTransformerDecoder, attention_mask
 from tmt_d2.modeling.mask_logits import MaskLogits, resize_features
-from tmt_d2.modeling.transformer_decoder import LayerTrace
+from tmt_d2.modeling.transformer_decoder import AttentionLimits, LayerTrace
 
 SIZES = [(2, 3), (4, 6), (8, 12)]
 B, Q, C, HEADS, LAYERS = 2, 6, 32, 4, 5
@@ -97,19 +97,21 @@ def test_trace_is_what_happened(rule: str) -> None:
     for layer in decoder.transformer_cross_attention_layers:
         layer.multihead_attn.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments))
     trace: list[LayerTrace] = []
-    outputs = decoder(levels, mask_features, transferable, valid, trace)
+    outputs = decoder(levels, mask_features, AttentionLimits(valid, transferable), trace)
     assert [layer.level for layer in trace] == [0, 1, 2, 0, 1]
     for index, seen in enumerate(trace):
         height, width = SIZES[seen.level]
         logits = outputs["aux_outputs"][index]["pred_masks"].resized(resize_features(mask_features, (height, width)))
         expected = attention_mask(logits, transferable[seen.level], valid[seen.level], rule)
-        assert torch.equal(seen.allowed.flatten(2), expected)
+        assert torch.equal(seen.positions.allowed.flatten(2), expected)
         M = logits.sigmoid()
         by_rule = (M >= 0.5 if rule == "foreground" else M <= 0.5) & valid[seen.level][:, None]
-        assert torch.equal(seen.predicted, by_rule)
+        assert torch.equal(seen.positions.predicted, by_rule)
         conjunction = by_rule & transferable[seen.level][:, None]
-        assert torch.equal(seen.mask_empty, ~by_rule.flatten(2).any(-1))
-        assert torch.equal(seen.left_with_nothing, by_rule.flatten(2).any(-1) & ~conjunction.flatten(2).any(-1))
+        assert torch.equal(seen.positions.mask_empty, ~by_rule.flatten(2).any(-1))
+        assert torch.equal(
+            seen.positions.none_transferable, by_rule.flatten(2).any(-1) & ~conjunction.flatten(2).any(-1)
+        )
         assert seen.attention.shape == (B, HEADS, Q, height, width)
 
         query, key, _, allowed, _ = inputs[index]
@@ -118,10 +120,12 @@ def test_trace_is_what_happened(rule: str) -> None:
         weights = softmax_by_hand(attention, query, key, allowed)
         torch.testing.assert_close(seen.attention.flatten(3), weights, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(seen.attention.sum((3, 4)), torch.ones(B, HEADS, Q))
-        blocked = ~seen.allowed[:, None].expand_as(seen.attention)
+        blocked = ~seen.positions.allowed[:, None].expand_as(seen.attention)
         assert blocked.any()
         assert (seen.attention[blocked] == 0).all()
-    assert same(outputs, decoder(levels, mask_features, transferable, valid))  # looking changes nothing
+    assert same(
+        outputs, decoder(levels, mask_features, AttentionLimits(valid, transferable))
+    )  # looking changes nothing
 
 
 def softmax_by_hand(attention: nn.Module, query: Tensor, key: Tensor, allowed: Tensor) -> Tensor:
@@ -144,8 +148,8 @@ def test_padding_has_no_influence() -> None:
     valid = make_valid()
     filled = [level.masked_fill(~mask[:, None], 1e3) for level, mask in zip(levels, valid)]
     for transferable in (None, make_transferable()):
-        before = decoder(levels, mask_features, transferable, valid)
-        assert same(before, decoder(filled, mask_features, transferable, valid))
+        before = decoder(levels, mask_features, AttentionLimits(valid, transferable))
+        assert same(before, decoder(filled, mask_features, AttentionLimits(valid, transferable)))
     assert not same(decoder(levels, mask_features), decoder(filled, mask_features))  # control: without the mask it does
 
 
@@ -153,17 +157,22 @@ def test_transferability_is_obeyed_where_anything_is_left() -> None:
     decoder, (levels, mask_features) = make_decoder(), make_inputs()
     transferable = make_transferable()
     trace: list[LayerTrace] = []
-    decoder(levels, mask_features, transferable, None, trace)
+    decoder(levels, mask_features, AttentionLimits(None, transferable), trace)
     for seen in trace:
-        allowed_by_both = seen.predicted & transferable[seen.level][:, None]
+        allowed_by_both = seen.positions.predicted & transferable[seen.level][:, None]
         left = allowed_by_both.flatten(2).any(-1)
         assert left.any()
-        assert torch.equal(seen.allowed[left], allowed_by_both[left])
-        assert torch.equal(seen.allowed[seen.left_with_nothing], seen.predicted[seen.left_with_nothing])
-        assert seen.allowed[seen.mask_empty].all() and torch.equal(left, ~(seen.mask_empty | seen.left_with_nothing))
-    assert not same(decoder(levels, mask_features, transferable), decoder(levels, mask_features))
+        assert torch.equal(seen.positions.allowed[left], allowed_by_both[left])
+        assert torch.equal(
+            seen.positions.allowed[seen.positions.none_transferable],
+            seen.positions.predicted[seen.positions.none_transferable],
+        )
+        assert seen.positions.allowed[seen.positions.mask_empty].all() and torch.equal(
+            left, ~(seen.positions.mask_empty | seen.positions.none_transferable)
+        )
+    assert not same(decoder(levels, mask_features, AttentionLimits(None, transferable)), decoder(levels, mask_features))
     everywhere = [torch.ones_like(mask) for mask in transferable]
-    assert same(decoder(levels, mask_features, everywhere), decoder(levels, mask_features))
+    assert same(decoder(levels, mask_features, AttentionLimits(None, everywhere)), decoder(levels, mask_features))
 
 
 def test_masks_steer_attention_without_a_gradient() -> None:
@@ -179,14 +188,13 @@ def test_masks_steer_attention_without_a_gradient() -> None:
 def test_batch_of_two_is_two_batches_of_one() -> None:
     decoder, (levels, mask_features) = make_decoder(), make_inputs()
     transferable, valid = make_transferable(), make_valid()
-    both = flat(decoder(levels, mask_features, transferable, valid))
+    both = flat(decoder(levels, mask_features, AttentionLimits(valid, transferable)))
     for i in range(B):
         one = slice(i, i + 1)
         alone = decoder(
             [level[one] for level in levels],
             mask_features[one],
-            [mask[one] for mask in transferable],
-            [mask[one] for mask in valid],
+            AttentionLimits([mask[one] for mask in valid], [mask[one] for mask in transferable]),
         )
         for left, right in zip(flat(alone), both):
             torch.testing.assert_close(left[0], right[i], atol=1e-5, rtol=1e-4)

@@ -91,7 +91,7 @@ def test_each_position_has_the_logit_of_its_region(padded: bool) -> None:
             result.valid, torch.ones(2, height, width, dtype=torch.bool) if valid is None else valid[level]
         )
         for p_t in (0.0, 0.3):
-            assert torch.equal(result.attended(p_t), transferability_mask(result.logits, p_t, result.valid))
+            assert torch.equal(result.transferable(p_t), transferability_mask(result.logits, p_t, result.valid))
 
 
 def test_map_is_high_where_the_discriminator_says_source() -> None:
@@ -103,7 +103,7 @@ def test_map_is_high_where_the_discriminator_says_source() -> None:
         logits = result.logits[1, : small.shape[0], : small.shape[1]]
         torch.testing.assert_close(small, 1 / (1 + logits.exp()))  # E = probability of target, T = 1 - E
         highest, lowest = small.argmax(), small.argmin()
-        kept = result.attended(0.5)[1, : small.shape[0], : small.shape[1]].flatten()
+        kept = result.transferable(0.5)[1, : small.shape[0], : small.shape[1]].flatten()
         assert not kept[highest]  # high T = like the source = excluded
         assert kept[lowest]
 

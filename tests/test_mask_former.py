@@ -73,7 +73,7 @@ def test_transferability_acts_in_training_too(build_tiny: Build, records: Record
 
 
 def test_without_tma(build_tiny: Build, records: Records) -> None:
-    model = build_tiny(MODEL__TMT__ATTENTION=False, MODEL__TMT__OUTPUT_TRANSFERABILITY=True)
+    model = build_tiny(MODEL__TMT__ATTENTION="off", MODEL__TMT__OUTPUT_TRANSFERABILITY=True)
     assert equal(scores(model, records), scores(plain_twin(model, build_tiny), records))
     with torch.no_grad():
         results = model(records)
@@ -207,23 +207,23 @@ def test_no_query_attends_to_padding(architecture: str, divisibility: int, build
     assert len(seen["layers"]) == 4
     for layer in seen["layers"]:
         stride = 32 >> layer.level
-        assert layer.allowed.shape[-2:] == (padded[0] // stride, padded[1] // stride)
+        assert layer.positions.allowed.shape[-2:] == (padded[0] // stride, padded[1] // stride)
         paddings = []
         for index, (height, width) in enumerate(seen["images"].image_sizes):
-            padding = torch.ones(layer.allowed.shape[-2:], dtype=torch.bool)
+            padding = torch.ones(layer.positions.allowed.shape[-2:], dtype=torch.bool)
             padding[: -(-height // stride), : -(-width // stride)] = False
             paddings.append(padding)
-            assert not layer.allowed[index, :, padding].any()
+            assert not layer.positions.allowed[index, :, padding].any()
             assert (layer.attention[index][..., padding] == 0).all()
         assert torch.stack(paddings).any()
-        assert layer.allowed.flatten(2).any(-1).all()
+        assert layer.positions.allowed.flatten(2).any(-1).all()
         torch.testing.assert_close(layer.attention.sum((3, 4)), torch.ones(layer.attention.shape[:3]))
 
 
 def test_official_padding_is_attended_to_where_asked(build_tiny: Build, records: Records) -> None:
     model = build_tiny("MaskFormer", MODEL__MASK_FORMER__ATTEND_PADDING=True)
     layer = model.inspect(records)["layers"][1]
-    assert layer.allowed[0, :, 3:].any()
+    assert layer.positions.allowed[0, :, 3:].any()
     assert not equal(scores(model, records), scores(plain_twin(model, build_tiny), records))
 
 
@@ -231,7 +231,7 @@ def test_padding_makes_no_difference_to_images_that_need_none(build_tiny: Build)
     records = make_records(((64, 96), (64, 96)))
     strict = build_tiny("MaskFormer")
     official = plain_twin(strict, build_tiny, MODEL__MASK_FORMER__ATTEND_PADDING=True)
-    assert strict.encode(strict.preprocess(records)).valid is None
+    assert strict.encode(strict.preprocess(records)).limits.valid is None
     assert equal(scores(strict, records), scores(official, records))
 
 
@@ -254,12 +254,14 @@ def test_inspect_tells_what_forward_did(build_tiny: Build, records: Records) -> 
     assert [layer.level for layer in seen["layers"]] == [0, 1, 2, 0]
     for layer in seen["layers"]:
         level = seen["transferability"][layer.level]
-        both = layer.predicted & level.attended(0.3)[:, None]
-        everywhere = (layer.predicted == level.valid[:, None]).flatten(2).all(-1)  # also: nothing was predicted
+        both = layer.positions.predicted & level.transferable(0.3)[:, None]
+        everywhere = (
+            (layer.positions.predicted == level.valid[:, None]).flatten(2).all(-1)
+        )  # also: nothing was predicted
         obeyed = both.flatten(2).any(-1) & ~everywhere
         assert obeyed.any()
-        assert torch.equal(layer.allowed[obeyed], both[obeyed])
-        blocked = ~layer.allowed[:, None].expand_as(layer.attention)
+        assert torch.equal(layer.positions.allowed[obeyed], both[obeyed])
+        blocked = ~layer.positions.allowed[:, None].expand_as(layer.attention)
         assert (layer.attention[blocked] == 0).all()
     plain = plain_twin(model, build_tiny).inspect(records)
     assert plain["transferability"] is None

@@ -69,10 +69,10 @@ def test_which_way_out_a_query_took() -> None:
     valid = bools("xxxx.")
     found = masked_positions(logits, bools("..xxx"), valid)
     assert show(found.predicted) == ["xx...", ".....", "..x.."]
-    assert found.left_with_nothing.tolist() == [[True, False, False]]
+    assert found.none_transferable.tolist() == [[True, False, False]]
     assert found.mask_empty.tolist() == [[False, True, False]]
     plain = masked_positions(logits, None, valid)  # control: without transferability nothing is taken away
-    assert not plain.left_with_nothing.any() and torch.equal(plain.mask_empty, found.mask_empty)
+    assert not plain.none_transferable.any() and torch.equal(plain.mask_empty, found.mask_empty)
 
 
 def test_a_mask_on_padding_alone_is_empty() -> None:

@@ -186,7 +186,7 @@ def outputs(build_tiny, records, architecture: str = "TransferableMaskFormer", *
 
 def test_soft_tma_without_p_t_is_plain_to_the_last_bit(build_tiny, records) -> None:
     plain = outputs(build_tiny, records, "MaskFormer")
-    soft = {"MODEL__TMT__SOFT": True}
+    soft = {"MODEL__TMT__ATTENTION": "soft"}
     for a, b in zip(plain, outputs(build_tiny, records, **soft, MODEL__TMT__P_T=0.0)):
         assert torch.equal(a, b)
     assert any(not torch.equal(a, b) for a, b in zip(plain, outputs(build_tiny, records, **soft)))
@@ -196,8 +196,8 @@ def test_an_infinitely_strong_soft_mask_is_the_hard_one(build_tiny, records) -> 
     """Where each query has something left; a finite bias needs no way out for the others."""
     uncertain = {"MODEL__MASK_FORMER__DEC_LAYERS": 2}
     hard = outputs(build_tiny, records, **uncertain)
-    strong = outputs(build_tiny, records, **uncertain, MODEL__TMT__SOFT=True, MODEL__TMT__SOFT_STRENGTH=1e6)
-    weak = outputs(build_tiny, records, **uncertain, MODEL__TMT__SOFT=True, MODEL__TMT__SOFT_STRENGTH=0.0)
+    strong = outputs(build_tiny, records, **uncertain, MODEL__TMT__ATTENTION="soft", MODEL__TMT__SOFT_STRENGTH=1e6)
+    weak = outputs(build_tiny, records, **uncertain, MODEL__TMT__ATTENTION="soft", MODEL__TMT__SOFT_STRENGTH=0.0)
     plain = outputs(build_tiny, records, "MaskFormer", **uncertain)
     for a, b, c, d in zip(hard, strong, weak, plain):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
@@ -205,7 +205,7 @@ def test_an_infinitely_strong_soft_mask_is_the_hard_one(build_tiny, records) -> 
 
 
 def test_traced_attention_has_the_bias(build_tiny, records) -> None:
-    model = build_tiny("TransferableMaskFormer", MODEL__TMT__SOFT=True, MODEL__TMT__SOFT_STRENGTH=50.0)
+    model = build_tiny("TransferableMaskFormer", MODEL__TMT__ATTENTION="soft", MODEL__TMT__SOFT_STRENGTH=50.0)
     seen = model.inspect(records)
     for layer in seen["layers"]:
         bias = seen["transferability"][layer.level].bias(model.p_t, 50.0)

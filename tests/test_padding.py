@@ -70,9 +70,8 @@ def test_the_excluded_share_of_real_positions_is_p_t(tmp_path: Path, build_tiny)
     whole = sample | {"image": torch.rand(3, *CROP) * 255}
 
     def excluded(record: dict[str, Any]) -> list[Tensor]:
-        images = model.preprocess([record, whole])
-        encoded = model.encode(images)
-        return [~mask[0] for mask in model.attended(model.transferability_of(images, encoded), encoded)]
+        passed = model.run(model.preprocess([record, whole]))
+        return [~mask[0] for mask in passed.inputs.limits.transferable]
 
     with torch.no_grad():
         known, unknown = excluded(sample), excluded(padded_in_silence(sample))

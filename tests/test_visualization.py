@@ -296,12 +296,14 @@ def test_fallbacks_are_told_apart(build_tiny: Callable[..., nn.Module], records:
     with torch.no_grad():  # masks that are nowhere: the last layer of the mask embedding answers with nothing
         model.sem_seg_head.predictor.lambda_m = 1.0
     view = look(model, record)
-    assert all(layer.mask_empty.all() and not layer.left_with_nothing.any() for layer in view.layers)
+    assert all(
+        layer.positions.mask_empty.all() and not layer.positions.none_transferable.any() for layer in view.layers
+    )
     numbers = view.layer_report(0, 0).numbers()
     assert numbers["mask_empty"] and numbers["mask_positions"] == 0 and numbers["removed_share_of_mask"] is None
     model.sem_seg_head.predictor.lambda_m = 0.0  # masks that are everywhere
     view = look(model, record)
-    assert not any(layer.mask_empty.any() or layer.left_with_nothing.any() for layer in view.layers)
+    assert not any(layer.positions.mask_empty.any() or layer.positions.none_transferable.any() for layer in view.layers)
     assert view.layer_report(0, 0).removed.any()
 
 

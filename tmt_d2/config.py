@@ -20,6 +20,7 @@ METHODS = ("linear", "full", "leep", "otce", "tmt")
 MASK_RULES = ("foreground", "uncertain")
 REGIONS = ("adaptive", "square")
 ACTE_FEATURES = ("source", "live")
+ATTENTIONS = ("hard", "soft", "off")
 RANKINGS = ("T", "random", "inverted")
 AMP_DTYPES = ("float16", "bfloat16")
 
@@ -117,14 +118,14 @@ def add_tmt_config(cfg: CfgNode) -> None:
     tmt.DISCRIMINATOR.HIDDEN_DIM = 64  # 0: a linear classifier
     tmt.DISCRIMINATOR.NORMALIZE = True  # region features to unit length: their norm alone often gives the domain away
     # Transferable masked attention (Eqs. 12-13).
-    tmt.ATTENTION = True  # False: T is computed but no attention is masked by it, the ablation "w/o TMA"
+    # "hard": what p_T excludes is not attended to; "soft", a variant of ours: it is attended to less, the less the higher
+    # T ranks (transferability_bias); "off": T is computed but acts on nothing, the ablation "w/o TMA".
+    tmt.ATTENTION = "hard"
     tmt.P_T = 0.30  # p_T: the fraction of positions, those with the highest T, that no query attends to
     tmt.MASK_RULE = (
         "foreground"  # attend where M >= lambda_M (Mask2Former); "uncertain": where M <= lambda_M (as printed)
     )
     tmt.LAMBDA_M = 0.5  # lambda_M: threshold on the predicted mask probability M
-    # A variant of ours: what p_T would exclude is attended to less, the less the higher T ranks (transferability_bias).
-    tmt.SOFT = False
     tmt.SOFT_STRENGTH = 4.0  # subtracted from the attention score at the highest T; infinite = the hard mask
     # Controls that tell what T itself does: exclude the share p_T with the lowest T ("inverted"), or any ("random");
     # and with TRAIN_ATTENTION False only inference is masked, after training that is the same as that of `full`.
@@ -213,6 +214,7 @@ def check_cfg(cfg: CfgNode) -> None:
     _check_choice("MODEL.TMT.MASK_RULE", tmt.MASK_RULE, MASK_RULES)
     _check_choice("MODEL.TMT.REGIONS", tmt.REGIONS, REGIONS)
     _check_choice("MODEL.TMT.FEATURES", tmt.FEATURES, ACTE_FEATURES)
+    _check_choice("MODEL.TMT.ATTENTION", tmt.ATTENTION, ATTENTIONS)
     _check_choice("MODEL.TMT.RANK_BY", tmt.RANK_BY, RANKINGS)
     _check_choice("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, AMP_DTYPES)
     for key in ("ACCUMULATION_STEPS", "CHECKPOINTS_KEPT"):

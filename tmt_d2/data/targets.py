@@ -5,6 +5,9 @@ Shapes: B images, H x W pixels, N classes that occur in an image.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,3 +37,14 @@ def semantic_targets(sem_seg: Tensor, ignore: int = IGNORE) -> list[dict[str, Te
         {"labels": ids, "masks": seg[None] == ids[:, None, None].to(seg.dtype)}
         for seg, ids in zip(batch, labels.split(counts))
     ]
+
+
+def padded_labels(
+    batched_inputs: Sequence[Mapping[str, Any]], size: Sequence[int], device: torch.device, ignore: int = IGNORE
+) -> Tensor:
+    """ "sem_seg" (h, w) of every record -> (B, *size) long train ids, ``ignore`` at padding."""
+    labels = torch.full((len(batched_inputs), *size), ignore, dtype=torch.long, device=device)
+    for padded, record in zip(labels, batched_inputs):
+        sem_seg = record["sem_seg"]
+        padded[: sem_seg.shape[-2], : sem_seg.shape[-1]] = sem_seg.to(device, non_blocking=True)
+    return labels

@@ -65,10 +65,9 @@ class FixedSizeModel(nn.Module):
         step = max(model.size_divisibility, 1)
         normalised = (image - model.get_buffer("pixel_mean")) / model.get_buffer("pixel_std")
         images = ImageList(F.pad(normalised, (0, -width % step, 0, -height % step)), [(height, width)])
-        encoded = model.encode(images)
-        transferability = model.transferability_of(images, encoded)
-        outputs = model.decode(encoded, transferability)
-        (result,) = model.postprocess(outputs, [{}], images)
+        passed = model.run(images)
+        outputs, transferability = passed.outputs, getattr(passed, "transferability", None)
+        (result,) = model.postprocess(passed, [{}], images)
         scores = result["sem_seg"][None]
         answers = [scores.argmax(1), scores, outputs["pred_logits"], outputs["pred_masks"].dense()]
         if transferability is not None:

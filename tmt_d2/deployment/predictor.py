@@ -24,7 +24,8 @@ from tmt_d2.data.augmentation import Crop, crop_image
 from tmt_d2.data.reader import ChannelOrder, read_image
 from tmt_d2.evaluation.inference import MAX_SCORE_PIXELS, SinglePass, build_inference
 from tmt_d2.evaluation.semantic import labels_at_size
-from tmt_d2.modeling.mask_former import MaskFormer, TransferableMaskFormer
+from tmt_d2.modeling.mask_former import MaskFormer
+from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.training.checkpoint import TMTCheckpointer
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from tmt_d2.data.reader import read_label
 from tmt_d2.data.registration import label_space_of
-from tmt_d2.methods.alignment import class_probabilities, draw_pixels, padded_labels, pixel_features
+from tmt_d2.data.targets import padded_labels
+from tmt_d2.methods.alignment import class_probabilities, draw_pixels, pixel_features
 from tmt_d2.methods.estimator import held_out_loader
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.randomness import derived_seed
@@ -89,14 +90,13 @@ def pixel_samples(model: MaskFormer, loader: Iterable[list[dict[str, Any]]], per
         labelled = [batch[0] | {"sem_seg": _label_of(batch[0], images.image_sizes[0])}]
         labels = padded_labels(labelled, images.tensor.shape[-2:], model.device)
         pixels = draw_pixels(labels, per_image, generator)
-        encoded = model.encode(images)
-        outputs = model.decode(encoded, model.transferability_of(images, encoded))
+        passed = model.run(images)
         size = images.tensor.shape[-2:]
-        features = pixel_features(encoded.mask_features, pixels, size)
+        features = pixel_features(passed.inputs.mask_features, pixels, size)
         parts.append(
             Samples(
                 features.float().cpu(),
-                class_probabilities(outputs, pixels, size).cpu(),
+                class_probabilities(passed.outputs, pixels, size).cpu(),
                 pixels.label.cpu(),
                 torch.full_like(pixels.label, index).cpu(),
             )

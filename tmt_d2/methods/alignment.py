@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 from tmt_d2.data.label_spaces import IGNORE
 from tmt_d2.data.loaders import TARGET_DOMAIN, build_paired_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper
-from tmt_d2.modeling.mask_former import Encoded, MaskFormer, semantic_scores
+from tmt_d2.data.targets import padded_labels
+from tmt_d2.modeling.mask_former import MaskFormer, semantic_scores
 from tmt_d2.transferability.scores import leep_objective, relative_cost, squared_distances, target_given_source_entropy
 
 ALIGNED = ("leep", "otce")
@@ -72,31 +73,35 @@ class AlignmentTraining(nn.Module):
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         model = self.model
         images = model.preprocess(batched_inputs)
-        encoded = model.encode(images)
+        needs_outputs = self.score == "leep" or self.weight < 1
+        outputs: dict[str, Any] = {}
+        if needs_outputs:
+            passed = model.run(images, batched_inputs)
+            inputs, outputs = passed.inputs, passed.outputs
+        else:
+            inputs = model.encode(images)
         labels = padded_labels(batched_inputs, images.tensor.shape[-2:], model.device)
         domain = [record.get("domain", TARGET_DOMAIN) for record in batched_inputs]
         target = torch.tensor([value == TARGET_DOMAIN for value in domain], device=model.device)
         chosen = draw_pixels(labels.where(target[:, None, None], IGNORE), self.pixels)
-        needs_outputs = self.score == "leep" or self.weight < 1
-        outputs = model.decode(encoded, model.transferability_of(images, encoded)) if needs_outputs else {}
         if not len(chosen.label):  # crops without a labelled pixel
-            score = encoded.mask_features.sum() * 0
+            score = inputs.mask_features.sum() * 0
         elif self.score == "leep":
             score = leep_objective(class_probabilities(outputs, chosen, images.tensor.shape[-2:]), chosen.label)
         else:
             others = draw_pixels(labels.where(~target[:, None, None], IGNORE), self.pixels)
-            score = self._f_otce(encoded, others, chosen, images.tensor.shape[-2:])
+            score = self._f_otce(inputs.mask_features, others, chosen, images.tensor.shape[-2:])
         losses = {"loss_score": -self.weight * score}
         if self.weight < 1:
             segmentation = torch.stack(list(model.losses(outputs, batched_inputs, images).values())).sum()
             losses["loss_segmentation"] = (1 - self.weight) * segmentation
         return losses
 
-    def _f_otce(self, encoded: Encoded, source: Pixels, target: Pixels, size: Sequence[int]) -> Tensor:
+    def _f_otce(self, mask_features: Tensor, source: Pixels, target: Pixels, size: Sequence[int]) -> Tensor:
         if not len(source.label):
-            return encoded.mask_features.sum() * 0
-        features = [pixel_features(encoded.mask_features, pixels, size) for pixels in (source, target)]
-        with torch.autocast(encoded.mask_features.device.type, enabled=False):
+            return mask_features.sum() * 0
+        features = [pixel_features(mask_features, pixels, size) for pixels in (source, target)]
+        with torch.autocast(mask_features.device.type, enabled=False):
             cost = relative_cost(squared_distances(features[0].float(), features[1].float()))
             plan = sinkhorn_plan(cost, self.epsilon, self.sinkhorn_iterations, self.differentiate_plan)
             return -target_given_source_entropy(plan, source.label, target.label)
@@ -118,15 +123,6 @@ def sinkhorn_plan(cost: Tensor, epsilon: float, iterations: int, differentiate: 
     if differentiate:
         return plan
     return (log["log_u"][:, None] + log["log_v"] - cost / epsilon).exp()
-
-
-def padded_labels(batched_inputs: Sequence[Mapping[str, Any]], size: Sequence[int], device: torch.device) -> Tensor:
-    """(B, *size) long train ids, ``IGNORE`` at padding."""
-    labels = torch.full((len(batched_inputs), *size), IGNORE, dtype=torch.long, device=device)
-    for padded, record in zip(labels, batched_inputs):
-        sem_seg = record["sem_seg"]
-        padded[: sem_seg.shape[-2], : sem_seg.shape[-1]] = sem_seg.to(device)
-    return labels
 
 
 def draw_pixels(labels: Tensor, number: int, generator: torch.Generator | None = None) -> Pixels:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tmt_d2.files import atomic_write
 from tmt_d2.methods.estimator import existing_regions, held_out_loader, spearman
-from tmt_d2.modeling.mask_former import TransferableMaskFormer
+from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.processes.signals import Stoppable
 from tmt_d2.transferability import proxy_a_distance
 

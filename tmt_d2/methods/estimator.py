@@ -23,7 +23,8 @@ from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.reader import read_label
 from tmt_d2.data.registration import label_space_of
-from tmt_d2.modeling.mask_former import TransferableMaskFormer, valid_positions
+from tmt_d2.modeling.mask_former import valid_positions
+from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.transferability import proxy_a_distance
 from tmt_d2.transferability.clustering import Regions
 

@@ -19,7 +19,7 @@ from torch import nn
 from tmt_d2.data.loaders import label_subset
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.maps import TransferabilityMaps
-from tmt_d2.modeling.mask_former import TransferableMaskFormer
+from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.processes.signals import Stoppable
 from tmt_d2.training.checkpoint import TMTCheckpointer
 
@@ -44,7 +44,7 @@ def prepare_maps(cfg: CfgNode, model: nn.Module) -> TransferabilityMaps | None:
     tmt = cfg.MODEL.TMT
     if not isinstance(model, TransferableMaskFormer) or tmt.FEATURES != "source" or not cfg.TRANSFER.MAPS:
         return None
-    if not (tmt.ATTENTION and tmt.TRAIN_ATTENTION):
+    if tmt.ATTENTION == "off" or not tmt.TRAIN_ATTENTION:
         return None
     weights = PathManager.get_local_path(cfg.MODEL.WEIGHTS)
     parent = Path(weights).parent / FOLDER if cfg.TRANSFER.MAPS == "auto" else Path(cfg.TRANSFER.MAPS)

@@ -3,10 +3,11 @@
 from tmt_d2.modeling.backbone import D2SwinTransformer
 from tmt_d2.modeling.criterion import SetCriterion
 from tmt_d2.modeling.deformable_attention import MSDeformAttn, ms_deform_attn
-from tmt_d2.modeling.mask_former import MaskFormer, TransferableMaskFormer
+from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.mask_former_head import MaskFormerHead
 from tmt_d2.modeling.masked_attention import attention_mask
 from tmt_d2.modeling.pixel_decoder import MSDeformAttnPixelDecoder
+from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.modeling.transformer_decoder import MultiScaleMaskedTransformerDecoder
 
 __all__ = [

@@ -17,20 +17,20 @@ from tmt_d2.modeling.linear import Linear, linear
 class MaskedPositions(NamedTuple):
     """Where each query looks, and which way out it took to get there.
 
-    predicted: (B, Q, K) bool, the mask rule alone; allowed: (B, Q, K) bool, True = may be attended to; mask_empty:
-    (B, Q) bool, ``predicted`` has no position, so every valid position is allowed; nothing_left: (B, Q) bool, the
-    conjunction with the transferability has none.
+    predicted: (B, Q, K) bool, the mask rule alone. allowed: (B, Q, K) bool, True = may be attended to. mask_empty:
+    (B, Q) bool, ``predicted`` has no position, so every valid position is allowed. none_transferable: (B, Q) bool,
+    ``predicted`` has positions, but none of them is transferable, so it alone is obeyed.
     """
 
     predicted: Tensor
     allowed: Tensor
     mask_empty: Tensor
-    nothing_left: Tensor
+    none_transferable: Tensor
 
-    @property
-    def left_with_nothing(self) -> Tensor:
-        """(B, Q) bool: the mask has positions, but none that is transferable, so the mask alone is obeyed."""
-        return self.nothing_left & ~self.mask_empty
+    def as_maps(self, height: int, width: int) -> MaskedPositions:
+        """The same with ``predicted`` and ``allowed`` as (B, Q, H, W)."""
+        size = height, width
+        return self._replace(predicted=self.predicted.unflatten(-1, size), allowed=self.allowed.unflatten(-1, size))
 
 
 def masked_positions(
@@ -65,12 +65,12 @@ def masked_positions(
     if valid is not None:
         predicted = predicted & everywhere
     mask_empty = ~predicted.any(-1)
-    allowed, nothing_left = predicted, mask_empty
+    allowed, none_transferable = predicted, torch.zeros_like(mask_empty)
     if transferable is not None:
         allowed = predicted & transferable.flatten(1)[:, None]
-        nothing_left = ~allowed.any(-1)
-        allowed = allowed | (predicted & nothing_left[..., None])  # ONNX Runtime has no torch.where for bool
-    return MaskedPositions(predicted, allowed | (everywhere & mask_empty[..., None]), mask_empty, nothing_left)
+        none_transferable = ~allowed.any(-1) & ~mask_empty
+        allowed = allowed | (predicted & none_transferable[..., None])  # ONNX Runtime has no torch.where for bool
+    return MaskedPositions(predicted, allowed | (everywhere & mask_empty[..., None]), mask_empty, none_transferable)
 
 
 def attention_mask(

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from tmt_d2.modeling.linear import Linear
 from tmt_d2.modeling.mask_logits import MaskLogits, resize_features
-from tmt_d2.modeling.masked_attention import MultiheadAttention, masked_positions
+from tmt_d2.modeling.masked_attention import MaskedPositions, MultiheadAttention, masked_positions
 from tmt_d2.modeling.position_encoding import sine_position_encoding
 
 TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_MODULE")
@@ -93,20 +92,38 @@ class MLP(nn.Module):
         return self.layers[-1](x)
 
 
-@dataclass(frozen=True)
-class LayerTrace:
+class AttentionLimits(NamedTuple):
+    """Where queries may look besides their masks, per level; None = no limit.
+
+    valid: (B, H, W) bool, False = padding. transferable: (B, H, W) bool, True = open to attention (Eq. 12; None in plain
+    Mask2Former). bias: (B, H, W) float, added to the attention scores of the positions.
+    """
+
+    valid: Sequence[Tensor] | None = None
+    transferable: Sequence[Tensor] | None = None
+    bias: Sequence[Tensor] | None = None
+
+
+NO_LIMITS = AttentionLimits()
+
+
+class DecoderInputs(NamedTuple):
+    """levels: three (B, C, H, W), strides 32, 16, 8. mask_features: (B, C_mask, H/4, W/4)."""
+
+    levels: Sequence[Tensor]
+    mask_features: Tensor
+    limits: AttentionLimits = NO_LIMITS
+
+
+class LayerTrace(NamedTuple):
     """What one decoder layer saw, for pictures: all of one forward pass, nothing recomputed.
 
-    level: index into the pyramid; predicted, allowed: (B, Q, H, W) bool, the mask rule alone and what the layer obeyed;
-    mask_empty, left_with_nothing: (B, Q) bool, which way out the query took, all as in ``MaskedPositions``; attention:
-    (B, M, Q, H, W) weights per head.
+    level: index into the pyramid. positions: where its queries looked, as maps (B, Q, H, W). attention: (B, M, Q, H, W)
+    weights per head.
     """
 
     level: int
-    predicted: Tensor
-    allowed: Tensor
-    mask_empty: Tensor
-    left_with_nothing: Tensor
+    positions: MaskedPositions
     attention: Tensor
 
 
@@ -183,23 +200,19 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self,
         levels: Sequence[Tensor],
         mask_features: Tensor,
-        transferable: Sequence[Tensor] | None = None,
-        valid: Sequence[Tensor] | None = None,
+        limits: AttentionLimits = NO_LIMITS,
         trace: list[LayerTrace] | None = None,
-        bias: Sequence[Tensor] | None = None,
     ) -> dict[str, Any]:
         """
         Args:
-            levels: three (B, C, H, W), strides 32, 16, 8. mask_features: (B, C_mask, H/4, W/4).
-            transferable: per level (B, H, W) bool, True = may be attended to (Eq. 12); None = plain Mask2Former.
-            valid: per level (B, H, W) bool, False = padding; None = no padding.
+            levels, mask_features, limits: see ``DecoderInputs``.
             trace: a list to which what every layer saw is appended; slower, for pictures only.
-            bias: per level (B, H, W) float, added to the attention scores of its positions; None = 0.
 
         Returns:
             "pred_logits": (B, Q, N + 1), "pred_masks": the masks as ``MaskLogits``, of the last layer, and
             "aux_outputs": the same two for the queries before each layer, in order.
         """
+        valid, transferable, bias = limits
         if len(levels) != self.num_levels:
             raise ValueError(f"{len(levels)} levels given, the decoder attends to {self.num_levels}")
         memories, keys, small_features = [], [], []  # keys: memories with their positions
@@ -226,7 +239,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             level_bias = None if bias is None else bias[level].flatten(1)
             with torch.no_grad():
                 mask_logits = predictions[-1]["pred_masks"].resized(small_features[level])
-                looked = masked_positions(
+                positions = masked_positions(
                     mask_logits,
                     None if transferable is None else transferable[level],
                     level_valid,
@@ -235,19 +248,13 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                 )
             if trace is not None:
                 attention = cross_attention.multihead_attn
-                weights = attention.weights(queries + query_pos, keys[level], looked.allowed, level_bias)
-                size = mask_logits.shape[-2:]
+                weights = attention.weights(queries + query_pos, keys[level], positions.allowed, level_bias)
                 trace.append(
                     LayerTrace(
-                        level,
-                        looked.predicted.unflatten(-1, size),
-                        looked.allowed.unflatten(-1, size),
-                        looked.mask_empty,
-                        looked.left_with_nothing,
-                        weights.unflatten(-1, size),
+                        level, positions.as_maps(*mask_logits.shape[-2:]), weights.unflatten(-1, mask_logits.shape[-2:])
                     )
                 )
-            queries = cross_attention(queries, query_pos, keys[level], memories[level], looked.allowed, level_bias)
+            queries = cross_attention(queries, query_pos, keys[level], memories[level], positions.allowed, level_bias)
             queries = self_attention(queries, query_pos)
             queries = feed_forward(queries)
             predictions.append(self._predict(queries, mask_features))

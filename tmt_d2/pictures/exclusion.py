@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tmt_d2.data.label_spaces import CLASSES, IGNORE, PALETTE
-from tmt_d2.modeling.mask_former import TransferableMaskFormer
+from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.pictures.inspection import View, look
 from tmt_d2.pictures.panels import DPI, MUTED, TEXT
 
@@ -42,7 +42,7 @@ class Statistics:
             self._strides = [level.grid.stride for level in levels]
             self._levels = [np.zeros((2, len(CLASSES))) for _ in levels]
             self._layers = [np.zeros(4) for _ in view.layers]
-            self._layer_strides = [view.grid(trace.predicted.shape[-2:]).stride for trace in view.layers]
+            self._layer_strides = [view.grid(trace.positions.predicted.shape[-2:]).stride for trace in view.layers]
         self.images += 1
         self._p_t = view.p_t
         self._pixels += np.bincount(ids, minlength=len(CLASSES))
@@ -53,7 +53,7 @@ class Statistics:
         something = view.has_class()
         self._queries += len(something), int(something.sum())
         for trace, counts in zip(view.layers, self._layers):
-            empty, nothing = trace.mask_empty[0], trace.left_with_nothing[0]
+            empty, nothing = trace.positions.mask_empty[0], trace.positions.none_transferable[0]
             counts += [int(each.sum()) for each in (empty, nothing, empty & something, nothing & something)]
 
     def result(self) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from tmt_d2.data.label_spaces import CLASSES, IGNORE, TRAIN_ID
 from tmt_d2.evaluation.semantic import labels_at_size
-from tmt_d2.modeling.mask_former import MaskFormer, TransferableMaskFormer
+from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.mask_logits import MaskLogits, resize_features
+from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.pictures.grid import Grid, Size
 from tmt_d2.pictures.overlays import wrong_pixels
 
@@ -234,7 +235,7 @@ class View:
             )
         self.transferability = inspected["transferability"]
         self.p_t: float | None = None
-        if isinstance(model, TransferableMaskFormer) and model.attention and not model.soft:
+        if isinstance(model, TransferableMaskFormer) and model.attention == "hard":
             self.p_t = model.p_t
 
     def grid(self, level_size: Sequence[int]) -> Grid:
@@ -264,7 +265,7 @@ class View:
         reports = []
         for level in self.transferability or ():
             grid = self.grid(level.logits.shape[-2:])
-            excluded = None if self.p_t is None else ~_numpy(level.attended(self.p_t)[0])
+            excluded = None if self.p_t is None else ~_numpy(level.transferable(self.p_t)[0])
             reports.append(
                 LevelReport(
                     grid,
@@ -278,18 +279,18 @@ class View:
 
     def layer_report(self, layer: int, query: int) -> LayerReport:
         trace = self.layers[layer]
-        grid = self.grid(trace.predicted.shape[-2:])
+        grid = self.grid(trace.positions.predicted.shape[-2:])
         final = self._masks
         final_masks = final.resized(resize_features(final.features, grid.level))[0, query] >= 0
         return LayerReport(
             layer=layer,
             level=trace.level,
             grid=grid,
-            predicted=grid.crop(_numpy(trace.predicted[0, query])),
-            allowed=grid.crop(_numpy(trace.allowed[0, query])),
+            predicted=grid.crop(_numpy(trace.positions.predicted[0, query])),
+            allowed=grid.crop(_numpy(trace.positions.allowed[0, query])),
             attention=grid.crop(_numpy(trace.attention[0, :, query])),
-            mask_empty=bool(trace.mask_empty[0, query]),
-            left_with_nothing=bool(trace.left_with_nothing[0, query]),
+            mask_empty=bool(trace.positions.mask_empty[0, query]),
+            left_with_nothing=bool(trace.positions.none_transferable[0, query]),
             final_mask=grid.crop(_numpy(final_masks)),
         )
 

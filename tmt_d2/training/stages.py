@@ -23,7 +23,7 @@ from tmt_d2.methods.alignment import ALIGNED, AlignmentTraining, build_alignment
 from tmt_d2.methods.drift import DRIFT, build_drift
 from tmt_d2.methods.estimator import DiscriminatorTraining, held_out_loader, measure
 from tmt_d2.methods.precompute import prepare_maps
-from tmt_d2.modeling.mask_former import TransferableMaskFormer
+from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.processes.signals import Stoppable, stop_on_signals
 from tmt_d2.training.checkpoint import FINAL, TMTCheckpointer, ended_after
 from tmt_d2.training.trainer import StageTrainer, evaluate_model

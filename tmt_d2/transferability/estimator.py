@@ -26,7 +26,7 @@ class TransferabilityMap:
     logits: Tensor
     valid: Tensor
 
-    def attended(self, p_t: float) -> Tensor:
+    def transferable(self, p_t: float) -> Tensor:
         """(B, H, W) bool, True = may be attended to (Eq. 12)."""
         return transferability_mask(self.logits, p_t, self.valid)
 

@@ -16,7 +16,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 
 from tmt_d2.data.augmentation import Crop, crop_image
 from tmt_d2.deployment import load_model
-from tmt_d2.modeling.mask_former import TransferableMaskFormer
+from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.pictures.inspection import attention_report
 from tmt_d2.pictures.viewer.answer import answer_html
 from tmt_d2.pictures.viewer.images import within
@@ -68,7 +68,7 @@ class Viewer:
         """Config, model (Any, because it is one of two kinds), p_t as trained."""
         checkpoint = self.checkpoints[name]
         cfg, model = load_model(str(checkpoint.config_file), str(checkpoint.weights))
-        if isinstance(model, TransferableMaskFormer) and model.attention and not model.soft:
+        if isinstance(model, TransferableMaskFormer) and model.attention == "hard":
             return cfg, model, model.p_t
         return cfg, model, None
 

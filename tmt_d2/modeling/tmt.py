@@ -1,0 +1,210 @@
+"""``TransferableMaskFormer``: Mask2Former whose queries look only where transferability, too, lets them (the paper).
+
+Follow one image: ``preprocess`` and ``encode`` as in ``MaskFormer`` -> ``transferability_of`` every position, read or
+estimated by ACTE (Eqs. 2-11) -> what it excludes (Eq. 12) -> decoder, which joins that with each query's mask (Eq. 13).
+
+Letters: B images, (h, w) a level of the pyramid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from tmt_d2.modeling.backbone import DropPath
+from tmt_d2.modeling.mask_former import MaskFormer, Pass, Record, valid_positions
+from tmt_d2.modeling.transformer_decoder import AttentionLimits, DecoderInputs, LayerTrace
+from tmt_d2.transferability.estimator import (
+    LevelTransferability,
+    TransferabilityEstimator,
+    TransferabilityMap,
+    fill_frozen_encoder,
+)
+
+
+@dataclass(frozen=True)
+class TransferablePass(Pass):
+    """... and the transferability of every level; None where it neither acts nor is asked for."""
+
+    transferability: Sequence[TransferabilityMap] | None
+
+
+@META_ARCH_REGISTRY.register()
+class TransferableMaskFormer(MaskFormer):
+    """Mask2Former whose masked attention also obeys transferability (Eqs. 12-13).
+
+    Adds ``transferability.*`` to the state dict; a plain Mask2Former checkpoint loads with only those missing.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        transferability: TransferabilityEstimator,
+        p_t: float,
+        attention: str,
+        output_transferability: bool,
+        soft_strength: float = 0.0,
+        rank_by: str = "T",
+        train_attention: bool = True,
+        **mask_former: Any,
+    ):
+        """
+        Args:
+            transferability: ACTE. p_t: fraction of positions, those with the highest T, that are not attended to.
+            attention: "hard": these positions are not attended to (Eq. 12); "soft": they are attended to less, see
+                ``transferability_bias``; "off": T is computed but acts on nothing ("w/o TMA").
+            output_transferability: add "transferability" to each result.
+            soft_strength: of "soft".
+            rank_by: "T", or for controls "inverted" (the lowest T is excluded) or "random" positions.
+            train_attention: False masks attention in inference only, a control.
+            mask_former: the arguments of ``MaskFormer``.
+        """
+        super().__init__(**mask_former)
+        self.transferability = transferability
+        self.p_t, self.attention, self.output_transferability = p_t, attention, output_transferability
+        self.soft_strength = soft_strength
+        self.rank_by, self.train_attention = rank_by, train_attention
+        if transferability.backbone is not None:
+            self.register_load_state_dict_pre_hook(_fill_frozen_encoder)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        arguments = super().from_config(cfg)
+        tmt = cfg.MODEL.TMT
+        encoder = (arguments["backbone"], arguments["sem_seg_head"].pixel_decoder)
+        # The estimator stage needs no copy: there the model's own features are those of the source model.
+        copies_encoder = tmt.FEATURES == "source" and cfg.TRANSFER.STAGE != "estimator"
+        return {
+            **arguments,
+            "transferability": TransferabilityEstimator(
+                channels=cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM,
+                cell_sizes=tmt.CELL_SIZES,
+                iterations=tmt.ITERATIONS,
+                kappa=tmt.KAPPA,
+                regions=tmt.REGIONS,
+                hidden_dim=tmt.DISCRIMINATOR.HIDDEN_DIM,
+                normalize=tmt.DISCRIMINATOR.NORMALIZE,
+                frozen_encoder=encoder if copies_encoder else None,
+            ),
+            "p_t": tmt.P_T,
+            "attention": tmt.ATTENTION,
+            "output_transferability": tmt.OUTPUT_TRANSFERABILITY,
+            "soft_strength": tmt.SOFT_STRENGTH,
+            "rank_by": tmt.RANK_BY,
+            "train_attention": tmt.TRAIN_ATTENTION,
+        }
+
+    def run(
+        self,
+        images: ImageList,
+        batched_inputs: Sequence[Record] = (),
+        trace: list[LayerTrace] | None = None,
+        p_t: float | None = None,
+    ) -> TransferablePass:
+        """As ``MaskFormer.run``, with transferability between pixel decoder and decoder; p_t: another than the model's."""
+        inputs = self.encode(images)
+        acts = self.attention != "off" and (self.train_attention or not self.training)
+        transferability: Sequence[TransferabilityMap] | None = None
+        if acts or self.output_transferability:
+            transferability = self.transferability_of(images, inputs, batched_inputs)
+        if acts and transferability is not None:
+            limits = self._limited(inputs.limits, transferability, self.p_t if p_t is None else p_t)
+            inputs = inputs._replace(limits=limits)
+        return TransferablePass(inputs, self.sem_seg_head.predictor(*inputs, trace), transferability)
+
+    def transferability_of(
+        self, images: ImageList, inputs: DecoderInputs, batched_inputs: Sequence[Record] = ()
+    ) -> Sequence[TransferabilityMap]:
+        """Of the records' "transferability", one map of logits a level, where they have it; else as ``estimate``."""
+        maps = [record["transferability"] for record in batched_inputs if "transferability" in record]
+        if not maps:
+            return self.estimate(images, inputs)
+        if len(maps) < len(batched_inputs):
+            raise ValueError(f'{len(maps)} of {len(batched_inputs)} records have "transferability": all or none must')
+        return [given_map([each[i] for each in maps], level) for i, level in enumerate(inputs.levels)]
+
+    @torch.no_grad()
+    def estimate(self, images: ImageList, inputs: DecoderInputs) -> list[LevelTransferability]:
+        """Transferability from the features that MODEL.TMT.FEATURES names.
+
+        Always as in evaluation, and so as the discriminators learned it: with running statistics, without dropout, a
+        function of the picture alone. Where the model's own features in training are not that, they are made again.
+        """
+        levels: Sequence[Tensor] | None = self.transferability.encode(images.tensor)
+        if levels is None:
+            encoder = nn.ModuleList([self.backbone, self.sem_seg_head.pixel_decoder])
+            levels = inputs.levels
+            if any(map(differs_in_training, encoder.modules())):
+                modes = {module: module.training for module in encoder.modules()}
+                encoder.eval()
+                levels = self.sem_seg_head.pixel_decoder(self.backbone(images.tensor)).levels
+                for module, mode in modes.items():
+                    module.training = mode
+        return self.transferability(levels, valid_positions(images, levels))
+
+    def _limited(
+        self, limits: AttentionLimits, transferability: Sequence[TransferabilityMap], p_t: float
+    ) -> AttentionLimits:
+        """With what transferability closes to attention, or makes harder to attend to (Eq. 12)."""
+        ranked = [self._ranked(level) for level in transferability]
+        if self.attention == "soft":
+            return limits._replace(bias=[level.bias(p_t, self.soft_strength) for level in ranked] if p_t else None)
+        transferable = [level.transferable(p_t) for level in ranked]
+        if self.attend_padding:  # padding has no transferability, so only the predicted mask decides there
+            transferable = [mask | ~level.valid for mask, level in zip(transferable, ranked)]
+        return limits._replace(transferable=transferable)
+
+    def _ranked(self, level: TransferabilityMap) -> TransferabilityMap:
+        """What positions are excluded by: T, or for controls the opposite or chance.
+
+        Chance is new in every training step and one fixed pattern in evaluation.
+        """
+        if self.rank_by == "T":
+            return level
+        logits = -level.logits
+        if self.rank_by == "random":
+            generator = None if self.training else torch.Generator(logits.device).manual_seed(0)
+            size = logits.shape if self.training else logits.shape[1:]
+            logits = torch.rand(size, generator=generator, device=logits.device).expand_as(logits)
+        return TransferabilityMap(logits, level.valid)
+
+    def postprocess(self, passed: Pass, batched_inputs: Sequence[Record], images: ImageList) -> list[dict[str, Any]]:
+        """As ``MaskFormer.postprocess``, with "transferability" where it is wanted: T of every level, (h, w)."""
+        results = super().postprocess(passed, batched_inputs, images)
+        if self.output_transferability and isinstance(passed, TransferablePass) and passed.transferability is not None:
+            for index, result in enumerate(results):
+                result["transferability"] = [level.map_of(index) for level in passed.transferability]
+        return results
+
+
+def _fill_frozen_encoder(module: nn.Module, state_dict: dict[str, Any], prefix: str, *others: Any, **more: Any) -> None:
+    """Weights without the frozen copy are those of the source model: the copy takes the model's own."""
+    if not prefix:
+        state_dict.update(fill_frozen_encoder(state_dict))
+
+
+def given_map(logits: Sequence[Tensor], level: Tensor) -> TransferabilityMap:
+    """Maps (h, w) of the images of a batch, padded to the size of the level (B, C, H, W)."""
+    padded = level.new_zeros(len(logits), *level.shape[-2:], dtype=torch.float32)
+    valid = torch.zeros_like(padded, dtype=torch.bool)
+    for index, each in enumerate(logits):
+        padded[index, : each.shape[0], : each.shape[1]] = each.to(level.device, non_blocking=True)
+        valid[index, : each.shape[0], : each.shape[1]] = True
+    return TransferabilityMap(padded, valid)
+
+
+def differs_in_training(module: nn.Module) -> bool:
+    """Whether the module, as it is set, makes of an image what it would not make of it in evaluation."""
+    if not module.training:
+        return False
+    if isinstance(module, (nn.modules.dropout._DropoutNd, DropPath)):
+        return (module.rate if isinstance(module, DropPath) else module.p) > 0
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)

@@ -16,6 +16,7 @@ from tmt_d2.data.label_spaces import (
     IGNORE,
     MAPILLARY_A,
     MAPILLARY_B,
+    MAPILLARY_PALETTE,
     OUTSIDE,
     PALETTE,
     SYNTHIA,
@@ -226,6 +227,63 @@ def test_labels_of_mapillary_2_are_rejected_with_a_hint(tmp_path: Path) -> None:
             read_label(path, space)
     path = save_label(tmp_path / "label.png", np.array([[13, 65]]), palette=True)
     assert read_label(path, MAPILLARY_A).tolist() == [[0, 255]]
+
+
+# The first colours of the two palettes, as the data sets ship them.
+VISTAS_1 = [(165, 42, 42), (0, 192, 0), (196, 196, 196), (190, 153, 153)]
+VISTAS_2 = [(165, 42, 42), (0, 192, 0), (250, 170, 31), (250, 170, 32), (196, 196, 196)]
+
+
+def save_coloured(path: Path, ids: list[int], colours: list[tuple[int, int, int]]) -> str:
+    image = Image.fromarray(np.array([ids], np.uint8))
+    image.putpalette([value for colour in colours for value in colour])
+    image.save(path)
+    return str(path)
+
+
+def test_the_palette_tells_labels_of_mapillary_2_whose_ids_version_1_has_too(tmp_path: Path) -> None:
+    path = save_coloured(tmp_path / "label.png", [2, 3, 4], VISTAS_2)
+    for space in (MAPILLARY_A, MAPILLARY_B):
+        with pytest.raises(UndefinedIdError) as error:
+            read_label(path, space)
+        assert str(error.value) == (
+            f"{path}: its palette has 250,170,31 for id 2; these are v2.0 labels: take those of v1.2, "
+            "in {training,validation}/v1.2/labels"
+        )
+    own = LabelSpace("town", {4: 1}, frozenset({2, 3}))  # a table of v2.0's ids, in a data set of one's own
+    assert read_label(path, own).tolist() == [[255, 255, 1]]
+
+
+@pytest.mark.parametrize("colours", [VISTAS_1, [(250, 170, 31)], [(0, 0, 0)] * 256, None])
+def test_other_palettes_of_mapillary_and_none_go_by_the_ids(
+    tmp_path: Path, colours: list[tuple[int, int, int]] | None
+) -> None:
+    def save(ids: list[int]) -> str:
+        if colours is None:
+            return save_label(tmp_path / "label.png", np.array([ids]))
+        return save_coloured(tmp_path / "label.png", ids, colours + [(9, 9, 9)] * (256 - len(colours)))
+
+    assert read_label(save([2, 3, 65]), MAPILLARY_A).tolist() == [[1, 4, 255]]
+    with pytest.raises(UndefinedIdError, match=r"ids 66 are not defined .*v2\.0"):
+        read_label(save([2, 3, 66]), MAPILLARY_A)
+
+
+def test_a_palette_too_short_for_the_colour_that_tells(tmp_path: Path) -> None:
+    assert read_label(save_coloured(tmp_path / "label.png", [0, 1], VISTAS_2[:2]), MAPILLARY_A).tolist() == [[255, 255]]
+
+
+def test_the_palette_is_looked_at_without_decoding_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, reopen = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda *args: opened.append(1) or reopen(*args))
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded once more"))
+    read_label(save_coloured(tmp_path / "label.png", [2, 3], VISTAS_1), MAPILLARY_A)
+    assert opened == [1]
+
+
+def test_the_palette_of_mapillary_has_a_colour_for_every_id_and_that_of_the_class_where_both_have_one() -> None:
+    assert len(MAPILLARY_PALETTE) == 66 and list(MAPILLARY_PALETTE[:4]) == VISTAS_1
+    for value in (3, 6, 13, 15, 17, 27, 29, 30, 45, 48, 50, 52, 54, 55, 57, 58, 61):
+        assert MAPILLARY_PALETTE[value] == PALETTE[MAPILLARY_A.train_ids[value]]
 
 
 def test_files_of_train_ids_in_cityscapes_are_read_as_such(tmp_path: Path) -> None:

@@ -17,7 +17,15 @@ import numpy as np
 from detectron2.utils.logger import log_first_n
 from PIL import Image
 
-from tmt_d2.data.label_spaces import CITYSCAPES, MAPILLARY_A, MAPILLARY_B, OUTSIDE, TRAIN_IDS, LabelSpace
+from tmt_d2.data.label_spaces import (
+    CITYSCAPES,
+    MAPILLARY_2_COLOUR,
+    MAPILLARY_A,
+    MAPILLARY_B,
+    OUTSIDE,
+    TRAIN_IDS,
+    LabelSpace,
+)
 
 ChannelOrder = Literal["RGB", "BGR"]
 
@@ -27,6 +35,7 @@ JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"  # neither can occur within pictu
 PNG_HEADER = 26  # bytes up to the end of width, height, depth and kind of colour
 ORIENTATION = 0x0112  # EXIF's number for it
 MAX_IDS_SHOWN = 5
+MAPILLARY_2_HINT = "these are v2.0 labels: take those of v1.2, in {training,validation}/v1.2/labels"
 
 
 class DataError(ValueError):
@@ -38,7 +47,7 @@ class SizeError(DataError):
 
 
 class UndefinedIdError(DataError):
-    """A label file holds an id that its data set does not define."""
+    """A label file holds ids that its data set does not define, or that mean other things in it."""
 
 
 def read_image(path: str, format: ChannelOrder = "RGB", oriented: bool = False) -> np.ndarray:
@@ -78,12 +87,13 @@ def read_label(path: str, label_space: LabelSpace) -> np.ndarray:
 
     Raises:
         DataError: the file is missing, empty, truncated, or not encoded as `label_space` says, or holds ids that
-            `label_space` does not define.
+            `label_space` does not define; or it is one of Mapillary Vistas v2.0, which its palette tells whatever ids
+            it holds (one without that palette goes by its ids).
     """
     if label_space is CITYSCAPES and str(path).endswith("_labelTrainIds.png"):
         label_space = TRAIN_IDS
     data = _read_whole(path)
-    ids = _synthia_ids(path, data) if label_space.encoding == "synthia" else _index_ids(path, data)
+    ids = _synthia_ids(path, data) if label_space.encoding == "synthia" else _index_ids(path, data, label_space)
     # No table defines id 255 of a 16-bit file, so every id above 255 may stand there as 255.
     label = cv2.LUT(ids if ids.dtype == np.uint8 else np.minimum(ids, 255).astype(np.uint8), label_space.lookup())
     outside = label == OUTSIDE
@@ -210,7 +220,7 @@ def _open(path: str, data: bytes) -> Image.Image:
     return image
 
 
-def _index_ids(path: str, data: bytes) -> np.ndarray:
+def _index_ids(path: str, data: bytes, label_space: LabelSpace) -> np.ndarray:
     if not data.startswith(PNG):
         raise DataError(f"{path}: is not a PNG file; labels are 8-bit PNG, grey or palette")
     depth, colour_type = data[24], data[25]  # of the header chunk, which always comes first
@@ -221,7 +231,11 @@ def _index_ids(path: str, data: bytes) -> np.ndarray:
             f"{path}: is a {depth}-bit {kind} PNG; labels are 8-bit PNG, grey or palette. "
             "Take the original file: converting it to colours has lost the ids"
         )
-    return np.asarray(_open(path, data))
+    image = _open(path, data)
+    colour = tuple((image.getpalette() or [])[6:9])  # of id 2
+    if colour == MAPILLARY_2_COLOUR and label_space in (MAPILLARY_A, MAPILLARY_B):
+        raise UndefinedIdError(f"{path}: its palette has {','.join(map(str, colour))} for id 2; {MAPILLARY_2_HINT}")
+    return np.asarray(image)
 
 
 def _synthia_ids(path: str, data: bytes) -> np.ndarray:
@@ -238,5 +252,5 @@ def _outside_message(path: str, ids: list[int], label_space: LabelSpace) -> str:
     shown = ", ".join(map(str, ids[:MAX_IDS_SHOWN])) + (", ..." if len(ids) > MAX_IDS_SHOWN else "")
     message = f"{path}: ids {shown} are not defined in {label_space.name}"
     if label_space in (MAPILLARY_A, MAPILLARY_B) and max(ids) > 65:
-        message += "; these are v2.0 labels: take those of v1.2, in {training,validation}/v1.2/labels"
+        message += f"; {MAPILLARY_2_HINT}"
     return message

@@ -199,6 +199,12 @@ def test_a_label_that_has_lost_its_ids_is_an_error(tmp_path: Path, image: Image.
         read_label(str(tmp_path / "label.png"), GTAV)
 
 
+def test_a_png_of_nothing_but_its_ends_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "label.png").write_bytes(b"\x89PNG\r\n\x1a\nIEND")
+    with pytest.raises(DataError, match=r"label\.png: is not a PNG file"):
+        read_label(str(tmp_path / "label.png"), CITYSCAPES)
+
+
 def test_a_jpeg_is_no_label(tmp_path: Path) -> None:
     Image.new("L", (4, 3)).save(tmp_path / "label.png", "JPEG")
     with pytest.raises(DataError, match="is not a PNG file"):

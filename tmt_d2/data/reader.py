@@ -221,7 +221,7 @@ def _open(path: str, data: bytes) -> Image.Image:
 
 
 def _index_ids(path: str, data: bytes, label_space: LabelSpace) -> np.ndarray:
-    if not data.startswith(PNG):
+    if not data.startswith(PNG) or len(data) < PNG_HEADER:
         raise DataError(f"{path}: is not a PNG file; labels are 8-bit PNG, grey or palette")
     depth, colour_type = data[24], data[25]  # of the header chunk, which always comes first
     # Grey of fewer than 8 bits would be stretched to 0-255 by every decoder, and lose its ids.

@@ -37,7 +37,7 @@ class SemanticMapper:
     of train ids, at most as large as the crop. Nothing is padded here, for padding must be known as such;
     ``padded_size`` (H, W) is what the model shall pad to: of the crop, so that positions are encoded alike
     in every micro-batch and process. In testing: ``image`` only, its shortest edge resized. Both carry
-    ``height`` and ``width`` of the file, and the record's names.
+    ``height`` and ``width`` of the label, or of a lone image, and the record's names.
     """
 
     @configurable
@@ -71,7 +71,7 @@ class SemanticMapper:
             horizontal_flip: mirror every other image.
             size_divisibility: ``padded_size`` is a multiple of it.
             image_format: ``"RGB"`` or ``"BGR"``.
-            with_label: False never opens a label file.
+            with_label: False reads no label; of its file only the size, which tells whether the image lies on its side.
             maps: in training also give ``transferability``, the crop of each level's map.
         """
         if min_size_sampling not in ("choice", "range"):
@@ -126,7 +126,7 @@ class SemanticMapper:
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
         sample = {key: record[key] for key in PASSED_ON if key in record}
         if not self.is_train:
-            image = reader.read_image(record["file_name"], self.image_format)
+            image = reader.read_image_of(record, self.image_format)
             size = image.shape[:2]
             crop = _whole(size, self._resized(size, self.min_sizes[0]))
             return sample | {"image": _channels_first(crop_image(image, crop)), "height": size[0], "width": size[1]}
@@ -134,7 +134,7 @@ class SemanticMapper:
         if self.with_label:
             pixels, sem_seg, crop = self._read_crop(record)
         else:
-            image = reader.read_image(record["file_name"], self.image_format)
+            image = reader.read_image_of(record, self.image_format)
             crop, sem_seg = self._draw_crop(image.shape[:2]), None
             pixels = crop_image(image, crop)
         size = crop.source
@@ -160,10 +160,7 @@ class SemanticMapper:
             reduced = _read_reduced(record["file_name"], self.image_format, size, crop.reduction)
             if reduced is not None:
                 return crop_image(reduced, crop, crop.reduction), sem_seg, crop
-        image = reader.read_image(record["file_name"], self.image_format)
-        if image.shape[:2] != size:  # lies on its side, or does not belong to the label
-            image, _ = reader.read_pair(record, space, self.image_format)
-        return crop_image(image, crop), sem_seg, crop
+        return crop_image(reader.read_image_of(record, self.image_format, size), crop), sem_seg, crop
 
     def _resized(self, size: tuple[int, int], min_size: int) -> tuple[int, int]:
         return ResizeShortestEdge.get_output_shape(*size, min_size, self.max_size) if min_size else size
@@ -197,6 +194,8 @@ def _read_reduced(path: str, image_format: ChannelOrder, size: tuple[int, int], 
     """A JPEG of ``size`` at 1 / ``reduction`` of it, or None for any other file, whole or not."""
     data = Path(path).read_bytes() if os.path.isfile(path) else b""
     if not data.startswith(reader.JPEG) or b"\xff\xd9" not in data[-64:]:
+        return None
+    if reader.stored_size(data) != size:  # a fraction of it, rounded up, may be that of another size
         return None
     flags = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}[reduction]
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)

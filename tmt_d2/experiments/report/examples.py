@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 from tmt_d2.config import setup_cfg
 from tmt_d2.data import register_custom
 from tmt_d2.data.mapper import SemanticMapper
-from tmt_d2.data.reader import read_image, read_label
+from tmt_d2.data.reader import read_pair
 from tmt_d2.data.registration import label_space_of
 from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.experiments.report.results import Results, Run
@@ -74,8 +74,7 @@ def _looks(run: Run, target: Run, images: int) -> list[tuple[str, np.ndarray, np
     mapper = SemanticMapper(cfg, is_train=False)
     found = []
     for record in get_detection_dataset_dicts(list(names), filter_empty=False)[:images]:
-        picture = read_image(record["file_name"], "RGB")
-        truth = read_label(record["sem_seg_file_name"], label_space_of(record["dataset"]))
+        picture, truth = read_pair(record, label_space_of(record["dataset"]))
         result = model([mapper(record)])[0]
         prediction = labels_at_size(result["sem_seg"], picture.shape[:2]).cpu().numpy()
         size = (round(picture.shape[0] * WIDTH / picture.shape[1]), WIDTH)

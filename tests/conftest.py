@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 
 import tmt_d2
 from tests.small_runs import make_scenes, save_start
+from tmt_d2.cli import LOGGERS
 
 torch.set_num_threads(1)
 
@@ -43,6 +45,13 @@ def tiny_cfg(**changes: Any) -> CfgNode:
     """The R50 base config at a few percent of its size; changes are spelled MODEL__TMT__P_T=0.5."""
     values = {**TINY, **{key.replace("__", "."): value for key, value in changes.items()}}
     return tmt_d2.setup_cfg(str(BASE_CONFIG), [item for pair in values.items() for item in pair])
+
+
+@pytest.fixture(autouse=True)
+def loggers_speak_to_pytest() -> None:
+    """A command that another test ran keeps its log lines to itself."""
+    for name in LOGGERS:
+        logging.getLogger(name).propagate = True
 
 
 @pytest.fixture

@@ -51,7 +51,9 @@ def tiny_cfg(**changes: Any) -> CfgNode:
 def loggers_speak_to_pytest() -> None:
     """A command that another test ran keeps its log lines to itself."""
     for name in LOGGERS:
-        logging.getLogger(name).propagate = True
+        logger = logging.getLogger(name)
+        logger.propagate = True
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from PIL import Image
 from tmt_d2.deployment import export
 from tmt_d2.interop import convert, huggingface
 
-README = ROOT / "README.md"
+README = ROOT / "docs" / "deployment.md"
 COMMANDS = {"tmt_d2.interop.convert": convert.main, "tmt_d2.deployment.export": export.main}
 
 

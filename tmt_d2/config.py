@@ -147,7 +147,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
     # would leave H(Yt | Ys) none.)
     transfer.ALIGNMENT.DIFFERENTIATE_PLAN = True
     transfer.ESTIMATOR = CfgNode()
-    transfer.ESTIMATOR.TARGET_ERROR = 0.0  # stop training a level's discriminator once its running error is below this
+    transfer.ESTIMATOR.TARGET_ERROR = 0.0  # a level takes no step while its running training error is below this
     transfer.ESTIMATOR.HELD_OUT = 200  # images per domain on which the proxy A-distance is measured
 
     cfg.DATASETS.SOURCE_TRAIN = ()  # estimator: source-domain splits (DATASETS.TRAIN: target-domain splits)

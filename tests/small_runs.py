@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 
 from datasets.render import render
 from tmt_d2 import setup_cfg
+from tmt_d2.engine.estimator import DiscriminatorTraining
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "tiny"
@@ -61,7 +62,9 @@ def small_cfg(stage: str, output: Path, weights: Path | str = "", **changes: Any
 def save_start(path: Path) -> Path:
     """Weights, discriminators included, that every stage after the first may start from."""
     torch.manual_seed(0)
-    torch.save({"model": build_model(small_cfg("tmt", path.parent)).state_dict()}, path)
+    model = build_model(small_cfg("tmt", path.parent))
+    progress = DiscriminatorTraining(model, 0.0).progress  # what a checkpoint of the estimator stage has
+    torch.save({"model": model.state_dict(), "estimator_training": progress.state_dict()}, path)
     return path
 
 

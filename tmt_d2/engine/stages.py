@@ -20,7 +20,7 @@ from ..data.mapper import SemanticMapper
 from ..files import atomic_write, remove_temporaries, write_json
 from ..modeling.mask_former import TransferableMaskFormer
 from .alignment import ALIGNED, AlignmentTraining, build_alignment_loader
-from .checkpoint import FINAL, TMTCheckpointer, ended_after
+from .checkpoint import ESTIMATOR_TRAINING, FINAL, TMTCheckpointer, ended_after
 from .cli import log_file
 from .estimator import DiscriminatorTraining, held_out_loader, measure
 from .signals import Stoppable, stop_on_signals
@@ -183,7 +183,7 @@ def _run_estimator(cfg: CfgNode, model: TransferableMaskFormer, resume: bool, ev
     }
     if eval_only:
         checkpointer = TMTCheckpointer(model, cfg.OUTPUT_DIR, require_estimator=True)
-        progress = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume).get("estimator_training")
+        progress = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume).get(ESTIMATOR_TRAINING)
         if progress is None:
             logger.warning("%s holds one set of discriminators: rank stability, of two, is unknown", cfg.MODEL.WEIGHTS)
         else:
@@ -200,7 +200,7 @@ def _run_estimator(cfg: CfgNode, model: TransferableMaskFormer, resume: bool, ev
     trainer = StageTrainer(
         cfg, model=model, training_module=training, data_loader=loader, evaluate=lambda: measure(training, held_out)
     )
-    trainer.checkpointer.add_checkpointable("estimator_training", training.progress)
+    trainer.checkpointer.add_checkpointable(ESTIMATOR_TRAINING, training.progress)
     trainer.resume_or_load(resume)
     return trainer.train()
 

@@ -14,6 +14,7 @@ from small_runs import small_cfg
 
 from tmt_d2.cli import one_line_errors
 from tmt_d2.evaluation.semantic import SemanticEvaluator
+from tmt_d2.methods.estimator import DiscriminatorTraining
 from tmt_d2.processes.launch import launch
 from tmt_d2.training.stages import run_stage
 from tmt_d2.training.step import TrainingStep
@@ -36,8 +37,24 @@ def changes(accumulation: int) -> dict[str, Any]:
 def run_stages(folder: Path, start: Path) -> None:
     for stage, accumulation in STAGES.items():
         run_stage(small_cfg(stage, folder / stage, start, **changes(accumulation)))
+    stop_discriminators(folder / "stopped", start)
     run_stage(small_cfg("tmt", folder / "evaluation", start, **changes(1)), eval_only=True)
     run_stage(small_cfg("source", folder / "statistics", **with_statistics()))
+
+
+def stop_discriminators(folder: Path, start: Path) -> None:
+    """The estimator stage, in which all levels but the first have reached their target error after the first step."""
+    track = DiscriminatorTraining._track_error
+    steps = iter(range(10**6))
+
+    def reach(self: DiscriminatorTraining, level: int, *seen: Any) -> None:
+        track(self, level, *seen)
+        self.progress.running_error[level] = 0.1 if level and next(steps) > 3 else 0.5
+
+    DiscriminatorTraining._track_error = reach  # type: ignore[method-assign]
+    options = changes(2) | {"TRANSFER__ESTIMATOR__TARGET_ERROR": 0.2, "SOLVER__CHECKPOINT_PERIOD": 1}
+    run_stage(small_cfg("estimator", folder, start, **options))
+    DiscriminatorTraining._track_error = track  # type: ignore[method-assign]
 
 
 def with_statistics() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from datasets.render import render
 from tmt_d2 import setup_cfg
+from tmt_d2.methods.estimator import DiscriminatorTraining
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "tiny"
@@ -63,7 +64,9 @@ def small_cfg(stage: str, output: Path, weights: Path | str = "", **changes: Any
 def save_start(path: Path) -> Path:
     """Weights, discriminators included, that every stage after the first may start from."""
     torch.manual_seed(0)
-    torch.save({"model": build_model(small_cfg("tmt", path.parent)).state_dict()}, path)
+    model = build_model(small_cfg("tmt", path.parent))
+    progress = DiscriminatorTraining(model, 0.0).progress  # what a checkpoint of the estimator stage has
+    torch.save({"model": model.state_dict(), "estimator_training": progress.state_dict()}, path)
     return path
 
 

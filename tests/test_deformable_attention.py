@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,6 +137,49 @@ def test_deformops_has_our_conventions(monkeypatch) -> None:
     wanted = torch.autograd.grad(expected, tensors, pull)
     for gradient, reference in zip(torch.autograd.grad(found, tensors, pull), wanted):
         torch.testing.assert_close(gradient, reference, rtol=1e-3, atol=1e-4)
+
+
+class Kernel(torch.autograd.Function):
+    """Stands for the Triton kernel of ``deformops``: every gradient has the precision of the value."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(value, locations, weights)
+        return _attend_torch(value, SHAPES, locations, weights.unflatten(3, (len(SHAPES), -1)).to(value.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        tensors = [tensor.detach().float().requires_grad_() for tensor in ctx.saved_tensors]
+        with torch.enable_grad():
+            value, locations, weights = tensors
+            output = _attend_torch(value, SHAPES, locations, weights.unflatten(3, (len(SHAPES), -1)))
+        return tuple(each.to(ctx.saved_tensors[0].dtype) for each in torch.autograd.grad(output, tensors, grad.float()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_triton_does_not_round_the_gradients_of_locations(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = SimpleNamespace(
+        Backend=SimpleNamespace(TRITON="triton"),
+        msda=lambda value, sizes, starts, locations, weights, backend: Kernel.apply(value, locations, weights),
+    )
+    monkeypatch.setitem(sys.modules, "deformops", SimpleNamespace(registry=registry))
+    monkeypatch.setitem(sys.modules, "deformops.registry", registry)
+    value, locations, weights = inputs(D=8, dtype=torch.float32)
+    value = value.to(dtype)
+    tensors = [tensor.requires_grad_() for tensor in (value, locations, weights)]
+    exact = [value.detach().float().requires_grad_(), *tensors[1:]]
+    found, expected = _attend_triton(value, SHAPES, *tensors[1:]), _attend_torch(exact[0], SHAPES, *exact[1:])
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected.to(dtype))
+    pull = torch.randn(found.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    gradients = torch.autograd.grad(found, tensors, pull)
+    wanted = torch.autograd.grad(expected, exact, pull.float())
+    assert gradients[0].dtype == dtype
+    for gradient, reference in zip(gradients[1:], wanted[1:]):
+        assert gradient.dtype == torch.float32
+        torch.testing.assert_close(gradient, reference)
+    if dtype != torch.float32:  # control: rounded ones would be told apart
+        assert not torch.allclose(gradients[1], gradients[1].to(dtype).float(), rtol=1e-5)
 
 
 def test_module_starts_with_points_around_the_reference() -> None:

@@ -65,6 +65,17 @@ def test_two_processes_equal_one(runs: Path, two: subprocess.CompletedProcess[st
     assert_equal_stages(runs / "one", runs / "two")
 
 
+def test_a_discriminator_that_has_reached_its_target_stands_still(
+    runs: Path, two: subprocess.CompletedProcess[str]
+) -> None:
+    for output in ("one", "two"):
+        first, last = (contents(runs / output / "stopped" / f"model_{name}.pth") for name in ("0000000", "final"))
+        for part in ("/model/transferability.discriminators.", "/estimator_training/twin."):
+            names = [name for name in first if name.startswith(part)]
+            moved = {name[len(part)] for name in names if (first[name] != last[name]).any()}
+            assert moved == {"0"}, output
+
+
 def test_all_processes_evaluate_the_model_that_is_saved(
     runs: Path, two: subprocess.CompletedProcess[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,7 +70,8 @@ def test_results_file_has_what_the_table_shows(pair):
 def test_estimator_stage_changes_nothing_but_discriminators(pair, tmp_path):
     output, _ = pair
     before, after = (weights(output / name / "model_final.pth") for name in ("source", "estimator"))
-    assert set(after) - set(before) == {name for name in after if name.startswith("transferability.discriminators.")}
+    estimator = ("transferability.discriminators.", "transferability._extra_state")  # weights and settings
+    assert set(after) - set(before) == {name for name in after if name.startswith(estimator)}
     assert all(torch.equal(after[name], before[name]) for name in before)  # normalisation statistics included
     source = str(output / "source" / "model_final.pth")
     run_stage(stage_cfg(CONFIGS, "estimator", "cityscapes", "bdd100k", tmp_path, source, SMALL))

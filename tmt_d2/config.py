@@ -155,7 +155,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
     # would leave H(Yt | Ys) none.)
     transfer.ALIGNMENT.DIFFERENTIATE_PLAN = True
     transfer.ESTIMATOR = CfgNode()
-    transfer.ESTIMATOR.TARGET_ERROR = 0.0  # stop training a level's discriminator once its running error is below this
+    transfer.ESTIMATOR.TARGET_ERROR = 0.0  # a level takes no step while its running training error is below this
     transfer.ESTIMATOR.HELD_OUT = 200  # images per domain on which the proxy A-distance is measured
     # With FEATURES "source": the folder where T of every training picture is kept, made once and read like a label.
     # "auto": `transferability` beside MODEL.WEIGHTS, shared by all who start from it; "": T is made in every step.

@@ -54,7 +54,7 @@ class DiscriminatorTraining(nn.Module):
     """
 
     def __init__(self, model: TransferableMaskFormer, target_error: float):
-        """target_error: a level learns only while the running mean of its training error is not below this."""
+        """target_error: a level takes no step while the running mean of its training error is below this."""
         super().__init__()
         model.requires_grad_(False)
         model.transferability.discriminators.requires_grad_(True)
@@ -79,8 +79,19 @@ class DiscriminatorTraining(nn.Module):
                 loss = loss + balanced_loss(logits, domain, exists)
                 if discriminators is estimator.discriminators:
                     self._track_error(level, logits.detach(), domain, exists)
-            losses[f"loss_domain_{level}"] = loss * (self.progress.running_error[level] >= self.target_error)
+            losses[f"loss_domain_{level}"] = loss
         return losses
+
+    def withhold_gradients(self) -> None:
+        """Take the gradients of levels that are below the target error, in both sets.
+
+        A loss of 0 would not stop them: momentum and weight decay go on. No loss at all would: but then data-parallel
+        training waits for their gradients forever.
+        """
+        for level, error in enumerate(self.progress.running_error.tolist()):
+            if error < self.target_error:
+                for discriminators in (self.model.transferability.discriminators, self.progress.twin):
+                    discriminators[level].zero_grad()  # to None
 
     @torch.no_grad()
     def _regions(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[tuple[Tensor, Tensor]]:

@@ -124,8 +124,9 @@ def _attend_triton(value: Tensor, shapes: list[tuple[int, int]], locations: Tens
         return _attend_torch(value, shapes, locations, weights)
     sizes = torch.tensor(shapes, device=value.device)
     starts = torch.cat([sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]])
-    weights = weights.to(value.dtype).flatten(3)
-    return msda(value, sizes, starts, locations.float(), weights, backend=Backend.TRITON)
+    # in float32 whatever the value is: the kernels give all gradients, those of locations too, in the value's precision
+    output = msda(value.float(), sizes, starts, locations.float(), weights.float().flatten(3), backend=Backend.TRITON)
+    return output.to(value.dtype)
 
 
 class MSDeformAttn(nn.Module):

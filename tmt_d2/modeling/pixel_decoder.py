@@ -1,4 +1,7 @@
-"""Mask2Former's pixel decoder: a deformable-attention encoder over three backbone levels, then an FPN step to 1/4."""
+"""Mask2Former's pixel decoder: a deformable-attention encoder over three backbone levels, then an FPN step to 1/4.
+
+It runs in float32 under autocast too, as the official one: half precision would round what deformable attention samples.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ from tmt_d2.modeling.position_encoding import sine_position_encoding
 
 
 class PixelFeatures(NamedTuple):
-    """mask_features: (B, C_mask, H/4, W/4); levels: (B, C, H/s, W/s) for s = 32, 16, 8, what the decoder attends to."""
+    """mask_features: (B, C_mask, H/4, W/4); levels: (B, C, H/s, W/s) for s = 32, 16, 8, what the decoder attends to;
+    float32."""
 
     mask_features: Tensor
     levels: list[Tensor]
@@ -179,9 +183,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
         }
 
     def forward(self, features: Mapping[str, Tensor]) -> PixelFeatures:
-        """``features``: name -> (B, C, H/s, W/s) of the backbone."""
-        levels = [project(features[name]) for name, project in zip(self.level_names, self.input_proj)]
-        levels = self.transformer(levels)
-        lateral = self.adapter_1(features[self.lateral_name])
-        upsampled = F.interpolate(levels[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-        return PixelFeatures(self.mask_features(self.layer_1(lateral + upsampled)), levels)
+        """``features``: name -> (B, C, H/s, W/s) of the backbone, of any precision."""
+        features = {name: features[name].float() for name in (*self.level_names, self.lateral_name)}
+        with torch.autocast(features[self.lateral_name].device.type, enabled=False):
+            levels = [project(features[name]) for name, project in zip(self.level_names, self.input_proj)]
+            levels = self.transformer(levels)
+            lateral = self.adapter_1(features[self.lateral_name])
+            upsampled = F.interpolate(levels[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+            return PixelFeatures(self.mask_features(self.layer_1(lateral + upsampled)), levels)

@@ -86,6 +86,7 @@ class TransferableMaskFormer(MaskFormer):
             **arguments,
             "transferability": TransferabilityEstimator(
                 channels=cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM,
+                features=tmt.FEATURES,
                 cell_sizes=tmt.CELL_SIZES,
                 iterations=tmt.ITERATIONS,
                 kappa=tmt.KAPPA,

@@ -7,6 +7,7 @@ import logging
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -18,10 +19,14 @@ from torch import Tensor, nn
 
 from tmt_d2.files import atomic_write
 from tmt_d2.modeling.official import CLASS_HEAD, load_report, upgrade_names
+from tmt_d2.transferability.estimator import TransferabilityEstimator
+from tmt_d2.transferability.settings import decode_settings, refuse_other_settings
 
 logger = logging.getLogger(__name__)
 
 ESTIMATOR = "transferability."
+SETTINGS = f"{ESTIMATOR}_extra_state"  # PyTorch's name for it
+ESTIMATOR_TRAINING = "estimator_training"  # a checkpoint of the estimator stage has this entry, no other one
 # What a NumPy pickle of plain arrays is made of; anything else in a .pkl file is refused.
 _ARRAY_PARTS = {
     ("numpy", "ndarray"),
@@ -165,9 +170,10 @@ class TMTCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Any) -> _IncompatibleKeys:
         model_state = self.model.state_dict()
-        model_names = set(model_state)
         weights = checkpoint["model"]
         _rename(weights)
+        self._refuse_other_estimator(checkpoint)
+        model_names = set(model_state) - {SETTINGS}
         names = set(weights)
         reset = set()
         if self.reinit_class_head:
@@ -176,7 +182,7 @@ class TMTCheckpointer(DetectionCheckpointer):
                     del weights[name]
                     reset.add(name)
         incompatible = super()._load_model(checkpoint)
-        incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name not in reset]
+        incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name not in {*reset, SETTINGS}]
         misfits = [name for name, _, _ in incompatible.incorrect_shapes]
         loaded = len(model_names) - len(incompatible.missing_keys) - len(misfits) - len(reset)
         unused = [*incompatible.unexpected_keys, *misfits]
@@ -196,6 +202,31 @@ class TMTCheckpointer(DetectionCheckpointer):
         for keys in (incompatible.missing_keys, incompatible.unexpected_keys):
             keys[:] = [name for name in keys if not name.startswith(ESTIMATOR)]
         return incompatible
+
+    def _refuse_other_estimator(self, checkpoint: Mapping[str, Any]) -> None:
+        """Compare the settings of the file's estimator with the model's, and take them out of the file."""
+        weights = checkpoint["model"]
+        state = weights.pop(SETTINGS, None)
+        estimator = getattr(self.model, ESTIMATOR.rstrip("."), None)
+        if not isinstance(estimator, TransferabilityEstimator):
+            return
+        if state is None:
+            if any(name.startswith(f"{ESTIMATOR}discriminators.") for name in weights):
+                self.logger.warning(
+                    "%s does not say what its estimator was trained with: taken to be what the config says, %s",
+                    self._loading,
+                    ", ".join(f"MODEL.TMT.{key} {value}" for key, value in estimator.settings.items()),
+                )
+            return
+        try:
+            there = decode_settings(state)
+        except ValueError as error:
+            raise DamagedCheckpoint(f"checkpoint {self._loading} is damaged: {error}") from error
+        if ESTIMATOR_TRAINING in checkpoint:
+            # The model that the discriminators have seen was the frozen source model, and it is still in the file:
+            # either value of FEATURES begins with its features. Once it is fine-tuned, they mean different ones.
+            there.pop("FEATURES", None)
+        refuse_other_settings(there, estimator.settings, f"checkpoint {self._loading}")
 
     def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
         """Said already, by the load report."""

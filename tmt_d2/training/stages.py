@@ -25,7 +25,7 @@ from tmt_d2.methods.estimator import DiscriminatorTraining, held_out_loader, mea
 from tmt_d2.methods.precompute import prepare_maps
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.processes.signals import Stoppable, stop_on_signals
-from tmt_d2.training.checkpoint import FINAL, TMTCheckpointer, ended_after
+from tmt_d2.training.checkpoint import ESTIMATOR_TRAINING, FINAL, TMTCheckpointer, ended_after
 from tmt_d2.training.trainer import StageTrainer, evaluate_model
 
 logger = logging.getLogger(__name__)
@@ -198,7 +198,7 @@ def _run_estimator(cfg: CfgNode, model: TransferableMaskFormer, resume: bool, ev
     }
     if eval_only:
         checkpointer = TMTCheckpointer(model, cfg.OUTPUT_DIR, require_estimator=True)
-        progress = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume).get("estimator_training")
+        progress = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume).get(ESTIMATOR_TRAINING)
         if progress is None:
             logger.warning("%s holds one set of discriminators: rank stability, of two, is unknown", cfg.MODEL.WEIGHTS)
         else:
@@ -215,7 +215,7 @@ def _run_estimator(cfg: CfgNode, model: TransferableMaskFormer, resume: bool, ev
     trainer = StageTrainer(
         cfg, model=model, training_module=training, data_loader=loader, evaluate=lambda: measure(training, held_out)
     )
-    trainer.checkpointer.add_checkpointable("estimator_training", training.progress)
+    trainer.checkpointer.add_checkpointable(ESTIMATOR_TRAINING, training.progress)
     trainer.resume_or_load(resume)
     return trainer.train()
 

@@ -18,7 +18,8 @@ class TrainingStep:
     """``backward`` then ``update``; between them the caller may look at the losses and at the gradient.
 
     The mean over micro-batches and processes is the loss of all their images in one batch: a module that divides by
-    counts of the batch says them beforehand in ``count_masks`` and takes their mean as ``num_masks``.
+    counts of the batch says them beforehand in ``count_masks`` and takes their mean as ``num_masks``. One whose parts
+    stop learning takes their gradients away in ``withhold_gradients``; what has none is not stepped.
     """
 
     def __init__(
@@ -60,7 +61,10 @@ class TrainingStep:
             for name, value in losses.items():
                 total[name] = total.get(name, 0) + value.detach() / len(micro_batches)
         self.scaler.unscale_(self.optimizer)
-        norms = torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None])
+        if hasattr(self._plain_module, "withhold_gradients"):  # afterwards: the scaler insists on having seen some
+            self._plain_module.withhold_gradients()
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norms = torch._foreach_norm(gradients) if gradients else [torch.zeros((), device=self.device)]
         return total, torch.linalg.vector_norm(torch.stack(norms))
 
     def update(self) -> None:
@@ -74,8 +78,12 @@ class TrainingStep:
         """Whether a gradient that is not finite is the scaler's business: its scale can still be lowered."""
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1
 
+    @property
+    def _plain_module(self) -> Any:
+        return self.module.module if isinstance(self.module, DistributedDataParallel) else self.module
+
     def _normalisers(self, micro_batches: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Tensor]:
-        module: Any = self.module.module if isinstance(self.module, DistributedDataParallel) else self.module
+        module = self._plain_module
         if len(micro_batches) == 1 or not hasattr(module, "count_masks"):
             return {}
         total = torch.tensor(float(sum(module.count_masks(batch) for batch in micro_batches)), device=self.device)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tmt_d2.transferability.clustering import Regions, adaptive_clustering
 from tmt_d2.transferability.mask import transferability_bias, transferability_mask
+from tmt_d2.transferability.settings import decode_settings, encode_settings, refuse_other_settings
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Discriminator(nn.Module):
 
 
 class TransferabilityEstimator(nn.Module):
-    """Regions and discriminators of all levels; ``transferability.*`` in the state dict."""
+    """Regions and discriminators of all levels; ``transferability.*`` in the state dict, with the settings."""
 
     def __init__(
         self,
@@ -86,13 +87,14 @@ class TransferabilityEstimator(nn.Module):
         regions: str,
         hidden_dim: int,
         normalize: bool,
+        features: str = "live",
         frozen_encoder: tuple[nn.Module, nn.Module] | None = None,
     ):
         """
         Args:
             channels: C of the levels. cell_sizes: c of every level. iterations, kappa: of ``adaptive_clustering``.
             regions: "adaptive", or "square": equal patches instead ("w/o ACTE").
-            hidden_dim, normalize: of the discriminators.
+            hidden_dim, normalize: of the discriminators. features: MODEL.TMT.FEATURES, to be remembered.
             frozen_encoder: (backbone, pixel decoder) of which a frozen copy provides the features; it takes the
                 weights of a checkpoint's own backbone and pixel decoder unless the checkpoint has it already.
         """
@@ -101,6 +103,15 @@ class TransferabilityEstimator(nn.Module):
             raise ValueError(f"regions is {regions!r}: choose adaptive or square")
         self.cell_sizes, self.kappa = list(cell_sizes), kappa
         self.iterations = iterations if regions == "adaptive" else 0
+        self.settings: dict[str, Any] = {
+            "REGIONS": regions,
+            "CELL_SIZES": self.cell_sizes,
+            "DISCRIMINATOR.HIDDEN_DIM": hidden_dim,
+            "DISCRIMINATOR.NORMALIZE": normalize,
+            "FEATURES": features,
+        }
+        if regions == "adaptive":  # squares depend on neither
+            self.settings |= {"ITERATIONS": iterations, "KAPPA": kappa}
         self.discriminators = nn.ModuleList(Discriminator(channels, hidden_dim, normalize) for _ in cell_sizes)
         self.backbone = self.pixel_decoder = None
         if frozen_encoder is not None:
@@ -114,6 +125,18 @@ class TransferabilityEstimator(nn.Module):
             if part is not None:
                 part.eval()  # frozen means its normalisation statistics too
         return self
+
+    def get_extra_state(self) -> Tensor:
+        return encode_settings(self.settings)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Its own settings stay.
+
+        Raises:
+            ValueError: those of ``state`` are others; FEATURES apart, of which see ``TMTCheckpointer``.
+        """
+        there = decode_settings(state)
+        refuse_other_settings(there | {"FEATURES": self.settings["FEATURES"]}, self.settings, "state dict")
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> list[Tensor] | None:

@@ -1,0 +1,70 @@
+"""The estimator stage's step: what a discriminator that has reached its target error does, which is nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_records
+from torch import Tensor, nn
+
+from tmt_d2.methods.estimator import DiscriminatorTraining
+from tmt_d2.training.step import TrainingStep, clipping
+
+TARGET = 0.2
+
+
+@pytest.fixture
+def training(build_tiny: Callable[..., nn.Module]) -> DiscriminatorTraining:
+    return DiscriminatorTraining(build_tiny(), TARGET).train()
+
+
+def make_step(training: DiscriminatorTraining, **options: Any) -> TrainingStep:
+    parameters = [parameter for parameter in training.parameters() if parameter.requires_grad]
+    clip = clipping(True, "full_model", 1.0, 2.0)
+    optimizer = torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1, fused=True)
+    return TrainingStep(training, optimizer, clip=clip, **options)
+
+
+def run(training: DiscriminatorTraining, step: TrainingStep) -> tuple[dict[str, Tensor], Tensor, set[int]]:
+    """One step -> its losses, the norm of the gradient, and the levels that moved; both sets move together."""
+    batch = [record | {"domain": index % 2} for index, record in enumerate(make_records(((48, 64),) * 4))]
+    sets = (training.model.transferability.discriminators, training.progress.twin)
+    before = [[[p.detach().clone() for p in level.parameters()] for level in levels] for levels in sets]
+    losses, norm = step.backward(batch)
+    step.update()
+    moved = [
+        {
+            index
+            for index, (level, old) in enumerate(zip(levels, values))
+            if any(not torch.equal(p, q) for p, q in zip(level.parameters(), old))
+        }
+        for levels, values in zip(sets, before)
+    ]
+    assert moved[0] == moved[1]
+    return losses, norm, moved[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulation_steps": 2}, {"amp_dtype": torch.float16}])
+def test_a_level_below_the_target_error_takes_no_step(training: DiscriminatorTraining, options: dict[str, Any]) -> None:
+    step = make_step(training, **options)
+    if step.scaler.is_enabled():
+        step.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    losses, norm, moved = run(training, step)
+    assert moved == {0, 1, 2}  # and AdamW has momentum now
+    training.progress.running_error[1] = 0.0
+    _, smaller, moved = run(training, step)
+    assert moved == {0, 2}  # neither momentum nor weight decay
+    for discriminators in (training.model.transferability.discriminators, training.progress.twin):
+        assert all(p.grad is None for p in discriminators[1].parameters())
+        assert all(p.grad is not None for p in discriminators[0].parameters())
+    training.progress.running_error.zero_()
+    losses, none, moved = run(training, step)
+    assert moved == set()
+    assert none == 0 and smaller > 0 and math.isfinite(norm)
+    assert all(loss > 0 for loss in losses.values())  # what is logged goes on telling
+    training.progress.running_error[1] = 0.5
+    assert run(training, step)[2] == {1}  # its error has risen again

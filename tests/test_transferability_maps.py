@@ -171,7 +171,7 @@ def test_maps_are_made_once_and_anew_for_other_settings(tmp_path: Path, start: P
     second = files()
     assert len(second) == 6 and first < second
     assert all(path.stat().st_mtime_ns == written[path] for path in first)
-    assert not files(MODEL__TMT__KAPPA=3.0) & second
+    assert not files(INPUT__MIN_SIZE_TEST=72) & second
     assert prepare_maps(tmt(tmp_path, start, TRANSFER__MAPS=""), build_model(tmt(tmp_path, start))) is None
     live = tmt(tmp_path, start, MODEL__TMT__FEATURES="live")
     assert prepare_maps(live, build_model(live)) is None

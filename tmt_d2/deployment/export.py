@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -66,20 +65,12 @@ class FixedSizeModel(nn.Module):
         normalised = (image - model.get_buffer("pixel_mean")) / model.get_buffer("pixel_std")
         images = ImageList(F.pad(normalised, (0, -width % step, 0, -height % step)), [(height, width)])
         passed = model.run(images)
-        outputs, transferability = passed.outputs, getattr(passed, "transferability", None)
         (result,) = model.postprocess(passed, [{}], images)
         scores = result["sem_seg"][None]
-        answers = [scores.argmax(1), scores, outputs["pred_logits"], outputs["pred_masks"].dense()]
-        if transferability is not None:
-            padded = images.tensor.shape[-2:]
-            maps = []
-            for level in transferability:  # LevelTransferability.map_of, with sizes that do not depend on tensors
-                h, w = (
-                    math.ceil(edge * cells / full)
-                    for edge, cells, full in zip((height, width), level.logits.shape[-2:], padded)
-                )
-                transferable = 1 - level.logits[:, None, :h, :w].sigmoid()
-                maps.append(F.interpolate(transferable, (height, width), mode="bilinear", align_corners=False))
+        answers = [scores.argmax(1), scores, passed.outputs["pred_logits"], passed.outputs["pred_masks"].dense()]
+        if "transferability" in result:
+            levels = [level[None, None] for level in result["transferability"]]
+            maps = [F.interpolate(level, (height, width), mode="bilinear", align_corners=False) for level in levels]
             answers.append(torch.cat(maps, 1))
         return tuple(answers)
 

@@ -244,10 +244,17 @@ def valid_positions(images: ImageList, levels: Sequence[Tensor]) -> list[Tensor]
     for level in levels:
         h, w = level.shape[-2:]
         mask = torch.zeros(len(images), h, w, dtype=torch.bool, device=level.device)
-        for index, (image_height, image_width) in enumerate(images.image_sizes):
-            mask[index, : math.ceil(image_height * h / height), : math.ceil(image_width * w / width)] = True
+        for index, size in enumerate(images.image_sizes):
+            rows, columns = real_positions(size, (height, width), (h, w))
+            mask[index, :rows, :columns] = True
         valid.append(mask)
     return valid
+
+
+def real_positions(image: Sequence[int], padded: Sequence[int], level: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of a level (h, w) that see a pixel of the image, whose size is padded to ``padded``."""
+    rows, columns = (math.ceil(edge * cells / full) for edge, full, cells in zip(image, padded, level))
+    return rows, columns
 
 
 def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from tmt_d2.modeling.backbone import DropPath
-from tmt_d2.modeling.mask_former import MaskFormer, Pass, Record, valid_positions
+from tmt_d2.modeling.mask_former import MaskFormer, Pass, Record, real_positions, valid_positions
 from tmt_d2.modeling.transformer_decoder import AttentionLimits, DecoderInputs, LayerTrace
 from tmt_d2.transferability.estimator import (
     LevelTransferability,
@@ -181,8 +181,12 @@ class TransferableMaskFormer(MaskFormer):
         """As ``MaskFormer.postprocess``, with "transferability" where it is wanted: T of every level, (h, w)."""
         results = super().postprocess(passed, batched_inputs, images)
         if self.output_transferability and isinstance(passed, TransferablePass) and passed.transferability is not None:
-            for index, result in enumerate(results):
-                result["transferability"] = [level.map_of(index) for level in passed.transferability]
+            padded = images.tensor.shape[-2:]
+            for index, (result, size) in enumerate(zip(results, images.image_sizes)):
+                result["transferability"] = [
+                    level.map_of(index, real_positions(size, padded, level.logits.shape[-2:]))
+                    for level in passed.transferability
+                ]
         return results
 
 

@@ -25,6 +25,7 @@ from tmt_d2.transferability.settings import decode_settings, refuse_other_settin
 logger = logging.getLogger(__name__)
 
 ESTIMATOR = "transferability."
+FROZEN_ENCODER = (f"{ESTIMATOR}backbone.", f"{ESTIMATOR}pixel_decoder.")  # filled from the model's own where missing
 SETTINGS = f"{ESTIMATOR}_extra_state"  # PyTorch's name for it
 ESTIMATOR_TRAINING = "estimator_training"  # a checkpoint of the estimator stage has this entry, no other one
 # What a NumPy pickle of plain arrays is made of; anything else in a .pkl file is refused.
@@ -184,7 +185,8 @@ class TMTCheckpointer(DetectionCheckpointer):
         incompatible = super()._load_model(checkpoint)
         incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name not in {*reset, SETTINGS}]
         misfits = [name for name, _, _ in incompatible.incorrect_shapes]
-        loaded = len(model_names) - len(incompatible.missing_keys) - len(misfits) - len(reset)
+        copied = {name for name in model_names - names if name.startswith(FROZEN_ENCODER)}
+        loaded = len(model_names - copied) - len(incompatible.missing_keys) - len(misfits) - len(reset)
         unused = [*incompatible.unexpected_keys, *misfits]
         self.logger.info(load_report(self._loading, loaded, incompatible.missing_keys, unused, reset))
         if any(name.startswith("sem_seg_head.") for name in names):

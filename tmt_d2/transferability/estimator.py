@@ -35,15 +35,16 @@ class TransferabilityMap:
         """(B, H, W) float <= 0, what the soft mask adds to attention scores."""
         return transferability_bias(self.logits, p_t, strength, self.valid)
 
-    def logits_of(self, image: int) -> Tensor:
-        """The logits of one image without its padding, (h, w)."""
-        valid = self.valid[image]
-        height, width = int(valid.any(1).sum()), int(valid.any(0).sum())
-        return self.logits[image, :height, :width]
+    def logits_of(self, image: int, size: tuple[int, int] | None = None) -> Tensor:
+        """The logits of one image without its padding, (h, w): of the given size, or else as ``valid`` says."""
+        if size is None:
+            valid = self.valid[image]
+            size = int(valid.any(1).sum()), int(valid.any(0).sum())
+        return self.logits[image, : size[0], : size[1]]
 
-    def map_of(self, image: int) -> Tensor:
+    def map_of(self, image: int, size: tuple[int, int] | None = None) -> Tensor:
         """T of one image without its padding, (h, w) in [0, 1]; high = like the source (Eq. 11)."""
-        return 1 - self.logits_of(image).sigmoid()
+        return 1 - self.logits_of(image, size).sigmoid()
 
 
 @dataclass(frozen=True)

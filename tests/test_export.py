@@ -81,7 +81,7 @@ def test_onnx_file_of_tmt(files: Path, capsys: pytest.CaptureFixture[str]) -> No
     for name in ("class_logits", "mask_logits", "transferability"):
         assert (found[name] - expected[name]).abs().max() < 1e-3
     assert (found["labels"] == expected["labels"]).double().mean() > 0.999
-    model.attention = False  # the file masks attention by transferability
+    model.attention = "off"  # the file masks attention by transferability
     assert (fixed(image)[2] - found["class_logits"]).abs().max() > 1e-5
 
 

@@ -12,6 +12,8 @@ import torch
 from detectron2.utils import comm
 from small_runs import small_cfg
 
+from tmt_d2.engine import alignment
+from tmt_d2.engine.alignment import ALIGNED
 from tmt_d2.engine.cli import one_line_errors
 from tmt_d2.engine.estimator import DiscriminatorTraining
 from tmt_d2.engine.launch import launch
@@ -38,6 +40,8 @@ def run_stages(folder: Path, start: Path) -> None:
     for stage, accumulation in STAGES.items():
         run_stage(small_cfg(stage, folder / stage, start, **changes(accumulation)))
     stop_discriminators(folder / "stopped", start)
+    for method in ALIGNED:
+        align(method, folder / method, start)
     run_stage(small_cfg("tmt", folder / "evaluation", start, **changes(1)), eval_only=True)
     run_stage(small_cfg("source", folder / "statistics", **with_statistics()))
 
@@ -55,6 +59,19 @@ def stop_discriminators(folder: Path, start: Path) -> None:
     options = changes(2) | {"TRANSFER__ESTIMATOR__TARGET_ERROR": 0.2, "SOLVER__CHECKPOINT_PERIOD": 1}
     run_stage(small_cfg("estimator", folder, start, **options))
     DiscriminatorTraining._track_error = track  # type: ignore[method-assign]
+
+
+def align(method: str, folder: Path, start: Path) -> None:
+    """Alignment and fine-tuning; the second process finds no labelled pixel in its first step."""
+    draw, calls = alignment.draw_pixels, iter(range(10**6))
+
+    def draw_none_at_first(labels: torch.Tensor, number: int) -> alignment.Pixels:
+        return draw(labels, 0 if comm.get_rank() == 1 and next(calls) == 0 else number)
+
+    alignment.draw_pixels = draw_none_at_first  # type: ignore[assignment]
+    options = changes(1) | {"TRANSFER__ALIGNMENT__ITERATIONS": 3, "TRANSFER__ALIGNMENT__PIXELS": 160}
+    run_stage(small_cfg(method, folder, start, **options | {"SOLVER__MAX_ITER": 1}))
+    alignment.draw_pixels = draw
 
 
 def with_statistics() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ..data.loaders import build_paired_loader, build_train_loader
 from ..data.mapper import SemanticMapper
 from ..files import atomic_write, remove_temporaries, write_json
 from ..modeling.mask_former import TransferableMaskFormer
-from .alignment import ALIGNED, AlignmentTraining, build_alignment_loader
+from .alignment import ALIGNED, AlignmentTraining, build_alignment_loader, pixels_of_a_call
 from .checkpoint import ESTIMATOR_TRAINING, FINAL, TMTCheckpointer, ended_after
 from .cli import log_file
 from .estimator import DiscriminatorTraining, held_out_loader, measure
@@ -162,7 +162,7 @@ def _align(cfg: CfgNode, resume: bool) -> str:
         model,
         cfg.TRANSFER.METHOD,
         weight=alignment.WEIGHT,
-        pixels=alignment.PIXELS,
+        pixels=pixels_of_a_call(cfg),
         epsilon=alignment.EPSILON,
         sinkhorn_iterations=alignment.SINKHORN_ITERATIONS,
         differentiate_plan=alignment.DIFFERENTIATE_PLAN,

@@ -24,7 +24,8 @@ from tmt_d2.evaluation.semantic import SemanticEvaluator
 STAGES = {"source": 1, "estimator": 1, "linear": 2, "tmt": 2}  # name: accumulation steps
 
 
-def changes(accumulation: int) -> dict[str, Any]:
+def changes(accumulation: int, stage: str = "") -> dict[str, Any]:
+    target = "val" if stage == "estimator" else "train"  # more pictures than processes, but none that E has seen
     return {
         "SOLVER__IMS_PER_BATCH": 8,
         "SOLVER__ACCUMULATION_STEPS": accumulation,
@@ -32,13 +33,13 @@ def changes(accumulation: int) -> dict[str, Any]:
         "SOLVER__CHECKPOINT_PERIOD": 0,
         "TEST__EVAL_PERIOD": 1,  # so that the losses of every step are written
         "TRANSFER__ESTIMATOR__HELD_OUT": 2,
-        "DATASETS__TEST": ("cityscapes_sem_seg_val", "bdd100k_sem_seg_train"),
+        "DATASETS__TEST": ("cityscapes_sem_seg_val", f"bdd100k_sem_seg_{target}"),
     }
 
 
 def run_stages(folder: Path, start: Path) -> None:
     for stage, accumulation in STAGES.items():
-        run_stage(small_cfg(stage, folder / stage, start, **changes(accumulation)))
+        run_stage(small_cfg(stage, folder / stage, start, **changes(accumulation, stage)))
     stop_discriminators(folder / "stopped", start)
     for method in ALIGNED:
         align(method, folder / method, start)
@@ -56,7 +57,7 @@ def stop_discriminators(folder: Path, start: Path) -> None:
         self.progress.running_error[level] = 0.1 if level and next(steps) > 3 else 0.5
 
     DiscriminatorTraining._track_error = reach  # type: ignore[method-assign]
-    options = changes(2) | {"TRANSFER__ESTIMATOR__TARGET_ERROR": 0.2, "SOLVER__CHECKPOINT_PERIOD": 1}
+    options = changes(2, "estimator") | {"TRANSFER__ESTIMATOR__TARGET_ERROR": 0.2, "SOLVER__CHECKPOINT_PERIOD": 1}
     run_stage(small_cfg("estimator", folder, start, **options))
     DiscriminatorTraining._track_error = track  # type: ignore[method-assign]
 

@@ -99,6 +99,7 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> None:
         keys += ["SOURCE_TRAIN"]
     if stage == "estimator":
         keys += ["SOURCE_TEST"] if eval_only else ["SOURCE_TRAIN", "SOURCE_TEST"]
+    seen = {*cfg.DATASETS.SOURCE_TRAIN, *cfg.DATASETS.TRAIN} if stage == "estimator" else set()
     for key in keys:
         names = cfg.DATASETS[key]
         if not names:
@@ -107,6 +108,11 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> None:
             if name not in DatasetCatalog.list():
                 raise ValueError(
                     f"DATASETS.{key} names {name!r}, which is not registered: check the spelling or DATASETS.CUSTOM"
+                )
+            if key.endswith("TEST") and name in seen:
+                raise ValueError(
+                    f"DATASETS.{key} names {name!r}, on which the discriminators are trained: the proxy A-distance is "
+                    "measured on images that they have not seen, name a held-out split"
                 )
             DatasetCatalog.get(name)  # a missing root or file speaks up now, not at the first evaluation
 

@@ -107,7 +107,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
     tmt.REGIONS = "adaptive"  # "square": equal patches instead of adaptive regions, the ablation "w/o ACTE"
     tmt.CELL_SIZES = [2, 4, 8]  # c: a region starts as a c x c cell of the level, 64 x 64 image pixels
     tmt.ITERATIONS = 6  # L
-    tmt.KAPPA = 10.0  # kappa: sharpness of exp(kappa * cos(f(r), chi(p)))
+    tmt.KAPPA = 10.0  # kappa: sharpness of the similarity exp(kappa * cos(f(r), chi(p))) (Eq. 7)
     tmt.FEATURES = "live"  # what ACTE sees: the model's own features, or "source": a frozen copy of the source model's
     # Discriminator E (Eqs. 2-5, 10), one per level.
     tmt.DISCRIMINATOR = CfgNode()

@@ -14,6 +14,8 @@ from small_runs import small_cfg
 
 from tmt_d2.cli import one_line_errors
 from tmt_d2.evaluation.semantic import SemanticEvaluator
+from tmt_d2.methods import alignment
+from tmt_d2.methods.alignment import ALIGNED
 from tmt_d2.methods.estimator import DiscriminatorTraining
 from tmt_d2.processes.launch import launch
 from tmt_d2.training.stages import run_stage
@@ -22,7 +24,8 @@ from tmt_d2.training.step import TrainingStep
 STAGES = {"source": 1, "estimator": 1, "linear": 2, "tmt": 2}  # name: accumulation steps
 
 
-def changes(accumulation: int) -> dict[str, Any]:
+def changes(accumulation: int, stage: str = "") -> dict[str, Any]:
+    target = "val" if stage == "estimator" else "train"  # more pictures than processes, but none that E has seen
     return {
         "SOLVER__IMS_PER_BATCH": 8,
         "SOLVER__ACCUMULATION_STEPS": accumulation,
@@ -30,14 +33,16 @@ def changes(accumulation: int) -> dict[str, Any]:
         "SOLVER__CHECKPOINT_PERIOD": 0,
         "TEST__EVAL_PERIOD": 1,  # so that the losses of every step are written
         "TRANSFER__ESTIMATOR__HELD_OUT": 2,
-        "DATASETS__TEST": ("cityscapes_sem_seg_val", "bdd100k_sem_seg_train"),
+        "DATASETS__TEST": ("cityscapes_sem_seg_val", f"bdd100k_sem_seg_{target}"),
     }
 
 
 def run_stages(folder: Path, start: Path) -> None:
     for stage, accumulation in STAGES.items():
-        run_stage(small_cfg(stage, folder / stage, start, **changes(accumulation)))
+        run_stage(small_cfg(stage, folder / stage, start, **changes(accumulation, stage)))
     stop_discriminators(folder / "stopped", start)
+    for method in ALIGNED:
+        align(method, folder / method, start)
     run_stage(small_cfg("tmt", folder / "evaluation", start, **changes(1)), eval_only=True)
     run_stage(small_cfg("source", folder / "statistics", **with_statistics()))
 
@@ -52,9 +57,22 @@ def stop_discriminators(folder: Path, start: Path) -> None:
         self.progress.running_error[level] = 0.1 if level and next(steps) > 3 else 0.5
 
     DiscriminatorTraining._track_error = reach  # type: ignore[method-assign]
-    options = changes(2) | {"TRANSFER__ESTIMATOR__TARGET_ERROR": 0.2, "SOLVER__CHECKPOINT_PERIOD": 1}
+    options = changes(2, "estimator") | {"TRANSFER__ESTIMATOR__TARGET_ERROR": 0.2, "SOLVER__CHECKPOINT_PERIOD": 1}
     run_stage(small_cfg("estimator", folder, start, **options))
     DiscriminatorTraining._track_error = track  # type: ignore[method-assign]
+
+
+def align(method: str, folder: Path, start: Path) -> None:
+    """Alignment and fine-tuning; the second process finds no labelled pixel in its first step."""
+    draw, calls = alignment.draw_pixels, iter(range(10**6))
+
+    def draw_none_at_first(labels: torch.Tensor, number: int) -> alignment.Pixels:
+        return draw(labels, 0 if comm.get_rank() == 1 and next(calls) == 0 else number)
+
+    alignment.draw_pixels = draw_none_at_first  # type: ignore[assignment]
+    options = changes(1) | {"TRANSFER__ALIGNMENT__ITERATIONS": 3, "TRANSFER__ALIGNMENT__PIXELS": 160}
+    run_stage(small_cfg(method, folder, start, **options | {"SOLVER__MAX_ITER": 1}))
+    alignment.draw_pixels = draw
 
 
 def with_statistics() -> dict[str, Any]:

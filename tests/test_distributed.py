@@ -12,6 +12,7 @@ import pytest
 from distributed_driver import STAGES, changes, run_stages, with_statistics
 from small_runs import ROOT, contents, make_scenes, save_start, small_cfg
 
+from tmt_d2.methods.alignment import ALIGNED
 from tmt_d2.training.stages import run_stage
 
 DRIVER = Path(__file__).parent / "distributed_driver.py"
@@ -74,6 +75,20 @@ def test_a_discriminator_that_has_reached_its_target_stands_still(
             names = [name for name in first if name.startswith(part)]
             moved = {name[len(part)] for name in names if (first[name] != last[name]).any()}
             assert moved == {"0"}, output
+
+
+def test_alignment_goes_through_in_two_processes(runs: Path, two: subprocess.CompletedProcess[str]) -> None:
+    """Each process draws pixels of its own: the scores are near, not equal."""
+    start = contents(runs / "start.pth")
+    for method in ALIGNED:
+        single, double = (
+            [line["loss_score"] for line in metrics(runs / of / method / "alignment")] for of in ("one", "two")
+        )
+        assert double[-1] == pytest.approx(single[-1], rel=0.5) and double[-1] > 0, method
+        aligned = contents(runs / "two" / method / "alignment" / "model_final.pth")
+        name = "/model/sem_seg_head.pixel_decoder.mask_features.weight"
+        assert (aligned[name] != start[name]).all(), method
+        assert (runs / "two" / method / "evaluation.json").is_file()
 
 
 def test_all_processes_evaluate_the_model_that_is_saved(

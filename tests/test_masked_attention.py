@@ -1,4 +1,4 @@
-"""Eqs. 12-13: the mask, its ways out, and the attention that obeys it."""
+"""Eq. 13: the mask, its ways out, and the attention that obeys it."""
 
 from __future__ import annotations
 

@@ -18,10 +18,12 @@ from tmt_d2.methods.alignment import (
     class_probabilities,
     draw_pixels,
     pixel_features,
+    pixels_of_a_call,
     sinkhorn_plan,
 )
 from tmt_d2.modeling.mask_logits import MaskLogits
 from tmt_d2.training.stages import run_stage
+from tmt_d2.training.step import TrainingStep
 from tmt_d2.transferability import jc_otce, leep, otce, transferability_bias, transferability_mask
 from tmt_d2.transferability.scores import leep_objective, transport_plan
 
@@ -137,14 +139,53 @@ def test_segmentation_takes_the_rest_of_the_weight(build_tiny) -> None:
     torch.testing.assert_close(losses["loss_score"], 0.25 * whole["loss_score"])
 
 
-def test_batches_without_labels_change_nothing(build_tiny) -> None:
-    for score in ("leep", "otce"):
-        training = alignment(build_tiny, score)
-        batch = [record | {"sem_seg": torch.full_like(record["sem_seg"], 255)} for record in paired_records()]
-        loss = training(batch)["loss_score"]
-        loss.backward()
-        assert loss.item() == 0
-        assert all(p.grad is None or not p.grad.any() for p in training.parameters())
+@pytest.mark.parametrize("score", ["leep", "otce"])
+def test_batches_without_labels_change_nothing(build_tiny, score: str) -> None:
+    training = alignment(build_tiny, score)
+    batch = [record | {"sem_seg": torch.full_like(record["sem_seg"], 255)} for record in paired_records()]
+    loss = training(batch)["loss_score"]
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is None or not p.grad.any() for p in training.parameters())
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+@pytest.mark.parametrize("score", ["leep", "otce"])
+@pytest.mark.parametrize("decoder", [{}, {"MODEL__MASK_FORMER__HIDDEN_DIM": 32, "MODEL__MASK_FORMER__DEC_LAYERS": 2}])
+def test_every_trainable_tensor_has_a_gradient(
+    build_tiny, decoder: dict, score: str, weight: float, labelled: bool
+) -> None:
+    """Data-parallel training waits for each. One decoder layer attends to one level, and projects no other one."""
+    training = alignment(lambda name: build_tiny(name, **decoder), score, weight=weight)
+    batch = paired_records()
+    if not labelled:
+        batch = [record | {"sem_seg": torch.full_like(record["sem_seg"], 255)} for record in batch]
+    torch.stack(list(training(batch).values())).sum().backward()
+    assert not [name for name, p in training.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def test_pixels_are_of_a_step(monkeypatch) -> None:
+    cfg = tiny_cfg(TRANSFER__ALIGNMENT__PIXELS=30, SOLVER__ACCUMULATION_STEPS=2)
+    assert pixels_of_a_call(cfg) == 15
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 4)
+    assert pixels_of_a_call(cfg) == 3
+    message = r"PIXELS is 7: 4 process\(es\) times SOLVER.ACCUMULATION_STEPS 2 share them, so it must be at least 8"
+    with pytest.raises(ValueError, match=message):
+        pixels_of_a_call(tiny_cfg(TRANSFER__ALIGNMENT__PIXELS=7, SOLVER__ACCUMULATION_STEPS=2))
+
+
+def test_segmentation_of_micro_batches_is_that_of_the_batch(build_tiny) -> None:
+    """Images with different numbers of classes: each micro-batch divides by the mean over both."""
+    records = [record | {"seed": index} for index, record in enumerate(make_records(((64, 64),) * 2))]
+    records[1]["sem_seg"] = torch.full_like(records[1]["sem_seg"], 3)  # one class, the other image has four
+    losses = []
+    for steps in (1, 2):
+        training = alignment(build_tiny, "leep", weight=0.5)
+        parameters = [parameter for parameter in training.parameters() if parameter.requires_grad]
+        step = TrainingStep(training, torch.optim.SGD(parameters, lr=0.1), accumulation_steps=steps)
+        losses.append(step.backward(records)[0]["loss_segmentation"])
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-5)
 
 
 def test_alignment_keeps_normalisation_statistics(build_tiny) -> None:
@@ -263,8 +304,13 @@ def test_alignment_comes_before_fine_tuning_and_is_not_repeated(start, tmp_path,
     root, checkpoint = start
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
     changes = {"TRANSFER__ALIGNMENT__ITERATIONS": 2, "SOLVER__MAX_ITER": 1, "TRANSFER__ALIGNMENT__PIXELS": 40}
+    changes |= {"SOLVER__ACCUMULATION_STEPS": 2}
     cfg = small_cfg(method, tmp_path, checkpoint, **changes, DATASETS__SOURCE_TRAIN="('cityscapes_sem_seg_train',)")
+    drawn = []
+    draw = lambda labels, number: drawn.append(number) or draw_pixels(labels, number)  # noqa: E731
+    monkeypatch.setattr("tmt_d2.methods.alignment.draw_pixels", draw)
     run_stage(cfg)
+    assert drawn == [20] * (2 * 2 * (1 + (method == "otce")))  # iterations, micro-batches, domains: 40 a step
     aligned = tmp_path / "alignment" / "model_final.pth"
     before, between, after = weights(checkpoint), weights(aligned), weights(tmp_path / "model_final.pth")
     head = "sem_seg_head.predictor.class_embed.weight"

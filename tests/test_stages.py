@@ -255,6 +255,23 @@ def test_one_line_errors_before_anything_is_built(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("eval_only", [False, True])
+@pytest.mark.parametrize("split", ["cityscapes_sem_seg_train", "bdd100k_sem_seg_train"])
+@pytest.mark.parametrize("key", ["SOURCE_TEST", "TEST"])
+def test_an_estimator_is_not_measured_where_it_was_trained(tmp_path, key, split, eval_only):
+    def cfg(stage, *names):
+        paths = ["OUTPUT_DIR", str(tmp_path / "out"), "MODEL.WEIGHTS", "nowhere.pth"]
+        return setup_cfg(str(CONFIGS / f"{stage}.yaml"), [*paths, f"DATASETS.{key}", str(names)])
+
+    message = rf"^DATASETS.{key} names '{split}', on which the discriminators are trained: .*, name a held-out split$"
+    with pytest.raises(ValueError, match=message):
+        run_stage(cfg("estimator", "bdd100k_sem_seg_val", split), eval_only=eval_only)
+    with pytest.raises(FileNotFoundError, match="nowhere"):  # control: the next thing to be refused
+        run_stage(cfg("estimator", "bdd100k_sem_seg_val"), eval_only=eval_only)
+    with pytest.raises(FileNotFoundError, match="nowhere"):  # on which pictures a model is tested is up to you
+        run_stage(cfg("tmt", split), eval_only=eval_only)
+
+
 def test_balanced_loss_by_hand():
     logits = torch.zeros(3, 1, 2)
     logits[0] = 1.0  # the source image's two regions

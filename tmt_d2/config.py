@@ -109,7 +109,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
     tmt.REGIONS = "adaptive"  # "square": equal patches instead of adaptive regions, the ablation "w/o ACTE"
     tmt.CELL_SIZES = [2, 4, 8]  # c: a region starts as a c x c cell of the level, 64 x 64 image pixels
     tmt.ITERATIONS = 6  # L
-    tmt.KAPPA = 10.0  # kappa: sharpness of exp(kappa * cos(f(r), chi(p)))
+    tmt.KAPPA = 10.0  # kappa: sharpness of the similarity exp(kappa * cos(f(r), chi(p))) (Eq. 7)
     # What ACTE sees: "source": the features of the frozen source model, those that E has learned on, so T of a picture
     # never changes; or "live": the model's own, in evaluation mode, with which T drifts while they are fine-tuned.
     tmt.FEATURES = "source"
@@ -147,7 +147,8 @@ def add_tmt_config(cfg: CfgNode) -> None:
     transfer.ALIGNMENT.ITERATIONS = 50  # optimiser steps on the score, with SOLVER.IMS_PER_BATCH images each; 0 = none
     transfer.ALIGNMENT.BASE_LR = 1e-5  # small: a score on a batch says little; otherwise the optimiser of SOLVER
     transfer.ALIGNMENT.WEIGHT = 1.0  # the loss is WEIGHT * -score + (1 - WEIGHT) * the target's segmentation loss
-    transfer.ALIGNMENT.PIXELS = 512  # labelled pixels per domain and step; P(y, z) and the transport are over these
+    # Labelled pixels per domain and step; P(y, z) and the transport are over the share of each micro-batch and process.
+    transfer.ALIGNMENT.PIXELS = 512
     transfer.ALIGNMENT.EPSILON = 0.1  # otce: entropic regularisation of the transport, relative to its mean cost
     transfer.ALIGNMENT.SINKHORN_ITERATIONS = 50  # otce
     # otce: gradients through all Sinkhorn iterations; False: the dual potentials are taken as constants, so that the

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -54,6 +55,7 @@ class AlignmentTraining(nn.Module):
         """
         Args:
             score: "leep": batches of target images. "otce": half source, half target, told apart by "domain".
+            pixels: labelled ones per domain and call, see ``pixels_of_a_call``.
             weight, ...: the keys of TRANSFER.ALIGNMENT.
         """
         super().__init__()
@@ -70,7 +72,13 @@ class AlignmentTraining(nn.Module):
         self.model.eval()
         return self
 
-    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def count_masks(self, batched_inputs: Sequence[Mapping[str, Any]]) -> int:
+        return self.model.count_masks(batched_inputs)
+
+    def forward(
+        self, batched_inputs: Sequence[Mapping[str, Any]], num_masks: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """num_masks: of the segmentation loss, see ``MaskFormer``."""
         model = self.model
         images = model.preprocess(batched_inputs)
         needs_outputs = self.score == "leep" or self.weight < 1
@@ -85,7 +93,7 @@ class AlignmentTraining(nn.Module):
         target = torch.tensor([value == TARGET_DOMAIN for value in domain], device=model.device)
         chosen = draw_pixels(labels.where(target[:, None, None], IGNORE), self.pixels)
         if not len(chosen.label):  # crops without a labelled pixel
-            score = inputs.mask_features.sum() * 0
+            score = _zero(inputs.mask_features, outputs)
         elif self.score == "leep":
             score = leep_objective(class_probabilities(outputs, chosen, images.tensor.shape[-2:]), chosen.label)
         else:
@@ -93,18 +101,26 @@ class AlignmentTraining(nn.Module):
             score = self._f_otce(inputs.mask_features, others, chosen, images.tensor.shape[-2:])
         losses = {"loss_score": -self.weight * score}
         if self.weight < 1:
-            segmentation = torch.stack(list(model.losses(outputs, batched_inputs, images).values())).sum()
+            segmentation = torch.stack(list(model.losses(outputs, batched_inputs, images, num_masks).values())).sum()
             losses["loss_segmentation"] = (1 - self.weight) * segmentation
         return losses
 
     def _f_otce(self, mask_features: Tensor, source: Pixels, target: Pixels, size: Sequence[int]) -> Tensor:
         if not len(source.label):
-            return mask_features.sum() * 0
+            return _zero(mask_features, {})
         features = [pixel_features(mask_features, pixels, size) for pixels in (source, target)]
         with torch.autocast(mask_features.device.type, enabled=False):
             cost = relative_cost(squared_distances(features[0].float(), features[1].float()))
             plan = sinkhorn_plan(cost, self.epsilon, self.sinkhorn_iterations, self.differentiate_plan)
             return -target_given_source_entropy(plan, source.label, target.label)
+
+
+def _zero(mask_features: Tensor, outputs: Mapping[str, Any]) -> Tensor:
+    """0 with the gradient 0 for all that a score would have one for: data-parallel training waits for each."""
+    zero = mask_features.sum() * 0
+    if outputs:
+        zero = zero + outputs["pred_logits"].sum() * 0 + outputs["pred_masks"].embeddings.sum() * 0
+    return zero
 
 
 def sinkhorn_plan(cost: Tensor, epsilon: float, iterations: int, differentiate: bool) -> Tensor:
@@ -150,6 +166,17 @@ def class_probabilities(outputs: Mapping[str, Any], pixels: Pixels, size: Sequen
             mask_logits = embeddings @ features[own].float().T
             scores = scores.index_copy(0, own, semantic_scores(logits, mask_logits[:, None])[:, 0].T)
     return scores / scores.sum(1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
+
+
+def pixels_of_a_call(cfg: CfgNode) -> int:
+    """The share that a micro-batch of a process has of TRANSFER.ALIGNMENT.PIXELS, which are a step's."""
+    pixels, calls = cfg.TRANSFER.ALIGNMENT.PIXELS, comm.get_world_size() * cfg.SOLVER.ACCUMULATION_STEPS
+    if pixels < calls:
+        raise ValueError(
+            f"TRANSFER.ALIGNMENT.PIXELS is {pixels}: {comm.get_world_size()} process(es) times SOLVER.ACCUMULATION_STEPS "
+            f"{cfg.SOLVER.ACCUMULATION_STEPS} share them, so it must be at least {calls}"
+        )
+    return pixels // calls
 
 
 def build_alignment_loader(cfg: CfgNode, seed: int | None) -> DataLoader:

@@ -40,7 +40,7 @@ def masked_positions(
     rule: str = "foreground",
     threshold: float = 0.5,
 ) -> MaskedPositions:
-    """Eqs. 12-13: the predicted mask AND the transferability, with a way out for queries that have nothing left.
+    """Eq. 13: the predicted mask AND the transferability, with a way out for queries that have nothing left.
 
     Args:
         mask_logits: (B, Q, H, W), the predicted masks at the size of the level; M = sigmoid(mask_logits).

@@ -19,7 +19,7 @@ from tmt_d2.data import register_custom
 from tmt_d2.data.loaders import build_paired_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.files import atomic_write, remove_temporaries, write_json
-from tmt_d2.methods.alignment import ALIGNED, AlignmentTraining, build_alignment_loader
+from tmt_d2.methods.alignment import ALIGNED, AlignmentTraining, build_alignment_loader, pixels_of_a_call
 from tmt_d2.methods.drift import DRIFT, build_drift
 from tmt_d2.methods.estimator import DiscriminatorTraining, held_out_loader, measure
 from tmt_d2.methods.precompute import prepare_maps
@@ -104,6 +104,7 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> None:
         keys += ["SOURCE_TRAIN"]
     if stage == "estimator":
         keys += ["SOURCE_TEST"] if eval_only else ["SOURCE_TRAIN", "SOURCE_TEST"]
+    seen = {*cfg.DATASETS.SOURCE_TRAIN, *cfg.DATASETS.TRAIN} if stage == "estimator" else set()
     for key in keys:
         names = cfg.DATASETS[key]
         if not names:
@@ -112,6 +113,11 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> None:
             if name not in DatasetCatalog.list():
                 raise ValueError(
                     f"DATASETS.{key} names {name!r}, which is not registered: check the spelling or DATASETS.CUSTOM"
+                )
+            if key.endswith("TEST") and name in seen:
+                raise ValueError(
+                    f"DATASETS.{key} names {name!r}, on which the discriminators are trained: the proxy A-distance is "
+                    "measured on images that they have not seen, name a held-out split"
                 )
             DatasetCatalog.get(name)  # a missing root or file speaks up now, not at the first evaluation
 
@@ -177,7 +183,7 @@ def _align(cfg: CfgNode, resume: bool) -> str:
         model,
         cfg.TRANSFER.METHOD,
         weight=alignment.WEIGHT,
-        pixels=alignment.PIXELS,
+        pixels=pixels_of_a_call(cfg),
         epsilon=alignment.EPSILON,
         sinkhorn_iterations=alignment.SINKHORN_ITERATIONS,
         differentiate_plan=alignment.DIFFERENTIATE_PLAN,

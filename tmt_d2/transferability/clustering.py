@@ -36,9 +36,9 @@ def adaptive_clustering(
 ) -> Regions:
     """Group pixels into regions that start as square cells and adapt to the features.
 
-    Each iteration takes the assignment-weighted mean of the features as centres f(r), then assigns every pixel to the
-    <= 9 regions around its own cell in proportion to exp(kappa * cos(f(r), chi(p))). With ``iterations=0`` the regions
-    are the square cells themselves ("w/o ACTE").
+    Each iteration takes the assignment-weighted mean of the features as centres f(r) (Eq. 6), then assigns every pixel
+    to the <= 9 regions around its own cell in proportion to their similarity exp(kappa * cos(f(r), chi(p))) (Eq. 7).
+    With ``iterations=0`` the regions are the square cells themselves ("w/o ACTE").
 
     Args:
         features: chi, (B, C, H, W) float.
@@ -77,7 +77,7 @@ def _cluster(features: Tensor, c: int, iterations: int, kappa: float, valid: Ten
         if iteration:
             centers = _weighted_means(pixels, assignment)
         around = _neighbourhood(F.normalize(centers, dim=-1))  # (B, R, S, 9, C)
-        scores = pixels @ around.transpose(-2, -1) * sharpness  # (B, R, S, c*c, 9), kappa * cos
+        scores = pixels @ around.transpose(-2, -1) * sharpness  # (B, R, S, c*c, 9), kappa * cos of Eq. 7
         scores = scores.masked_fill(~exists[..., None, :], float("-inf"))
         assignment = scores.softmax(-1).nan_to_num(0.0) * inside[..., None]
 

@@ -1,4 +1,5 @@
-"""ACTE: adaptive regions, one domain discriminator per level, and the transferability of every position (Eqs. 2-11)."""
+"""ACTE: adaptive regions (Eqs. 6-9), one domain discriminator per level (Eqs. 2-5, 10), and the transferability of every
+position (Eq. 11)."""
 
 from __future__ import annotations
 
@@ -59,7 +60,7 @@ class LevelTransferability(TransferabilityMap):
 
 
 class Discriminator(nn.Module):
-    """E of Eqs. 2-5: region features -> logit of the probability that the region is from the target domain."""
+    """E of Eqs. 2-5 and 10: region features -> logit of the probability that the region is from the target domain."""
 
     def __init__(self, channels: int, hidden_dim: int, normalize: bool):
         """hidden_dim: units of the one hidden layer, 0 = a linear classifier; normalize: features to unit length."""
@@ -167,7 +168,7 @@ class TransferabilityEstimator(nn.Module):
         return results
 
     def region_logits(self, level: int, regions: Regions) -> Tensor:
-        """(B, R, S), float32"""
+        """(B, R, S) float32, logit of E(f(r)) (Eq. 10)."""
         with torch.autocast(regions.centers.device.type, enabled=False):
             return self.discriminators[level](regions.centers.permute(0, 2, 3, 1))
 

@@ -1,4 +1,4 @@
-"""From discriminator logits to what transferability leaves open (Eqs. 11-12), or makes harder to attend to."""
+"""From discriminator logits to what transferability leaves open (Eq. 12), or makes harder to attend to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def transferability_mask(logits: Tensor, p_t: float, valid: Tensor | None = None) -> Tensor:
-    """T <= lambda_T, with lambda_T the (1 - p_t) quantile of T = 1 - sigmoid(logits) over an image's valid positions.
+    """T <= lambda_T (Eq. 12), the (1 - p_t) quantile of T = 1 - sigmoid(logits) over an image's valid positions.
 
     T falls as the logit rises, so ranks are taken on the logits: a confident discriminator rounds sigmoid to 0 or 1,
     and the ties would make the quantile meaningless.

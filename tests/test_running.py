@@ -209,6 +209,7 @@ def test_scores_are_taken_by_one_process(tmp_path, monkeypatch) -> None:
 
 
 def test_torchrun_is_for_single_stages(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="WORLD_SIZE is set, by torchrun: .* use --num-gpus"):
+    with pytest.raises(ValueError, match="RANK and WORLD_SIZE are set, as by torchrun: .* use --num-gpus"):
         run_all(small_units(tmp_path), tmp_path / "out", lambda unit: pytest.fail("ran"), {})

@@ -60,7 +60,7 @@ def test_slurm_runs_wave_by_wave(tmp_path, monkeypatch) -> None:
 
 
 def test_slurm_parameters() -> None:
-    found = parse_parameters(["slurm_partition=gpu", "gpus_per_node=2", "timeout_min=60"])
-    assert found == {"slurm_partition": "gpu", "gpus_per_node": 2, "timeout_min": 60}
+    parameters = parse_parameters(["slurm_partition=gpu", "gpus_per_node=2", "timeout_min=60"])
+    assert parameters == {"slurm_partition": "gpu", "gpus_per_node": 2, "timeout_min": 60}
     with pytest.raises(ValueError, match="--slurm gpu: write KEY=VALUE"):
         parse_parameters(["gpu"])

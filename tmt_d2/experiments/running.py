@@ -106,7 +106,7 @@ def _run_if_ready(unit: Unit, progress: Progress, run: RunUnit) -> bool:
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code == STOPPED:
             raise
-        ended = isinstance(error, SystemExit)  # what its processes have said of it
+        ended = isinstance(error, SystemExit)  # its processes have named the reason
         reason = f"its processes ended with status {error.code}" if ended else one_line(error)
         logger.error("%s failed: %s", unit.name, reason, exc_info=not (ended or isinstance(error, USER_ERRORS)))
         progress.fail(unit, reason, error)
@@ -119,8 +119,8 @@ def _run_if_ready(unit: Unit, progress: Progress, run: RunUnit) -> bool:
 
 def check_units(units: Sequence[Unit]) -> None:
     """Raise what any of them would raise about its settings or data, before hours are spent on the others."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ValueError("WORLD_SIZE is set, by torchrun: units start processes of their own, use --num-gpus instead")
+    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("RANK and WORLD_SIZE are set, as by torchrun: units start their own processes, use --num-gpus")
     seen = set()
     for unit in units:
         cfg = unit.cfg

@@ -28,8 +28,10 @@ from detectron2.data import DatasetCatalog
 from matplotlib.figure import Figure
 from PIL import Image
 
+from demo.run import TARGET, fine_tuned
 from demo.visualize_attention import Loaded, load, report_image, statistics_of
 from tmt_d2.cli import one_line_errors
+from tmt_d2.data.registration import split_name
 from tmt_d2.files import atomic_write
 from tmt_d2.pictures.exclusion import statistics_figure
 from tmt_d2.pictures.figures import drawn, layer_panels, level_row, said
@@ -37,7 +39,7 @@ from tmt_d2.pictures.inspection import AttentionReport, QueryReport
 from tmt_d2.pictures.overlays import KEPT, REMOVED, mask_overlay, resized
 from tmt_d2.pictures.panels import Panel, Row, draw, to_array
 
-SPLIT = "bdd100k_sem_seg_val"
+SPLIT = split_name(TARGET, "val")
 CLASSES = ("car", "bus", "truck", "person", "building", "road")  # whose queries are looked at
 MAX_BYTES = 300_000
 QUALITIES = (92, 88, 84, 80, 75, 70, 60, 50)
@@ -112,12 +114,14 @@ def write(figure: Figure, path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parser().parse_args(arguments)
-    folders = [args.demo / name for name in ("tmt", "full")]
-    for folder in folders:
+    folders = fine_tuned(args.demo)
+    for folder in folders.values():
         if not (folder / "model_final.pth").is_file():
-            raise FileNotFoundError(f"--demo {args.demo}: no {folder.name}/model_final.pth here: run `make demo` first")
+            raise FileNotFoundError(f"--demo {args.demo}: no {folder}/model_final.pth: run `make demo` first")
     os.environ["DETECTRON2_DATASETS"] = str(args.demo / "data")
-    tmt, full = (load(str(folder / "config.yaml"), str(folder / "model_final.pth")) for folder in folders)
+    tmt, full = (
+        load(str(folders[name] / "config.yaml"), str(folders[name] / "model_final.pth")) for name in ("tmt", "full")
+    )
     args.output.mkdir(parents=True, exist_ok=True)
     record, chosen = choose(tmt, DatasetCatalog.get(SPLIT))
     query = chosen.queries[0]

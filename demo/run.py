@@ -3,8 +3,8 @@
     python -m demo.run --output output/demo                 this is `make demo`
     python -m demo.run --output output/demo-short --short   the same path in about a minute; its figures mean nothing
 
-Everything is written below --output: data/ (the scenes), one folder per stage, pictures/, results.json. The same
-command again goes on where an interrupted one stopped.
+Everything is written below --output: data/ (the scenes), the folders of tools/train_pair.py, pictures/, results.json.
+The same command again goes on where an interrupted one stopped.
 """
 
 from __future__ import annotations
@@ -17,11 +17,22 @@ from pathlib import Path
 from datasets.render import render
 from demo import visualize_attention
 from tmt_d2.cli import log_to_screen, one_line_errors
-from tmt_d2.experiments.pair import results_table, run_pair, split_name
+from tmt_d2.data.registration import split_name
+from tmt_d2.experiments.pair import pair_units, results_table, run_pair
+from tmt_d2.experiments.units import Unit
 
 SOURCE, TARGET = "cityscapes", "bdd100k"
 CONFIGS = Path(__file__).parents[1] / "configs" / "tiny"
 SHORT = ("SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2")
+
+
+def demo_units(output: Path, short: bool = False) -> list[Unit]:
+    return pair_units(CONFIGS, SOURCE, TARGET, ("full", "tmt"), output, SHORT if short else ())
+
+
+def fine_tuned(output: Path) -> dict[str, Path]:
+    """The folder of each method."""
+    return {unit.about["method"]: unit.folder for unit in demo_units(output) if unit.kind == "finetune"}
 
 
 def main() -> None:
@@ -34,11 +45,11 @@ def main() -> None:
     data = args.output.resolve() / "data"
     os.environ["DETECTRON2_DATASETS"] = str(data)
     render(data, [SOURCE, TARGET], train=16 if args.short else 160, val=4 if args.short else 40)
-    results = run_pair(CONFIGS, SOURCE, TARGET, ["full", "tmt"], args.output, SHORT if args.short else ())
-    pictures = args.output / "pictures"
+    results = run_pair(demo_units(args.output, args.short), args.output)
+    folders, pictures = fine_tuned(args.output), args.output / "pictures"
     visualize_attention.main(
-        ["--config-file", str(CONFIGS / "tmt.yaml"), "--weights", str(args.output / "tmt" / "model_final.pth")]
-        + ["--compare", str(CONFIGS / "full.yaml"), str(args.output / "full" / "model_final.pth")]
+        ["--config-file", str(CONFIGS / "tmt.yaml"), "--weights", str(folders["tmt"] / "model_final.pth")]
+        + ["--compare", str(CONFIGS / "full.yaml"), str(folders["full"] / "model_final.pth")]
         + ["--input", split_name(TARGET, "val"), "--limit", "1" if args.short else "4", "--output", str(pictures)]
         + ["--classes", "road", "car", "--json"]
     )

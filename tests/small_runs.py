@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from PIL import Image
 
 from datasets.render import render
 from tmt_d2 import setup_cfg
+from tmt_d2.experiments.plan import read_plan
+from tmt_d2.experiments.units import Unit, units_of
 from tmt_d2.methods.estimator import DiscriminatorTraining
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,14 +117,41 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 MATRIX = {"configs": str(CONFIGS), "sources": ["cityscapes", "bdd100k"], "methods": ["full", "tmt"]}
+ONE_PAIR = {"sources": None, "pairs": ["cityscapes-bdd100k"]}
 
 
 def write_plan(folder: Path, **changes: Any) -> Path:
     """A matrix file of two domains; changes: other values of keys, None: without the key."""
     path = folder / "matrix.yaml"
-    path.write_text(
-        yaml.safe_dump(
-            {key: value for key, value in {**MATRIX, **changes}.items() if value is not None}, sort_keys=False
-        )
-    )
+    values = {key: value for key, value in {**MATRIX, **changes}.items() if value is not None}
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
     return path
+
+
+def unit_options(**changes: Any) -> list[str]:
+    """As ``options``, but a unit says itself what it is tested on."""
+    small = options(**changes)
+    position = small.index("DATASETS.TEST")
+    return small[:position] + small[position + 2 :]
+
+
+def small_units(folder: Path, *opts: str, **changes: Any) -> list[Unit]:
+    """Of one pair, below ``folder/out``; changes: as for ``write_plan``."""
+    plan = read_plan(write_plan(folder, **{**ONE_PAIR, **changes}))
+    return units_of(plan, folder / "out", [*unit_options(SOLVER__MAX_ITER=2), *opts])
+
+
+def measured(units: Sequence[Unit]) -> dict[str, Any]:
+    """What each unit has written, by name; without those that have written nothing."""
+    files = {"scores": "scores.json", "estimator": "estimator.json"}
+    paths = {unit.name: unit.folder / files.get(unit.kind, "evaluation.json") for unit in units}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
+
+
+def write_values(unit: Unit) -> None:
+    """Stands for running the unit."""
+    values = {"scores": {"LEEP": -1.0}, "estimator": {"proxy_a_distance": [0.5]}}
+    files = {"scores": "scores.json", "estimator": "estimator.json"}
+    unit.folder.mkdir(parents=True, exist_ok=True)
+    file = unit.folder / files.get(unit.kind, "evaluation.json")
+    file.write_text(json.dumps(values.get(unit.kind, {"split": {"mIoU": 1.0}})))

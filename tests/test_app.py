@@ -20,6 +20,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from demo import app, figures
+from demo.run import fine_tuned
 from tmt_d2 import setup_cfg
 from tmt_d2.cli import one_line_errors
 from tmt_d2.pictures.html import legend_html, rows_html
@@ -28,6 +29,7 @@ from tmt_d2.pictures.viewer.images import LONGEST, MAX_MEGABYTES, find_examples,
 from tmt_d2.pictures.viewer.models import Viewer, find_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
+TMT, FULL = (f"finetune/cityscapes-bdd100k/{method}/labels1/seed1" for method in ("tmt", "full"))
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
@@ -36,11 +38,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random models in the layout of a finished demo, and one example image."""
     folder = tmp_path_factory.mktemp("app")
     torch.manual_seed(0)
-    for name in ("full", "tmt"):
+    for name, trained in fine_tuned(folder).items():
         cfg = setup_cfg(str(ROOT / "configs" / "tiny" / f"{name}.yaml"), ["INPUT.MIN_SIZE_TEST", "64"])
-        (folder / name).mkdir()
-        torch.save({"model": build_model(cfg).state_dict()}, folder / name / "model_final.pth")
-        (folder / name / "config.yaml").write_text(cfg.dump())
+        trained.mkdir(parents=True)
+        torch.save({"model": build_model(cfg).state_dict()}, trained / "model_final.pth")
+        (trained / "config.yaml").write_text(cfg.dump())
     (folder / "source").mkdir()
     (folder / "source" / "model_final.pth").touch()  # without a config it is no checkpoint
     images = folder / "data" / "bdd100k" / "images" / "10k" / "val"
@@ -71,7 +73,7 @@ def test_panels_as_html() -> None:
 
 
 def test_checkpoints_and_examples_are_found(folder: Path, tmp_path: Path) -> None:
-    assert list(find_checkpoints(folder)) == ["tmt", "full"]
+    assert list(find_checkpoints(folder)) == [TMT, FULL]
     assert [path.name for path in find_examples(folder / "data")] == ["a.jpg"]
     assert find_examples(tmp_path / "nothing") == []
     with pytest.raises(FileNotFoundError, match="no folder with model_final.pth and config.yaml here: run `make demo`"):
@@ -82,11 +84,11 @@ def test_checkpoints_and_examples_are_found(folder: Path, tmp_path: Path) -> Non
 def test_any_image_is_shown(folder: Path, size: tuple[int, int]) -> None:
     viewer = Viewer(find_checkpoints(folder))
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    assert viewer.p_t("tmt") == 0.3 and viewer.p_t("full") is None
+    assert viewer.p_t(TMT) == 0.3 and viewer.p_t(FULL) is None
     for at in ((0.0, 0.0), (1.0, 1.0)):
-        html = viewer.show(picture, at, "tmt", 1, 0.5)
+        html = viewer.show(picture, at, TMT, 1, 0.5)
         assert len(titles(html)) == 9 and "excluded, p_T = 0.5" in html and "decoder layer 1" in html
-    html = viewer.show(picture, (0.5, 0.5), "full", 0, 0.5)
+    html = viewer.show(picture, (0.5, 0.5), FULL, 0, 0.5)
     assert titles(html) == ["image", "prediction", "final mask of the pixel&#x27;s query"] + [
         "predicted mask M",
         "attention, mean of heads",
@@ -96,9 +98,9 @@ def test_any_image_is_shown(folder: Path, size: tuple[int, int]) -> None:
 def test_p_t_is_that_of_the_slider(folder: Path) -> None:
     viewer = Viewer(find_checkpoints(folder))
     picture = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
-    assert ">0 of 128 positions" in viewer.show(picture, (0.5, 0.5), "tmt", 2, 0.0)
-    assert ">0 of 128 positions" not in viewer.show(picture, (0.5, 0.5), "tmt", 2, 0.5)
-    assert viewer.p_t("tmt") == 0.3  # as trained
+    assert ">0 of 128 positions" in viewer.show(picture, (0.5, 0.5), TMT, 2, 0.0)
+    assert ">0 of 128 positions" not in viewer.show(picture, (0.5, 0.5), TMT, 2, 0.5)
+    assert viewer.p_t(TMT) == 0.3  # as trained
 
 
 def test_uploads_are_read_and_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +144,7 @@ def test_help_teaches() -> None:
 
 
 def test_the_figures_need_a_finished_demo(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no tmt/model_final.pth here: run `make demo` first"):
+    with pytest.raises(FileNotFoundError, match="no .*/full/.*/model_final.pth: run `make demo` first"):
         figures.main(["--demo", str(tmp_path)])
     assert not list(tmp_path.iterdir())
 
@@ -224,7 +226,7 @@ def test_in_a_browser(served: tuple[str, Path], tmp_path: Path) -> None:
         page.keyboard.press("Tab")
         expect(notes.nth(7)).to_contain_text("excluded, p_T = 0")
         page.locator("#checkpoint input").click()
-        page.get_by_role("option", name="full").click()
+        page.get_by_role("option", name=FULL).click()
         expect(pictures).to_have_count(5)
         browser.close()
     elsewhere = [url for url in requested if not url.startswith((address, "data:", "blob:"))]

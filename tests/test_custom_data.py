@@ -8,10 +8,12 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from tests.small_runs import CONFIGS, unit_options
 from tmt_d2.data import label_space_of, register_custom
 from tmt_d2.data.custom import read_custom
 from tmt_d2.data.label_spaces import IGNORE, OUTSIDE
 from tmt_d2.data.reader import DataError, UndefinedIdError, read_pair
+from tools import train_pair
 
 SPLITS = {"train": {"images": "rgb/{stem}.png", "labels": "ids/{stem}_ids.png"}}
 
@@ -197,3 +199,27 @@ def test_a_name_that_is_taken_is_an_error(tmp_path: Path) -> None:
         register_custom(write(tmp_path, file="other.yaml"))
     with pytest.raises(DataError, match="name: gtav_sem_seg_train is already registered"):
         register_custom(write(tmp_path, name="gtav"))
+
+
+def test_a_pair_of_custom_data_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their files are named on the command line, and nothing else has registered them."""
+    rng = np.random.default_rng(0)
+    for name in ("town", "village"):
+        for split, count in (("train", 4), ("val", 1)):
+            for index in range(count):
+                save(tmp_path / name / split / "rgb" / f"{index}.png", rng.integers(0, 256, (64, 128, 3)).tolist())
+                save(tmp_path / name / split / "ids" / f"{index}_ids.png", rng.integers(7, 9, (64, 128)).tolist())
+        splits = {
+            split: {key: f"{split}/{path}" for key, path in SPLITS["train"].items()} for split in ("train", "val")
+        }
+        write(tmp_path / name, name=name, splits=splits)
+    files = tuple(str(tmp_path / name / "town.yaml") for name in ("town", "village"))
+    command = ["train_pair.py", "--configs", str(CONFIGS), "--source", "town", "--target", "village", "--output"]
+    overrides = [*unit_options(SOLVER__MAX_ITER=1), "DATASETS.CUSTOM", str(files)]
+    monkeypatch.setattr("sys.argv", [*command, str(tmp_path / "pair"), "--", *overrides])
+    train_pair.main()
+    lines = capsys.readouterr().out
+    assert "fine-tuned: tmt" in lines and "village" in lines
+    assert (tmp_path / "pair" / "finetune" / "town-village" / "tmt" / "labels1" / "seed3" / "stage.json").is_file()

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.conftest import make_records, tiny_cfg
-from tests.small_runs import CONFIGS, make_scenes, options, save_start, small_cfg
+from tests.small_runs import make_scenes, save_start, small_cfg
 from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN
-from tmt_d2.experiments.pair import estimator_cfg, run_pair, stage_cfg
 from tmt_d2.methods.alignment import (
     AlignmentTraining,
     Pixels,
@@ -272,19 +271,6 @@ def test_settings_that_mean_nothing(key: str, value: float, message: str) -> Non
         tiny_cfg(**{key.replace(".", "__"): value})
 
 
-def test_an_estimator_is_shared_unless_regions_or_discriminators_differ() -> None:
-    def cfg(name: str, *opts: str):
-        return stage_cfg(CONFIGS, name, "cityscapes", "bdd100k", Path("out"), "x.pth", opts)
-
-    shared = cfg("estimator")
-    for name in ("tmt", "tmt-no-tma", "tmt-soft", "tmt-live", "tmt-random", "tmt-uncertain"):
-        assert estimator_cfg(shared, cfg(name)).OUTPUT_DIR == "out/estimator"
-    square = estimator_cfg(shared, cfg("tmt-square"))
-    assert (square.OUTPUT_DIR, square.MODEL.TMT.REGIONS) == ("out/estimator-square", "square")
-    sharper = estimator_cfg(shared, cfg("tmt", "MODEL.TMT.KAPPA", "3.0", "MODEL.TMT.CELL_SIZES", "[2, 2, 4]"))
-    assert sharper.OUTPUT_DIR == "out/estimator-cell_sizes2_2_4-kappa3.0"
-
-
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """Scenes, and a checkpoint that fine-tuning starts from."""
@@ -329,16 +315,3 @@ def test_otce_without_a_source_is_refused(start, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
     with pytest.raises(ValueError, match="DATASETS.SOURCE_TRAIN is empty"):
         run_stage(small_cfg("otce", tmp_path, checkpoint, DATASETS__SOURCE_TRAIN="()"))
-
-
-def test_a_pair_with_variants_trains_an_estimator_for_each_kind_of_region(start, tmp_path, monkeypatch) -> None:
-    root, _ = start
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
-    opts = options(SOLVER__MAX_ITER=1)
-    test_split = opts.index("DATASETS.TEST")
-    del opts[test_split : test_split + 2]
-    methods = ["tmt-no-tma", "full", "tmt-square"]
-    results = run_pair(CONFIGS, "cityscapes", "bdd100k", methods, tmp_path, opts)
-    assert set(results["seconds"]) == {"source", "estimator", "estimator-square", *methods}
-    assert results["methods"]["tmt-no-tma"] == results["methods"]["full"]  # the same training, by construction
-    assert len(results["proxy_a_distance"]) == 3

@@ -23,30 +23,30 @@ def samples(shift: float = 0.0, images: int = 4, seed: int = 0) -> Samples:
 
 
 def test_scores_of_a_perfect_model_without_a_shift() -> None:
-    found = scores(samples(), samples(seed=1), pixels=80, draws=2, seed=0)
-    assert found["LEEP"] == pytest.approx(0, abs=1e-6)
-    assert found["F-OTCE"] == pytest.approx(0, abs=0.05)
-    assert found["JC-OTCE"] == pytest.approx(0, abs=0.05)
-    assert abs(found["PAD"]) < 0.8
+    values = scores(samples(), samples(seed=1), pixels=80, draws=2, seed=0)
+    assert values["LEEP"] == pytest.approx(0, abs=1e-6)
+    assert values["F-OTCE"] == pytest.approx(0, abs=0.05)
+    assert values["JC-OTCE"] == pytest.approx(0, abs=0.05)
+    assert abs(values["PAD"]) < 0.8
 
 
 def test_what_lowers_each_score() -> None:
     target = samples()
     swapped = target._replace(labels=target.labels[torch.randperm(80, generator=torch.Generator().manual_seed(0))])
-    found = scores(swapped, samples(seed=1), pixels=80, draws=1, seed=0)
-    assert found["LEEP"] == pytest.approx(-math.log(2), abs=0.1)
-    assert found["F-OTCE"] < -0.5
-    assert found["JC-OTCE"] < -0.5
+    values = scores(swapped, samples(seed=1), pixels=80, draws=1, seed=0)
+    assert values["LEEP"] == pytest.approx(-math.log(2), abs=0.1)
+    assert values["F-OTCE"] < -0.5
+    assert values["JC-OTCE"] < -0.5
     assert linear_pad(samples(), samples(shift=3.0, seed=1)) == 2.0
     assert list(scores(target, pixels=10, draws=1, seed=0)) == ["LEEP"]  # without source data
 
 
 def test_draws_depend_on_the_seed_only() -> None:
-    def found(seed: int) -> dict[str, float]:
+    def drawn(seed: int) -> dict[str, float]:
         return scores(samples(seed=2, shift=1.0), samples(seed=1), pixels=20, draws=3, seed=seed)
 
-    assert found(1) == found(1)
-    assert found(1)["F-OTCE"] != found(2)["F-OTCE"]
+    assert drawn(1) == drawn(1)
+    assert drawn(1)["F-OTCE"] != drawn(2)["F-OTCE"]
 
 
 def test_pad_needs_images_to_measure_on() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write report.html, results.csv and results.tex into a matrix's output folder.
+"""Write report.html, results.csv and results.tex into the output folder of a matrix or a pair.
 
     python tools/report.py output/tiny-3
 
@@ -23,7 +23,7 @@ from tmt_d2.experiments.report.writing import write_report
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("output", type=Path, help="output folder of train_matrix.py")
+    arguments.add_argument("output", type=Path, help="output folder of train_matrix.py or train_pair.py")
     arguments.add_argument("--examples", type=int, default=2, metavar="N", help="pictures to show; 0 runs no model")
     arguments.add_argument("--title", default="")
     args = arguments.parse_args()

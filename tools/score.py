@@ -20,8 +20,7 @@ from tabulate import tabulate
 
 from tmt_d2 import setup_cfg
 from tmt_d2.cli import log_to_screen, one_line_errors
-from tmt_d2.data import register_custom
-from tmt_d2.experiments.pair import split_name
+from tmt_d2.data.registration import split_name
 from tmt_d2.experiments.scoring import SCORES, ranked, score_checkpoint
 from tmt_d2.files import write_json
 
@@ -49,8 +48,6 @@ def main():
     results = {}
     for index, checkpoint in enumerate(args.checkpoints):
         cfg = setup_cfg(args.config_file, [*args.opts, "MODEL.WEIGHTS", str(checkpoint)])
-        for path in cfg.DATASETS.CUSTOM:
-            register_custom(path)
         source = [split_name(args.sources[index], "train")] if args.sources else []
         results[str(checkpoint)] = score_checkpoint(
             cfg,

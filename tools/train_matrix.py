@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run a whole matrix of transfers: sources x targets x methods x seeds x label fractions, and sweeps.
+"""Run a whole matrix of transfers: sources x targets x methods and variants x seeds x label fractions, and sweeps.
 
     python tools/train_matrix.py --config configs/matrix/tiny-3.yaml --output output/tiny-3 --dry-run
     python tools/train_matrix.py --config configs/matrix/tiny-3.yaml --output output/tiny-3
@@ -15,6 +15,7 @@ shared. Exit status: 0 all done; 1 a unit failed; 2 an error that one line names
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
@@ -23,10 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need 
 from tmt_d2.cli import log_to_screen, one_line_errors
 from tmt_d2.experiments.plan import read_plan
 from tmt_d2.experiments.progress import Progress
-from tmt_d2.experiments.running import claimed, run_all, run_unit
+from tmt_d2.experiments.running import claimed, launch_unit, run_all
 from tmt_d2.experiments.slurm import parse_parameters, run_on_slurm
 from tmt_d2.experiments.units import select, units_of
-from tmt_d2.processes.launch import launch
 
 
 def parser():
@@ -65,10 +65,7 @@ def main():
     if args.dry_run:
         print(Progress(units, args.output, plan.guess).text())
         return 0
-
-    def run(unit):
-        launch(run_unit, 1 if unit.kind == "scores" else args.num_gpus, args=(unit,))
-
+    run = partial(launch_unit, num_processes=args.num_gpus)
     if plan.render:
         with claimed(args.output / ".lock", wait=True):
             draw_data(plan, args.output)

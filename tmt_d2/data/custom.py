@@ -30,7 +30,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tmt_d2.data.label_spaces import CLASSES, IGNORE, TRAIN_ID, LabelSpace
 from tmt_d2.data.layouts import CAPTURE, Listing, find, pair
 from tmt_d2.data.reader import DataError
-from tmt_d2.data.registration import Record, register_split, to_records
+from tmt_d2.data.registration import Record, register_split, split_name, to_records
 
 KEYS = {"name", "root", "splits", "train_ids", "classes", "ignore_ids"}
 SPLIT_KEYS = {"images", "labels"}
@@ -51,10 +51,6 @@ class CustomDataSet:
     root: Path
     splits: Mapping[str, tuple[str, str]]
     label_space: LabelSpace
-
-    def split_name(self, split: str) -> str:
-        """The name in Detectron2's catalogs."""
-        return f"{self.name}_sem_seg_{split}"
 
     def listing(self, split: str) -> Listing:
         """Pair the files of one split.
@@ -99,7 +95,7 @@ def register_custom(yaml_path: str | Path) -> list[str]:
         DataError: the file is wrong (the message names the key and the reason), or a name is already taken.
     """
     data_set = read_custom(yaml_path)
-    names = [data_set.split_name(split) for split in data_set.splits]
+    names = [split_name(data_set.name, split) for split in data_set.splits]
     for name in names:
         if name in DatasetCatalog and MetadataCatalog.get(name).get("custom_file") != str(data_set.file):
             raise DataError(f"{yaml_path}: name: {name} is already registered by another data set; choose another name")
@@ -138,7 +134,7 @@ def read_custom(yaml_path: str | Path) -> CustomDataSet:
 
 
 def _load(data_set: CustomDataSet, split: str) -> list[Record]:
-    return to_records(data_set.split_name(split), data_set.listing(split), data_set.label_space)
+    return to_records(split_name(data_set.name, split), data_set.listing(split), data_set.label_space)
 
 
 def _read_splits(file: Path, content: Any) -> dict[str, tuple[str, str]]:

@@ -48,11 +48,16 @@ def dataset_root() -> str:
     return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 
 
+def split_name(family: str, split: str) -> str:
+    """A split's name in Detectron2's catalogs."""
+    return f"{family}_sem_seg_{split}"
+
+
 def register_all() -> None:
     """Register every split of every data set; a second call changes nothing."""
     for family, data_set in DATA_SETS.items():
         for split in data_set.layout.splits:
-            register_split(f"{family}_sem_seg_{split}", partial(_load, family, split), data_set.label_space)
+            register_split(split_name(family, split), partial(_load, family, split), data_set.label_space)
 
 
 def register_split(name: str, load: Callable[[], list[Record]], label_space: LabelSpace) -> None:
@@ -113,4 +118,4 @@ def _load(family: str, split: str) -> list[Record]:
     listing = data_set.layout.listing(dataset_root(), split)
     # An older archive of BDD100K has a handful of images without labels.
     unlabelled_allowed = data_set.layout is layouts.BDD100K
-    return to_records(f"{family}_sem_seg_{split}", listing, data_set.label_space, unlabelled_allowed)
+    return to_records(split_name(family, split), listing, data_set.label_space, unlabelled_allowed)

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from tmt_d2.experiments.pair import STAGE_RECORD
 from tmt_d2.experiments.units import Unit
-
-
-def recorded(unit: Unit) -> dict[str, Any]:
-    """The record of a unit that is done."""
-    return json.loads((unit.folder / STAGE_RECORD).read_text())
 
 
 class Estimate:
@@ -28,7 +20,7 @@ class Estimate:
         self.measured: dict[tuple[str, str], list[float]] = {}
         self.sizes: dict[str, list[int]] = {}
         for unit in done:
-            record = recorded(unit)
+            record = unit.record()
             self.measured.setdefault(self._sort(unit), []).append(record["seconds"] / self._size(unit))
             if "bytes" in record:  # earlier versions kept more of a unit than is kept now
                 self.sizes.setdefault(unit.kind, []).append(record["bytes"])

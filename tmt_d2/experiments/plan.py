@@ -1,4 +1,4 @@
-"""The matrix file: what it says, and one line for people where it cannot be used. See ``configs/matrix``."""
+"""Which units there are to be, from a matrix file (see ``configs/matrix``) or made in Python, as for a single pair."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from tmt_d2.experiments.pair import check_methods
+from tmt_d2.config import setup_cfg
 
 KINDS = ("source", "evaluation", "scores", "estimator", "finetune")
 
@@ -28,23 +28,40 @@ class Sweep:
 class Plan:
     """What a matrix file says, checked; its keys are these, and ``sources`` and ``targets`` instead of ``pairs``.
 
-    pairs: (source, target) in the order of the file. options: KEY VALUE overrides for all units, and by kind for
-    units of that kind. scores: arguments of ``score_checkpoint``, or None: no scores. guess: seconds of an
-    "iteration" and of an "evaluation" where none was measured. render: "train" and "val" images of each data set that
-    the command draws before the first unit; None: the data is there.
+    pairs: (source, target) in the order of the file. methods: methods and variants, files of ``configs``. seeds: empty
+    means SEED of ``source.yaml``. label_fractions: empty means TRANSFER.LABEL_FRACTION of each method's file. options:
+    KEY VALUE overrides for all units, and by kind for units of that kind. scores: arguments of ``score_checkpoint``, or
+    None: no scores. guess: seconds of an "iteration" and of an "evaluation" where none was measured. render: "train"
+    and "val" images of each data set that the command draws before the first unit; None: the data is there.
     """
 
     configs: Path
     pairs: tuple[tuple[str, str], ...]
     methods: tuple[str, ...]
-    seeds: tuple[int, ...]
-    label_fractions: tuple[float, ...]
+    seeds: tuple[int, ...] = ()
+    label_fractions: tuple[float, ...] = ()
     sweeps: tuple[Sweep, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     kind_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     scores: Mapping[str, int] | None = None
     guess: Mapping[str, float] = field(default_factory=dict)
     render: Mapping[str, Any] | None = None
+
+
+def check_methods(configs: Path, methods: Sequence[str]) -> None:
+    """
+    Raises:
+        ValueError: ``configs`` has no file for one, or it is the file of another stage.
+    """
+    known = sorted(path.stem for path in configs.glob("*.yaml") if path.stem not in ("Base", "source", "estimator"))
+    unknown = [method for method in methods if method not in known]
+    if unknown:
+        remedy = ", ".join(known) or "another folder"
+        raise ValueError(f"methods: {', '.join(unknown)} is no method or variant of {configs}: use {remedy}")
+    for method in methods:
+        stage = setup_cfg(str(configs / f"{method}.yaml")).TRANSFER.STAGE
+        if stage != "finetune":
+            raise ValueError(f"methods: {configs / method}.yaml has TRANSFER.STAGE {stage}: use a file that fine-tunes")
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -103,10 +120,10 @@ def _pairs(content: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         return tuple(dict.fromkeys(pairs))
     if "sources" in content or "targets" in content:
         raise ValueError("pairs: give either pairs, or sources and targets")
-    written = [pair.split("-") for pair in _list(content, "pairs", str)]
-    if any(len(parts) != 2 for parts in written):
+    pairs = [tuple(pair.split("-")) for pair in _list(content, "pairs", str)]
+    if any(len(pair) != 2 for pair in pairs):
         raise ValueError("pairs: each is written source-target, e.g. cityscapes-bdd100k")
-    return tuple(dict.fromkeys((source, target) for source, target in written))
+    return tuple(dict.fromkeys((source, target) for source, target in pairs))
 
 
 def _methods(content: Mapping[str, Any], configs: Path, default: Sequence[str] | None = None) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -10,10 +9,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from tmt_d2.experiments.estimate import Estimate, clock, megabytes, recorded, total
-from tmt_d2.experiments.units import SCORES_FILE, Unit
+from tmt_d2.experiments.estimate import Estimate, clock, megabytes, total
+from tmt_d2.experiments.units import Unit
 from tmt_d2.files import atomic_write
-from tmt_d2.training.stages import RESULTS
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +26,7 @@ class Progress:
         self.units, self.output, self.guess = units, output, guess
         self.state = {unit.name: "done" if unit.is_done() else "waiting" for unit in units}
         self.failures: dict[str, str] = {}
+        self.first_error: BaseException | None = None
         self.warned = False
 
     def waiting(self) -> list[Unit]:
@@ -47,8 +46,9 @@ class Progress:
         with atomic_write(self.output / "progress.txt", "w") as file:
             file.write(f"{self.text()}\n")
 
-    def fail(self, unit: Unit, reason: str) -> None:
+    def fail(self, unit: Unit, reason: str, error: BaseException | None = None) -> None:
         self.failures[unit.name] = reason
+        self.first_error = self.first_error or error
         self.set(unit, "failed")
 
     def text(self) -> str:
@@ -57,7 +57,7 @@ class Progress:
         rows = []
         for unit in self.units:
             state = self.state[unit.name]
-            seconds = recorded(unit)["seconds"] if state == "done" else estimate.seconds(unit)
+            seconds = unit.record()["seconds"] if state == "done" else estimate.seconds(unit)
             rows.append((unit.name, state, total([seconds], clock), headline(unit) if state == "done" else ""))
         headers = ("unit", "state", "time", "result")
         table = tabulate(rows, headers, colalign=("left", "left", "right", "left"))
@@ -111,11 +111,9 @@ class Progress:
 
 def headline(unit: Unit) -> str:
     """The result of a unit that is done, in a few words."""
+    values = unit.values()
     if unit.kind == "scores":
-        values = json.loads((unit.folder / SCORES_FILE).read_text())
         return ", ".join(f"{name} {value:.2f}" for name, value in values.items())
     if unit.kind == "estimator":
-        values = json.loads((unit.folder / RESULTS["estimator"]).read_text())
         return "PAD " + ", ".join(f"{value:.2f}" for value in values["proxy_a_distance"])
-    values = json.loads((unit.folder / RESULTS["source"]).read_text())
     return ", ".join(f"mIoU {metrics['mIoU']:.1f}" for metrics in values.values())

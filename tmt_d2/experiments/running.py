@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tmt_d2.cli import USER_ERRORS, one_line
 from tmt_d2.data import register_custom
 from tmt_d2.experiments.estimate import clock
-from tmt_d2.experiments.pair import run_missing
 from tmt_d2.experiments.progress import Progress, headline
+from tmt_d2.experiments.records import SCORES_FILE
 from tmt_d2.experiments.scoring import score_checkpoint
-from tmt_d2.experiments.units import SCORES_FILE, Unit
+from tmt_d2.experiments.units import Unit
 from tmt_d2.files import write_json
+from tmt_d2.processes.launch import launch
 from tmt_d2.processes.signals import STOPPED
 from tmt_d2.training.stages import check_stage, run_stage
 
@@ -37,17 +40,25 @@ def run_unit(unit: Unit) -> None:
     run_stage(unit.cfg, resume=unit.kind != "evaluation", eval_only=unit.kind == "evaluation")
 
 
+def launch_unit(unit: Unit, num_processes: int) -> None:
+    """``run_unit`` in ``num_processes`` processes of this machine; scores are taken by one."""
+    launch(run_unit, 1 if unit.kind == "scores" else num_processes, args=(unit,))
+
+
 def run_recorded(unit: Unit, run: RunUnit) -> bool:
     """Run a unit unless it is done, and record that it is; False, and nothing, while another process runs it."""
     with claimed(unit.folder / ".lock") as mine:
-        if mine:
-            run_missing(unit.name, unit.cfg, lambda _: run(unit), unit.record())
+        if mine and not unit.is_done():
+            logger.info("%s: running, in %s", unit.name, unit.folder)
+            start = time.perf_counter()
+            run(unit)
+            unit.write_record(time.perf_counter() - start)
         return mine
 
 
 @contextmanager
 def claimed(lock: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold a lock file for the block, or yield False if another process has it; the system ends a lock with its process."""
+    """Hold a lock file for the block, or yield False if another process has it; a lock ends with its process."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as file:
         try:
@@ -64,11 +75,11 @@ def run_all(units: Sequence[Unit], output: Path, run: RunUnit, guess: Mapping[st
     Several processes may do this at once with the same output: each unit is run by the one that comes to it first.
 
     Returns:
-        what became of each; its ``failures`` names the reasons.
+        what became of each; its ``failures`` are the reasons, ``first_error`` the first of them.
     """
     progress = Progress(units, output, guess)
     check_units(progress.waiting())
-    progress.log(f"matrix in {output}")
+    progress.log(f"{len(units)} units in {output}")
     while waiting := progress.waiting():
         began = [_run_if_ready(unit, progress, run) for unit in waiting]
         if not any(began):
@@ -95,8 +106,10 @@ def _run_if_ready(unit: Unit, progress: Progress, run: RunUnit) -> bool:
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code == STOPPED:
             raise
-        logger.exception("%s failed", unit.name)
-        progress.fail(unit, " ".join(str(error).split()) or type(error).__name__)
+        ended = isinstance(error, SystemExit)  # its processes have named the reason
+        reason = f"its processes ended with status {error.code}" if ended else one_line(error)
+        logger.error("%s failed: %s", unit.name, reason, exc_info=not (ended or isinstance(error, USER_ERRORS)))
+        progress.fail(unit, reason, error)
         return True
     progress.set(unit, "done" if mine else "elsewhere")
     if mine:
@@ -106,12 +119,14 @@ def _run_if_ready(unit: Unit, progress: Progress, run: RunUnit) -> bool:
 
 def check_units(units: Sequence[Unit]) -> None:
     """Raise what any of them would raise about its settings or data, before hours are spent on the others."""
+    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("RANK and WORLD_SIZE are set, as by torchrun: units start their own processes, use --num-gpus")
     seen = set()
     for unit in units:
         cfg = unit.cfg
-        what = unit.kind, cfg.TRANSFER.METHOD, cfg.DATASETS.dump()
-        if what not in seen:
+        settings = unit.kind, cfg.TRANSFER.METHOD, cfg.DATASETS.dump()
+        if settings not in seen:
             for path in cfg.DATASETS.CUSTOM:
                 register_custom(path)
             check_stage(cfg, eval_only=unit.kind == "evaluation")
-        seen.add(what)
+        seen.add(settings)

@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor
 
+from tmt_d2.data import register_custom
 from tmt_d2.data.reader import read_label
 from tmt_d2.data.registration import label_space_of
 from tmt_d2.data.targets import padded_labels
@@ -69,6 +70,8 @@ def score_checkpoint(
     """
     if images < 2 or pixels < 2 or draws < 1:
         raise ValueError(f"images {images} and pixels {pixels} must be >= 2 and draws {draws} >= 1")
+    for path in cfg.DATASETS.CUSTOM:
+        register_custom(path)
     model = build_model(cfg).eval()
     TMTCheckpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
     per_image = -(-pixels * draws // images)
@@ -117,12 +120,12 @@ def scores(target: Samples, source: Samples | None = None, *, pixels: int, draws
     for index in range(draws):
         generator = torch.Generator().manual_seed(derived_seed(seed, index))
         chosen = target.draw(pixels, generator)
-        found = {"LEEP": leep(chosen.probabilities, chosen.labels)}
+        draw = {"LEEP": leep(chosen.probabilities, chosen.labels)}
         if source is not None:
             other = source.draw(pixels, generator)
             sides = other.features, other.labels, chosen.features, chosen.labels
-            found |= {"F-OTCE": otce(*sides), "JC-OTCE": jc_otce(*sides)}
-        for name, value in found.items():
+            draw |= {"F-OTCE": otce(*sides), "JC-OTCE": jc_otce(*sides)}
+        for name, value in draw.items():
             values.setdefault(name, []).append(value)
     result = {name: float(np.mean(each)) for name, each in values.items()}
     return result if source is None else result | {"PAD": linear_pad(source, target)}
@@ -155,8 +158,8 @@ def linear_pad(source: Samples, target: Samples, weight_decay: float = 1e-3) -> 
         return loss
 
     optimizer.step(closure)
-    found = logits().detach()
-    return proxy_a_distance(found[~learned & (domain == 0)], found[~learned & (domain == 1)])
+    held_out = logits().detach()[~learned]
+    return proxy_a_distance(*(held_out[domain[~learned] == value] for value in (0, 1)))
 
 
 def ranked(results: Mapping[str, Mapping[str, float]]) -> dict[str, list[str]]:

@@ -28,7 +28,7 @@ def run_on_slurm(
     executor = submitit.AutoExecutor(folder=str(output / "jobs"))
     executor.update_parameters(**parameters)
     progress = Progress(units, output, guess)
-    progress.log(f"matrix in {output}")
+    progress.log(f"{len(units)} units in {output}")
     for wave in waves(units):
         missing = [unit for unit in wave if progress.state[unit.name] == "waiting"]
         for unit in missing:

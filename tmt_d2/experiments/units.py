@@ -11,36 +11,52 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from tmt_d2.config import setup_cfg
-from tmt_d2.experiments.pair import estimator_cfg, is_done, needs_estimator, split_name
+from tmt_d2.data.registration import split_name
+from tmt_d2.experiments import records
 from tmt_d2.experiments.plan import Plan, Sweep
+from tmt_d2.experiments.records import About, Identity, StageRecord
 
-SCORES_FILE = "scores.json"  # what a unit of kind "scores" leaves
+# What an estimator is trained for: a method or variant that says something else here needs one of its own.
+ESTIMATOR_KEYS = ("REGIONS", "CELL_SIZES", "ITERATIONS", "KAPPA", "DISCRIMINATOR")
 
 
 @dataclass(frozen=True)
 class Unit:
     """One stage of one cell.
 
-    name: its folder below the output. kind: of ``KINDS``. needs: names of units whose checkpoints it reads. about:
-    what it is for, with "kind", "source", "target", "seed", ...: the report reads it from ``stage.json``.
+    name: its folder below the output. needs: names of units whose checkpoints it reads. scores: as in ``Plan``.
     """
 
     name: str
-    kind: str
     cfg: CfgNode
     needs: tuple[str, ...]
-    about: Mapping[str, Any]
+    about: About
     scores: Mapping[str, int] | None = None
+
+    @property
+    def kind(self) -> str:
+        return self.about["kind"]
 
     @property
     def folder(self) -> Path:
         return Path(self.cfg.OUTPUT_DIR)
 
     def is_done(self) -> bool:
-        return is_done(self.name, self.cfg, self.record())
+        return records.is_done(self.name, self.cfg, self._identity())
 
-    def record(self) -> dict[str, Any]:
-        return {"unit": dict(self.about)} | ({"scores": dict(self.scores)} if self.scores else {})
+    def write_record(self, seconds: float) -> None:
+        records.write_record(self.cfg, self._identity(), seconds)
+
+    def record(self) -> StageRecord:
+        """Of a unit that is done."""
+        return records.read_record(self.folder)
+
+    def values(self) -> Mapping[str, Any]:
+        """As ``read_values``, of a unit that is done."""
+        return records.read_values(self.folder, self.kind)
+
+    def _identity(self) -> Identity:
+        return {"unit": self.about, "scores": dict(self.scores)} if self.scores else {"unit": self.about}
 
 
 def units_of(plan: Plan, output: Path, opts: Sequence[str] = ()) -> list[Unit]:
@@ -50,7 +66,7 @@ def units_of(plan: Plan, output: Path, opts: Sequence[str] = ()) -> list[Unit]:
         opts: KEY VALUE ... overrides behind those of the file.
     """
     units: dict[str, Unit] = {}
-    for seed in plan.seeds:
+    for seed in plan.seeds or (setup_cfg(str(plan.configs / "source.yaml"), opts).SEED,):
         for source, target in plan.pairs:
             for unit in _PairUnits(plan, output, opts, source, target, seed).units():
                 units.setdefault(unit.name, unit)
@@ -63,22 +79,20 @@ class _PairUnits:
     def __init__(self, plan: Plan, output: Path, opts: Sequence[str], source: str, target: str, seed: int):
         self.plan, self.output, self.opts = plan, output, opts
         self.source, self.target, self.seed = source, target, seed
-        self.pair = f"{source}-{target}"
-        self.about = {"source": source, "target": target, "seed": seed}
+        self.cell_name = f"{source}-{target}"
         self.source_name = f"source/{source}/seed{seed}"
         self.weights = f"{output / self.source_name}/model_final.pth"
 
     def units(self) -> Iterator[Unit]:
         cfg = self.cfg("source", self.source_name, "source", test=self.source)
-        yield self.unit(self.source_name, "source", cfg, (), {"source": self.source, "seed": self.seed})
-        name = f"evaluation/{self.pair}/seed{self.seed}"
-        cfg = self.cfg("source", name, "evaluation", self.weights)
-        yield self.unit(name, "evaluation", cfg, (self.source_name,), self.about)
-        if self.plan.scores is not None:
-            name = f"scores/{self.pair}/seed{self.seed}"
-            cfg = self.cfg("source", name, "scores", self.weights)
-            yield self.unit(name, "scores", cfg, (self.source_name,), self.about, self.plan.scores)
-        for fraction in self.plan.label_fractions:
+        yield Unit(self.source_name, cfg, (), {"kind": "source", "source": self.source, "seed": self.seed})
+        for kind in ("evaluation", "scores"):
+            if kind == "evaluation" or self.plan.scores is not None:
+                name = f"{kind}/{self.cell_name}/seed{self.seed}"
+                cfg = self.cfg("source", name, kind, self.weights)
+                scores = self.plan.scores if kind == "scores" else None
+                yield Unit(name, cfg, (self.source_name,), self.about(kind), scores)
+        for fraction in self.plan.label_fractions or (None,):
             for method in self.plan.methods:
                 yield from self.cell(method, fraction)
             for sweep in self.plan.sweeps:
@@ -88,6 +102,9 @@ class _PairUnits:
                         if value != own or method not in self.plan.methods:  # else it is a cell of the plan anyway
                             yield from self.cell(method, fraction, sweep, value)
 
+    def about(self, kind: str) -> About:
+        return {"kind": kind, "source": self.source, "target": self.target, "seed": self.seed}
+
     def own_value(self, method: str, sweep: Sweep) -> Any:
         node: Any = self.cfg(method, "", "finetune")
         for part in sweep.key.split("."):
@@ -96,51 +113,67 @@ class _PairUnits:
             node = node[part]
         return node
 
-    def cell(self, method: str, fraction: float, sweep: Sweep | None = None, value: Any = None) -> Iterator[Unit]:
-        swept = [] if sweep is None else [sweep.key, str(value)]
+    def cell(
+        self, method: str, fraction: float | None, sweep: Sweep | None = None, value: Any = None
+    ) -> Iterator[Unit]:
+        if fraction is None:
+            fraction = self.cfg(method, "", "finetune").TRANSFER.LABEL_FRACTION
         part = method if sweep is None else f"{method}/{sweep.name}-{_plain(value)}"
-        name = f"finetune/{self.pair}/{part}/labels{_plain(fraction)}/seed{self.seed}"
-        extra = ["TRANSFER.LABEL_FRACTION", fraction, *swept]
+        name = f"finetune/{self.cell_name}/{part}/labels{_plain(fraction)}/seed{self.seed}"
+        extra = ["TRANSFER.LABEL_FRACTION", fraction, *([] if sweep is None else [sweep.key, str(value)])]
         cfg = self.cfg(method, name, "finetune", self.weights, extra)
         needs = self.source_name
-        if needs_estimator(cfg):
-            shared = self.cfg("estimator", f"estimator/{self.pair}/seed{self.seed}", "estimator", self.weights)
-            estimator = estimator_cfg(shared, cfg)
+        if cfg.MODEL.META_ARCHITECTURE == "TransferableMaskFormer":
+            shared = self.cfg("estimator", f"estimator/{self.cell_name}/seed{self.seed}", "estimator", self.weights)
+            variant, estimator = estimator_cfg(shared, cfg)
             needs = str(Path(estimator.OUTPUT_DIR).relative_to(self.output))
-            variant = Path(needs).name.removeprefix(f"seed{self.seed}").lstrip("-")
-            yield self.unit(needs, "estimator", estimator, (self.source_name,), {**self.about, "variant": variant})
+            yield Unit(needs, estimator, (self.source_name,), {**self.about("estimator"), "variant": variant})
             cfg = self.cfg(method, name, "finetune", f"{estimator.OUTPUT_DIR}/model_final.pth", extra)
-        about: dict[str, Any] = {**self.about, "method": method, "label_fraction": fraction}
+        about: About = {**self.about("finetune"), "method": method, "label_fraction": fraction}
         if sweep is not None:
             about |= {"sweep": sweep.name, "key": sweep.key, "value": value}
-        yield self.unit(name, "finetune", cfg, (needs,), about)
-
-    def unit(
-        self,
-        name: str,
-        kind: str,
-        cfg: CfgNode,
-        needs: tuple[str, ...],
-        about: Mapping[str, Any],
-        scores: Mapping[str, int] | None = None,
-    ) -> Unit:
-        return Unit(name, kind, cfg, needs, {"kind": kind, **about}, scores)
+        yield Unit(name, cfg, (needs,), about)
 
     def cfg(
         self, file: str, name: str, kind: str, weights: str = "", extra: Sequence[Any] = (), test: str = ""
     ) -> CfgNode:
+        """weights: of the unit it needs, whatever the overrides say; empty: MODEL.WEIGHTS of file and overrides."""
         train = self.source if kind == "source" else self.target
         values: list[Any] = ["DATASETS.TRAIN", (split_name(train, "train"),)]
         values += ["DATASETS.TEST", (split_name(test or self.target, "val"),)]
         if kind != "source":
             values += ["DATASETS.SOURCE_TRAIN", (split_name(self.source, "train"),)]
             values += ["DATASETS.SOURCE_TEST", (split_name(self.source, "val"),)]
-        if weights:
-            values += ["MODEL.WEIGHTS", weights]
         for options in (self.plan.options, self.plan.kind_options.get(kind, {})):
             values += [item for key, value in options.items() for item in (key, value)]
-        values += [*extra, "SEED", self.seed, *self.opts, "OUTPUT_DIR", str(self.output / name)]
-        return setup_cfg(str(self.plan.configs / f"{file}.yaml"), values)
+        values += [*extra, "SEED", self.seed, *self.opts]
+        if weights:
+            values += ["MODEL.WEIGHTS", weights]
+        return setup_cfg(str(self.plan.configs / f"{file}.yaml"), [*values, "OUTPUT_DIR", str(self.output / name)])
+
+
+def estimator_cfg(shared: CfgNode, method: CfgNode) -> tuple[str, CfgNode]:
+    """What ``method`` says otherwise about regions and discriminators than the estimator stage ``shared``, such as
+    "square", and the stage with that; its folder has it behind its name. Empty: ``shared`` will do."""
+    cfg = shared.clone()
+    cfg.defrost()
+    differences = []
+    for key in ESTIMATOR_KEYS:
+        if cfg.MODEL.TMT[key] != method.MODEL.TMT[key]:
+            cfg.MODEL.TMT[key] = method.MODEL.TMT[key]
+            differences.append(_setting(key, method.MODEL.TMT[key]))
+    cfg.OUTPUT_DIR = "-".join([cfg.OUTPUT_DIR, *differences])
+    cfg.freeze()
+    return "-".join(differences), cfg
+
+
+def _setting(key: str, value: Any) -> str:
+    """A key of the estimator and its value as a part of a file name; a string alone says which key it is of."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, CfgNode):
+        return "_".join(f"{name.lower()}{item}" for name, item in value.items())
+    return key.lower() + "_".join(map(str, value if isinstance(value, (list, tuple)) else [value]))
 
 
 def _plain(value: Any) -> str:
@@ -159,12 +192,12 @@ def select(units: Sequence[Unit], pattern: str | None) -> list[Unit]:
     if pattern is None:
         return list(units)
     by_name = {unit.name: unit for unit in units}
-    wanted = [unit.name for unit in units if fnmatch.fnmatch(unit.name, f"*{pattern}*")]
-    if not wanted:
+    pending = [unit.name for unit in units if fnmatch.fnmatch(unit.name, f"*{pattern}*")]
+    if not pending:
         raise ValueError(f"--only {pattern}: no unit is called so; --dry-run lists their names")
     chosen = set()
-    while wanted:
-        name = wanted.pop()
+    while pending:
+        name = pending.pop()
         chosen.add(name)
-        wanted += [need for need in by_name[name].needs if need not in chosen]
+        pending += [need for need in by_name[name].needs if need not in chosen]
     return [unit for unit in units if unit.name in chosen]

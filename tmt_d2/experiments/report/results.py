@@ -10,9 +10,7 @@ from typing import Any
 
 import yaml
 
-from tmt_d2.experiments.pair import STAGE_RECORD
-from tmt_d2.experiments.units import SCORES_FILE
-from tmt_d2.training.stages import RESULTS
+from tmt_d2.experiments.records import STAGE_RECORD, read_values
 
 METRICS = ("mIoU", "fwIoU", "mACC")
 BASELINE = "full"
@@ -83,8 +81,7 @@ def read_results(output: Path) -> Results:
         if about is None:  # a stage that belongs to a single pair
             continue
         kind = about["kind"]
-        name = SCORES_FILE if kind == "scores" else RESULTS.get(kind, RESULTS["source"])
-        values = json.loads((file.parent / name).read_text())
+        values = read_values(file.parent, kind)
         if kind in ("source", "evaluation", "finetune"):
             (values,) = values.values()  # of the one split
         run = Run(about, file.parent, record["seconds"], values)

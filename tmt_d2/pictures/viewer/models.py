@@ -22,7 +22,7 @@ from tmt_d2.pictures.viewer.answer import answer_html
 from tmt_d2.pictures.viewer.images import within
 
 LONGEST_SHOWN = 960
-FIRST = ("tmt", "full")  # checkpoints in this order, then the others by name
+FIRST = ("tmt", "full")  # checkpoints of these methods in this order, then the others by name
 MODELS_KEPT = 2
 
 
@@ -49,10 +49,9 @@ def find_checkpoints(folder: Path) -> dict[str, Checkpoint]:
     if not found:
         raise FileNotFoundError(
             f"--output {folder}: no folder with model_final.pth and config.yaml here: run `make demo`, "
-            "or name the output folder of train_net.py or train_pair.py"
+            "or name the output folder of train_net.py, train_pair.py or train_matrix.py"
         )
-    rank = {name: index for index, name in enumerate(FIRST)}
-    found.sort(key=lambda checkpoint: rank.get(checkpoint.weights.parent.name, len(FIRST)))
+    found.sort(key=lambda checkpoint: [method not in checkpoint.name.split("/") for method in FIRST])
     return {checkpoint.name: checkpoint for checkpoint in found}
 
 

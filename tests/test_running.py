@@ -1,4 +1,4 @@
-"""Running a matrix: what units leave, and that any interruption is made good by the same command."""
+"""Running units: what they leave, what a failure stops, and that any interruption is made good by the same command."""
 
 from __future__ import annotations
 
@@ -9,22 +9,17 @@ import signal
 import subprocess
 import sys
 import threading
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.small_runs import ROOT, make_scenes, options, write_plan
+from tests.small_runs import ROOT, make_scenes, measured, small_units, write_values
 from tmt_d2.experiments import running
-from tmt_d2.experiments.estimate import Estimate
-from tmt_d2.experiments.plan import read_plan
 from tmt_d2.experiments.progress import Progress
 from tmt_d2.experiments.report.writing import write_report
-from tmt_d2.experiments.running import claimed, run_all, run_unit
-from tmt_d2.experiments.slurm import parse_parameters, run_on_slurm
-from tmt_d2.experiments.units import units_of
+from tmt_d2.experiments.running import claimed, launch_unit, run_all, run_unit
+from tmt_d2.experiments.units import Unit
 from tmt_d2.processes.signals import STOPPED
 
 
@@ -36,27 +31,16 @@ def scenes(tmp_path_factory):
         yield root
 
 
-SWEEP = {"p_T": {"key": "MODEL.TMT.P_T", "values": [0.0], "methods": ["tmt"]}}
-SCORES = {"images": 2, "pixels": 30, "draws": 1}
-
-
-def small_units(folder: Path, *opts: str, **changes):
-    settings = {"pairs": ["cityscapes-bdd100k"], "sources": None, "sweeps": SWEEP, "scores": SCORES}
-    small = options(SOLVER__MAX_ITER=2)
-    position = small.index("DATASETS.TEST")
-    del small[position : position + 2]
-    return units_of(read_plan(write_plan(folder, **{**settings, **changes})), folder / "out", [*small, *opts])
-
-
-def results(units) -> dict[str, dict]:
-    files = {unit.name: unit.folder / ("scores.json" if unit.kind == "scores" else "evaluation.json") for unit in units}
-    return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
+def seven_units(folder: Path, *opts: str) -> list[Unit]:
+    """Of every kind; two cells are equal."""
+    sweeps = {"p_T": {"key": "MODEL.TMT.P_T", "values": [0.0], "methods": ["tmt"]}}
+    return small_units(folder, *opts, sweeps=sweeps, scores={"images": 2, "pixels": 30, "draws": 1})
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, scenes):
     folder = tmp_path_factory.mktemp("matrix")
-    units = small_units(folder)
+    units = seven_units(folder)
     progress = run_all(units, folder / "out", run_unit, {})
     assert not progress.failures
     return folder, units, progress
@@ -64,8 +48,8 @@ def finished(tmp_path_factory, scenes):
 
 def test_every_unit_is_recorded_with_what_it_is(finished) -> None:
     folder, units, progress = finished
-    assert len(results(units)) == len(units) - 1  # all but the estimator
-    records = {unit.name: json.loads((unit.folder / "stage.json").read_text()) for unit in units}
+    assert len(measured(units)) == len(units)
+    records = {unit.name: unit.record() for unit in units}
     swept = records["finetune/cityscapes-bdd100k/tmt/p_T-0/labels1/seed1"]
     assert swept["unit"] == {
         "kind": "finetune", "source": "cityscapes", "target": "bdd100k", "seed": 1, "method": "tmt",
@@ -80,9 +64,9 @@ def test_every_unit_is_recorded_with_what_it_is(finished) -> None:
 
 def test_p_t_zero_is_full_fine_tuning(finished) -> None:
     """The same images in the same order from the same weights: only the method differs, here in nothing."""
-    found = results(finished[1])
-    full = found["finetune/cityscapes-bdd100k/full/labels1/seed1"]
-    assert found["finetune/cityscapes-bdd100k/tmt/p_T-0/labels1/seed1"] == full
+    metrics = measured(finished[1])
+    full = metrics["finetune/cityscapes-bdd100k/full/labels1/seed1"]
+    assert metrics["finetune/cityscapes-bdd100k/tmt/p_T-0/labels1/seed1"] == full
 
 
 def test_report_of_a_real_run_shows_its_pictures(finished) -> None:
@@ -108,39 +92,19 @@ def test_nothing_is_run_twice(finished) -> None:
 def test_other_settings_are_refused(finished) -> None:
     folder, _, _ = finished
     with pytest.raises(ValueError, match="run with other settings"):
-        run_all(small_units(folder, "SOLVER.BASE_LR", "0.5"), folder / "out", run_unit, {})
-
-
-def test_time_is_estimated_from_what_was_measured(finished) -> None:
-    _, units, _ = finished
-    tuned = [unit for unit in units if unit.kind == "finetune" and unit.about["method"] == "tmt"]
-    estimate = Estimate(tuned[:1], {"iteration": 100.0, "evaluation": 7.0})
-    measured = json.loads((tuned[0].folder / "stage.json").read_text())["seconds"]
-    assert estimate.seconds(tuned[1]) == pytest.approx(measured)
-    by_kind = {unit.kind: unit for unit in units}
-    assert estimate.seconds(by_kind["source"]) == 2 * 100 + 7
-    assert estimate.seconds(by_kind["evaluation"]) == 7
-    assert Estimate([], {}).seconds(by_kind["source"]) is None
-
-
-def test_what_is_not_known_is_said(tmp_path) -> None:
-    units = small_units(tmp_path)
-    assert Progress(units, tmp_path, {}).summary() == "0 of 7 done, about ? left"
-    guess = {"evaluation": 90}  # of the evaluation and the scores, not of the others
-    assert Progress(units, tmp_path, guess).summary() == "0 of 7 done, about 3 min 00 s and what is unknown (?) left"
-    assert not (tmp_path / "out").exists()  # a look touches nothing
+        run_all(seven_units(folder, "SOLVER.BASE_LR", "0.5"), folder / "out", run_unit, {})
 
 
 def run_in_child(folder: Path) -> None:
     """What the process of the next test does."""
     torch.set_num_threads(1)
-    run_all(small_units(folder), folder / "out", run_unit, {})
+    run_all(seven_units(folder), folder / "out", run_unit, {})
 
 
 def test_killed_at_any_moment_the_same_command_goes_on(finished, tmp_path) -> None:
     """Here between the last checkpoint of a unit and its record; test_resume.py has the moments within training."""
     command = (
-        f"from pathlib import Path; from tests.test_matrix import run_in_child; run_in_child(Path({str(tmp_path)!r}))"
+        f"from pathlib import Path; from tests.test_running import run_in_child; run_in_child(Path({str(tmp_path)!r}))"
     )
     child = subprocess.Popen([sys.executable, "-c", command], cwd=ROOT, stdout=subprocess.DEVNULL)
     while child.poll() is None and not list((tmp_path / "out").glob("finetune/*/full/*/*/model_final.pth")):
@@ -148,22 +112,13 @@ def test_killed_at_any_moment_the_same_command_goes_on(finished, tmp_path) -> No
             child.wait(0.005)
     child.kill()
     assert child.wait() == -signal.SIGKILL
-    units = small_units(tmp_path)
+    units = seven_units(tmp_path)
     assert 3 <= sum(unit.is_done() for unit in units) < len(units)
     assert not run_all(units, tmp_path / "out", run_unit, {}).failures
-    found, expected = results(units), results(finished[1])
+    values, expected = measured(units), measured(finished[1])
     name = "scores/cityscapes-bdd100k/seed1"  # BLAS may round another process's memory in another way
-    assert found.pop(name) == pytest.approx(expected.pop(name), rel=1e-4)
-    assert found == expected
-
-
-def write_results_of(unit) -> None:
-    content = {
-        "scores": {"LEEP": -1.0},
-        "estimator": {"proxy_a_distance": [0.5]},
-    }.get(unit.kind, {"split": {"mIoU": 1.0}})
-    name = {"scores": "scores.json", "estimator": "estimator.json"}.get(unit.kind, "evaluation.json")
-    (unit.folder / name).write_text(json.dumps(content))
+    assert values.pop(name) == pytest.approx(expected.pop(name), rel=1e-4)
+    assert values == expected
 
 
 def test_a_failure_stops_only_what_needs_it(finished, tmp_path) -> None:
@@ -173,15 +128,16 @@ def test_a_failure_stops_only_what_needs_it(finished, tmp_path) -> None:
         ran.append(unit.name)
         if unit.kind == "estimator":
             raise RuntimeError("out of memory\nmore")
-        write_results_of(unit)
+        write_values(unit)
 
-    units = small_units(tmp_path)
+    units = seven_units(tmp_path)
     progress = run_all(units, tmp_path / "out", run, {})
     assert progress.failures == {
         "estimator/cityscapes-bdd100k/seed1": "out of memory more",
         "finetune/cityscapes-bdd100k/tmt/labels1/seed1": "needs estimator/cityscapes-bdd100k/seed1",
         "finetune/cityscapes-bdd100k/tmt/p_T-0/labels1/seed1": "needs estimator/cityscapes-bdd100k/seed1",
     }
+    assert str(progress.first_error) == "out of memory\nmore"
     assert "finetune/cityscapes-bdd100k/full/labels1/seed1" in ran
     assert "4 of 7 done, 3 failed" in (tmp_path / "out" / "progress.txt").read_text()
 
@@ -191,13 +147,13 @@ def test_a_stop_is_a_stop_and_no_failure(tmp_path) -> None:
         raise SystemExit(STOPPED)
 
     with pytest.raises(SystemExit):
-        run_all(small_units(tmp_path), tmp_path / "out", run, {})
+        run_all(seven_units(tmp_path), tmp_path / "out", run, {})
 
 
 def test_missing_data_is_told_before_anything_runs(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "empty"))
     with pytest.raises(FileNotFoundError, match="DETECTRON2_DATASETS"):
-        run_all(small_units(tmp_path), tmp_path / "out", lambda unit: pytest.fail("ran"), {})
+        run_all(seven_units(tmp_path), tmp_path / "out", lambda unit: pytest.fail("ran"), {})
 
 
 def test_two_runs_share_the_work(tmp_path, monkeypatch) -> None:
@@ -215,12 +171,12 @@ def test_two_runs_share_the_work(tmp_path, monkeypatch) -> None:
             assert both_at_work.wait(60)
         else:
             both_at_work.set()
-        write_results_of(unit)
+        write_values(unit)
 
     def work(progress):
         helped.append(run_all(units, tmp_path / progress, run, {}))
 
-    units = small_units(tmp_path)
+    units = seven_units(tmp_path)
     second = threading.Thread(target=work, args=("second",))
     work("first")
     second.join()
@@ -235,42 +191,25 @@ def test_a_lock_ends_with_its_block(tmp_path) -> None:
         assert mine
 
 
-class Executor:
-    """Runs jobs here and at once, as submitit's would elsewhere."""
-
-    def __init__(self, folder: str) -> None:
-        pass
-
-    def update_parameters(self, **parameters) -> None:
-        assert parameters == {"slurm_partition": "gpu"}
-
-    def map_array(self, function, *arguments):
-        return [SimpleNamespace(result=partial(function, *each)) for each in zip(*arguments)]
-
-
-def test_slurm_runs_wave_by_wave(tmp_path, monkeypatch) -> None:
-    ran = []
-
+def test_a_process_that_failed_is_named_by_its_status(tmp_path) -> None:
     def run(unit):
-        ran.append(unit.kind)
-        if unit.kind == "estimator":
-            raise RuntimeError("job failed\nout of memory")
-        write_results_of(unit)
+        raise SystemExit(2)  # as the launcher does after a worker's error
 
-    units = small_units(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "submitit", None)
-        with pytest.raises(ValueError, match="--slurm needs submitit"):
-            run_on_slurm(units, tmp_path / "out", run, {}, {"slurm_partition": "gpu"})
-    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=Executor))
-    progress = run_on_slurm(units, tmp_path / "out", run, {}, {"slurm_partition": "gpu"})
-    assert ran == ["source", "evaluation", "scores", "finetune", "estimator"]
-    assert sorted(progress.failures.values()) == ["out of memory", "what it needs failed", "what it needs failed"]
-    assert progress.summary() == "4 of 7 done, 3 failed"
+    progress = run_all(small_units(tmp_path, methods=["full"]), tmp_path / "out", run, {})
+    assert progress.failures["source/cityscapes/seed1"] == "its processes ended with status 2"
+    assert isinstance(progress.first_error, SystemExit)
 
 
-def test_slurm_parameters() -> None:
-    found = parse_parameters(["slurm_partition=gpu", "gpus_per_node=2", "timeout_min=60"])
-    assert found == {"slurm_partition": "gpu", "gpus_per_node": 2, "timeout_min": 60}
-    with pytest.raises(ValueError, match="--slurm gpu: write KEY=VALUE"):
-        parse_parameters(["gpu"])
+def test_scores_are_taken_by_one_process(tmp_path, monkeypatch) -> None:
+    started = []
+    monkeypatch.setattr(running, "launch", lambda main, number, args: started.append((args[0].kind, number)))
+    for unit in small_units(tmp_path, scores={}, methods=["full"]):
+        launch_unit(unit, 4)
+    assert started == [("source", 4), ("evaluation", 4), ("scores", 1), ("finetune", 4)]
+
+
+def test_torchrun_is_for_single_stages(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="RANK and WORLD_SIZE are set, as by torchrun: .* use --num-gpus"):
+        run_all(small_units(tmp_path), tmp_path / "out", lambda unit: pytest.fail("ran"), {})

@@ -1,21 +1,17 @@
-"""What units leave on disk: weights only once they have ended, at whatever moment they are killed; and what is said
-of the disk before it is full."""
+"""What units leave on disk: a record and the weights only once they have ended, at whatever moment they are killed."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from tests.small_runs import contents, small_cfg
-from tests.test_matrix import results, small_units
-from tmt_d2.experiments import pair, progress
+from tests.small_runs import contents, measured, small_cfg, small_units
+from tmt_d2.experiments import records
 from tmt_d2.experiments.progress import Progress
 from tmt_d2.experiments.running import run_all, run_unit
 from tmt_d2.experiments.units import Unit, select
@@ -32,7 +28,7 @@ class Killed(BaseException):
 
 def two_units(folder: Path) -> list[Unit]:
     folder.mkdir(exist_ok=True)
-    return select(small_units(folder, sweeps={}, scores=None), "finetune/*/full")
+    return select(small_units(folder), "finetune/*/full")
 
 
 def run(units: Sequence[Unit], folder: Path) -> None:
@@ -47,13 +43,13 @@ def test_units_that_ended_keep_their_weights_only(tmp_path: Path, monkeypatch: p
     units, whole = two_units(tmp_path / "small"), two_units(tmp_path / "whole")
     run(units, tmp_path / "small")
     with monkeypatch.context() as patch:  # control: as earlier versions left them
-        patch.setattr(pair, "keep_weights", lambda folder: None)
+        patch.setattr(records, "keep_weights", lambda folder: None)
         run(whole, tmp_path / "whole")
     assert checkpoints(units) == ["model_final.pth"] * 2
     assert checkpoints(whole) == ["model_0000000.pth", "model_final.pth"] * 2
-    assert results(units) == results(whole)
+    assert measured(units) == measured(whole)
     for unit, before in zip(units, whole):
-        record, record_before = (json.loads((each.folder / "stage.json").read_text()) for each in (unit, before))
+        record, record_before = unit.record(), before.record()
         assert record["bytes"] < 0.25 * record_before["bytes"]  # weights, instead of twice weights and two moments
         small, large = (contents(each.folder / "model_final.pth") for each in (unit, before))
         assert small.pop("/ended_after") == 2
@@ -63,9 +59,9 @@ def test_units_that_ended_keep_their_weights_only(tmp_path: Path, monkeypatch: p
 def test_outputs_of_earlier_versions_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     units = two_units(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(pair, "keep_weights", lambda folder: None)
+        patch.setattr(records, "keep_weights", lambda folder: None)
         run(units[:1], tmp_path)
-    record = json.loads((units[0].folder / "stage.json").read_text())
+    record = units[0].record()
     del record["bytes"]
     (units[0].folder / "stage.json").write_text(json.dumps(record))
     assert "of disk" not in Progress(units, tmp_path / "out", {}).summary()
@@ -74,15 +70,15 @@ def test_outputs_of_earlier_versions_are_valid(tmp_path: Path, monkeypatch: pyte
 
 
 MOMENTS: dict[str, tuple[Any, str]] = {
-    "before the first file goes": (pair, "keep_weights"),
+    "before the first file goes": (records, "keep_weights"),
     "before the small checkpoint is whole": (checkpoint.torch, "save"),
-    "before the record": (pair, "write_json"),
+    "before the record": (records, "write_json"),
 }
 
 
 def units_to_kill(folder: Path) -> list[Unit]:
     alignment = ("TRANSFER.ALIGNMENT.ITERATIONS", "1", "TRANSFER.ALIGNMENT.PIXELS", "20")
-    return small_units(folder, *alignment, sweeps={}, scores=None, methods=["leep", "tmt"])
+    return small_units(folder, *alignment, methods=["leep", "tmt"])
 
 
 @pytest.fixture(scope="module")
@@ -93,15 +89,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> dict[str
         patch.setenv("DETECTRON2_DATASETS", str(scenes))
         units = units_to_kill(folder)
         run(units, folder)
-    return everything(units)
-
-
-def everything(units: Sequence[Unit]) -> dict[str, Any]:
-    found: dict[str, Any] = results(units)
-    for unit in units:
-        if unit.kind == "estimator":
-            found[unit.name] = json.loads((unit.folder / "estimator.json").read_text())
-    return found
+    return measured(units)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -139,7 +127,7 @@ def test_killed_between_its_end_and_its_record(
             patch.setattr(StageTrainer, "train", evaluate)
             run(units[: index + 1], tmp_path)
     assert checkpoints(units) == ["model_final.pth"] * 4  # nothing of the alignment is left
-    assert everything(units) == finished
+    assert measured(units) == finished
 
 
 def test_control_without_a_look_at_how_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +146,7 @@ def test_what_ended_as_a_unit_does_not_train_on_but_is_a_start(
     cfg = small_cfg("full", folder, start, SOLVER__MAX_ITER=1)
     run_stage(cfg)
     assert contents(folder / "model_final.pth")["/trainer/iteration"] == 0  # a run of train_net.py keeps everything
-    pair.run_missing("full", cfg, lambda cfg: None)
+    records.write_record(cfg, {}, 1.0)
     longer = small_cfg("full", folder, start, SOLVER__MAX_ITER=2)
     with pytest.raises(ValueError) as caught:
         run_stage(longer, resume=True)
@@ -170,55 +158,3 @@ def test_what_ended_as_a_unit_does_not_train_on_but_is_a_start(
     run_stage(longer)  # not resumed: begins anew, and can itself be resumed
     run_stage(small_cfg("full", folder, start, SOLVER__MAX_ITER=3), resume=True)
     assert contents(folder / "model_final.pth")["/trainer/iteration"] == 2
-
-
-def test_the_disk_is_told_from_what_was_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    units = small_units(tmp_path, sweeps={}, scores=None, methods=["full"], seeds=[1, 2, 3])
-    assert [unit.kind for unit in units] == ["source", "evaluation", "finetune"] * 3
-
-    def disk_of(free: float) -> None:
-        monkeypatch.setattr(progress, "shutil", SimpleNamespace(disk_usage=lambda path: usage(path, free)))
-
-    def usage(path: Path, free: float) -> SimpleNamespace:
-        assert path.exists()
-        return SimpleNamespace(free=free)
-
-    def record(unit: Unit, size: float) -> None:
-        unit.folder.mkdir(parents=True)
-        settings = pair.settings_fingerprint(unit.cfg, unit.record())
-        (unit.folder / "stage.json").write_text(json.dumps({"settings": settings, "seconds": 1, "bytes": size}))
-        (unit.folder / "evaluation.json").write_text('{"split": {"mIoU": 1}}')
-
-    def status() -> Progress:
-        return Progress(units, tmp_path / "out", {"iteration": 1, "evaluation": 1})
-
-    disk_of(1e9)
-    assert "disk" not in status().text()  # nothing was measured, nothing is said
-    record(units[0], 200e6)
-    record(units[1], 0.5e6)
-    assert "401.0 MB and what is unknown (?) of disk to fill, 1.0 GB free" in status().summary()
-    record(units[2], 600e6)
-    assert "left, 1.6 GB of disk to fill, 1.0 GB free" in status().summary()
-    told = status()
-    with caplog.at_level("INFO"):
-        told.log("start")
-        told.log("a unit is done")
-    warnings = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
-    assert warnings == [
-        f"{tmp_path / 'out'} is on a disk with 1.0 GB free, the missing units will take 1.6 GB: free some, or choose "
-        "another --output"
-    ]
-    assert warnings[0] in told.text()
-    disk_of(1.7e9)  # control: it fits
-    assert status().warning() == "" and "choose another" not in status().text()
-    for unit in units[3:]:
-        record(unit, 1)
-    assert status().summary() == "9 of 9 done"
-
-
-def test_free_space_is_that_of_the_folder_to_be(tmp_path: Path) -> None:
-    units = two_units(tmp_path)
-    assert Progress(units, tmp_path / "a" / "b", {})._free() == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
-    assert not (tmp_path / "a").exists()

@@ -1,0 +1,65 @@
+"""Matrix files: those of configs/matrix are plans, and what is said of one that cannot be used."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.small_runs import ROOT, write_plan
+from tmt_d2.experiments.estimate import Estimate
+from tmt_d2.experiments.plan import read_plan
+from tmt_d2.experiments.progress import Progress
+from tmt_d2.experiments.units import units_of
+
+PRESETS = sorted((ROOT / "configs" / "matrix").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": ["full"]}, "a matrix file has the unknown key 'method': use .*methods"),
+        ({"configs": "nowhere"}, "configs: .*nowhere is not a folder"),
+        ({"methods": ["magic"]}, "methods: magic is no method or variant of .*tiny: use .*full.*tmt-square"),
+        ({"methods": ["Base"]}, "methods: Base is no method"),
+        ({"methods": []}, r"methods is \[\]: it must be a list of at least one name"),
+        ({"methods": [3]}, r"methods is \[3\]: it must be a list of at least one name"),
+        ({"configs": 3}, "configs is 3: it must name a folder"),
+        ({"seeds": [1, "two"]}, r"seeds is \[1, 'two'\]: it must be a list of at least one whole number"),
+        ({"label_fractions": 0.5}, "label_fractions is 0.5: it must be a list of at least one number"),
+        ({"targets": ["cityscapes"], "sources": ["cityscapes"]}, "make no pair: name another target"),
+        ({"pairs": ["cityscapes-bdd100k"]}, "give either pairs, or sources and targets"),
+        ({"pairs": ["cityscapes"], "sources": None}, "each is written source-target"),
+        ({"kind_options": {"finetuning": {}}}, "kind_options has the unknown key 'finetuning': use source"),
+        ({"kind_options": {"source": 3}}, "kind_options.source is 3: it must hold keys and values"),
+        ({"options": ["SEED"]}, r"options is \['SEED'\]: it must hold keys and values"),
+        ({"scores": {"image": 3}}, "scores has the unknown key 'image': use images, pixels, draws"),
+        ({"guess": {"seconds": 3}}, "guess has the unknown key 'seconds': use iteration, evaluation"),
+        ({"render": {"images": 3}}, "render has the unknown key 'images': use train"),
+        ({"sweeps": ["p_T"]}, "sweeps is .*: it must hold keys and values"),
+        ({"sweeps": {"p_T": [0.1]}}, "sweeps.p_T: the sweep is .*: it must hold keys and values"),
+        ({"sweeps": {"p_T": {"values": [0.1]}}}, "sweeps.p_T: key is None: it must be a key of the config"),
+        ({"sweeps": {"p_T": {"key": "MODEL.TMT.P_T"}}}, "sweeps.p_T: values is None: it must be a list of at least"),
+        ({"sweeps": {"p_T": {"key": "SEED", "value": [1]}}}, "sweeps.p_T: the sweep has the unknown key 'value': use"),
+        (
+            {"sweeps": {"p_T": {"key": "SEED", "values": [1], "methods": ["no"]}}},
+            "sweeps.p_T: methods: no is no method",
+        ),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path, changes, message) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        read_plan(write_plan(tmp_path, **changes))
+    assert str(tmp_path / "matrix.yaml") in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="nothing.yaml does not exist"):
+        read_plan(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_presets_are_plans(preset, tmp_path) -> None:
+    plan = read_plan(preset)
+    assert plan.pairs
+    if preset.stem in ("tiny-3", "tiny-20"):
+        units = units_of(plan, tmp_path)
+        assert f"0 of {len(units)} done, about" in Progress(units, tmp_path, plan.guess).text()
+        limit = {"tiny-3": 20, "tiny-20": 90}[preset.stem] * 60
+        estimate = Estimate([], plan.guess)
+        assert sum(estimate.seconds(unit) or 0 for unit in units) <= limit

@@ -1,0 +1,119 @@
+"""Units of a plan: which there are, in which folders, what they share and what they start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.small_runs import CONFIGS, ONE_PAIR, small_cfg, write_plan
+from tmt_d2.experiments.plan import Plan, read_plan
+from tmt_d2.experiments.units import estimator_cfg, select, units_of
+
+
+def planned(folder: Path, **changes) -> list[str]:
+    return [unit.name for unit in units_of(read_plan(write_plan(folder, **changes)), folder / "out")]
+
+
+def test_units_of_two_domains(tmp_path) -> None:
+    assert planned(tmp_path, scores={"images": 2}) == [
+        "source/cityscapes/seed1",
+        "evaluation/cityscapes-bdd100k/seed1",
+        "scores/cityscapes-bdd100k/seed1",
+        "finetune/cityscapes-bdd100k/full/labels1/seed1",
+        "estimator/cityscapes-bdd100k/seed1",
+        "finetune/cityscapes-bdd100k/tmt/labels1/seed1",
+        "source/bdd100k/seed1",
+        "evaluation/bdd100k-cityscapes/seed1",
+        "scores/bdd100k-cityscapes/seed1",
+        "finetune/bdd100k-cityscapes/full/labels1/seed1",
+        "estimator/bdd100k-cityscapes/seed1",
+        "finetune/bdd100k-cityscapes/tmt/labels1/seed1",
+    ]
+
+
+def test_sources_and_estimators_are_shared(tmp_path) -> None:
+    changes = {"sources": ["cityscapes", "bdd100k", "gtav"], "methods": ["full", "tmt", "tmt-soft", "tmt-square"]}
+    names = planned(tmp_path, **changes, seeds=[1, 2], label_fractions=[0.25, 1.0])
+    assert len(names) == len(set(names))
+    kinds = [name.split("/")[0] for name in names]
+    assert kinds.count("source") == 3 * 2
+    assert kinds.count("evaluation") == 6 * 2
+    assert kinds.count("estimator") == 6 * 2 * 2  # adaptive and square
+    assert kinds.count("finetune") == 6 * 2 * 2 * 4
+    assert "estimator/cityscapes-gtav/seed2-square" in names
+
+
+def test_sweeps_share_what_they_do_not_change(tmp_path) -> None:
+    sweeps = {
+        "p_T": {"key": "MODEL.TMT.P_T", "values": [0.0, 0.3, 0.5], "methods": ["tmt"]},
+        "kappa": {"key": "MODEL.TMT.KAPPA", "values": [1.0, 10.0], "methods": ["tmt"]},
+        "cells": {"key": "MODEL.TMT.CELL_SIZES", "values": [[1, 1, 1]], "methods": ["tmt"]},
+    }
+    names = planned(tmp_path, **ONE_PAIR, sweeps=sweeps)
+    tuned = [name for name in names if name.startswith("finetune/cityscapes-bdd100k/tmt/")]
+    assert [name.split("/")[3] for name in tuned] == ["labels1", "p_T-0", "p_T-0.5", "kappa-1", "cells-1_1_1"]
+    estimators = [name for name in names if name.startswith("estimator/")]
+    assert [Path(name).name for name in estimators] == ["seed1", "seed1-kappa1.0", "seed1-cell_sizes1_1_1"]
+
+
+def test_an_estimator_is_shared_unless_regions_or_discriminators_differ() -> None:
+    shared = small_cfg("estimator", Path("out/estimator"))
+    for name in ("tmt", "tmt-no-tma", "tmt-soft", "tmt-live", "tmt-random", "tmt-uncertain"):
+        assert estimator_cfg(shared, small_cfg(name, Path("out"))) == ("", shared)
+    variant, square = estimator_cfg(shared, small_cfg("tmt-square", Path("out")))
+    assert (variant, square.OUTPUT_DIR, square.MODEL.TMT.REGIONS) == ("square", "out/estimator-square", "square")
+    sharper = small_cfg("tmt", Path("out"), MODEL__TMT__KAPPA=3.0, MODEL__TMT__CELL_SIZES=[2, 2, 4])
+    assert estimator_cfg(shared, sharper)[0] == "cell_sizes2_2_4-kappa3.0"
+
+
+def test_seed_and_labels_are_those_of_the_config_files_where_a_plan_has_none(tmp_path) -> None:
+    few = tmp_path / "few.yaml"
+    few.write_text(f'_BASE_: "{CONFIGS}/full.yaml"\nTRANSFER: {{LABEL_FRACTION: 0.5}}\n')
+    for name in ("source", "full"):
+        (tmp_path / f"{name}.yaml").write_text(f'_BASE_: "{CONFIGS}/{name}.yaml"\nSEED: 4\n')
+    plan = Plan(tmp_path, (("cityscapes", "bdd100k"),), ("full", "few"))
+    assert [unit.name for unit in units_of(plan, tmp_path)][2:] == [
+        "finetune/cityscapes-bdd100k/full/labels1/seed4",
+        "finetune/cityscapes-bdd100k/few/labels0.5/seed4",
+    ]
+    units = units_of(plan, tmp_path, ["SEED", "7", "TRANSFER.LABEL_FRACTION", "0.25"])
+    assert units[-1].name == "finetune/cityscapes-bdd100k/few/labels0.25/seed7"
+    assert units[-1].about["seed"] == units[-1].cfg.SEED == 7 and units[-1].about["label_fraction"] == 0.25
+
+
+def test_weights_that_are_given_are_those_of_the_source_stage(tmp_path) -> None:
+    plan = read_plan(write_plan(tmp_path, **ONE_PAIR, methods=["full"]))
+    units = units_of(plan, tmp_path, ["MODEL.WEIGHTS", "pretrained.pth"])
+    trained = str(units[0].folder / "model_final.pth")
+    assert [unit.cfg.MODEL.WEIGHTS for unit in units] == ["pretrained.pth", trained, trained]
+
+
+def test_methods_of_a_seed_differ_in_nothing_but_the_method(tmp_path) -> None:
+    plan = read_plan(write_plan(tmp_path, methods=["full", "linear"], seeds=[5]))
+    full, linear = (unit.cfg for unit in units_of(plan, tmp_path) if unit.name.startswith("finetune/cityscapes-bdd"))
+    full, linear = full.clone(), linear.clone()
+    assert full.SEED == linear.SEED == 5
+    for cfg in (full, linear):
+        cfg.defrost()
+        cfg.OUTPUT_DIR = cfg.TRANSFER.METHOD = ""
+    assert full == linear
+
+
+def test_only_takes_what_it_needs_along(tmp_path) -> None:
+    units = units_of(read_plan(write_plan(tmp_path)), tmp_path)
+    names = [unit.name for unit in select(units, "finetune/cityscapes-*/tmt")]
+    assert names == [
+        "source/cityscapes/seed1",
+        "estimator/cityscapes-bdd100k/seed1",
+        "finetune/cityscapes-bdd100k/tmt/labels1/seed1",
+    ]
+    with pytest.raises(ValueError, match="--only gtav: no unit is called so"):
+        select(units, "gtav")
+
+
+@pytest.mark.parametrize("key", ["MODEL.TMT.P", "SEED.NUMBER", "P_T"])
+def test_a_sweep_over_no_key(tmp_path, key) -> None:
+    for methods in (["full"], ["linear"]):  # one that the plan has, and one that it has not
+        with pytest.raises(ValueError, match=f"sweeps.p: the config has no key {key}"):
+            planned(tmp_path, sweeps={"p": {"key": key, "values": [0.5], "methods": methods}})

@@ -1,0 +1,99 @@
+"""What a unit leaves in its folder: the values it measured and, written last, ``stage.json``, the record of its end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+from detectron2.config import CfgNode
+
+from tmt_d2.files import write_json
+from tmt_d2.training.checkpoint import keep_weights
+from tmt_d2.training.stages import RESULTS
+
+STAGE_RECORD = "stage.json"
+SCORES_FILE = "scores.json"
+
+
+class _Source(TypedDict):
+    kind: str
+    source: str
+    seed: int
+
+
+class About(_Source, total=False):
+    """What a unit is for.
+
+    kind: of ``KINDS``. target: of all but source models. variant: of an estimator that differs from the shared one,
+    empty for that. method, label_fraction: of fine-tuning; sweep, key, value: of one in a sweep.
+    """
+
+    target: str
+    variant: str
+    method: str
+    label_fraction: float
+    sweep: str
+    key: str
+    value: Any
+
+
+class Identity(TypedDict, total=False):
+    """What, beside its config, tells a unit from others; scores: arguments of ``score_checkpoint``."""
+
+    unit: About
+    scores: dict[str, int]
+
+
+class StageRecord(Identity, total=False):
+    """settings: the fingerprint; seconds: of the sitting that ended it; bytes: on disk, not in old records."""
+
+    settings: str
+    seconds: float
+    bytes: int
+
+
+def settings_fingerprint(cfg: CfgNode, identity: Identity) -> str:
+    """Equal for configs that must give equal results: all keys but where to write and how many loader processes."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR, cfg.DATALOADER.NUM_WORKERS, cfg.MODEL.WEIGHTS = "", 0, Path(cfg.MODEL.WEIGHTS).name
+    return hashlib.sha256((cfg.dump() + json.dumps(identity, sort_keys=True)).encode()).hexdigest()
+
+
+def is_done(name: str, cfg: CfgNode, identity: Identity) -> bool:
+    """Whether the folder of unit ``name`` says that it ended with these settings.
+
+    Raises:
+        ValueError: it ended with other settings.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    if not (folder / STAGE_RECORD).is_file():
+        return False
+    if read_record(folder)["settings"] != settings_fingerprint(cfg, identity):
+        raise ValueError(
+            f"{folder} holds {name} run with other settings (see its config.yaml): choose another --output, or delete "
+            "the folder to run it again"
+        )
+    return True
+
+
+def write_record(cfg: CfgNode, identity: Identity, seconds: float) -> None:
+    """Record that the stage has ended; nothing trains on from it: of its checkpoint only the weights are kept."""
+    folder = Path(cfg.OUTPUT_DIR)
+    keep_weights(folder)  # before the record: others read the checkpoint from then on
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    settings = settings_fingerprint(cfg, identity)
+    write_json(folder / STAGE_RECORD, {"settings": settings, "seconds": seconds, "bytes": size, **identity})
+
+
+def read_record(folder: Path) -> StageRecord:
+    return json.loads((folder / STAGE_RECORD).read_text())
+
+
+def read_values(folder: Path, kind: str) -> Mapping[str, Any]:
+    """Scores of kind "scores", measures of kind "estimator"; of every other kind {split: metrics}."""
+    file = SCORES_FILE if kind == "scores" else RESULTS.get(kind, RESULTS["source"])
+    return json.loads((folder / file).read_text())

@@ -202,6 +202,32 @@ def test_features_of_zero_stay_finite() -> None:
     torch.testing.assert_close(found.assignment.sum(1), torch.ones(1, 5, 5))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("iterations", [0, 1, 2, 6])
+@pytest.mark.parametrize("place", [(0, 0), (4, 5), (3, 8), (8, 11)])
+def test_a_feature_that_is_no_number_shows(place: tuple[int, int], iterations: int, value: float) -> None:
+    """In the centre of its region and in the index, so that T, read there, is not a number; other images stay."""
+    features, (y, x), c = random_case(9, 12), place, 3
+    valid = torch.ones(2, 9, 12, dtype=torch.bool)
+    valid[0, :, 9:] = x > 8  # else a column of cells without a pixel
+    whole = adaptive_clustering(features, c, iterations, valid=valid)
+    features[0, 1, y, x] = value
+    found = adaptive_clustering(features, c, iterations, valid=valid)
+    assert not found.centers[0, :, y // c, x // c].isfinite().all()
+    if iterations:
+        assert found.assignment[0, 4, y, x].isnan()
+    region = int(found.index[0, y, x])
+    assert region >= 0
+    assert not found.centers[0].flatten(1)[:, region].isfinite().all()
+    assert (found.index[0][valid[0]] >= 0).all() and (found.index[0] < 12).all()
+    if x <= 8:  # where there is no region, nothing changes
+        assert (found.centers[0, :, :, 3] == 0).all()
+        assert (found.assignment[0, :, :, 9:] == 0).all()
+        assert (found.index[0, :, 9:] == -1).all()
+    for left, right in zip(whole, found):
+        assert torch.equal(left[1], right[1])
+
+
 def test_half_precision_is_clustered_in_float32() -> None:
     features = random_case(6, 8).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):

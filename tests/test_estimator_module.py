@@ -135,6 +135,17 @@ def test_what_padding_holds_changes_nothing() -> None:
         assert torch.equal(left.logits, right.logits)
 
 
+@pytest.mark.parametrize("changes", [{}, {"iterations": 1}, {"regions": "square"}])
+def test_a_feature_that_is_no_number_shows_in_transferability(changes: dict[str, Any]) -> None:
+    levels = make_levels()
+    levels[2][0, 0, 7, 11] = float("nan")
+    coarse, middle, fine = make_estimator(**changes)(levels, None)
+    assert fine.map_of(0)[7, 11].isnan()
+    assert not fine.attended(0.3)[0, 7, 11]
+    assert fine.map_of(1).isfinite().all()
+    assert coarse.map_of(0).isfinite().all() and middle.map_of(0).isfinite().all()
+
+
 def test_logits_are_float32_under_autocast() -> None:
     estimator, levels = make_estimator(), make_levels()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -24,6 +24,8 @@ class Regions(NamedTuple):
     assignment: (B, 9, H, W) float32, a(p, r) for the 3 x 3 cells around each pixel's own, row by row; sums to 1, is 0
         outside the grid, and sums to 0 at invalid pixels.
     index: (B, H, W) long, flat index i * S + j of the region with the largest assignment; -1 at invalid pixels.
+
+    A valid feature that is not a number makes the centre of its region none, and all that this centre takes part in.
     """
 
     centers: Tensor
@@ -70,6 +72,7 @@ def _cluster(features: Tensor, c: int, iterations: int, kappa: float, valid: Ten
 
     mass = inside.sum(-1)  # a cell that starts without a pixel is no region
     exists = _neighbourhood(mass[..., None])[..., 0] > 0  # (B, R, S, 9), False outside the grid
+    absent = ~(exists[..., None, :] & (inside[..., None] > 0))  # (B, R, S, c*c, 9)
     assignment = inside.new_zeros(*inside.shape, 9)
     assignment[..., OWN] = inside
     centers = pixels.sum(-2) / mass.clamp(min=1)[..., None]  # (B, R, S, C)
@@ -78,9 +81,10 @@ def _cluster(features: Tensor, c: int, iterations: int, kappa: float, valid: Ten
             centers = _weighted_means(pixels, assignment)
         around = _neighbourhood(F.normalize(centers, dim=-1))  # (B, R, S, 9, C)
         scores = pixels @ around.transpose(-2, -1) * sharpness  # (B, R, S, c*c, 9), kappa * cos of Eq. 7
-        scores = scores.masked_fill(~exists[..., None, :], float("-inf"))
-        assignment = scores.softmax(-1).nan_to_num(0.0) * inside[..., None]
+        scores = scores.masked_fill(absent, float("-inf"))
+        assignment = scores.softmax(-1).masked_fill(absent, 0.0)  # a NaN of a pixel stays
 
+    centers = centers.masked_fill(mass[..., None] == 0, 0.0)
     assignment = _from_cells(assignment, c, H, W)  # (B, 9, H, W)
     return Regions(centers.permute(0, 3, 1, 2), assignment, _region_index(assignment, valid, c, S))
 
@@ -95,6 +99,7 @@ def _weighted_means(pixels: Tensor, assignment: Tensor) -> Tensor:
 def _region_index(assignment: Tensor, valid: Tensor, c: int, S: int) -> Tensor:
     H, W = valid.shape[1:]
     neighbour = assignment.argmax(1)  # (B, H, W) in 0 ... 8
+    neighbour = neighbour.masked_fill(assignment[:, OWN].isnan(), OWN)  # whose centre is not a number either
     row = torch.arange(H, device=valid.device)[:, None] // c + neighbour // 3 - 1
     column = torch.arange(W, device=valid.device) // c + neighbour % 3 - 1
     return torch.where(valid, row * S + column, -1)

@@ -15,7 +15,7 @@ from small_runs import small_cfg
 from tmt_d2.cli import one_line_errors
 from tmt_d2.evaluation.semantic import SemanticEvaluator
 from tmt_d2.methods import alignment
-from tmt_d2.methods.alignment import ALIGNED
+from tmt_d2.methods.alignment import SCORES
 from tmt_d2.methods.estimator import DiscriminatorTraining
 from tmt_d2.processes.launch import launch
 from tmt_d2.training.stages import run_stage
@@ -41,7 +41,7 @@ def run_stages(folder: Path, start: Path) -> None:
     for stage, accumulation in STAGES.items():
         run_stage(small_cfg(stage, folder / stage, start, **changes(accumulation, stage)))
     stop_discriminators(folder / "stopped", start)
-    for method in ALIGNED:
+    for method in SCORES:
         align(method, folder / method, start)
     run_stage(small_cfg("tmt", folder / "evaluation", start, **changes(1)), eval_only=True)
     run_stage(small_cfg("source", folder / "statistics", **with_statistics()))

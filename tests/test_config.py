@@ -191,7 +191,6 @@ def test_broken_overrides(options: list[Any], message: str) -> None:
     ("key", "value", "message"),
     [
         ("TRANSFER.STAGE", "train", r"TRANSFER.STAGE is 'train': choose one of source, estimator, finetune"),
-        ("TRANSFER.METHOD", "magic", r"TRANSFER.METHOD is 'magic': choose one of linear, full, .*tmt"),
         ("MODEL.TMT.MASK_RULE", "both", r"MODEL.TMT.MASK_RULE is 'both': choose one of foreground, uncertain"),
         ("MODEL.TMT.REGIONS", "round", r"MODEL.TMT.REGIONS is 'round': choose one of adaptive, square"),
         ("MODEL.TMT.FEATURES", "target", r"MODEL.TMT.FEATURES is 'target': choose one of source, live"),

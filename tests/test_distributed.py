@@ -12,7 +12,7 @@ import pytest
 from distributed_driver import STAGES, changes, run_stages, with_statistics
 from small_runs import ROOT, contents, make_scenes, save_start, small_cfg
 
-from tmt_d2.methods.alignment import ALIGNED
+from tmt_d2.methods.alignment import SCORES
 from tmt_d2.training.stages import run_stage
 
 DRIVER = Path(__file__).parent / "distributed_driver.py"
@@ -80,7 +80,7 @@ def test_a_discriminator_that_has_reached_its_target_stands_still(
 def test_alignment_goes_through_in_two_processes(runs: Path, two: subprocess.CompletedProcess[str]) -> None:
     """Each process draws pixels of its own: the scores are near, not equal."""
     start = contents(runs / "start.pth")
-    for method in ALIGNED:
+    for method in SCORES:
         single, double = (
             [line["loss_score"] for line in metrics(runs / of / method / "alignment")] for of in ("one", "two")
         )

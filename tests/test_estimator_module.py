@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tmt_d2.modeling.pixel_decoder import PixelFeatures
 from tmt_d2.transferability import Discriminator, TransferabilityEstimator, adaptive_clustering, transferability_mask
-from tmt_d2.transferability.estimator import fill_frozen_encoder
+from tmt_d2.transferability.acte import fill_frozen_encoder
 
 C = 6
 SIZES = [(2, 3), (5, 7), (8, 12)]

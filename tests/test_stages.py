@@ -16,6 +16,7 @@ from datasets.render import render
 from tests.small_runs import CONFIGS
 from tmt_d2 import setup_cfg
 from tmt_d2.methods.estimator import balanced_loss
+from tmt_d2.methods.table import METHODS
 from tmt_d2.training.stages import apply_method, run_stage
 
 SMALL: dict[str, Any] = {
@@ -178,6 +179,8 @@ def test_one_line_errors_before_anything_is_built(tmp_path, monkeypatch):
         run_stage(cfg("full", "MODEL.WEIGHTS", "nowhere.pth"))
     with pytest.raises(ValueError, match="METHOD tmt needs MODEL.META_ARCHITECTURE TransferableMaskFormer"):
         run_stage(cfg("full", "TRANSFER.METHOD", "tmt", "MODEL.WEIGHTS", "x.pth"))
+    with pytest.raises(ValueError, match=r"TRANSFER.METHOD is 'magic': choose one of linear, full, leep, otce, tmt"):
+        run_stage(cfg("full", "TRANSFER.METHOD", "magic", "MODEL.WEIGHTS", "x.pth"))
     with pytest.raises(ValueError, match="DATASETS.TRAIN names 'paris_sem_seg_train', which is not registered"):
         run_stage(cfg("source", "DATASETS.TRAIN", "('paris_sem_seg_train',)"))
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "empty"))
@@ -214,7 +217,7 @@ def test_balanced_loss_by_hand():
 
 def test_every_method_freezes_the_estimator(tmp_path):
     model = build_model(stage_cfg("tmt", tmp_path, "x.pth"))
-    apply_method(model, "tmt")
+    apply_method(model, METHODS["tmt"])
     assert not any(parameter.requires_grad for parameter in model.transferability.parameters())
     assert model.backbone.stem.conv1.weight.requires_grad
 

@@ -19,7 +19,7 @@ from tmt_d2.data.maps import STRIDES, TransferabilityMaps
 from tmt_d2.data.reader import DataError
 from tmt_d2.methods.drift import STEP_0
 from tmt_d2.methods.precompute import prepare_maps
-from tmt_d2.training.stages import run_stage
+from tmt_d2.training.stages import load_source_model, run_stage
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_maps_are_made_once_and_anew_for_other_settings(tmp_path: Path, start: P
 
     def files(**changes: Any) -> set[Path]:
         cfg = tmt(tmp_path / "run", start, TRANSFER__MAPS=str(tmp_path / "maps"), **changes)
-        maps = prepare_maps(cfg, build_model(cfg))
+        maps = prepare_maps(cfg, build_model(cfg), load_source_model)
         assert maps is not None
         return set(maps.folder.glob("*.npz"))
 
@@ -172,9 +172,12 @@ def test_maps_are_made_once_and_anew_for_other_settings(tmp_path: Path, start: P
     assert len(second) == 6 and first < second
     assert all(path.stat().st_mtime_ns == written[path] for path in first)
     assert not files(INPUT__MIN_SIZE_TEST=72) & second
-    assert prepare_maps(tmt(tmp_path, start, TRANSFER__MAPS=""), build_model(tmt(tmp_path, start))) is None
+    assert (
+        prepare_maps(tmt(tmp_path, start, TRANSFER__MAPS=""), build_model(tmt(tmp_path, start)), load_source_model)
+        is None
+    )
     live = tmt(tmp_path, start, MODEL__TMT__FEATURES="live")
-    assert prepare_maps(live, build_model(live)) is None
+    assert prepare_maps(live, build_model(live), load_source_model) is None
 
 
 @pytest.mark.usefixtures("data_root")

@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need 
 # isort: split
 
 from tmt_d2.cli import log_to_screen, one_line_errors
-from tmt_d2.config import METHODS
 from tmt_d2.experiments.pair import pair_units, results_table, run_pair
 from tmt_d2.experiments.running import launch_unit
+from tmt_d2.methods.table import METHODS
 
 
 def parser():

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from tmt_d2.experiments.units import Unit
+from tmt_d2.methods.table import method_of
 
 
 class Estimate:
@@ -33,7 +34,7 @@ class Estimate:
     def _size(unit: Unit) -> int:
         if unit.kind in ("evaluation", "scores"):
             return 1
-        aligned = unit.cfg.TRANSFER.ALIGNMENT.ITERATIONS if unit.cfg.TRANSFER.METHOD in ("leep", "otce") else 0
+        aligned = unit.cfg.TRANSFER.ALIGNMENT.ITERATIONS if method_of(unit.cfg).raises else 0
         return unit.cfg.SOLVER.MAX_ITER + (aligned if unit.kind == "finetune" else 0)
 
     def seconds(self, unit: Unit) -> float | None:

@@ -15,6 +15,7 @@ from tmt_d2.data.registration import split_name
 from tmt_d2.experiments import records
 from tmt_d2.experiments.plan import Plan, Sweep
 from tmt_d2.experiments.records import About, Identity, StageRecord
+from tmt_d2.methods.table import method_of
 
 # What an estimator is trained for: a method or variant that says something else here needs one of its own.
 ESTIMATOR_KEYS = ("REGIONS", "CELL_SIZES", "ITERATIONS", "KAPPA", "DISCRIMINATOR")
@@ -123,7 +124,7 @@ class _PairUnits:
         extra = ["TRANSFER.LABEL_FRACTION", fraction, *([] if sweep is None else [sweep.key, str(value)])]
         cfg = self.cfg(method, name, "finetune", self.weights, extra)
         needs = self.source_name
-        if cfg.MODEL.META_ARCHITECTURE == "TransferableMaskFormer":
+        if method_of(cfg).starts_from == "estimator":
             shared = self.cfg("estimator", f"estimator/{self.cell_name}/seed{self.seed}", "estimator", self.weights)
             variant, estimator = estimator_cfg(shared, cfg)
             needs = str(Path(estimator.OUTPUT_DIR).relative_to(self.output))

@@ -22,10 +22,11 @@ from tmt_d2.data.label_spaces import IGNORE
 from tmt_d2.data.loaders import TARGET_DOMAIN, build_paired_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.targets import padded_labels
+from tmt_d2.methods.table import method_of
 from tmt_d2.modeling.mask_former import MaskFormer, semantic_scores
 from tmt_d2.transferability.scores import leep_objective, relative_cost, squared_distances, target_given_source_entropy
 
-ALIGNED = ("leep", "otce")
+SCORES = ("leep", "otce")  # that can be raised
 
 
 class Pixels(NamedTuple):
@@ -59,8 +60,8 @@ class AlignmentTraining(nn.Module):
             weight, ...: the keys of TRANSFER.ALIGNMENT.
         """
         super().__init__()
-        if score not in ALIGNED:
-            raise ValueError(f"score is {score!r}: choose {' or '.join(ALIGNED)}")
+        if score not in SCORES:
+            raise ValueError(f"score is {score!r}: choose {' or '.join(SCORES)}")
         if score == "otce" and weight == 1:
             model.sem_seg_head.predictor.requires_grad_(False)  # the score is on features before it
         self.model, self.score, self.weight, self.pixels = model, score, weight, pixels
@@ -188,6 +189,6 @@ def build_alignment_loader(cfg: CfgNode, seed: int | None) -> DataLoader:
         "seed": seed,
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
     }
-    if cfg.TRANSFER.METHOD == "leep":
-        return build_train_loader(cfg.DATASETS.TRAIN, mapper, batch_size, **choices)
-    return build_paired_loader(cfg.DATASETS.SOURCE_TRAIN, cfg.DATASETS.TRAIN, mapper, batch_size, **choices)
+    if method_of(cfg).reads_source:
+        return build_paired_loader(cfg.DATASETS.SOURCE_TRAIN, cfg.DATASETS.TRAIN, mapper, batch_size, **choices)
+    return build_train_loader(cfg.DATASETS.TRAIN, mapper, batch_size, **choices)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.maps import TransferabilityMaps
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.processes.signals import Stoppable
-from tmt_d2.training.checkpoint import TMTCheckpointer
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +32,13 @@ KEYS = ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "INPUT.FORMAT", "MODEL.PIX
 TMT_KEYS = ("REGIONS", "CELL_SIZES", "ITERATIONS", "KAPPA", "DISCRIMINATOR")
 
 
-def prepare_maps(cfg: CfgNode, model: nn.Module) -> TransferabilityMaps | None:
+def prepare_maps(
+    cfg: CfgNode, model: nn.Module, load: Callable[[CfgNode, nn.Module], None]
+) -> TransferabilityMaps | None:
     """The maps of the labelled pictures of DATASETS.TRAIN, those that are missing made now by all processes together.
+
+    Args:
+        load: puts the weights of MODEL.WEIGHTS into the model.
 
     Returns:
         None where T is not read while training: it does not act there, or TRANSFER.MAPS or the features say so.
@@ -59,8 +64,7 @@ def prepare_maps(cfg: CfgNode, model: nn.Module) -> TransferabilityMaps | None:
     if missing:
         maps.folder.mkdir(parents=True, exist_ok=True)
         logger.info("transferability of %d pictures, made once, in %s", len(missing), maps.folder)
-        checkpointer = TMTCheckpointer(model, require_estimator=True, reinit_class_head=cfg.TRANSFER.REINIT_CLASS_HEAD)
-        checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
+        load(cfg, model)
         _write(cfg, model, missing, maps)
     comm.synchronize()
     return maps

@@ -21,12 +21,8 @@ from torch import Tensor, nn
 from tmt_d2.modeling.backbone import DropPath
 from tmt_d2.modeling.mask_former import MaskFormer, Pass, Record, real_positions, valid_positions
 from tmt_d2.modeling.transformer_decoder import AttentionLimits, DecoderInputs, LayerTrace
-from tmt_d2.transferability.estimator import (
-    LevelTransferability,
-    TransferabilityEstimator,
-    TransferabilityMap,
-    fill_frozen_encoder,
-)
+from tmt_d2.transferability.acte import TransferabilityEstimator, fill_frozen_encoder
+from tmt_d2.transferability.map import LevelTransferability, TransferabilityMap
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tmt_d2.files import atomic_write
 from tmt_d2.modeling.official import CLASS_HEAD, load_report, upgrade_names
-from tmt_d2.transferability.estimator import TransferabilityEstimator
+from tmt_d2.transferability.acte import TransferabilityEstimator
 from tmt_d2.transferability.settings import decode_settings, refuse_other_settings
 
 logger = logging.getLogger(__name__)

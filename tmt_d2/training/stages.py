@@ -19,19 +19,20 @@ from tmt_d2.data import register_custom
 from tmt_d2.data.loaders import build_paired_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.files import atomic_write, remove_temporaries, write_json
-from tmt_d2.methods.alignment import ALIGNED, AlignmentTraining, build_alignment_loader, pixels_of_a_call
+from tmt_d2.methods.alignment import AlignmentTraining, build_alignment_loader, pixels_of_a_call
 from tmt_d2.methods.drift import DRIFT, build_drift
 from tmt_d2.methods.estimator import DiscriminatorTraining, held_out_loader, measure
 from tmt_d2.methods.precompute import prepare_maps
+from tmt_d2.methods.table import Method, method_of
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.processes.signals import Stoppable, stop_on_signals
-from tmt_d2.training.checkpoint import ESTIMATOR_TRAINING, FINAL, TMTCheckpointer, ended_after
+from tmt_d2.training.checkpoint import ESTIMATOR, ESTIMATOR_TRAINING, FINAL, TMTCheckpointer, ended_after
 from tmt_d2.training.trainer import StageTrainer, evaluate_model
 
 logger = logging.getLogger(__name__)
 
 RESULTS = {"source": "evaluation.json", "estimator": "estimator.json", "finetune": "evaluation.json"}
-PREDICTION_LAYERS = ("sem_seg_head.predictor.class_embed.", "sem_seg_head.predictor.mask_embed.")
+ESTIMATED = "TransferableMaskFormer"  # the architecture that has discriminators
 
 
 def run_stage(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> dict[str, Any]:
@@ -85,22 +86,18 @@ def _has_ended(cfg: CfgNode) -> bool:
 
 def check_stage(cfg: CfgNode, eval_only: bool = False) -> None:
     """Raise one-line errors for what would otherwise fail, or mislead, long after the start."""
-    stage, method = cfg.TRANSFER.STAGE, cfg.TRANSFER.METHOD
-    transferable = cfg.MODEL.META_ARCHITECTURE == "TransferableMaskFormer"
-    if stage == "estimator" and not transferable:
-        raise ValueError("TRANSFER.STAGE estimator needs MODEL.META_ARCHITECTURE TransferableMaskFormer")
-    if stage == "finetune" and transferable != (method == "tmt"):
-        wanted = "TransferableMaskFormer" if method == "tmt" else "MaskFormer"
-        raise ValueError(
-            f"TRANSFER.METHOD {method} needs MODEL.META_ARCHITECTURE {wanted}, got {cfg.MODEL.META_ARCHITECTURE}"
-        )
+    stage, method = cfg.TRANSFER.STAGE, method_of(cfg)
+    architecture = {"source": None, "estimator": ESTIMATED, "finetune": method.architecture}[stage]
+    if architecture not in (None, cfg.MODEL.META_ARCHITECTURE):
+        what = f"TRANSFER.METHOD {method.name}" if stage == "finetune" else f"TRANSFER.STAGE {stage}"
+        raise ValueError(f"{what} needs MODEL.META_ARCHITECTURE {architecture}, got {cfg.MODEL.META_ARCHITECTURE}")
     if not cfg.MODEL.WEIGHTS and (stage != "source" or eval_only):
         what = "evaluation" if eval_only else f"stage {stage}"
         raise ValueError(
             f"MODEL.WEIGHTS is empty: {what} starts from a checkpoint, e.g. the source stage's model_final.pth"
         )
     keys = ["TEST"] if eval_only else ["TRAIN", "TEST"]
-    if stage == "finetune" and method == "otce" and not eval_only:
+    if stage == "finetune" and method.reads_source and not eval_only:
         keys += ["SOURCE_TRAIN"]
     if stage == "estimator":
         keys += ["SOURCE_TEST"] if eval_only else ["SOURCE_TRAIN", "SOURCE_TEST"]
@@ -122,13 +119,11 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> None:
             DatasetCatalog.get(name)  # a missing root or file speaks up now, not at the first evaluation
 
 
-def apply_method(model: nn.Module, method: str) -> None:
-    """Freeze what the fine-tuning method does not train. The estimator is frozen in every method."""
-    if isinstance(model, TransferableMaskFormer):
-        model.transferability.requires_grad_(False)
-    if method == "linear":
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.startswith(PREDICTION_LAYERS))
+def apply_method(model: nn.Module, method: Method) -> None:
+    """Freeze what the method does not train. The estimator is frozen in every method."""
+    for name, parameter in model.named_parameters():
+        if name.startswith(ESTIMATOR) or not name.startswith(method.trains or ""):
+            parameter.requires_grad_(False)
 
 
 def _run_training(cfg: CfgNode, model: nn.Module, resume: bool, eval_only: bool) -> dict[str, Any]:
@@ -138,16 +133,19 @@ def _run_training(cfg: CfgNode, model: nn.Module, resume: bool, eval_only: bool)
             cfg.MODEL.WEIGHTS, resume=resume
         )
         return evaluate_model(cfg, model)
-    if cfg.TRANSFER.STAGE == "finetune":
-        apply_method(model, cfg.TRANSFER.METHOD)
+    fine_tunes = cfg.TRANSFER.STAGE == "finetune"
+    maps = drift = None
+    if fine_tunes:
+        method = method_of(cfg)
+        apply_method(model, method)
         started = resume and TMTCheckpointer(model, cfg.OUTPUT_DIR).has_checkpoint()
-        if cfg.TRANSFER.METHOD in ALIGNED and cfg.TRANSFER.ALIGNMENT.ITERATIONS and not started:
+        if method.raises and cfg.TRANSFER.ALIGNMENT.ITERATIONS and not started:
             cfg = cfg.clone()
             cfg.defrost()
-            cfg.MODEL.WEIGHTS = _align(cfg, resume)
+            cfg.MODEL.WEIGHTS = _align(cfg, method.raises, resume)
             cfg.freeze()
-    fine_tunes = cfg.TRANSFER.STAGE == "finetune"
-    maps = prepare_maps(cfg, model) if fine_tunes else None
+        maps = prepare_maps(cfg, model, load_source_model)
+        drift = build_drift(cfg, model)
     loader = build_train_loader(
         cfg.DATASETS.TRAIN,
         SemanticMapper(cfg, is_train=True, maps=maps),
@@ -157,7 +155,6 @@ def _run_training(cfg: CfgNode, model: nn.Module, resume: bool, eval_only: bool)
         seed=_seed(cfg),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
-    drift = build_drift(cfg, model) if fine_tunes else None
 
     def evaluate() -> dict[str, Any]:
         scores = evaluate_model(cfg, model)
@@ -170,7 +167,12 @@ def _run_training(cfg: CfgNode, model: nn.Module, resume: bool, eval_only: bool)
     return trainer.train()
 
 
-def _align(cfg: CfgNode, resume: bool) -> str:
+def load_source_model(cfg: CfgNode, model: nn.Module) -> None:
+    checkpointer = TMTCheckpointer(model, require_estimator=True, reinit_class_head=cfg.TRANSFER.REINIT_CLASS_HEAD)
+    checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
+
+
+def _align(cfg: CfgNode, score: str, resume: bool) -> str:
     """Raise the score of the source model, in OUTPUT_DIR/alignment; return the checkpoint to fine-tune from."""
     alignment = cfg.TRANSFER.ALIGNMENT
     cfg = cfg.clone()
@@ -181,7 +183,7 @@ def _align(cfg: CfgNode, resume: bool) -> str:
     model = build_model(cfg)  # of its own: what it freezes is learned again by fine-tuning
     training = AlignmentTraining(
         model,
-        cfg.TRANSFER.METHOD,
+        score,
         weight=alignment.WEIGHT,
         pixels=pixels_of_a_call(cfg),
         epsilon=alignment.EPSILON,

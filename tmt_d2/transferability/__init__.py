@@ -1,12 +1,9 @@
 """How transferable is what: regions, discriminators, maps, masks and scores. Pure functions and small modules."""
 
+from tmt_d2.transferability.acte import TransferabilityEstimator
 from tmt_d2.transferability.clustering import Regions, adaptive_clustering
-from tmt_d2.transferability.estimator import (
-    Discriminator,
-    LevelTransferability,
-    TransferabilityEstimator,
-    TransferabilityMap,
-)
+from tmt_d2.transferability.discriminator import Discriminator
+from tmt_d2.transferability.map import LevelTransferability, TransferabilityMap
 from tmt_d2.transferability.mask import transferability_bias, transferability_mask
 from tmt_d2.transferability.scores import jc_otce, leep, otce, proxy_a_distance
 

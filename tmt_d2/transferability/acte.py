@@ -5,75 +5,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tmt_d2.transferability.clustering import Regions, adaptive_clustering
-from tmt_d2.transferability.mask import transferability_bias, transferability_mask
+from tmt_d2.transferability.discriminator import Discriminator
+from tmt_d2.transferability.map import LevelTransferability
 from tmt_d2.transferability.settings import decode_settings, encode_settings, refuse_other_settings
-
-
-@dataclass(frozen=True)
-class TransferabilityMap:
-    """Transferability of the positions of one level.
-
-    logits: (B, H, W) float32, logit of E(f(r*)) of the region each position belongs to; 0 at padding.
-    valid: (B, H, W) bool, False = padding.
-    """
-
-    logits: Tensor
-    valid: Tensor
-
-    def transferable(self, p_t: float) -> Tensor:
-        """(B, H, W) bool, True = may be attended to (Eq. 12)."""
-        return transferability_mask(self.logits, p_t, self.valid)
-
-    def bias(self, p_t: float, strength: float) -> Tensor:
-        """(B, H, W) float <= 0, what the soft mask adds to attention scores."""
-        return transferability_bias(self.logits, p_t, strength, self.valid)
-
-    def logits_of(self, image: int, size: tuple[int, int] | None = None) -> Tensor:
-        """The logits of one image without its padding, (h, w): of the given size, or else as ``valid`` says."""
-        if size is None:
-            valid = self.valid[image]
-            size = int(valid.any(1).sum()), int(valid.any(0).sum())
-        return self.logits[image, : size[0], : size[1]]
-
-    def map_of(self, image: int, size: tuple[int, int] | None = None) -> Tensor:
-        """T of one image without its padding, (h, w) in [0, 1]; high = like the source (Eq. 11)."""
-        return 1 - self.logits_of(image, size).sigmoid()
-
-
-@dataclass(frozen=True)
-class LevelTransferability(TransferabilityMap):
-    """... and the regions it was estimated on.
-
-    regions: the regions themselves. region_logits: (B, R, S), logit of E(f(r)) (Eq. 10).
-    """
-
-    regions: Regions
-    region_logits: Tensor
-
-
-class Discriminator(nn.Module):
-    """E of Eqs. 2-5 and 10: region features -> logit of the probability that the region is from the target domain."""
-
-    def __init__(self, channels: int, hidden_dim: int, normalize: bool):
-        """hidden_dim: units of the one hidden layer, 0 = a linear classifier; normalize: features to unit length."""
-        super().__init__()
-        self.normalize = normalize
-        layers: list[nn.Module] = [nn.Linear(channels, hidden_dim), nn.ReLU()] if hidden_dim else []
-        self.layers = nn.Sequential(*layers, nn.Linear(hidden_dim or channels, 1))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(..., C) -> (...)"""
-        if self.normalize:  # scaled so that the entries, not the vector, have unit size
-            features = F.normalize(features, dim=-1) * features.shape[-1] ** 0.5
-        return self.layers(features).squeeze(-1)
 
 
 class TransferabilityEstimator(nn.Module):

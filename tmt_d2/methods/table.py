@@ -1,0 +1,59 @@
+"""The methods of fine-tuning, all in one table: stages, loaders, units and report read it, and compare no names.
+
+A *variant* is a config file that changes keys of a method, such as ``tmt-square.yaml``; it needs no row here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from detectron2.config import CfgNode
+
+PREDICTION_LAYERS = ("sem_seg_head.predictor.class_embed.", "sem_seg_head.predictor.mask_embed.")
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    Attributes:
+        name: TRANSFER.METHOD, and the config file of that name.
+        about: what it does, in a line of a table.
+        starts_from: the stage whose checkpoint it begins with: "source" or "estimator".
+        architecture: MODEL.META_ARCHITECTURE.
+        trains: prefixes of the parameters that learn; none: the whole model. An estimator never learns here.
+        raises: the transferability score that is raised by gradient before fine-tuning, or none.
+        reads_source: that step also needs labelled source images, DATASETS.SOURCE_TRAIN.
+    """
+
+    name: str
+    about: str
+    starts_from: str = "source"
+    architecture: str = "MaskFormer"
+    trains: tuple[str, ...] = ()
+    raises: str = ""
+    reads_source: bool = False
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("linear", "only the prediction layers learn", trains=PREDICTION_LAYERS),
+        Method("full", "the whole model learns"),
+        Method("leep", "LEEP is raised first, then as full", raises="leep"),
+        Method("otce", "F-OTCE is raised first, then as full", raises="otce", reads_source=True),
+        Method("tmt", "as full, and attention obeys transferability", "estimator", "TransferableMaskFormer"),
+    )
+}
+BASELINE = "full"  # what the others are compared with
+OURS = "tmt"  # whose gain is the question
+
+
+def method_of(cfg: CfgNode) -> Method:
+    """
+    Raises:
+        ValueError: TRANSFER.METHOD is none of the table.
+    """
+    name = cfg.TRANSFER.METHOD
+    if name not in METHODS:
+        raise ValueError(f"TRANSFER.METHOD is {name!r}: choose one of {', '.join(METHODS)}")
+    return METHODS[name]

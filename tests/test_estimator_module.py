@@ -141,7 +141,7 @@ def test_a_feature_that_is_no_number_shows_in_transferability(changes: dict[str,
     levels[2][0, 0, 7, 11] = float("nan")
     coarse, middle, fine = make_estimator(**changes)(levels, None)
     assert fine.map_of(0)[7, 11].isnan()
-    assert not fine.attended(0.3)[0, 7, 11]
+    assert not fine.transferable(0.3)[0, 7, 11]
     assert fine.map_of(1).isfinite().all()
     assert coarse.map_of(0).isfinite().all() and middle.map_of(0).isfinite().all()
 

@@ -192,6 +192,11 @@ def test_broken_overrides(options: list[Any], message: str) -> None:
     [
         ("TRANSFER.STAGE", "train", r"TRANSFER.STAGE is 'train': choose one of source, estimator, finetune"),
         ("MODEL.TMT.MASK_RULE", "both", r"MODEL.TMT.MASK_RULE is 'both': choose one of foreground, uncertain"),
+        (
+            "MODEL.MASK_FORMER.IGNORED_PIXELS",
+            "void",
+            r"MODEL.MASK_FORMER.IGNORED_PIXELS is 'void': choose one of background, ignore",
+        ),
         ("MODEL.TMT.REGIONS", "round", r"MODEL.TMT.REGIONS is 'round': choose one of adaptive, square"),
         ("MODEL.TMT.FEATURES", "target", r"MODEL.TMT.FEATURES is 'target': choose one of source, live"),
         ("MODEL.TMT.P_T", 1.0, r"MODEL.TMT.P_T is 1.0: .*0 <= P_T < 1"),

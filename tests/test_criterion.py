@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tmt_d2.data.targets import semantic_targets
 from tmt_d2.modeling import SetCriterion
 from tmt_d2.modeling.mask_logits import MaskLogits
 from tmt_d2.modeling.matcher import match, matching_costs
@@ -20,10 +21,18 @@ POINTS = 8
 Targets = list[dict[str, Tensor]]
 
 
-def make_criterion(aux: int = 0, points: int = POINTS, **weights: float) -> SetCriterion:
+def make_criterion(
+    aux: int = 0, points: int = POINTS, ignored_pixels: str = "background", **weights: float
+) -> SetCriterion:
     values = {"class_weight": 2.0, "mask_weight": 5.0, "dice_weight": 5.0, "no_object_weight": 0.1, **weights}
     return SetCriterion(
-        CLASSES, num_aux_outputs=aux, num_points=points, oversample_ratio=3.0, importance_sample_ratio=0.75, **values
+        CLASSES,
+        num_aux_outputs=aux,
+        num_points=points,
+        oversample_ratio=3.0,
+        importance_sample_ratio=0.75,
+        ignored_pixels=ignored_pixels,
+        **values,
     )
 
 
@@ -295,3 +304,115 @@ def test_points_are_taken_where_the_mask_is_uncertain() -> None:
         return float(np.mean([seeded(criterion, outputs, target, seed)["loss_mask"].item() for seed in range(10)]))
 
     assert mean_loss(0.75) > 2 * mean_loss(0.0)
+
+
+# --- ignored pixels
+
+RULES = ("background", "ignore")
+
+
+def half_ignored(seed: int = 0) -> Targets:
+    """Two images of 24 x 28 pixels; of the first the left half is ignored."""
+    labels = torch.randint(0, CLASSES, (2, 24, 28), generator=torch.Generator().manual_seed(seed))
+    labels[0, :, :14] = 255
+    return semantic_targets(labels)
+
+
+@pytest.mark.usefixtures("only_the_centre")
+@pytest.mark.parametrize("rule", RULES)
+def test_losses_beside_an_ignored_pixel_by_hand(rule: str) -> None:
+    logit, wanted, n = 1.5, 3 / 4, POINTS  # the middle of four pixels: three of the class, the last one is ignored
+    counted = {"background": 1.0, "ignore": wanted}[rule]
+    target = {"labels": torch.tensor([1]), "masks": torch.tensor([[[True, True], [True, False]]])}
+    target["labelled"] = target["masks"][0]
+    outputs = {"pred_logits": torch.zeros(1, 1, CLASSES + 1), "pred_masks": torch.full((1, 1, 2, 2), logit)}
+    losses = make_criterion(ignored_pixels=rule)(outputs, [target])
+    p = sigmoid(logit)
+    outside = (counted - wanted) * math.log(1 - p)
+    assert losses["loss_mask"].item() == pytest.approx(-(wanted * math.log(p) + outside) / counted, rel=1e-5)
+    dice = 1 - (2 * n * p * wanted + 1) / (n * p * counted + n * wanted + 1)
+    assert losses["loss_dice"].item() == pytest.approx(dice, rel=1e-5)
+
+
+def test_costs_of_points_that_count_in_part_by_loops() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, counted = torch.randn(1, 2, 4, generator=generator), torch.tensor([1.0, 0.0, 0.5, 1.0])
+    masks = torch.tensor([[1.0, 0.0, 0.25, 0.0], [0.0, 0.0, 0.25, 1.0]])
+    classes, labels = torch.zeros(1, 2, CLASSES + 1), torch.tensor([0, 1])
+    weights = {"class_weight": 0.0, "mask_weight": 5.0, "dice_weight": 3.0}
+    found = matching_costs(classes, logits, labels, masks, **weights, counted=counted)
+    for q, t in itertools.product(range(2), range(2)):
+        bce = top = bottom = 0.0
+        for x, wanted, weight in zip(logits[0, q].tolist(), masks[t].tolist(), counted.tolist()):
+            bce -= (wanted * math.log(sigmoid(x)) + (weight - wanted) * math.log(1 - sigmoid(x))) / 2.5
+            top, bottom = top + 2 * sigmoid(x) * wanted, bottom + sigmoid(x) * weight + wanted
+        assert found[0, q, t].item() == pytest.approx(5 * bce + 3 * (1 - (top + 1) / (bottom + 1)), rel=1e-4)
+    everything = matching_costs(classes, logits, labels, masks, **weights, counted=torch.ones(4))
+    torch.testing.assert_close(everything, matching_costs(classes, logits, labels, masks, **weights))
+    nothing = matching_costs(classes, logits, labels, 0 * masks, **weights, counted=torch.zeros(4))
+    assert (nothing == 0).all()
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_predicted_in_ignored_pixels(rule: str, seed: int) -> None:
+    """It is nothing to "ignore": not to the losses, nor to which queries and points are chosen, nor to the gradient."""
+    targets, criterion = half_ignored(), make_criterion(aux=2, points=64, ignored_pixels=rule)
+    outputs = dense(make_outputs(seed=seed))
+    cells = (slice(0, 1), slice(None), slice(None), slice(0, 2))  # a point with a share in column 14 sees none of them
+    changed = {**outputs, "aux_outputs": [dict(output) for output in outputs["aux_outputs"]]}
+    for output, value in zip((changed, *changed["aux_outputs"]), (0.0, 30.0, -30.0)):
+        output["pred_masks"] = output["pred_masks"].detach().clone()
+        output["pred_masks"][cells] = value
+        output["pred_masks"].requires_grad_()
+    before, after = (seeded(criterion, each, targets, seed) for each in (outputs, changed))
+    sum(after.values()).backward()
+    for output in (changed, *changed["aux_outputs"]):
+        assert output["pred_masks"].grad[cells].any() == (rule == "background")
+        assert output["pred_masks"].grad.any()
+    assert all(torch.equal(before[name], after[name]) for name in before) == (rule == "ignore")
+
+
+def test_the_rules_agree_where_every_pixel_has_a_label() -> None:
+    targets = semantic_targets(torch.randint(0, CLASSES, (2, 24, 28), generator=torch.Generator().manual_seed(0)))
+    losses = [seeded(make_criterion(2, ignored_pixels=rule), make_outputs(), targets) for rule in RULES]
+    for name in losses[0]:
+        torch.testing.assert_close(losses[0][name], losses[1][name])
+    different = [seeded(make_criterion(2, ignored_pixels=rule), make_outputs(), half_ignored()) for rule in RULES]
+    assert different[0]["loss_mask"] != different[1]["loss_mask"]  # control
+
+
+def test_means_are_over_the_points_that_count() -> None:
+    """A mask that is right by a margin costs the same however much of the image is ignored."""
+    outputs = {"pred_logits": torch.zeros(1, 1, CLASSES + 1), "pred_masks": torch.full((1, 1, 32, 32), 2.0)}
+    for columns in (0, 14, 24):
+        labels = torch.zeros(1, 28, 28, dtype=torch.long)
+        labels[..., :columns] = 255
+        labels = torch.nn.functional.pad(labels, (2, 2, 2, 2), value=255)  # so that no point mixes with the outside
+        losses = seeded(make_criterion(points=400, ignored_pixels="ignore"), outputs, semantic_targets(labels))
+        assert losses["loss_mask"].item() == pytest.approx(math.log1p(math.exp(-2)), abs=1e-3)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_an_ignored_image_costs_no_mask(images: int) -> None:
+    labels = torch.randint(0, CLASSES, (2, 24, 28), generator=torch.Generator().manual_seed(0))
+    labels[:images] = 255
+    outputs = make_outputs()
+    losses = seeded(make_criterion(aux=2, ignored_pixels="ignore"), outputs, semantic_targets(labels))
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert (losses["loss_mask"] == 0) == (losses["loss_dice"] == 0) == (images == 2)
+    sum(losses.values()).backward()
+    assert outputs["pred_masks"].features.grad[0].abs().sum() == 0
+    one_pixel = torch.full((1, 24, 28), 255)
+    one_pixel[0, 5, 6] = 1  # most likely no point meets it
+    losses = seeded(make_criterion(ignored_pixels="ignore"), make_outputs(B=1), semantic_targets(one_pixel))
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_the_official_rule_does_not_look_for_ignored_pixels() -> None:
+    targets = half_ignored()
+    bare = [{name: target[name] for name in ("labels", "masks")} for target in targets]
+    with_labelled, without = (seeded(make_criterion(2), make_outputs(), each) for each in (targets, bare))
+    assert all(torch.equal(with_labelled[name], without[name]) for name in without)
+    with pytest.raises(ValueError, match="ignored_pixels is 'void': choose background or ignore"):
+        make_criterion(ignored_pixels="void")

@@ -155,6 +155,22 @@ def test_labels_of_padding_are_ignored(build_tiny: Build) -> None:
             assert mask.sum() == (record["sem_seg"] == label).sum()
 
 
+def test_padding_is_ignored_where_asked(build_tiny: Build) -> None:
+    """A small image beside a large one: what its padding is worth depends on the rule."""
+    small, large = make_records(((32, 32), (64, 96)))
+    losses = {}
+    for rule in ("background", "ignore"):
+        model = build_tiny("MaskFormer", MODEL__MASK_FORMER__IGNORED_PIXELS=rule)
+        seen: list[Any] = []
+        model.criterion.register_forward_pre_hook(lambda module, arguments, seen=seen: seen.append(arguments[1]))
+        losses[rule] = train_step(model, [small, large])
+        labelled = seen[0][0]["labelled"]
+        assert torch.equal(labelled[:32, :32], small["sem_seg"] != 255)
+        assert not labelled[32:].any() and not labelled[:, 32:].any()
+        assert all(torch.isfinite(loss) for loss in losses[rule].values())
+    assert losses["background"]["loss_mask_0"] != losses["ignore"]["loss_mask_0"]
+
+
 def test_mixed_precision_step_is_finite(build_tiny: Build, records: Records) -> None:
     model = build_tiny()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -12,6 +12,7 @@ def test_one_mask_per_class_by_hand() -> None:
     assert target["labels"].tolist() == [0, 5, 18]
     assert target["labels"].dtype == torch.long
     assert target["masks"].dtype == torch.bool
+    assert target["labelled"].int().tolist() == [[1, 1, 1], [0, 1, 1]]
     assert target["masks"].int().tolist() == [[[1, 1, 0], [0, 0, 0]], [[0, 0, 1], [0, 1, 0]], [[0, 0, 0], [0, 0, 1]]]
 
 
@@ -43,6 +44,7 @@ def test_masks_cover_labelled_pixels_once() -> None:
     sem_seg[2:4] = 255
     (target,) = semantic_targets(sem_seg)
     assert torch.equal(target["masks"].sum(0), (sem_seg != 255).long())
+    assert torch.equal(target["labelled"], sem_seg != 255)
 
 
 def test_another_ignore_value() -> None:

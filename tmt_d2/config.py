@@ -21,6 +21,7 @@ REGIONS = ("adaptive", "square")
 ACTE_FEATURES = ("source", "live")
 ATTENTIONS = ("hard", "soft", "off")
 RANKINGS = ("T", "random", "inverted")
+IGNORED_PIXELS = ("background", "ignore")
 AMP_DTYPES = ("float16", "bfloat16")
 
 
@@ -102,6 +103,9 @@ def add_tmt_config(cfg: CfgNode) -> None:
     # False: padded positions are never attended to. True: attended to as in the official code, which differs
     # only for images whose size is no multiple of SIZE_DIVISIBILITY.
     cfg.MODEL.MASK_FORMER.ATTEND_PADDING = False
+    # What ignored pixels and padding are to the mask and dice losses and to matching: outside of every mask, as in the
+    # official code; or "ignore": nothing, whatever is predicted there.
+    cfg.MODEL.MASK_FORMER.IGNORED_PIXELS = "background"
 
     tmt = cfg.MODEL.TMT = CfgNode()
     # Adaptive clustering (Eqs. 6-9), one entry per level the decoder attends to: strides 32, 16, 8.
@@ -215,6 +219,7 @@ def check_cfg(cfg: CfgNode) -> None:
     _check_choice("MODEL.TMT.FEATURES", tmt.FEATURES, ACTE_FEATURES)
     _check_choice("MODEL.TMT.ATTENTION", tmt.ATTENTION, ATTENTIONS)
     _check_choice("MODEL.TMT.RANK_BY", tmt.RANK_BY, RANKINGS)
+    _check_choice("MODEL.MASK_FORMER.IGNORED_PIXELS", cfg.MODEL.MASK_FORMER.IGNORED_PIXELS, IGNORED_PIXELS)
     _check_choice("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, AMP_DTYPES)
     for key in ("ACCUMULATION_STEPS", "CHECKPOINTS_KEPT"):
         if cfg.SOLVER[key] < 1:

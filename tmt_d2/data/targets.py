@@ -15,15 +15,15 @@ from tmt_d2.data.label_spaces import IGNORE
 
 
 def semantic_targets(sem_seg: Tensor, ignore: int = IGNORE) -> list[dict[str, Tensor]]:
-    """One binary mask for each class that occurs in an image.
+    """One binary mask for each class that occurs in an image, and where there is one.
 
     Args:
         sem_seg: (B, H, W) or (H, W) integer train ids in [0, 255], on any device.
         ignore: id that belongs to no mask.
 
     Returns:
-        For each image ``labels`` (N,) long, ascending, and ``masks`` (N, H, W) bool, True inside the
-        class. N = 0 where every pixel is ignored.
+        For each image ``labels`` (N,) long, ascending, ``masks`` (N, H, W) bool, True inside the class,
+        and ``labelled`` (H, W) bool, False at ignored pixels. N = 0 where every pixel is ignored.
     """
     if sem_seg.dim() not in (2, 3):
         raise ValueError(f"semantic_targets: expected labels (B, H, W) or (H, W), got {tuple(sem_seg.shape)}")
@@ -34,7 +34,7 @@ def semantic_targets(sem_seg: Tensor, ignore: int = IGNORE) -> list[dict[str, Te
     image, labels = present.nonzero(as_tuple=True)  # the one synchronisation with the host
     counts = torch.bincount(image, minlength=len(batch)).tolist()
     return [
-        {"labels": ids, "masks": seg[None] == ids[:, None, None].to(seg.dtype)}
+        {"labels": ids, "masks": seg[None] == ids[:, None, None].to(seg.dtype), "labelled": seg != ignore}
         for seg, ids in zip(batch, labels.split(counts))
     ]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tmt_d2.modeling.linear import linear
 from tmt_d2.modeling.mask_logits import MaskLogits
-from tmt_d2.modeling.matcher import match, matching_costs
+from tmt_d2.modeling.matcher import LEAST, match, matching_costs
 
 _TEMPORARY = 2**22  # elements of a temporary tensor of the matcher: it stays in a CPU's cache, and out of the peak
 
@@ -38,6 +38,7 @@ class SetCriterion(nn.Module):
         num_points: int,
         oversample_ratio: float,
         importance_sample_ratio: float,
+        ignored_pixels: str = "background",
     ):
         """
         Args:
@@ -46,8 +47,12 @@ class SetCriterion(nn.Module):
             no_object_weight: weight of the "no object" class in the classification loss.
             num_aux_outputs: decoder outputs that are supervised besides the last one.
             num_points: P. oversample_ratio, importance_sample_ratio: of PointRend's uncertainty sampling.
+            ignored_pixels: "background", outside of every mask, or "ignore": points there count for nothing.
         """
         super().__init__()
+        if ignored_pixels not in ("background", "ignore"):
+            raise ValueError(f"ignored_pixels is {ignored_pixels!r}: choose background or ignore")
+        self.ignored_pixels = ignored_pixels
         self.num_classes, self.num_points = num_classes, num_points
         self.class_weight, self.mask_weight, self.dice_weight = class_weight, mask_weight, dice_weight
         self.oversample_ratio, self.importance_sample_ratio = oversample_ratio, importance_sample_ratio
@@ -70,7 +75,8 @@ class SetCriterion(nn.Module):
         """
         Args:
             outputs: as the decoder returns them; "pred_masks" are ``MaskLogits`` or a tensor (B, Q, h, w).
-            targets: per image "labels" (T,) long and "masks" (T, H, W) bool, all of one size.
+            targets: per image "labels" (T,) long and "masks" (T, H, W) bool, all of one size; to "ignore" the other
+                pixels, also "labelled" (H, W) bool.
             num_masks: K averaged over all the calls that make one step; by default over the processes of this call.
             seeds: per image, of its random points; without them all points come from the global generator.
 
@@ -107,6 +113,7 @@ class SetCriterion(nn.Module):
         costs = []
         for image, target in enumerate(targets):
             target_points = _at(target["masks"][None].float(), points[image : image + 1])[0]  # (T, P)
+            counted = self._counted([target], [points[image : image + 1]])
             logits_at = masks.sampler(image, points[image])
             costs.append(
                 torch.cat(
@@ -119,6 +126,7 @@ class SetCriterion(nn.Module):
                             class_weight=self.class_weight,
                             mask_weight=self.mask_weight,
                             dice_weight=self.dice_weight,
+                            counted=None if counted is None else counted[0],
                         )
                         for some in _slices(len(class_logits), class_logits.shape[2] * self.num_points)
                     ]
@@ -160,36 +168,50 @@ class SetCriterion(nn.Module):
             return zero, zero
         by_target = predicted.transpose(0, 1)  # (K, L, h, w)
         with torch.no_grad():
-            points = self._uncertain_points(by_target, [len(t["labels"]) for t in targets], draw)  # (K, L, P, 2)
-            wanted, start = [], 0
-            for target in targets:  # each target is read once for all outputs
-                some = points[start : start + len(target["labels"])].flatten(1, 2)
-                wanted.append(_at(target["masks"][:, None].float(), some)[:, 0])
-                start += len(some)
-            wanted_points = torch.cat(wanted).view(K, L, -1)
+            points = self._uncertain_points(by_target, targets, draw)  # (K, L, P, 2)
+            of_images = points.flatten(1, 2).split([len(target["labels"]) for target in targets])
+            wanted = [_at(target["masks"][:, None].float(), some)[:, 0] for target, some in zip(targets, of_images)]
+            wanted_points = torch.cat(wanted).view(K, L, -1)  # each target was read once for all outputs
+            counted = self._counted(targets, of_images)
         logits = _at(by_target.flatten(0, 1)[:, None], points.flatten(0, 1)).view(K, L, -1)
-        loss_mask = (F.softplus(logits) - wanted_points * logits).mean(-1)  # binary cross-entropy, see the matcher
-        probabilities = logits.sigmoid()
+        background, probabilities = F.softplus(logits), logits.sigmoid()
         overlap = 2 * (probabilities * wanted_points).sum(-1)
+        if counted is not None:  # the masks are 0 where nothing counts
+            counted = counted.view(K, L, -1)
+            background, probabilities = background * counted, probabilities * counted
+        loss_mask = (background - wanted_points * logits).mean(-1)  # binary cross-entropy, see the matcher
+        if counted is not None:
+            loss_mask = loss_mask / counted.mean(-1).clamp(min=LEAST)
         loss_dice = 1 - (overlap + 1) / (probabilities.sum(-1) + wanted_points.sum(-1) + 1)
         return loss_mask.sum(0) / num_masks, loss_dice.sum(0) / num_masks
 
-    def _uncertain_points(self, predicted: Tensor, counts: Sequence[int], draw: _Points) -> Tensor:
+    def _counted(self, targets: Sequence[Mapping[str, Tensor]], points: Sequence[Tensor]) -> Tensor | None:
+        """How much of each point counts, what of it lies in labelled pixels: points of each image (T, P, 2) -> (K, P)
+        in [0, 1]; None = all of it."""
+        if self.ignored_pixels == "background":
+            return None
+        labelled = [t["labelled"].float().expand(len(some), 1, -1, -1) for t, some in zip(targets, points)]
+        return torch.cat([_at(maps, some, "border")[:, 0] for maps, some in zip(labelled, points)])
+
+    def _uncertain_points(self, predicted: Tensor, targets: Sequence[Mapping[str, Tensor]], draw: _Points) -> Tensor:
         """PointRend's sampling (arXiv 1912.08193, 3.3) of P points per mask: of P * oversample_ratio random points
         the importance_sample_ratio share nearest to the mask's border, the rest uniformly.
 
         All outputs choose among the same random points of a target: each output's points are distributed as if it had
-        drawn its own, and the points are drawn and located once instead of L times.
+        drawn its own, and the points are drawn and located once instead of L times. Points that do not count come last.
 
         Args:
-            predicted: (K, L, h, w). counts: of targets per image.
+            predicted: (K, L, h, w).
 
         Returns:
             (K, L, P, 2) in [-1, 1)
         """
-        L = predicted.shape[1]
+        L, counts = predicted.shape[1], [len(target["labels"]) for target in targets]
         candidates = draw(counts, int(self.num_points * self.oversample_ratio))  # (K, P', 2)
         distances = _at(predicted, candidates).abs_()  # (K, L, P')
+        counted = self._counted(targets, candidates.split(counts))
+        if counted is not None:
+            distances.masked_fill_(counted[:, None] == 0, float("inf"))
         uncertain = int(self.importance_sample_ratio * self.num_points)
         nearest = distances.topk(uncertain, largest=False, sorted=False).indices.flatten(1)
         chosen = torch.view_as_complex(candidates).gather(1, nearest)  # (x, y) are moved as one number
@@ -256,9 +278,9 @@ def _slices(outputs: int, elements: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, outputs, step)]
 
 
-def _at(maps: Tensor, points: Tensor) -> Tensor:
-    """Bilinear samples, zero outside: maps (N, C, H, W), points (N, P, 2) as ``_Points`` draws them -> (N, C, P)."""
-    return F.grid_sample(maps, points[:, :, None], align_corners=False)[..., 0]
+def _at(maps: Tensor, points: Tensor, outside: str = "zeros") -> Tensor:
+    """Bilinear samples: maps (N, C, H, W), points (N, P, 2) as ``_Points`` draws them -> (N, C, P)."""
+    return F.grid_sample(maps, points[:, :, None], padding_mode=outside, align_corners=False)[..., 0]
 
 
 def _mean_over_processes(count: int, device: torch.device) -> Tensor:

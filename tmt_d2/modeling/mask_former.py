@@ -102,6 +102,7 @@ class MaskFormer(nn.Module):
             num_points=former.TRAIN_NUM_POINTS,
             oversample_ratio=former.OVERSAMPLE_RATIO,
             importance_sample_ratio=former.IMPORTANCE_SAMPLE_RATIO,
+            ignored_pixels=former.IGNORED_PIXELS,
         )
         return {
             "backbone": backbone,

@@ -16,6 +16,7 @@ from torch import Tensor
 from tmt_d2.modeling.linear import linear
 
 WORST = 1e6  # far above any cost of finite outputs
+LEAST = 1e-6  # of a sum that is divided by: where nothing counts the quotient is 0
 
 
 def matching_costs(
@@ -27,11 +28,13 @@ def matching_costs(
     class_weight: float,
     mask_weight: float,
     dice_weight: float,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """Cost of giving each query each target: - class probability, binary cross-entropy and dice on sampled points.
 
     Args:
         class_logits: (L, Q, N + 1). mask_logits: (L, Q, P). labels: (T,) long. masks: (T, P) in [0, 1].
+        counted: (P,) in [0, 1], how much of each point counts, no less than its masks sum to; None = all of it.
 
     Returns:
         (L, Q, T), float32
@@ -39,13 +42,18 @@ def matching_costs(
     logits, masks = mask_logits.float(), masks.float()
     class_cost = -class_logits.float().softmax(-1)[..., labels]
     # -t log sigmoid(x) - (1 - t) log(1 - sigmoid(x)) = softplus(x) - t x, finite for every finite x
-    points = logits.shape[-1]
-    mask_cost = (F.softplus(logits).sum(-1, keepdim=True) - linear(logits, masks)) / points
+    points = logits.shape[-1] if counted is None else counted.sum().clamp(min=LEAST)
+    mask_cost = (_total(F.softplus(logits), counted) - linear(logits, masks)) / points
     probabilities = logits.sigmoid()
     overlap = 2 * linear(probabilities, masks)
-    total = probabilities.sum(-1, keepdim=True) + masks.sum(-1)
+    total = _total(probabilities, counted) + masks.sum(-1)
     dice_cost = 1 - (overlap + 1) / (total + 1)
     return class_weight * class_cost + mask_weight * mask_cost + dice_weight * dice_cost
+
+
+def _total(values: Tensor, counted: Tensor | None) -> Tensor:
+    """(L, Q, P) -> (L, Q, 1): the sum over what counts of the points."""
+    return values.sum(-1, keepdim=True) if counted is None else linear(values, counted[None])
 
 
 def match(costs: Sequence[Tensor]) -> list[np.ndarray]:

@@ -80,15 +80,5 @@ def grey(picture: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
-def resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W[, 3]) uint8 -> (*size[, 3]); labels and masks (two dimensions) keep their values."""
-    if picture.shape[:2] == size:
-        return picture
-    if picture.ndim == 2:
-        return cv2.resize(picture, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    larger = size[0] > picture.shape[0]
-    return cv2.resize(picture, size[::-1], interpolation=cv2.INTER_CUBIC if larger else cv2.INTER_AREA)
-
-
 def _mix(a: np.ndarray, b: np.ndarray, share_of_b: float) -> np.ndarray:
     return cv2.addWeighted(a, 1 - share_of_b, np.ascontiguousarray(b), share_of_b, 0)

@@ -39,14 +39,7 @@ from tmt_d2.pictures.exclusion import statistics_figure, table
 from tmt_d2.pictures.figures import report_figures
 from tmt_d2.pictures.inspection import AttentionReport, Selector
 from tmt_d2.pictures.panels import save
-from tmt_d2.pictures.reporting import (
-    LoadedModel,
-    NamedImage,
-    find_records,
-    named_images,
-    report_image,
-    split_statistics,
-)
+from tmt_d2.pictures.reporting import LoadedModel, by_name, find_records, report_image, split_statistics
 
 CONFIG_KEY = re.compile(r"(DATALOADER|DATASETS|INPUT|MODEL|TEST|TRANSFER)\.[A-Z0-9_.]+")
 DEFAULT_TOP = 3
@@ -63,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if models[0].name == models[1].name:
             for loaded in models:
                 loaded.name = f"{Path(loaded.weights).parent.name}/{Path(loaded.weights).stem}"
-    images = to_show(args.input, args.limit) if args.input else []
+    records = records_to_show(args.input, args.limit) if args.input else {}
     output = Path(args.output)
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output} is a file, not a folder")
@@ -71,33 +64,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     selectors: list[Selector] = [*args.queries, *args.classes, *((x, y) for x, y in args.pixel)]
     selectors = list(dict.fromkeys(selectors))
     top = args.top if selectors or args.top else DEFAULT_TOP
-    for number, image in enumerate(images, 1):
-        reports = [report_image(models[0], image.record, selectors, top, args.layers)]
+    for number, (name, record) in enumerate(records.items(), 1):
+        reports = [report_image(models[0], record, selectors, top, args.layers)]
         for other in models[1:]:  # the same queries or pixels; by confidence, the best query of the same class
             same = [query.choice.selector for query in reports[0].queries]
-            reports.append(report_image(other, image.record, same, 0, args.layers))
+            reports.append(report_image(other, record, same, 0, args.layers))
         written = []
-        for suffix, figure in report_figures(reports, image.name, args.heads):
-            file = output / f"{image.name}_{suffix}.{args.format}"
+        for suffix, figure in report_figures(reports, name, args.heads):
+            file = output / f"{name}_{suffix}.{args.format}"
             save(figure, file)
             written.append(file.name)
         if args.json:
-            file = output / f"{image.name}.json"
-            write_json(file, _numbers(image, models, reports))
+            file = output / f"{name}.json"
+            write_json(file, _numbers(record, models, reports))
             written.append(file.name)
-        print(f"[{number}/{len(images)}] {image.record['file_name']}: {', '.join(written)}")
+        print(f"[{number}/{len(records)}] {record['file_name']}: {', '.join(written)}")
     if args.statistics:
         for loaded in models:
-            name = f"statistics_{args.statistics}" + (f"_{loaded.file_name}" if len(models) > 1 else "")
-            show_statistics(loaded, args.statistics, args.limit, output / f"{name}.{args.format}")
+            suffix = f"_{loaded.name.replace('/', '-')}" if len(models) > 1 else ""
+            show_statistics(
+                loaded, args.statistics, args.limit, output / f"statistics_{args.statistics}{suffix}.{args.format}"
+            )
     print(f"written to {output}")
 
 
-def to_show(place: str, limit: int | None) -> list[NamedImage]:
+def records_to_show(place: str, limit: int | None) -> dict[str, dict[str, Any]]:
     records, others = find_records(place)
     if others:
         print(f"{place}: {len(records)} images, {others} other files left out")
-    return named_images(records[:limit])
+    return by_name(records[:limit])
 
 
 def show_statistics(loaded: LoadedModel, split: str, limit: int | None, plot: Path) -> None:
@@ -111,9 +106,11 @@ def show_statistics(loaded: LoadedModel, split: str, limit: int | None, plot: Pa
     save(statistics_figure(result, f"What transferability excludes: {split}, {result['images']} images"), plot)
 
 
-def _numbers(image: NamedImage, models: Sequence[LoadedModel], reports: Sequence[AttentionReport]) -> dict[str, Any]:
+def _numbers(
+    record: dict[str, Any], models: Sequence[LoadedModel], reports: Sequence[AttentionReport]
+) -> dict[str, Any]:
     return {
-        "image": image.record["file_name"],
+        "image": record["file_name"],
         "size": list(reports[0].picture.shape[:2]),
         "models": [
             {"config_file": loaded.config_file, "weights": loaded.weights, **report.numbers()}

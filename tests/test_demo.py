@@ -22,7 +22,7 @@ from tmt_d2.cli import one_line_errors
 from tmt_d2.data.label_spaces import TRAIN_IDS
 from tmt_d2.data.registration import register_split
 from tmt_d2.pictures import showcase
-from tmt_d2.pictures.reporting import LoadedModel, find_records, named_images, report_image, scaled
+from tmt_d2.pictures.reporting import LoadedModel, by_name, find_records, report_image, scaled
 
 ROOT = Path(__file__).resolve().parents[1]
 TMT, FULL = (str(ROOT / "configs" / "tiny" / f"{name}.yaml") for name in ("tmt", "full"))
@@ -137,10 +137,10 @@ def test_images_of_one_name_do_not_share_files(tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg", "b.png"):
         (tmp_path / name).touch()
     records, others = find_records(str(tmp_path))
-    names = [image.name for image in named_images(records)]
+    names = list(by_name(records))
     assert names == [f"{tmp_path.name}_a.jpg", f"{tmp_path.name}_a.png", "b"] and others == 0
     with pytest.raises(ValueError, match=f"2 images would have the name {tmp_path.name}_b.png"):
-        named_images([records[2], records[2]])
+        by_name([records[2], records[2]])
 
 
 def test_a_pixel_of_the_file_is_that_of_the_smaller_picture() -> None:

@@ -26,7 +26,7 @@ from tmt_d2.pictures.overlays import (
     removed_overlay,
 )
 from tmt_d2.pictures.panels import Panel, Row, Scale, draw
-from tmt_d2.pictures.sizes import enlarge, resized
+from tmt_d2.pictures.sizes import enlarge
 
 UNIT = [(0.0, "0"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (1.0, "1")]
 
@@ -49,25 +49,22 @@ def prediction_figure(reports: Sequence[AttentionReport], heading: str) -> Figur
     """The image, what each model predicts, and, where it is known, the truth and the errors."""
     first = reports[0]
     picture = enlarge(first.picture)
-    size = picture.shape[:2]
     class_ids = {int(i) for report in reports for i in np.unique(report.prediction)}
     predictions: list[Panel | None] = [
-        Panel(label_overlay(picture, resized(report.prediction, size)), _named("prediction", report, reports))
-        for report in reports
+        Panel(label_overlay(picture, report.prediction), _named("prediction", report, reports)) for report in reports
     ]
     rows = [Row([Panel(picture, "image"), *predictions])]
     if first.truth is not None:
-        truth = resized(first.truth, size)
         class_ids |= {int(i) for i in np.unique(first.truth)} - {IGNORE}
         errors: list[Panel | None] = [
             Panel(
-                error_overlay(picture, resized(report.prediction, size), truth),
+                error_overlay(picture, report.prediction, first.truth),
                 _named("errors", report, reports),
                 "nothing is labelled" if report.error is None else f"{_percent(report.error)} of the labelled pixels",
             )
             for report in reports
         ]
-        rows.append(Row([Panel(label_overlay(picture, truth), "ground truth"), *errors]))
+        rows.append(Row([Panel(label_overlay(picture, first.truth), "ground truth"), *errors]))
     legend = [(CLASSES[i], PALETTE[i]) for i in sorted(class_ids)]
     return draw(rows, heading, legend + ([("error", REMOVED)] if first.truth is not None else []))
 
@@ -89,20 +86,15 @@ def query_figure(
         heads: attention heads to show beside their mean.
     """
     picture = enlarge(reports[0].picture)
-    size = picture.shape[:2]
     top: list[Panel | None] = []
     columns: list[list[list[Panel | None]]] = []
     for report, query in zip(reports, queries):
         of = "" if len(reports) == 1 else f" ({report.name})"
         layers = [layer_panels(picture, layer, of, report.p_t is not None, heads) for layer in query.layers]
-        mask = resized(query.mask.astype(np.uint8), size) > 0
+        prediction = label_overlay(picture, report.prediction)
         summary: list[Panel | None] = [
-            Panel(mask_overlay(picture, mask), _named("final mask", report, reports), query_summary(query)),
-            Panel(
-                label_overlay(picture, resized(report.prediction, size)),
-                _named("prediction", report, reports),
-                "all queries together",
-            ),
+            Panel(mask_overlay(picture, query.mask), _named("final mask", report, reports), query_summary(query)),
+            Panel(prediction, _named("prediction", report, reports), "all queries together"),
         ]
         top += summary + [None] * (len(layers[0]) - len(summary))
         columns.append(layers)

@@ -48,18 +48,6 @@ class LoadedModel:
         name = cfg.TRANSFER.METHOD if cfg.TRANSFER.STAGE == "finetune" else cfg.TRANSFER.STAGE
         return cls(name, config_file, cfg.MODEL.WEIGHTS, model, SemanticMapper(cfg, is_train=False))
 
-    @property
-    def file_name(self) -> str:
-        return self.name.replace("/", "-")
-
-
-@dataclass
-class NamedImage:
-    """An image to show: ``name`` is that of its files."""
-
-    name: str
-    record: dict[str, Any]
-
 
 def find_records(place: str) -> tuple[list[dict[str, Any]], int]:
     """The images of a registered split, a folder, or one file; how many other files the folder has.
@@ -81,8 +69,8 @@ def find_records(place: str) -> tuple[list[dict[str, Any]], int]:
     return [{"file_name": str(file)} for file in images], len(files) - len(images)
 
 
-def named_images(records: Sequence[dict[str, Any]]) -> list[NamedImage]:
-    """By the stem of the file; by folder and whole name where others have that stem.
+def by_name(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By the stem of their files; by folder and whole name where others have that stem.
 
     Raises:
         ValueError: two images would still share a name.
@@ -93,7 +81,7 @@ def named_images(records: Sequence[dict[str, Any]]) -> list[NamedImage]:
     for name, count in Counter(names).items():
         if count > 1:
             raise ValueError(f"{count} images would have the name {name} for their pictures: show them one by one")
-    return [NamedImage(name, record) for name, record in zip(names, records)]
+    return dict(zip(names, records))
 
 
 def report_image(

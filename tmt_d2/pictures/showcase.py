@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -17,7 +16,7 @@ from tmt_d2.pictures.inspection import AttentionReport, QueryReport
 from tmt_d2.pictures.overlays import KEPT, REMOVED, mask_overlay
 from tmt_d2.pictures.panels import Panel, Row, draw, to_array
 from tmt_d2.pictures.reporting import LoadedModel, report_image
-from tmt_d2.pictures.sizes import enlarge, resized
+from tmt_d2.pictures.sizes import enlarge
 
 CLASSES = ("car", "bus", "truck", "person", "building", "road")  # whose queries are looked at
 MAX_BYTES = 300_000
@@ -58,11 +57,10 @@ def attention(tmt: AttentionReport, full: AttentionReport) -> Figure:
     picture = enlarge(tmt.picture)
     query, other = tmt.queries[0], full.queries[0]
     layer = query.layers[-1]
-    mask = resized(query.mask.astype(np.uint8), picture.shape[:2]) > 0
     _, conjunction, with_t = layer_panels(picture, layer, ", TMT", True, ())
     _, without_t = layer_panels(picture, other.layers[-1], ", Mask2Former", False, ())
     by_rank = level_row(picture, tmt.levels[layer.level], tmt.p_t).panels[1]
-    final_mask = Panel(mask_overlay(picture, mask), "mask of one query", query_summary(query))
+    final_mask = Panel(mask_overlay(picture, query.mask), "mask of one query", query_summary(query))
     rows = [Row([Panel(picture, "image"), final_mask, by_rank]), Row([without_t, conjunction, with_t])]
     heading = f"Where the {query.name} query looks (decoder layer {layer.layer}, stride {layer.grid.stride})"
     return draw(rows, heading, [("may be attended to", KEPT), ("excluded by T", REMOVED)])

@@ -15,6 +15,8 @@ def resized(picture: np.ndarray, size: Size) -> np.ndarray:
     """(H, W[, 3]) -> (*size[, 3]); labels and masks (two dimensions) keep their values."""
     if picture.shape[:2] == size:
         return picture
+    if picture.dtype == bool:
+        return resized(picture.view(np.uint8), size).view(bool)
     if picture.ndim == 2:
         return cv2.resize(picture, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     larger = size[0] > picture.shape[0]

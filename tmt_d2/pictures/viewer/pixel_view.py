@@ -10,7 +10,7 @@ from tmt_d2.pictures.html import templates
 from tmt_d2.pictures.inspection import AttentionReport
 from tmt_d2.pictures.overlays import KEPT, REMOVED, label_overlay, mask_overlay
 from tmt_d2.pictures.panels import Panel, Row
-from tmt_d2.pictures.sizes import enlarge, resized
+from tmt_d2.pictures.sizes import enlarge
 
 TEMPLATES = templates("tmt_d2.pictures")
 
@@ -21,15 +21,13 @@ def pixel_html(report: AttentionReport, at: tuple[float, float]) -> str:
     at: where the crosshair is, (x, y) in [0, 1].
     """
     picture = enlarge(report.picture)
-    size = picture.shape[:2]
     (query,) = report.queries
     (layer,) = query.layers
-    mask = resized(query.mask.astype(np.uint8), size) > 0
     image = Row(
         [
             Panel(picture, "image", "click any picture to choose a pixel"),
-            Panel(label_overlay(picture, resized(report.prediction, size)), "prediction", "all queries together"),
-            Panel(mask_overlay(picture, mask), "final mask of the pixel's query", query_summary(query)),
+            Panel(label_overlay(picture, report.prediction), "prediction", "all queries together"),
+            Panel(mask_overlay(picture, query.mask), "final mask of the pixel's query", query_summary(query)),
         ]
     )
     attention = Row(

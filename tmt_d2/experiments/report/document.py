@@ -14,6 +14,8 @@ from tmt_d2.experiments.report.view import View
 from tmt_d2.pictures.html import templates
 
 TEMPLATES = templates(__package__, BASELINE=BASELINE)
+for name in ("charts", "elements"):  # their macros are known in all templates
+    TEMPLATES.globals[name] = TEMPLATES.get_template(f"{name}.html").module
 
 
 def render_page(results: Results, examples: Sequence[Example] = (), title: str = "Transfer matrix") -> str:

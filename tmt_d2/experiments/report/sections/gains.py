@@ -8,7 +8,7 @@ import numpy as np
 
 from tmt_d2.data.label_spaces import CLASSES
 from tmt_d2.experiments.report.charts import HeatTable, IntervalChart
-from tmt_d2.experiments.report.results import BASELINE, Pair, Run, by_pair
+from tmt_d2.experiments.report.results import BASELINE, Pair, Run, by_cell, by_pair
 from tmt_d2.experiments.report.sections import Section
 from tmt_d2.experiments.report.statistics import spread
 from tmt_d2.experiments.report.view import MIOU, View, share
@@ -47,20 +47,20 @@ def _means(runs: list[Run]) -> dict[Pair, float]:
 
 
 def classes(view: View) -> Section:
-    gains = {}
-    for method in view.others:
-        for name in CLASSES:
-            difference = view.difference(method, f"IoU-{name}")
-            if difference is not None:
-                gains[name, method] = difference.mean
+    gains = {
+        (name, method): difference.mean
+        for method in view.others
+        for name in CLASSES
+        if (difference := view.difference(method, f"IoU-{name}")) is not None
+    }
     if not gains:
         return Section("classes", "Classes", {})
     column = f"IoU of {BASELINE}"
-    ious = {}
-    for name in CLASSES:
-        values = [value for run in view.runs(BASELINE) if (value := run.values.get(f"IoU-{name}")) is not None]
-        if values:
-            ious[name, column] = float(np.mean(values))
+    ious = {
+        (name, column): float(np.mean(list(values)))
+        for name in CLASSES
+        if (values := by_cell(view.runs(BASELINE), f"IoU-{name}").values())
+    }
     rows = [name for name, _ in ious]
     columns = [method for method in view.others if any(key[1] == method for key in gains)]
     tables = [HeatTable(rows, columns, gains, full=2 * LARGE_GAIN), HeatTable(rows, [column], ious)]

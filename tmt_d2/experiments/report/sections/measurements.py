@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -27,48 +27,43 @@ DRIFTS = (
     ("spread", "after fine-tuning: standard deviation of T within an image"),
     ("error", "after fine-tuning: error of E on held-out pictures of both domains"),
 )
-Part = tuple[str, HeatTable]  # with its caption
 
 
 def estimators(view: View) -> Section:
+    """What each discriminator measured, and how far T had moved when fine-tuning ended, by level."""
     runs = [run for run in view.results.estimator if not run.about.get("variant")]
     pairs = [" → ".join(pair) for pair in view.pairs]
-    parts = []
-    for key, caption in MEASURES if runs else ():
-        by_pair: dict[tuple[str, str], list[float]] = {}
-        for run in runs:
-            for level, value in zip(LEVELS, run.values[key]):
-                by_pair.setdefault((" → ".join(run.pair), level), []).append(value)
-        parts.append(_by_level(pairs, by_pair, caption))
-    if runs:
-        by_class: dict[tuple[str, str], list[float]] = {}
-        for run in runs:
-            for level, means in zip(LEVELS, run.values["mean_t_by_class"]):
-                for name, value in means.items():
-                    by_class.setdefault((name, level), []).append(value)
-        parts.append(_by_level(CLASSES, by_class, "mean T by class, over all pairs"))
-    parts += _drift(view)
+    parts = [
+        (caption, _by_level(pairs, [(" → ".join(run.pair), run.values[key]) for run in runs]))
+        for key, caption in MEASURES
+    ]
+    t_of_classes = [
+        (name, [means.get(name) for means in run.values["mean_t_by_class"]]) for run in runs for name in CLASSES
+    ]
+    parts.append(("mean T by class, over all pairs", _by_level(CLASSES, t_of_classes)))
+    drifts = [
+        (method, json.loads(file.read_text()))
+        for method in view.methods
+        for run in view.runs(method)
+        if (file := run.folder / f"{DRIFT}.json").is_file()
+    ]
+    parts += [
+        (caption, _by_level(view.methods, [(method, drift[key]) for method, drift in drifts if key in drift]))
+        for key, caption in DRIFTS
+    ]
+    parts = [(caption, table) for caption, table in parts if table.values]
     return Section("estimators", "Transferability", {"parts": parts} if parts else {})
 
 
-def _drift(view: View) -> list[Part]:
-    """How far T had moved when fine-tuning ended, by method; nothing where no method has T."""
-    values: dict[str, dict[tuple[str, str], list[float]]] = {key: {} for key, _ in DRIFTS}
-    for method in view.methods:
-        for run in view.runs(method):
-            file = run.folder / f"{DRIFT}.json"
-            measured = json.loads(file.read_text()) if file.is_file() else {}
-            for key in values.keys() & measured.keys():
-                for level, value in zip(LEVELS, measured[key]):
-                    values[key].setdefault((method, level), []).append(value)
-    return [_by_level(view.methods, values[key], caption) for key, caption in DRIFTS if values[key]]
-
-
-def _by_level(names: Sequence[str], values: Mapping[tuple[str, str], list[float]], caption: str) -> Part:
-    """Means by (name, level); names without any value are left out."""
+def _by_level(names: Sequence[str], measured: Iterable[tuple[str, Sequence[float | None]]]) -> HeatTable:
+    """Means of what was measured, (name, value of each level), in the order of names."""
+    values: dict[tuple[str, str], list[float]] = {}
+    for name, by_level in measured:
+        for level, value in zip(LEVELS, by_level):
+            if value is not None:
+                values.setdefault((name, level), []).append(value)
     rows = [name for name in names if any((name, level) in values for level in LEVELS)]
-    means = {place: float(np.mean(numbers)) for place, numbers in values.items()}
-    return caption, HeatTable(rows, LEVELS, means, digits=2)
+    return HeatTable(rows, LEVELS, {place: float(np.mean(numbers)) for place, numbers in values.items()}, digits=2)
 
 
 def scores(view: View) -> Section:

@@ -6,7 +6,8 @@
 writes into --output, each below 300 kB:
 
     transferability.jpg   per level of one target image: T by rank, what p_T excludes, the regions of ACTE
-    attention.jpg         one query in the last decoder layer: its mask, what T takes away, attention with and without T
+    attention.jpg         one query in the last decoder layer: its mask, what T takes away, attention with and without
+                          TMT
     statistics.jpg        which classes T excludes, over the target's validation split
 
 The image and the query are those, of the whole split, in which T takes away about half of a large mask of the last

@@ -31,9 +31,11 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["tmt_d2", "tmt_d2.*"]),
+    package_data={"tmt_d2": ["**/templates/**"]},
     install_requires=[
         "torch>=2.3",
         "torchvision",
+        "jinja2",
         "numpy",
         "opencv-python-headless",
         "Pillow",

@@ -24,8 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tmt_d2.cli import one_line_errors
-from tmt_d2.pictures.viewer.images import find_examples
-from tmt_d2.pictures.viewer.models import Viewer, find_checkpoints
+from tmt_d2.pictures.viewer.trained_models import Viewer, find_checkpoints
+from tmt_d2.pictures.viewer.uploads import find_examples
 
 INSTALL = "the page needs Gradio 6: pip install -e '.[app]'"
 

@@ -127,9 +127,7 @@ class SemanticMapper:
         sample = {key: record[key] for key in PASSED_ON if key in record}
         if not self.is_train:
             image = reader.read_image_of(record, self.image_format)
-            size = image.shape[:2]
-            crop = _whole(size, self._resized(size, self.min_sizes[0]))
-            return sample | {"image": _channels_first(crop_image(image, crop)), "height": size[0], "width": size[1]}
+            return sample | model_input(image, self.min_sizes[0], self.max_size)
 
         if self.with_label:
             pixels, sem_seg, crop = self._read_crop(record)
@@ -162,15 +160,12 @@ class SemanticMapper:
                 return crop_image(reduced, crop, crop.reduction), sem_seg, crop
         return crop_image(reader.read_image_of(record, self.image_format, size), crop), sem_seg, crop
 
-    def _resized(self, size: tuple[int, int], min_size: int) -> tuple[int, int]:
-        return ResizeShortestEdge.get_output_shape(*size, min_size, self.max_size) if min_size else size
-
     def _draw_crop(self, size: tuple[int, int], label: np.ndarray | None = None) -> Crop:
         if self.min_size_sampling == "range":
             min_size = int(np.random.randint(self.min_sizes[0], self.min_sizes[1] + 1))
         else:
             min_size = int(np.random.choice(self.min_sizes))
-        resized = self._resized(size, min_size)
+        resized = _resized(size, min_size, self.max_size)
         if self.crop_size is None:
             return _whole(size, resized)
         height, width = min(self.crop_size[0], resized[0]), min(self.crop_size[1], resized[1])
@@ -190,6 +185,18 @@ class SemanticMapper:
         return -(-height // step) * step, -(-width // step) * step
 
 
+def model_input(image: np.ndarray, min_size: int, max_size: int) -> dict[str, Any]:
+    """What a model reads of an image in testing: ``image`` (3, h, w), and the ``height`` and ``width`` that were given.
+
+    Args:
+        image: (H, W, 3) uint8 in the model's channel order.
+        min_size, max_size: of the shortest and the longest edge; min_size 0 keeps the size.
+    """
+    height, width = image.shape[:2]
+    crop = _whole((height, width), _resized((height, width), min_size, max_size))
+    return {"image": _channels_first(crop_image(image, crop)), "height": height, "width": width}
+
+
 def _read_reduced(path: str, image_format: ChannelOrder, size: tuple[int, int], reduction: int) -> np.ndarray | None:
     """A JPEG of ``size`` at 1 / ``reduction`` of it, or None for any other file, whole or not."""
     data = Path(path).read_bytes() if os.path.isfile(path) else b""
@@ -202,6 +209,10 @@ def _read_reduced(path: str, image_format: ChannelOrder, size: tuple[int, int], 
     if image is None or image.shape[:2] != (-(-size[0] // reduction), -(-size[1] // reduction)):
         return None
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image_format == "RGB" else image
+
+
+def _resized(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
+    return ResizeShortestEdge.get_output_shape(*size, min_size, max_size) if min_size else size
 
 
 def _whole(size: tuple[int, int], resized: tuple[int, int]) -> Crop:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from tmt_d2.data import label_spaces, layouts
 from tmt_d2.data.label_spaces import IGNORE, PALETTE, SYNTHIA_13, SYNTHIA_16, LabelSpace
 from tmt_d2.data.layouts import Layout, Listing
-from tmt_d2.data.reader import DataError
+from tmt_d2.data.reader import DataError, read_label
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,11 @@ def label_space_of(dataset_name: str) -> LabelSpace:
     if dataset_name not in known:
         raise ValueError(f"data set {dataset_name!r} is not known; there are: {', '.join(sorted(known))}")
     return MetadataCatalog.get(dataset_name).label_space
+
+
+def read_record_label(record: Mapping[str, str]) -> np.ndarray:
+    """(H, W) uint8 train ids of a record of a registered data set; raises as ``read_label``."""
+    return read_label(record["sem_seg_file_name"], label_space_of(record["dataset"]))
 
 
 def to_records(name: str, listing: Listing, label_space: LabelSpace, unlabelled_allowed: bool = False) -> list[Record]:

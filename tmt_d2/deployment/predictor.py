@@ -13,14 +13,13 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tmt_d2.config import setup_cfg
-from tmt_d2.data.augmentation import Crop, crop_image
+from tmt_d2.data.mapper import model_input
 from tmt_d2.data.reader import ChannelOrder, read_image_of
 from tmt_d2.evaluation.inference import MAX_SCORE_PIXELS, SinglePass, build_inference
 from tmt_d2.evaluation.semantic import labels_at_size
@@ -120,7 +119,9 @@ class Predictor:
         Args:
             images, channels: as above. size: how many images share a forward pass; those that are padded to one size.
         """
-        items = [self._item(image, channels) for image in images]
+        items = [
+            model_input(_pixels(image, channels, self.image_format), self.min_size, self.max_size) for image in images
+        ]
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, item in enumerate(items):
             shared = self.batched and _area(item) <= MAX_SCORE_PIXELS
@@ -154,16 +155,6 @@ class Predictor:
             scores.float().cpu(),
             transferability.float().cpu() if len(transferability) else None,
         )
-
-    def _item(self, image: ImageLike, channels: ChannelOrder) -> dict[str, Any]:
-        pixels = _pixels(image, channels, self.image_format)
-        height, width = pixels.shape[:2]
-        resized = (height, width)
-        if self.min_size:
-            resized = ResizeShortestEdge.get_output_shape(height, width, self.min_size, self.max_size)
-        pixels = crop_image(pixels, Crop((height, width), resized, 0, 0, *resized))
-        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        return {"image": tensor, "height": height, "width": width}
 
 
 class WithTransferability(nn.Module):

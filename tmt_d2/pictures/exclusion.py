@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tmt_d2.data.label_spaces import CLASSES, IGNORE, PALETTE
-from tmt_d2.modeling.tmt import TransferableMaskFormer
+from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.pictures.inspection import View, look
 from tmt_d2.pictures.panels import DPI, MUTED, TEXT
 
@@ -74,9 +74,9 @@ class Statistics:
                 "layer": index,
                 "stride": stride,
                 "mask_empty": counts[0] / queries,
-                "left_with_nothing": counts[1] / queries,
+                "none_transferable": counts[1] / queries,
                 "mask_empty_of_queries_with_class": counts[2] / with_class if with_class else None,
-                "left_with_nothing_of_queries_with_class": counts[3] / with_class if with_class else None,
+                "none_transferable_of_queries_with_class": counts[3] / with_class if with_class else None,
             }
             for index, (stride, counts) in enumerate(zip(self._layer_strides, self._layers))
         ]
@@ -92,7 +92,7 @@ class Statistics:
         }
 
 
-def collect(model: TransferableMaskFormer, items: Iterable[tuple[Mapping[str, Any], np.ndarray]]) -> dict[str, Any]:
+def collect(model: MaskFormer, items: Iterable[tuple[Mapping[str, Any], np.ndarray]]) -> dict[str, Any]:
     """``Statistics.result`` over (model input, truth) pairs."""
     statistics = Statistics()
     for record, truth in items:
@@ -129,11 +129,11 @@ def table(result: Mapping[str, Any]) -> str:
         lines.append(f"{'proxy A-distance':25}" + "".join(f"{value:12.2f}" for value in result["proxy_a_distance"]))
     lines += ["", "layer  stride  mask empty  left with nothing by T   (of queries that predict a class)"]
     for layer in result["layers"]:
-        of_class = layer["mask_empty_of_queries_with_class"], layer["left_with_nothing_of_queries_with_class"]
-        shown = "none" if None in of_class else " ".join(f"{100 * share:.1f} %" for share in of_class)
+        of_class = layer["mask_empty_of_queries_with_class"], layer["none_transferable_of_queries_with_class"]
+        shares = "none" if None in of_class else " ".join(f"{100 * share:.1f} %" for share in of_class)
         lines.append(
             f"{layer['layer']:5d}{layer['stride']:8d}{100 * layer['mask_empty']:10.1f} %"
-            f"{100 * layer['left_with_nothing']:22.1f} %   ({shown})"
+            f"{100 * layer['none_transferable']:22.1f} %   ({shares})"
         )
     return "\n".join(lines)
 

@@ -5,7 +5,7 @@ Each function takes one report, or several of the same image to be shown side by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -24,45 +24,54 @@ from tmt_d2.pictures.overlays import (
     mask_overlay,
     outlined,
     removed_overlay,
-    resized,
 )
 from tmt_d2.pictures.panels import Panel, Row, Scale, draw
-
-DRAWN = 800  # pictures are enlarged by a whole number to at least this many pixels along the longer side
+from tmt_d2.pictures.sizes import enlarge
 
 UNIT = [(0.0, "0"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (1.0, "1")]
+
+
+def report_figures(reports: Sequence[AttentionReport], name: str, heads: Sequence[int]) -> Iterator[tuple[str, Figure]]:
+    """All figures of one image, each with what follows the image's name in its file name."""
+    yield "prediction", prediction_figure(reports, name)
+    for report in reports:
+        if report.levels:
+            suffix = "transferability" if len(reports) == 1 else f"transferability_{report.name.replace('/', '-')}"
+            yield suffix, transferability_figure(report, f"{name}: transferability ({report.name})")
+    for queries in zip(*(report.queries for report in reports)):
+        query, reason = queries[0].choice.query, queries[0].choice.reason
+        heading = f"{name}: {queries[0].name}, query {query} (chosen by {reason})"
+        file = f"query{query:02d}_{queries[0].name}" + ("" if reason == "number" else f"_{reason}")
+        yield file.replace(" ", "-"), query_figure(reports, queries, heading, heads)
 
 
 def prediction_figure(reports: Sequence[AttentionReport], heading: str) -> Figure:
     """The image, what each model predicts, and, where it is known, the truth and the errors."""
     first = reports[0]
-    picture = drawn(first.picture)
-    size = picture.shape[:2]
-    shown = {int(i) for report in reports for i in np.unique(report.prediction)}
+    picture = enlarge(first.picture)
+    class_ids = {int(i) for report in reports for i in np.unique(report.prediction)}
     predictions: list[Panel | None] = [
-        Panel(label_overlay(picture, resized(report.prediction, size)), _named("prediction", report, reports))
-        for report in reports
+        Panel(label_overlay(picture, report.prediction), _named("prediction", report, reports)) for report in reports
     ]
     rows = [Row([Panel(picture, "image"), *predictions])]
     if first.truth is not None:
-        truth = resized(first.truth, size)
-        shown |= {int(i) for i in np.unique(first.truth)} - {IGNORE}
+        class_ids |= {int(i) for i in np.unique(first.truth)} - {IGNORE}
         errors: list[Panel | None] = [
             Panel(
-                error_overlay(picture, resized(report.prediction, size), truth),
+                error_overlay(picture, report.prediction, first.truth),
                 _named("errors", report, reports),
                 "nothing is labelled" if report.error is None else f"{_percent(report.error)} of the labelled pixels",
             )
             for report in reports
         ]
-        rows.append(Row([Panel(label_overlay(picture, truth), "ground truth"), *errors]))
-    legend = [(CLASSES[i], PALETTE[i]) for i in sorted(shown)]
+        rows.append(Row([Panel(label_overlay(picture, first.truth), "ground truth"), *errors]))
+    legend = [(CLASSES[i], PALETTE[i]) for i in sorted(class_ids)]
     return draw(rows, heading, legend + ([("error", REMOVED)] if first.truth is not None else []))
 
 
 def transferability_figure(report: AttentionReport, heading: str) -> Figure:
     """Per level: T on the one scale of all figures, T by rank within the image, what is excluded, and the regions."""
-    picture = drawn(report.picture)
+    picture = enlarge(report.picture)
     rows = [level_row(picture, level, report.p_t) for level in report.levels]
     legend = [("excluded from attention: highest T", REMOVED)] if report.p_t is not None else []
     return draw(rows, heading, legend)
@@ -76,21 +85,16 @@ def query_figure(
     Args:
         heads: attention heads to show beside their mean.
     """
-    picture = drawn(reports[0].picture)
-    size = picture.shape[:2]
+    picture = enlarge(reports[0].picture)
     top: list[Panel | None] = []
     columns: list[list[list[Panel | None]]] = []
     for report, query in zip(reports, queries):
         of = "" if len(reports) == 1 else f" ({report.name})"
         layers = [layer_panels(picture, layer, of, report.p_t is not None, heads) for layer in query.layers]
-        mask = resized(query.mask.astype(np.uint8), size) > 0
+        prediction = label_overlay(picture, report.prediction)
         summary: list[Panel | None] = [
-            Panel(mask_overlay(picture, mask), _named("final mask", report, reports), said(query)),
-            Panel(
-                label_overlay(picture, resized(report.prediction, size)),
-                _named("prediction", report, reports),
-                "all queries together",
-            ),
+            Panel(mask_overlay(picture, query.mask), _named("final mask", report, reports), query_summary(query)),
+            Panel(prediction, _named("prediction", report, reports), "all queries together"),
         ]
         top += summary + [None] * (len(layers[0]) - len(summary))
         columns.append(layers)
@@ -107,17 +111,10 @@ def query_figure(
     return draw(rows, heading, legend)
 
 
-def said(query: QueryReport) -> str:
-    """What a query says of itself, in one line."""
+def query_summary(query: QueryReport) -> str:
+    """Number, class, confidence and share of the image, in one line."""
     confidence, share = _percent(query.confidence), _percent(float(query.mask.mean()))
     return f"query {query.choice.query}: {query.name} {confidence}, {share} of the image"
-
-
-def drawn(picture: np.ndarray) -> np.ndarray:
-    """Small pictures enlarged, so that lines drawn into them are thin."""
-    height, width = picture.shape[:2]
-    factor = -(-DRAWN // max(height, width))
-    return resized(picture, (height * factor, width * factor))
 
 
 def level_row(picture: np.ndarray, level: LevelReport, p_t: float | None) -> Row:
@@ -183,7 +180,7 @@ def layer_panels(
     if has_t:
         if layer.mask_empty:
             note = "M is empty: every position is attended to"
-        elif layer.left_with_nothing:
+        elif layer.none_transferable:
             note = "T leaves nothing: M alone is obeyed"
         else:
             note = f"{int(layer.allowed.sum())} of {int(predicted.sum())} left, {int(layer.removed.sum())} excluded"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Size = tuple[int, int]  # height, width
+from tmt_d2.pictures.sizes import Size
 
 
 @dataclass(frozen=True)

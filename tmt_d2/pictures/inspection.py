@@ -20,20 +20,21 @@ from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.mask_logits import MaskLogits, resize_features
 from tmt_d2.modeling.tmt import TransferableMaskFormer
-from tmt_d2.pictures.grid import Grid, Size
+from tmt_d2.pictures.grid import Grid
 from tmt_d2.pictures.overlays import wrong_pixels
+from tmt_d2.pictures.sizes import Size
 
-# What to look at: a query by its number from 0; a class by name: its most confident query; a pixel (x, y) of the
-# picture: the query that owns it.
-Wanted = int | str | tuple[int, int]
+# A query by its number from 0; by the name of a class, of which it is the most confident query; by a pixel (x, y) of
+# the picture, which it owns.
+Selector = int | str | tuple[int, int]
 
 
 class Choice(NamedTuple):
-    """A query, the class that it is shown for, what asked for it, and how: number, class, pixel or rank."""
+    """A query, the class that it is shown for, what selected it, and how: number, class, pixel or rank."""
 
     query: int
     train_id: int
-    wanted: Wanted
+    selector: Selector
     reason: str
 
 
@@ -54,7 +55,7 @@ class LayerReport:
     """One query in one decoder layer.
 
     predicted: (h, w) bool, the mask alone; allowed: (h, w) bool, what the layer obeyed; attention: (M, h, w), the
-    weights; mask_empty: the mask had no position, so all were attended to; left_with_nothing: no position of
+    weights; mask_empty: the mask had no position, so all were attended to; none_transferable: no position of
     the mask was transferable enough, so the mask alone was obeyed; final_mask: (h, w) bool, the query's last mask.
     """
 
@@ -65,7 +66,7 @@ class LayerReport:
     allowed: np.ndarray
     attention: np.ndarray
     mask_empty: bool
-    left_with_nothing: bool
+    none_transferable: bool
     final_mask: np.ndarray
 
     @property
@@ -85,7 +86,7 @@ class LayerReport:
             "removed_positions": int(self.removed.sum()),
             "removed_share_of_mask": float(self.removed.sum() / positions) if positions else None,
             "mask_empty": self.mask_empty,
-            "left_with_nothing": self.left_with_nothing,
+            "none_transferable": self.none_transferable,
             "attention_inside_final_mask": float(weights[self.final_mask].sum()),
             "attention_outside_final_mask": float(weights[~self.final_mask].sum()),
             "attention_maximum": float(weights.max()),
@@ -178,11 +179,12 @@ def attention_report(
     record: Mapping[str, Any],
     picture: np.ndarray,
     *,
-    wanted: Sequence[Wanted] = (),
+    selectors: Sequence[Selector] = (),
     top: int = 0,
     layers: Sequence[int] | None = None,
     truth: np.ndarray | None = None,
     name: str = "model",
+    p_t: float | None = None,
 ) -> AttentionReport:
     """Look at one image with one pass of the model.
 
@@ -190,16 +192,17 @@ def attention_report(
         model: in evaluation mode.
         record: Detectron2's model input, "image" (3, h, w); the picture's size is the size of the output.
         picture: (H, W, 3) uint8 RGB, the same image.
-        wanted: the queries to report, one for each entry.
+        selectors: of the queries to report.
         top: besides these, those of the ``top`` most confident queries that are not among them.
         layers: decoder layers, numbered from 0; None = the last three.
         truth: (H, W) uint8 train ids.
+        p_t: share of the positions that T excludes from attention; None = the model's own.
 
     Raises:
         ValueError: a query, class, pixel or layer that does not exist.
     """
     size: Size = (picture.shape[0], picture.shape[1])
-    view = look(model, {**record, "height": size[0], "width": size[1]})
+    view = look(model, {**record, "height": size[0], "width": size[1]}, p_t)
     chosen_layers = _check_layers(layers, len(view.layers))
     prediction = labels_at_size(view.scores, size).cpu().numpy()
     probabilities = view.probabilities.cpu().numpy()
@@ -210,7 +213,7 @@ def attention_report(
             _numpy(view.mask(choice.query, size)),
             [view.layer_report(layer, choice.query) for layer in chosen_layers],
         )
-        for choice in choose_queries(view, prediction, wanted, top)
+        for choice in choose_queries(view, prediction, selectors, top)
     ]
     return AttentionReport(picture, prediction, truth, view.levels(), queries, view.p_t, name)
 
@@ -218,7 +221,8 @@ def attention_report(
 class View:
     """One ``inspect`` pass of one image, with the padding left behind."""
 
-    def __init__(self, model: MaskFormer, inspected: Mapping[str, Any]):
+    def __init__(self, inspected: Mapping[str, Any], p_t: float | None):
+        """p_t: that of the pass; None where transferability masked no attention."""
         images = inspected["images"]
         self.padded: Size = tuple(images.tensor.shape[-2:])
         self.image: Size = tuple(images.image_sizes[0])
@@ -230,13 +234,11 @@ class View:
         self.probabilities: Tensor = self._class_logits.softmax(-1)[:, :-1]
         if self.probabilities.shape[1] != len(CLASSES):
             raise ValueError(
-                f"the model has {self.probabilities.shape[1]} classes (MODEL.SEM_SEG_HEAD.NUM_CLASSES): pictures are made "
-                f"for the {len(CLASSES)} Cityscapes classes"
+                f"the model has {self.probabilities.shape[1]} classes (MODEL.SEM_SEG_HEAD.NUM_CLASSES): pictures are "
+                f"made for the {len(CLASSES)} Cityscapes classes"
             )
         self.transferability = inspected["transferability"]
-        self.p_t: float | None = None
-        if isinstance(model, TransferableMaskFormer) and model.attention == "hard":
-            self.p_t = model.p_t
+        self.p_t = p_t
 
     def grid(self, level_size: Sequence[int]) -> Grid:
         return Grid((level_size[0], level_size[1]), self.padded, self.image)
@@ -290,18 +292,27 @@ class View:
             allowed=grid.crop(_numpy(trace.positions.allowed[0, query])),
             attention=grid.crop(_numpy(trace.attention[0, :, query])),
             mask_empty=bool(trace.positions.mask_empty[0, query]),
-            left_with_nothing=bool(trace.positions.none_transferable[0, query]),
+            none_transferable=bool(trace.positions.none_transferable[0, query]),
             final_mask=grid.crop(_numpy(final_masks)),
         )
 
 
-def look(model: MaskFormer, record: Mapping[str, Any]) -> View:
-    """One pass over one record."""
-    return View(model, model.inspect([record]))
+def masking_p_t(model: MaskFormer) -> float | None:
+    """p_T as trained; None where transferability masks no attention."""
+    return model.p_t if isinstance(model, TransferableMaskFormer) and model.attention == "hard" else None
 
 
-def choose_queries(view: View, prediction: np.ndarray, wanted: Sequence[Wanted], top: int) -> list[Choice]:
-    """One choice for each entry of ``wanted``, then the others of the ``top`` most confident queries.
+def look(model: MaskFormer, record: Mapping[str, Any], p_t: float | None = None) -> View:
+    """One pass over one record. p_t: instead of the model's own; without effect where it masks no attention."""
+    trained = masking_p_t(model)
+    if trained is None:
+        return View(model.inspect([record]), None)
+    p_t = trained if p_t is None else p_t
+    return View(model.inspect([record], p_t=p_t), p_t)
+
+
+def choose_queries(view: View, prediction: np.ndarray, selectors: Sequence[Selector], top: int) -> list[Choice]:
+    """One choice for each selector, then the others of the ``top`` most confident queries.
 
     A pixel's owner is the query that adds most to the score of the predicted class there.
 
@@ -309,17 +320,17 @@ def choose_queries(view: View, prediction: np.ndarray, wanted: Sequence[Wanted],
         prediction: (H, W) train ids.
     """
     confidence, best = view.probabilities.max(1)
-    chosen = []
-    for item in wanted:
+    choices = []
+    for item in selectors:
         if isinstance(item, int):
             if not 0 <= item < len(best):
                 raise ValueError(f"query {item} does not exist: the model has queries 0 to {len(best) - 1}")
-            chosen.append(Choice(item, int(best[item]), item, "number"))
+            choices.append(Choice(item, int(best[item]), item, "number"))
         elif isinstance(item, str):
             if item not in TRAIN_ID:
                 raise ValueError(f"class {item!r} is not known: choose from {', '.join(CLASSES)}")
             query = int(view.probabilities[:, TRAIN_ID[item]].argmax())
-            chosen.append(Choice(query, TRAIN_ID[item], item, "class"))
+            choices.append(Choice(query, TRAIN_ID[item], item, "class"))
         else:
             x, y = item
             height, width = prediction.shape
@@ -327,15 +338,15 @@ def choose_queries(view: View, prediction: np.ndarray, wanted: Sequence[Wanted],
                 raise ValueError(f"pixel {x} {y} lies outside the image, which is {width} wide and {height} high")
             train_id = int(prediction[y, x])
             query = int((view.probabilities[:, train_id] * view.masks_at(item, prediction.shape)).argmax())
-            chosen.append(Choice(query, train_id, item, f"pixel {x} {y}"))
+            choices.append(Choice(query, train_id, item, f"pixel {x} {y}"))
     if not 0 <= top <= len(best):
         raise ValueError(f"the {top} most confident queries were asked for: the model has {len(best)}")
-    taken = {choice.query for choice in chosen}
+    numbers = {choice.query for choice in choices}
     for rank, query in enumerate(confidence.argsort(descending=True, stable=True)[:top].tolist(), 1):
-        if query not in taken:
+        if query not in numbers:
             train_id = int(best[query])
-            chosen.append(Choice(query, train_id, CLASSES[train_id], f"rank {rank}"))
-    return chosen
+            choices.append(Choice(query, train_id, CLASSES[train_id], f"rank {rank}"))
+    return choices
 
 
 def _check_layers(layers: Sequence[int] | None, count: int) -> list[int]:

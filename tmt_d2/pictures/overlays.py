@@ -1,4 +1,7 @@
-"""Pure pixel work: label, heat and mask overlays and region borders. Pictures are (H, W, 3) uint8, RGB."""
+"""Pure pixel work: label, heat and mask overlays and region borders.
+
+Pictures are (H, W, 3) uint8, RGB; labels and masks have their size or get it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import matplotlib
 import numpy as np
 
 from tmt_d2.data.label_spaces import IGNORE, PALETTE
+from tmt_d2.pictures.sizes import resized
 
 KEPT = (46, 204, 113)  # what a query may attend to
 REMOVED = (231, 76, 60)  # what is taken away from it; wrong pixels
@@ -19,7 +23,7 @@ def label_overlay(picture: np.ndarray, labels: np.ndarray, strength: float = 0.7
     """labels: (H, W) train ids in the Cityscapes palette; ignored pixels become black."""
     colours = np.zeros((IGNORE + 1, 3), np.uint8)
     colours[: len(PALETTE)] = PALETTE
-    return _mix(picture, colours[labels], strength)
+    return _mix(picture, colours[resized(labels, picture.shape[:2])], strength)
 
 
 def heat_overlay(picture: np.ndarray, values: np.ndarray, colour_map: str, strength: float = 0.72) -> np.ndarray:
@@ -31,6 +35,7 @@ def heat_overlay(picture: np.ndarray, values: np.ndarray, colour_map: str, stren
 
 def mask_overlay(picture: np.ndarray, mask: np.ndarray, removed: np.ndarray | None = None) -> np.ndarray:
     """mask: (H, W) bool, drawn in ``KEPT``; removed: likewise in ``REMOVED``; the rest of the picture is dimmed."""
+    mask = resized(mask, picture.shape[:2])
     colours = np.zeros_like(picture)
     colours[mask] = KEPT
     if removed is not None:
@@ -52,6 +57,7 @@ def removed_overlay(picture: np.ndarray, removed: np.ndarray) -> np.ndarray:
 
 def error_overlay(picture: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Wrong pixels in ``REMOVED``, right ones grey, unlabelled ones black."""
+    prediction, truth = (resized(labels, picture.shape[:2]) for labels in (prediction, truth))
     result = _mix(grey(picture), np.full_like(picture, 255), 0.25)
     colours = np.broadcast_to(np.array(REMOVED, np.uint8), picture.shape)
     wrong = wrong_pixels(prediction, truth)
@@ -78,16 +84,6 @@ def outlined(picture: np.ndarray, index: np.ndarray, colour: tuple[int, int, int
 
 def grey(picture: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-
-
-def resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W[, 3]) uint8 -> (*size[, 3]); labels and masks (two dimensions) keep their values."""
-    if picture.shape[:2] == size:
-        return picture
-    if picture.ndim == 2:
-        return cv2.resize(picture, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    larger = size[0] > picture.shape[0]
-    return cv2.resize(picture, size[::-1], interpolation=cv2.INTER_CUBIC if larger else cv2.INTER_AREA)
 
 
 def _mix(a: np.ndarray, b: np.ndarray, share_of_b: float) -> np.ndarray:

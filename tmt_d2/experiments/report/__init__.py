@@ -1,4 +1,5 @@
 """What a matrix found: one HTML page that opens offline, a CSV file and a LaTeX table.
 
-``results`` reads the folders, ``statistics`` says what is noise, ``charts`` draws SVG, ``page`` puts ``sections`` in order, ``tables`` writes.
+``results`` reads the folders, ``statistics`` says what is noise, ``sections`` are what the page shows, ``document``
+puts them into ``templates``, ``tables`` and ``writing`` write.
 """

@@ -56,8 +56,8 @@ class Results:
 
     def methods(self) -> list[str]:
         order = ["linear", BASELINE, "leep", "otce", "tmt"]
-        found = {run.method for run in self.fine_tuned}
-        return [name for name in order if name in found] + sorted(found - set(order))
+        names = {run.method for run in self.fine_tuned}
+        return [name for name in order if name in names] + sorted(names - set(order))
 
     def pairs(self) -> list[Pair]:
         return sorted({run.pair for run in self.fine_tuned + self.evaluation})
@@ -101,10 +101,10 @@ def by_cell(runs: Iterable[Run], metric: str) -> dict[tuple[Pair, int], float]:
 
 def by_pair(runs: Iterable[Run], metric: str) -> dict[Pair, list[float]]:
     """The values over seeds."""
-    found: dict[Pair, list[float]] = {}
+    values: dict[Pair, list[float]] = {}
     for (pair, _), value in by_cell(runs, metric).items():
-        found.setdefault(pair, []).append(value)
-    return found
+        values.setdefault(pair, []).append(value)
+    return values
 
 
 def setting(run: Run, key: str) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
-
 import numpy as np
 
 from tmt_d2.experiments.report.results import BASELINE, by_cell
@@ -11,24 +9,24 @@ from tmt_d2.experiments.report.view import MIOU, View, share
 
 
 def verdict(view: View) -> str:
-    """Whether TMT, or else the first method, gains over the baseline, or that it has not been shown; HTML."""
+    """Whether TMT, or else the first method, gains over the baseline, or that it has not been shown."""
     pairs, seeds = len(view.pairs), len(view.results.seeds())
     text = f"{pairs} pair{'s' if pairs != 1 else ''}, {seeds} seed{'s' if seeds != 1 else ''}, {share(view.fraction)}. "
     method = "tmt" if "tmt" in view.others else (view.others[0] if view.others else "")
-    found = view.difference(method) if method else None
-    if found is None:
+    difference = view.difference(method) if method else None
+    if difference is None:
         return text + "No two methods to compare yet."
-    text += f"{escape(method)} minus {BASELINE}: {found.mean:+.2f} points of mIoU"
-    if found.low is None:
+    text += f"{method} minus {BASELINE}: {difference.mean:+.2f} points of mIoU"
+    if difference.low is None:
         return text + ", from too few runs for an interval."
-    text += f", 95 % interval {found.low:+.2f} to {found.high:+.2f}: "
-    if not found.is_clear:
+    text += f", 95 % interval {difference.low:+.2f} to {difference.high:+.2f}: "
+    if not difference.is_clear:
         return text + "no difference has been shown."
-    return text + ("a gain." if found.mean > 0 else "a loss.")
+    return text + ("a gain." if difference.mean > 0 else "a loss.")
 
 
-def tiles(view: View) -> str:
-    """How much was run, and the mean of each method that was run wherever the baseline was."""
+def tiles(view: View) -> list[tuple[str, str]]:
+    """(figure, what it is): how much was run, and the mean of each method that was run wherever the baseline was."""
     results = view.results
     hours = sum(run.seconds for kind in vars(results).values() for run in kind) / 3600
     figures = [(str(len(results.fine_tuned) + len(results.swept)), "fine-tuned models")]
@@ -37,5 +35,4 @@ def tiles(view: View) -> str:
         values = by_cell(view.runs(method), MIOU).values()
         if values and view.is_complete(method):
             figures.append((f"{np.mean(list(values)):.1f}", f"mean mIoU, {method}"))
-    items = "".join(f'<div class="tile"><b>{value}</b><span>{escape(name)}</span></div>' for value, name in figures)
-    return f'<div class="tiles">{items}</div>'
+    return figures

@@ -37,13 +37,14 @@ def cell_text(values: list[float], digits: int = 1, plus_minus: str = "±") -> s
 
 
 def latex_table(results: Results, fraction: float, metric: str = METRICS[0]) -> str:
-    """Pairs by methods, the largest gain of a row over the same seeds in bold, then means and paired differences over all pairs."""
+    """Pairs by methods, the largest gain of a row over the same seeds in bold, then differences over all pairs."""
     methods = results.methods()
     values = {method: by_pair(results.of(method, fraction), metric) for method in methods}
     baseline = by_cell(results.of(BASELINE, fraction), metric)
     gains = {method: gains_by_pair(by_cell(results.of(method, fraction), metric), baseline) for method in methods}
+    seeds = len(results.seeds())
     lines = [
-        f"% {metric} in percent, label fraction {fraction:g}, mean and standard deviation over {len(results.seeds())} seed(s)",
+        f"% {metric} in percent, label fraction {fraction:g}, mean and standard deviation over {seeds} seed(s)",
         rf"\begin{{tabular}}{{l{'c' * len(methods)}}}",
         r"\hline",
         " & ".join(["pair", *map(_escape, methods)]) + r" \\",
@@ -62,12 +63,12 @@ def latex_table(results: Results, fraction: float, metric: str = METRICS[0]) -> 
     lines.append(r"\hline")
     differences = []
     for method in methods:
-        found = paired_difference(by_cell(results.of(method, fraction), metric), baseline)
-        if method == BASELINE or found is None:
+        difference = paired_difference(by_cell(results.of(method, fraction), metric), baseline)
+        if method == BASELINE or difference is None:
             differences.append("--")
         else:
-            interval = "" if found.low is None else rf"\ [{found.low:+.1f}, {found.high:+.1f}]"
-            differences.append(f"${found.mean:+.1f}{interval}$")
+            interval = "" if difference.low is None else rf"\ [{difference.low:+.1f}, {difference.high:+.1f}]"
+            differences.append(f"${difference.mean:+.1f}{interval}$")
     lines.append(" & ".join([f"minus {BASELINE}", *differences]) + r" \\")
     lines += [r"\hline", r"\end{tabular}", ""]
     return "\n".join(lines)

@@ -11,8 +11,8 @@ from typing import Any
 import gradio
 import numpy as np
 
-from tmt_d2.pictures.viewer.images import read_upload
-from tmt_d2.pictures.viewer.models import Viewer
+from tmt_d2.pictures.viewer.trained_models import Viewer
+from tmt_d2.pictures.viewer.uploads import read_upload
 
 CENTRE = (0.5, 0.5)
 

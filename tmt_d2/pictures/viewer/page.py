@@ -10,62 +10,33 @@ import gradio
 import numpy as np
 
 from tmt_d2.data.reader import read_image
-from tmt_d2.pictures import html
+from tmt_d2.pictures.sizes import shrink
 from tmt_d2.pictures.viewer.events import CENTRE, Events
-from tmt_d2.pictures.viewer.images import LONGEST, MAX_MEGABYTES, MAX_MEGAPIXELS, within
-from tmt_d2.pictures.viewer.models import Viewer
+from tmt_d2.pictures.viewer.pixel_view import TEMPLATES
+from tmt_d2.pictures.viewer.trained_models import Viewer
+from tmt_d2.pictures.viewer.uploads import MAX_MEGABYTES, MAX_MEGAPIXELS
 
-CSS = (
-    html.CSS
-    + """
-.gradio-container { max-width: 1500px !important; }
-footer { display: none !important; }
-#title h1 { margin: 0 0 2px; font-size: 24px; } #title p { margin: 0; opacity: .8; }
-.tmt-thumbs { display: grid; grid-template-columns: repeat(4, 1fr); gap: 6px; }
-.tmt-thumbs img { width: 100%; aspect-ratio: 3 / 2; object-fit: cover; border-radius: 5px; cursor: pointer; margin: 0; }
-.tmt-thumbs img:hover { outline: 2px solid var(--color-accent); }
-.tmt-thumbs-label { font-size: 13px; opacity: .75; margin-bottom: 5px; }
-"""
+CSS, CLICK_PIXEL, CLICK_EXAMPLE, TITLE = (
+    TEMPLATES.get_template(name).render() for name in ("viewer.css", "click_pixel.js", "click_example.js", "title.html")
 )
-
-CLICK_PIXEL = """
-element.addEventListener('click', event => {
-  const picture = event.target.closest('.tmt-pic');
-  if (!picture) return;
-  const box = picture.getBoundingClientRect();
-  const x = (event.clientX - box.left) / box.width, y = (event.clientY - box.top) / box.height;
-  element.querySelectorAll('.tmt-mark').forEach(mark => { mark.style.left = 100 * x + '%'; mark.style.top = 100 * y + '%'; });
-  trigger('click', {x: x, y: y});
-});
-"""
-
-CLICK_EXAMPLE = """
-element.addEventListener('click', event => {
-  if (event.target.dataset.index) trigger('click', {index: Number(event.target.dataset.index)});
-});
-"""
 
 
 def build(viewer: Viewer, examples: Sequence[Path], uploads: Path) -> gradio.Blocks:
     """The page as ``gradio.Blocks``; uploads: the folder that Gradio writes uploads to."""
     names = list(viewer.checkpoints)
-    pictures = [within(read_image(str(path)), LONGEST) for path in examples]
+    pictures = [shrink(read_image(str(path))) for path in examples]
     first_picture = pictures[0] if pictures else None
     first_layer = viewer.layers(names[0]) - 1
     first_p_t = viewer.p_t(names[0])
     events = Events(viewer, pictures, uploads)
     with gradio.Blocks(title="Transferable Mask Transformer", analytics_enabled=False) as page:
-        gradio.HTML(
-            "<h1>Transferable Mask Transformer</h1><p>Click a pixel: the query that owns it, where it may look, and "
-            "where it does. Red is what transferability takes away.</p>",
-            elem_id="title",
-        )
+        gradio.HTML(TITLE, elem_id="title")
         picture = gradio.State(first_picture, time_to_live=3600)
         at = gradio.State(CENTRE)
         with gradio.Row():
             with gradio.Column(scale=1, min_width=270):
                 file = gradio.File(label="Your image", file_types=["image"], height=150, elem_id="drop")
-                thumbs = gradio.HTML(thumbs_html(pictures), js_on_load=CLICK_EXAMPLE)
+                thumbs = gradio.HTML(thumbnails_html(pictures), js_on_load=CLICK_EXAMPLE)
                 name = gradio.Dropdown(names, value=names[0], label="Checkpoint", elem_id="checkpoint")
                 layer = gradio.Radio(
                     events.layer_choices(names[0]), value=first_layer, label="Decoder layer", elem_id="layer"
@@ -98,10 +69,8 @@ def build(viewer: Viewer, examples: Sequence[Path], uploads: Path) -> gradio.Blo
     return page
 
 
-def thumbs_html(pictures: Sequence[np.ndarray]) -> str:
-    images = (
-        f'<img data-index="{index}" alt="example {index + 1}" src="{html.data_uri(within(picture, 160))}">'
-        for index, picture in enumerate(pictures)
+def thumbnails_html(pictures: Sequence[np.ndarray]) -> str:
+    thumbnails = [shrink(picture, 160) for picture in pictures]
+    return TEMPLATES.get_template("thumbnails.html").render(
+        pictures=thumbnails, megabytes=MAX_MEGABYTES, megapixels=MAX_MEGAPIXELS
     )
-    label = f"up to {MAX_MEGABYTES} MB and {MAX_MEGAPIXELS} megapixels" + (", or one of these:" if pictures else "")
-    return f'<div class="tmt-thumbs-label">{label}</div><div class="tmt-thumbs">{"".join(images)}</div>'

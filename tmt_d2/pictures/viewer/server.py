@@ -14,9 +14,9 @@ from typing import Any
 import gradio
 from starlette.middleware import Middleware
 
-from tmt_d2.pictures.viewer.images import MAX_MEGABYTES
-from tmt_d2.pictures.viewer.models import Viewer
 from tmt_d2.pictures.viewer.page import CSS, build
+from tmt_d2.pictures.viewer.trained_models import Viewer
+from tmt_d2.pictures.viewer.uploads import MAX_MEGABYTES
 
 SESSIONS = 16  # whose images are held in memory
 

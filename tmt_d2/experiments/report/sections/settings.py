@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
 import yaml
 
-from tmt_d2.experiments.report.markup import Section, scrolling, table, table_row
 from tmt_d2.experiments.report.results import Run
+from tmt_d2.experiments.report.sections import Cell, Row, Section, Table
 from tmt_d2.experiments.report.view import View
 
 COLUMNS = ("stage", "runs", "iterations", "batch", "learning rate", "backbone", "p_T", "seconds each")
@@ -19,11 +18,10 @@ def settings(view: View) -> Section:
     stages = [("source model", view.results.source), ("estimator", view.results.estimator)]
     stages += [(f"fine-tuning: {method}", view.runs(method)) for method in view.methods]
     rows = [_row(name, runs) for name, runs in stages if runs]
-    lead = "What the runs have in common, from their config files."
-    return Section("settings", "Settings", lead, scrolling(table(COLUMNS, rows)) if rows else "")
+    return Section("settings", "Settings", {"table": Table(COLUMNS, rows)} if rows else {})
 
 
-def _row(name: str, runs: Sequence[Run]) -> str:
+def _row(name: str, runs: Sequence[Run]) -> Row:
     cfg = yaml.safe_load((runs[0].folder / "config.yaml").read_text())
     backbone = cfg["MODEL"]["BACKBONE"]["NAME"].replace("build_", "").replace("_backbone", "")
     if "resnet" in backbone:
@@ -32,4 +30,4 @@ def _row(name: str, runs: Sequence[Run]) -> str:
     solver = cfg["SOLVER"]
     values = [len(runs), solver["MAX_ITER"], solver["IMS_PER_BATCH"], f"{solver['BASE_LR']:g}", backbone, p_t]
     values.append(f"{np.median([run.seconds for run in runs]):.0f}")
-    return table_row(name, [f"<td>{escape(str(value))}</td>" for value in values])
+    return Row(name, [Cell(str(value)) for value in values])

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 
 import cv2
@@ -19,14 +20,15 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-from demo import app, figures
+from demo import app
 from demo.run import fine_tuned
 from tmt_d2 import setup_cfg
 from tmt_d2.cli import one_line_errors
-from tmt_d2.pictures.html import legend_html, rows_html
 from tmt_d2.pictures.panels import Panel, Row, Scale
-from tmt_d2.pictures.viewer.images import LONGEST, MAX_MEGABYTES, find_examples, read_upload
-from tmt_d2.pictures.viewer.models import Viewer, find_checkpoints
+from tmt_d2.pictures.sizes import LONGEST
+from tmt_d2.pictures.viewer.pixel_view import TEMPLATES
+from tmt_d2.pictures.viewer.trained_models import Viewer, find_checkpoints
+from tmt_d2.pictures.viewer.uploads import MAX_MEGABYTES, find_examples, read_upload
 
 ROOT = Path(__file__).resolve().parents[1]
 TMT, FULL = (f"finetune/cityscapes-bdd100k/{method}/labels1/seed1" for method in ("tmt", "full"))
@@ -58,18 +60,19 @@ def save_image(path: Path, size: tuple[int, int]) -> Path:
 
 
 def titles(html: str) -> list[str]:
-    return re.findall("<b>(.*?)</b>", html)
+    return [unescape(title) for title in re.findall("<b>(.*?)</b>", html)]
 
 
 def test_panels_as_html() -> None:
     picture = np.zeros((4, 6, 3), np.uint8)
     scale = Scale("viridis", "T", [(0.0, "low"), (1.0, "high")], mark=0.7)
-    html = rows_html([Row([Panel(picture, "a < b", "1 of 2", scale), None], "a row")], (0.25, 0.5))
-    assert titles(html) == ["a &lt; b"] and "1 of 2" in html and "a row" in html
+    panels = TEMPLATES.get_template("panels.html").module
+    html = panels.rows([Row([Panel(picture, "a < b", "1 of 2", scale), None], "a row")], (0.25, 0.5))
+    assert titles(html) == ["a < b"] and "a < b" not in html and "1 of 2" in html and "a row" in html
     assert "left: 25.00%; top: 50.00%" in html and "left: 70.00%" in html
     assert "rgb(68, 1, 84)" in html and "rgb(253, 231, 37)" in html  # viridis from end to end
     assert html.count("data:image/jpeg;base64,") == 1 and "http" not in html
-    assert "rgb(1, 2, 3)" in legend_html([("road", (1, 2, 3))])
+    assert "rgb(1, 2, 3)" in panels.legend([("road", (1, 2, 3))])
 
 
 def test_checkpoints_and_examples_are_found(folder: Path, tmp_path: Path) -> None:
@@ -89,10 +92,8 @@ def test_any_image_is_shown(folder: Path, size: tuple[int, int]) -> None:
         html = viewer.show(picture, at, TMT, 1, 0.5)
         assert len(titles(html)) == 9 and "excluded, p_T = 0.5" in html and "decoder layer 1" in html
     html = viewer.show(picture, (0.5, 0.5), FULL, 0, 0.5)
-    assert titles(html) == ["image", "prediction", "final mask of the pixel&#x27;s query"] + [
-        "predicted mask M",
-        "attention, mean of heads",
-    ]
+    of_query = ["final mask of the pixel's query", "predicted mask M", "attention, mean of heads"]
+    assert titles(html) == ["image", "prediction", *of_query]
 
 
 def test_p_t_is_that_of_the_slider(folder: Path) -> None:
@@ -124,7 +125,7 @@ def test_uploads_are_read_and_limited(tmp_path: Path, monkeypatch: pytest.Monkey
             (tmp_path / name).write_bytes((tmp_path / "turned.jpg").read_bytes()[:700])
         with pytest.raises(ValueError, match=message):
             read_upload(tmp_path / name)
-    monkeypatch.setattr("tmt_d2.pictures.viewer.images.MAX_MEGABYTES", 0)
+    monkeypatch.setattr("tmt_d2.pictures.viewer.uploads.MAX_MEGABYTES", 0)
     with pytest.raises(ValueError, match=r"^a.png has 0.0 MB: the page takes at most 0 MB$"):
         read_upload(tmp_path / "a.png")
 
@@ -141,12 +142,6 @@ def test_help_teaches() -> None:
     command = [sys.executable, "demo/app.py", "--help"]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "pip install -e '.[app]'" in answer.stdout and "this machine only" in answer.stdout
-
-
-def test_the_figures_need_a_finished_demo(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no .*/full/.*/model_final.pth: run `make demo` first"):
-        figures.main(["--demo", str(tmp_path)])
-    assert not list(tmp_path.iterdir())
 
 
 # In a browser -----------------------------------------------------------------------------------------------------

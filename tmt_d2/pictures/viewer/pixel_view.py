@@ -5,28 +5,29 @@ from __future__ import annotations
 import numpy as np
 
 from tmt_d2.data.label_spaces import CLASSES, PALETTE
-from tmt_d2.pictures.figures import drawn, layer_panels, level_row, said
-from tmt_d2.pictures.html import legend_html, rows_html
+from tmt_d2.pictures.figures import layer_panels, level_row, query_summary
+from tmt_d2.pictures.html import templates
 from tmt_d2.pictures.inspection import AttentionReport
-from tmt_d2.pictures.overlays import KEPT, REMOVED, label_overlay, mask_overlay, resized
+from tmt_d2.pictures.overlays import KEPT, REMOVED, label_overlay, mask_overlay
 from tmt_d2.pictures.panels import Panel, Row
+from tmt_d2.pictures.sizes import enlarge
+
+TEMPLATES = templates("tmt_d2.pictures")
 
 
-def answer_html(report: AttentionReport, at: tuple[float, float]) -> str:
+def pixel_html(report: AttentionReport, at: tuple[float, float]) -> str:
     """The query of a report of one query in one layer, and the level that this layer attends to.
 
     at: where the crosshair is, (x, y) in [0, 1].
     """
-    picture = drawn(report.picture)
-    size = picture.shape[:2]
+    picture = enlarge(report.picture)
     (query,) = report.queries
     (layer,) = query.layers
-    mask = resized(query.mask.astype(np.uint8), size) > 0
     image = Row(
         [
             Panel(picture, "image", "click any picture to choose a pixel"),
-            Panel(label_overlay(picture, resized(report.prediction, size)), "prediction", "all queries together"),
-            Panel(mask_overlay(picture, mask), "final mask of the pixel's query", said(query)),
+            Panel(label_overlay(picture, report.prediction), "prediction", "all queries together"),
+            Panel(mask_overlay(picture, query.mask), "final mask of the pixel's query", query_summary(query)),
         ]
     )
     attention = Row(
@@ -41,10 +42,6 @@ def answer_html(report: AttentionReport, at: tuple[float, float]) -> str:
         transferability.append(Row(panels, f"Transferability at stride {level.grid.stride}: {t}"))
     classes = [(CLASSES[i], PALETTE[i]) for i in np.unique(report.prediction)]
     marks = [("attended to", KEPT)] + ([("excluded by T", REMOVED)] if report.p_t is not None else [])
-    return (
-        rows_html([image], at)
-        + legend_html(classes)
-        + rows_html([attention], at)
-        + legend_html(marks)
-        + rows_html(transferability, at)
+    return TEMPLATES.get_template("pixel.html").render(
+        image=image, classes=classes, attention=attention, marks=marks, transferability=transferability, at=at
     )

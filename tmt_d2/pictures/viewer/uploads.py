@@ -9,11 +9,10 @@ import numpy as np
 from PIL import Image
 
 from tmt_d2.data.reader import read_image
-from tmt_d2.pictures.overlays import resized
+from tmt_d2.pictures.sizes import shrink
 
 MAX_MEGABYTES = 25
 MAX_MEGAPIXELS = 40
-LONGEST = 2048  # larger images reach the model at this length of the longer side
 EXAMPLES = 8
 
 
@@ -49,11 +48,4 @@ def read_upload(path: Path) -> np.ndarray:
         picture = read_image(str(path), oriented=True)
     except ValueError as error:
         raise ValueError(str(error).replace(str(path), path.name)) from error
-    return within(picture, LONGEST)
-
-
-def within(picture: np.ndarray, longest: int) -> np.ndarray:
-    """The picture itself, or smaller, with ``longest`` as the longer side."""
-    height, width = picture.shape[:2]
-    scale = min(1.0, longest / max(height, width))
-    return resized(picture, (max(1, round(height * scale)), max(1, round(width * scale))))
+    return shrink(picture)

@@ -32,6 +32,7 @@ from datasets.formats import FORMATS, Frame
 from datasets.objects import Painter
 from datasets.scene import lay_out
 from tmt_d2.data.label_spaces import IGNORE, PALETTE
+from tmt_d2.errors import UserError
 
 MANIFEST = ".rendered.json"
 VERSION = 1  # raise it when the same parameters give other pictures
@@ -39,7 +40,7 @@ _SMALLEST_SIDE = 16
 _CHUNK = 8  # frames a worker takes at a time
 
 
-class RenderError(ValueError):
+class RenderError(UserError):
     """A request that cannot be met; the message is one line for the user."""
 
 

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tmt_d2.cli import one_line_errors
+from tmt_d2.errors import UserError
 from tmt_d2.pictures.viewer.trained_models import Viewer, find_checkpoints
 from tmt_d2.pictures.viewer.uploads import find_examples
 
@@ -35,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         import gradio
     except ImportError as error:
-        raise ValueError(INSTALL) from error
+        raise UserError(INSTALL) from error
     if int(gradio.__version__.split(".")[0]) < 6:
-        raise ValueError(INSTALL)
+        raise UserError(INSTALL)
     from tmt_d2.pictures.viewer.server import serve
 
     serve(Viewer(find_checkpoints(args.output)), find_examples(args.output / "data"), args.host, args.port)

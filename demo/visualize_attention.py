@@ -33,6 +33,7 @@ import tmt_d2  # noqa: F401  first, because it silences the warnings of Detectro
 
 # isort: split
 from tmt_d2.cli import one_line_errors
+from tmt_d2.errors import UserError
 from tmt_d2.files import write_json
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.pictures.exclusion import statistics_figure, table
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger("fvcore.common.checkpoint").setLevel(logging.WARNING)
     if not (args.input or args.statistics):
-        raise ValueError("nothing to show: give --input, --statistics, or both")
+        raise UserError("nothing to show: give --input, --statistics, or both")
     models = [LoadedModel.load(args.config_file, args.weights, args.opts)]
     if args.compare:
         models.append(LoadedModel.load(*args.compare))
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     records = records_to_show(args.input, args.limit) if args.input else {}
     output = Path(args.output)
     if output.exists() and not output.is_dir():
-        raise ValueError(f"--output {output} is a file, not a folder")
+        raise UserError(f"--output {output} is a file, not a folder")
     output.mkdir(parents=True, exist_ok=True)
     selectors: list[Selector] = [*args.queries, *args.classes, *((x, y) for x, y in args.pixel)]
     selectors = list(dict.fromkeys(selectors))

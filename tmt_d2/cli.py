@@ -13,9 +13,11 @@ from pathlib import Path
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from tmt_d2.errors import UserError
+
 LOGGERS = ("detectron2", "fvcore", "tmt_d2")
 USER_ERROR = 2  # exit status of a command that was given something it cannot use
-USER_ERRORS = (ValueError, OSError, FloatingPointError)
+USER_ERRORS = (UserError, OSError, FloatingPointError)  # the last: a loss that is not finite
 
 
 @contextmanager

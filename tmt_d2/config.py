@@ -14,6 +14,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_H
 from detectron2.projects.deeplab import add_deeplab_config
 
 from tmt_d2.config_file import load_config_file
+from tmt_d2.errors import UserError
 
 STAGES = ("source", "estimator", "finetune")
 MASK_RULES = ("foreground", "uncertain")
@@ -190,7 +191,7 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 
     Raises:
         FileNotFoundError: the file, or one of its bases, does not exist.
-        ValueError: an unknown key, a value of a wrong type, or a value that no stage could run with.
+        UserError: an unknown key, a value of a wrong type, or a value that no stage could run with.
     """
     cfg = get_cfg()
     add_tmt_config(cfg)
@@ -198,13 +199,13 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         cfg.merge_from_other_cfg(CfgNode(load_config_file(config_file)))
         cfg.merge_from_list(list(opts))
     except (KeyError, AssertionError, ValueError) as error:
-        raise ValueError(f"{config_file}: {_one_line(error)}") from error
+        raise UserError(f"{config_file}: {_one_line(error)}") from error
     check_cfg(cfg)
     return cfg
 
 
 def check_cfg(cfg: CfgNode) -> None:
-    """Raise a ValueError that names the key for values that would only fail (or mislead) after training began."""
+    """Raise a UserError that names the key for values that would only fail (or mislead) after training began."""
     tmt, transfer = cfg.MODEL.TMT, cfg.TRANSFER
     for key, name, registry in (
         ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
@@ -212,7 +213,7 @@ def check_cfg(cfg: CfgNode) -> None:
         ("MODEL.SEM_SEG_HEAD.NAME", cfg.MODEL.SEM_SEG_HEAD.NAME, SEM_SEG_HEADS_REGISTRY),
     ):
         if name not in registry:
-            raise ValueError(f"{key} is {name!r}, which is not built here: see configs/ for what is")
+            raise UserError(f"{key} is {name!r}, which is not built here: see configs/ for what is")
     _check_choice("TRANSFER.STAGE", transfer.STAGE, STAGES)
     _check_choice("MODEL.TMT.MASK_RULE", tmt.MASK_RULE, MASK_RULES)
     _check_choice("MODEL.TMT.REGIONS", tmt.REGIONS, REGIONS)
@@ -223,43 +224,41 @@ def check_cfg(cfg: CfgNode) -> None:
     _check_choice("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, AMP_DTYPES)
     for key in ("ACCUMULATION_STEPS", "CHECKPOINTS_KEPT"):
         if cfg.SOLVER[key] < 1:
-            raise ValueError(f"SOLVER.{key} is {cfg.SOLVER[key]}: it must be at least 1")
+            raise UserError(f"SOLVER.{key} is {cfg.SOLVER[key]}: it must be at least 1")
     if not 0 <= cfg.DATALOADER.MAX_BAD_FRACTION <= 1:
-        raise ValueError(f"DATALOADER.MAX_BAD_FRACTION is {cfg.DATALOADER.MAX_BAD_FRACTION}: it must be in [0, 1]")
+        raise UserError(f"DATALOADER.MAX_BAD_FRACTION is {cfg.DATALOADER.MAX_BAD_FRACTION}: it must be in [0, 1]")
     if not 0 <= tmt.P_T < 1:
-        raise ValueError(f"MODEL.TMT.P_T is {tmt.P_T}: it is the excluded fraction of positions, so 0 <= P_T < 1")
+        raise UserError(f"MODEL.TMT.P_T is {tmt.P_T}: it is the excluded fraction of positions, so 0 <= P_T < 1")
     if not 0 < tmt.LAMBDA_M < 1:
-        raise ValueError(f"MODEL.TMT.LAMBDA_M is {tmt.LAMBDA_M}: it is a probability strictly between 0 and 1")
+        raise UserError(f"MODEL.TMT.LAMBDA_M is {tmt.LAMBDA_M}: it is a probability strictly between 0 and 1")
     if tmt.SOFT_STRENGTH < 0:
-        raise ValueError(f"MODEL.TMT.SOFT_STRENGTH is {tmt.SOFT_STRENGTH}: it must be >= 0")
+        raise UserError(f"MODEL.TMT.SOFT_STRENGTH is {tmt.SOFT_STRENGTH}: it must be >= 0")
     alignment = transfer.ALIGNMENT
     if not 0 < alignment.WEIGHT <= 1:
-        raise ValueError(f"TRANSFER.ALIGNMENT.WEIGHT is {alignment.WEIGHT}: it must be in (0, 1]")
+        raise UserError(f"TRANSFER.ALIGNMENT.WEIGHT is {alignment.WEIGHT}: it must be in (0, 1]")
     if alignment.EPSILON <= 0:
-        raise ValueError(f"TRANSFER.ALIGNMENT.EPSILON is {alignment.EPSILON}: it must be above 0")
+        raise UserError(f"TRANSFER.ALIGNMENT.EPSILON is {alignment.EPSILON}: it must be above 0")
     for key, least in (("ITERATIONS", 0), ("PIXELS", 1), ("SINKHORN_ITERATIONS", 1)):
         if alignment[key] < least:
-            raise ValueError(f"TRANSFER.ALIGNMENT.{key} is {alignment[key]}: it must be at least {least}")
+            raise UserError(f"TRANSFER.ALIGNMENT.{key} is {alignment[key]}: it must be at least {least}")
     if not 0 < transfer.LABEL_FRACTION <= 1:
-        raise ValueError(f"TRANSFER.LABEL_FRACTION is {transfer.LABEL_FRACTION}: it must be in (0, 1]")
+        raise UserError(f"TRANSFER.LABEL_FRACTION is {transfer.LABEL_FRACTION}: it must be in (0, 1]")
     if not 0 <= transfer.ESTIMATOR.TARGET_ERROR < 0.5:
-        raise ValueError(
-            f"TRANSFER.ESTIMATOR.TARGET_ERROR is {transfer.ESTIMATOR.TARGET_ERROR}: it must be in [0, 0.5)"
-        )
+        raise UserError(f"TRANSFER.ESTIMATOR.TARGET_ERROR is {transfer.ESTIMATOR.TARGET_ERROR}: it must be in [0, 0.5)")
     for key, value in (
         ("ITERATIONS", tmt.ITERATIONS),
         ("KAPPA", tmt.KAPPA),
         ("DISCRIMINATOR.HIDDEN_DIM", tmt.DISCRIMINATOR.HIDDEN_DIM),
     ):
         if not value >= 0:
-            raise ValueError(f"MODEL.TMT.{key} is {value}: it must be >= 0")
+            raise UserError(f"MODEL.TMT.{key} is {value}: it must be >= 0")
     if len(tmt.CELL_SIZES) != 3 or any(type(size) is not int or size < 1 for size in tmt.CELL_SIZES):
-        raise ValueError(f"MODEL.TMT.CELL_SIZES is {tmt.CELL_SIZES}: it needs 3 whole numbers >= 1, one per level")
+        raise UserError(f"MODEL.TMT.CELL_SIZES is {tmt.CELL_SIZES}: it needs 3 whole numbers >= 1, one per level")
 
 
 def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise ValueError(f"{key} is {value!r}: choose one of {', '.join(choices)}")
+        raise UserError(f"{key} is {value!r}: choose one of {', '.join(choices)}")
 
 
 def _one_line(error: BaseException) -> str:

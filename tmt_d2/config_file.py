@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from tmt_d2.errors import UserError
+
 _SCALES = re.compile(r"\[\s*int\(\s*x \* ([0-9.]+) \* ([0-9]+)\s*\) for x in range\((\d+), (\d+)\)\s*\]")
 
 
@@ -39,25 +41,25 @@ def load_config_file(path: str | Path, _including: tuple[Path, ...] = ()) -> dic
 
     Raises:
         FileNotFoundError: the file or a base does not exist.
-        ValueError: not YAML, not a mapping, an executable tag, or a circle of bases; the message names file and line.
+        UserError: not YAML, not a mapping, an executable tag, or a circle of bases; the message names file and line.
     """
     path = Path(path)
     if path.resolve() in _including:
-        raise ValueError(f"{path}: _BASE_ leads back to the file itself")
+        raise UserError(f"{path}: _BASE_ leads back to the file itself")
     if not path.is_file():
         included_by = f" (the _BASE_ of {_including[-1]})" if _including else ""
         raise FileNotFoundError(f"config file {path} does not exist{included_by}")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader subclass
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: a config is a mapping of keys, this file holds {type(values).__name__}")
+        raise UserError(f"{path}: a config is a mapping of keys, this file holds {type(values).__name__}")
     base = values.pop("_BASE_", None)
     if base is None:
         return values
     if not isinstance(base, str):
-        raise ValueError(f"{path}: _BASE_ must be one file name, got {base!r}")
+        raise UserError(f"{path}: _BASE_ must be one file name, got {base!r}")
     base_path = Path(base).expanduser()
     merged = load_config_file(path.parent / base_path, (*_including, path.resolve()))
     _merge(merged, values)

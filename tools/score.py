@@ -21,6 +21,7 @@ from tabulate import tabulate
 from tmt_d2 import setup_cfg
 from tmt_d2.cli import log_to_screen, one_line_errors
 from tmt_d2.data.registration import split_name
+from tmt_d2.errors import UserError
 from tmt_d2.experiments.scoring import SCORES, ranked, score_checkpoint
 from tmt_d2.files import write_json
 
@@ -44,7 +45,7 @@ def main():
     args = parser().parse_args()
     log_to_screen()
     if args.sources and len(args.sources) != len(args.checkpoints):
-        raise ValueError(f"--sources names {len(args.sources)} data sets for {len(args.checkpoints)} checkpoints")
+        raise UserError(f"--sources names {len(args.sources)} data sets for {len(args.checkpoints)} checkpoints")
     results = {}
     for index, checkpoint in enumerate(args.checkpoints):
         cfg = setup_cfg(args.config_file, [*args.opts, "MODEL.WEIGHTS", str(checkpoint)])

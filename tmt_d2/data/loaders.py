@@ -19,6 +19,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from tmt_d2.data.reader import DataError
+from tmt_d2.errors import UserError
 from tmt_d2.randomness import derived_seed, seeded
 
 logger = logging.getLogger(__name__)
@@ -37,10 +38,10 @@ def label_subset(records: Sequence[Record], fraction: float, seed: int) -> list[
     The choice depends on the data sets' names and image ids only, not on the order of the records.
 
     Raises:
-        ValueError: ``fraction`` is not in (0, 1].
+        UserError: ``fraction`` is not in (0, 1].
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f"TRANSFER.LABEL_FRACTION={fraction}: must be above 0 and at most 1, e.g. 0.125")
+        raise UserError(f"TRANSFER.LABEL_FRACTION={fraction}: must be above 0 and at most 1, e.g. 0.125")
     by_id = sorted(range(len(records)), key=lambda i: (str(records[i]["dataset"]), str(records[i]["image_id"])))
     shuffled = np.random.default_rng(seed).permutation(by_id)
     chosen = sorted(shuffled[: max(1, round(len(records) * fraction))].tolist())
@@ -66,7 +67,7 @@ def build_train_loader(
         seed: of the order and of the augmentation; None draws one.
 
     Raises:
-        ValueError: the processes cannot share ``batch_size`` equally.
+        UserError: the processes cannot share ``batch_size`` equally.
     """
     records = _records_of(names)
     chosen = label_subset(records, label_fraction, subset_seed)
@@ -90,7 +91,7 @@ def build_paired_loader(
     Args: as of ``build_train_loader``; label_fraction: of the target images.
 
     Raises:
-        ValueError: a process's share of ``batch_size`` is odd.
+        UserError: a process's share of ``batch_size`` is odd.
     """
     sources = [record | {"domain": SOURCE_DOMAIN} for record in _records_of(source_names)]
     targets = label_subset(_records_of(target_names), label_fraction, subset_seed)
@@ -133,7 +134,7 @@ class StepSampler:
         multiple = len(groups) * self.processes
         if batch_size < 1 or batch_size % multiple:
             what = "be half source, half target in each of" if len(groups) > 1 else "be shared equally by"
-            raise ValueError(
+            raise UserError(
                 f"batch size {batch_size} cannot {what} {self.processes} process(es): use a multiple of {multiple}"
             )
         self.groups = groups

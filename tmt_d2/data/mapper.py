@@ -25,6 +25,7 @@ from tmt_d2.data.label_spaces import IGNORE, LabelSpace
 from tmt_d2.data.maps import TransferabilityMaps
 from tmt_d2.data.reader import ChannelOrder
 from tmt_d2.data.registration import label_space_of
+from tmt_d2.errors import UserError
 
 CROP_ATTEMPTS = 10  # draws until no class fills more than SINGLE_CATEGORY_MAX_AREA of a crop
 PASSED_ON = ("file_name", "sem_seg_file_name", "image_id", "dataset", "domain")
@@ -75,11 +76,11 @@ class SemanticMapper:
             maps: in training also give ``transferability``, the crop of each level's map.
         """
         if min_size_sampling not in ("choice", "range"):
-            raise ValueError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING={min_size_sampling!r}: use 'choice' or 'range'")
+            raise UserError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING={min_size_sampling!r}: use 'choice' or 'range'")
         if min_size_sampling == "range" and len(min_sizes) != 2:
-            raise ValueError(f"INPUT.MIN_SIZE_TRAIN={tuple(min_sizes)}: 'range' sampling needs two lengths")
+            raise UserError(f"INPUT.MIN_SIZE_TRAIN={tuple(min_sizes)}: 'range' sampling needs two lengths")
         if image_format not in ("RGB", "BGR"):
-            raise ValueError(f"INPUT.FORMAT={image_format!r}: use 'RGB' or 'BGR'")
+            raise UserError(f"INPUT.FORMAT={image_format!r}: use 'RGB' or 'BGR'")
         self.is_train = is_train
         self.label_spaces = dict(label_spaces)
         self.min_sizes = tuple(min_sizes)
@@ -107,9 +108,9 @@ class SemanticMapper:
         if not is_train:
             return values | {"min_sizes": (cfg.INPUT.MIN_SIZE_TEST,), "max_size": cfg.INPUT.MAX_SIZE_TEST}
         if cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE != "absolute":
-            raise ValueError(f"INPUT.CROP.TYPE={cfg.INPUT.CROP.TYPE!r}: only 'absolute' crops are supported")
+            raise UserError(f"INPUT.CROP.TYPE={cfg.INPUT.CROP.TYPE!r}: only 'absolute' crops are supported")
         if cfg.INPUT.RANDOM_FLIP not in ("none", "horizontal"):
-            raise ValueError(f"INPUT.RANDOM_FLIP={cfg.INPUT.RANDOM_FLIP!r}: use 'horizontal' or 'none'")
+            raise UserError(f"INPUT.RANDOM_FLIP={cfg.INPUT.RANDOM_FLIP!r}: use 'horizontal' or 'none'")
         return values | {
             "min_sizes": cfg.INPUT.MIN_SIZE_TRAIN,
             "max_size": cfg.INPUT.MAX_SIZE_TRAIN,

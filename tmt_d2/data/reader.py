@@ -26,6 +26,7 @@ from tmt_d2.data.label_spaces import (
     TRAIN_IDS,
     LabelSpace,
 )
+from tmt_d2.errors import UserError
 
 ChannelOrder = Literal["RGB", "BGR"]
 
@@ -38,7 +39,7 @@ MAX_IDS_SHOWN = 5
 MAPILLARY_2_HINT = "these are v2.0 labels: take those of v1.2, in {training,validation}/v1.2/labels"
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A file or folder of a data set is not what it should be; the message is one line that names it."""
 
 
@@ -71,7 +72,7 @@ def read_image(path: str, format: ChannelOrder = "RGB", oriented: bool = False) 
         DataError: the file is missing, empty, truncated, or no image.
     """
     if format not in ("RGB", "BGR"):
-        raise ValueError(f"format is {format!r}: should be 'RGB' or 'BGR'")
+        raise UserError(f"format is {format!r}: should be 'RGB' or 'BGR'")
     flags = cv2.IMREAD_COLOR if oriented else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     image = _decode(path, _read_whole(path), flags)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if format == "RGB" else image

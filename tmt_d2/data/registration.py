@@ -20,6 +20,7 @@ from tmt_d2.data import label_spaces, layouts
 from tmt_d2.data.label_spaces import IGNORE, PALETTE, SYNTHIA_13, SYNTHIA_16, LabelSpace
 from tmt_d2.data.layouts import Layout, Listing
 from tmt_d2.data.reader import DataError, read_label
+from tmt_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -81,11 +82,11 @@ def label_space_of(dataset_name: str) -> LabelSpace:
     """What the label files of a registered split hold.
 
     Raises:
-        ValueError: no such name, or one that was registered elsewhere without a label space.
+        UserError: no such name, or one that was registered elsewhere without a label space.
     """
     known = [name for name in MetadataCatalog.list() if hasattr(MetadataCatalog.get(name), "label_space")]
     if dataset_name not in known:
-        raise ValueError(f"data set {dataset_name!r} is not known; there are: {', '.join(sorted(known))}")
+        raise UserError(f"data set {dataset_name!r} is not known; there are: {', '.join(sorted(known))}")
     return MetadataCatalog.get(dataset_name).label_space
 
 

@@ -34,6 +34,7 @@ from torch.nn import functional as F
 
 from tmt_d2.cli import one_line_errors
 from tmt_d2.deployment.predictor import load_model
+from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
 from tmt_d2.modeling.mask_former import MaskFormer
 
@@ -96,14 +97,14 @@ def export_model(model: MaskFormer, size: tuple[int, int], path: str | Path, fil
         file_format: "onnx" or "pt2" (``torch.export.load`` reads it).
 
     Raises:
-        ValueError: an unknown format, an impossible size, or a file that does not agree with the model.
+        UserError: an unknown format, an impossible size, or a file that does not agree with the model.
         ImportError: onnx, onnxscript or onnxruntime is not installed.
     """
     path = Path(path)
     if file_format not in FORMATS:
-        raise ValueError(f"format is {file_format!r}: choose one of {', '.join(FORMATS)}")
+        raise UserError(f"format is {file_format!r}: choose one of {', '.join(FORMATS)}")
     if min(size) < 1:
-        raise ValueError(f"size is {size[0]}x{size[1]}: height and width must be positive")
+        raise UserError(f"size is {size[0]}x{size[1]}: height and width must be positive")
     fixed = FixedSizeModel(model.cpu())
     image = sample_image(size, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +122,7 @@ def export_model(model: MaskFormer, size: tuple[int, int], path: str | Path, fil
                 run = _pt2_runner(temporary, fixed.names)
             agreement = compare(fixed, run, size)
             if agreement.logits > MAX_LOGIT_DIFFERENCE or agreement.labels < MIN_EQUAL_LABELS:
-                raise ValueError(
+                raise UserError(
                     f"{path} is not written: its logits differ by {agreement.logits:.2g}, {agreement.labels:.2%} "
                     f"of the labels are equal (at most {MAX_LOGIT_DIFFERENCE}, at least {MIN_EQUAL_LABELS:.1%} wanted)"
                 )
@@ -204,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _size(text: str) -> tuple[int, int]:
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isdigit() for part in parts):
-        raise ValueError(f"--size {text}: write HEIGHTxWIDTH, e.g. 512x1024")
+        raise UserError(f"--size {text}: write HEIGHTxWIDTH, e.g. 512x1024")
     return int(parts[0]), int(parts[1])
 
 

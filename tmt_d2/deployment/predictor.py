@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from tmt_d2.config import setup_cfg
 from tmt_d2.data.mapper import model_input
 from tmt_d2.data.reader import ChannelOrder, read_image_of
+from tmt_d2.errors import UserError
 from tmt_d2.evaluation.inference import MAX_SCORE_PIXELS, SinglePass, build_inference
 from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.modeling.mask_former import MaskFormer
@@ -90,7 +91,7 @@ class Predictor:
             weights: checkpoint, path or URL; MODEL.WEIGHTS by default. opts: KEY VALUE ... overrides.
 
         Raises:
-            FileNotFoundError, ValueError: config or checkpoint cannot be used; one line.
+            FileNotFoundError, UserError: config or checkpoint cannot be used; one line.
         """
         cfg, model = load_model(config_file, weights, opts)
         return cls(
@@ -109,7 +110,7 @@ class Predictor:
             channels: order of an array's channels (OpenCV reads BGR); paths and PIL images know their own.
 
         Raises:
-            ValueError: no such image, or no such file.
+            UserError: no such image, or no such file.
         """
         return self.batch([image], channels)[0]
 
@@ -186,13 +187,13 @@ def load_model(config_file: str, weights: str = "", opts: Sequence[str] = ()) ->
         weights: checkpoint, path or URL; MODEL.WEIGHTS by default. opts: KEY VALUE ... overrides.
 
     Raises:
-        FileNotFoundError, ValueError: config or checkpoint cannot be used; one line.
+        FileNotFoundError, UserError: config or checkpoint cannot be used; one line.
     """
     cfg = setup_cfg(config_file, opts)
     if weights:
         cfg.MODEL.WEIGHTS = weights
     if not cfg.MODEL.WEIGHTS:
-        raise ValueError(f"{config_file}: MODEL.WEIGHTS is empty: name a checkpoint")
+        raise UserError(f"{config_file}: MODEL.WEIGHTS is empty: name a checkpoint")
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("no GPU here: running on the CPU")
         cfg.MODEL.DEVICE = "cpu"
@@ -209,13 +210,13 @@ def _area(item: Mapping[str, Any]) -> int:
 def _pixels(image: ImageLike, channels: ChannelOrder, wanted: ChannelOrder) -> np.ndarray:
     """(H, W, 3) uint8 in the ``wanted`` channel order."""
     if channels not in ("RGB", "BGR"):
-        raise ValueError(f"channels is {channels!r}: say RGB or BGR")
+        raise UserError(f"channels is {channels!r}: say RGB or BGR")
     if isinstance(image, (str, Path)):
         return read_image_of({"file_name": str(image)}, wanted)
     if isinstance(image, Image.Image):
         image, channels = np.asarray(image.convert("RGB")), "RGB"
     if not isinstance(image, np.ndarray):
-        raise ValueError(f"an image is a path, a PIL image or a NumPy array, got {type(image).__name__}")
+        raise UserError(f"an image is a path, a PIL image or a NumPy array, got {type(image).__name__}")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        raise ValueError(f"an image array is (H, W, 3) uint8, got {image.shape} {image.dtype}")
+        raise UserError(f"an image array is (H, W, 3) uint8, got {image.shape} {image.dtype}")
     return image if channels == wanted else image[:, :, ::-1]

@@ -17,6 +17,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import labels_at_size
 
 MAX_SCORE_PIXELS = 2048 * 2048  # 19 maps: 319 MB
@@ -77,7 +78,7 @@ class SlidingWindow(SinglePass):
         """
         super().__init__(model)
         if not all(0 < step <= length for step, length in zip(stride, size)):
-            raise ValueError(f"TEST.SLIDING_WINDOW.STRIDE={stride} must be positive and at most SIZE={size}")
+            raise UserError(f"TEST.SLIDING_WINDOW.STRIDE={stride} must be positive and at most SIZE={size}")
         self.size = size
         self.stride = stride
 
@@ -113,7 +114,7 @@ class MultiScaleFlip(SinglePass):
         """
         super().__init__(model)
         if not min_sizes:
-            raise ValueError("TEST.AUG.MIN_SIZES is empty: give at least one length of the shortest edge")
+            raise UserError("TEST.AUG.MIN_SIZES is empty: give at least one length of the shortest edge")
         self.min_sizes = tuple(min_sizes)
         self.max_size = max_size
         self.flip = flip

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from tmt_d2.data import reader
 from tmt_d2.data.label_spaces import IGNORE
 from tmt_d2.data.registration import label_space_of
+from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write, write_json
 
 logger = logging.getLogger(__name__)
@@ -136,18 +137,18 @@ class SemanticEvaluator(DatasetEvaluator):
         for item, output in zip(inputs, outputs):
             file_name = item["file_name"]
             if file_name not in self.label_files:
-                raise ValueError(f"{file_name} is not an image of {self.dataset_name}: check DATASETS.TEST")
+                raise UserError(f"{file_name} is not an image of {self.dataset_name}: check DATASETS.TEST")
             truth = torch.from_numpy(reader.read_label(self.label_files[file_name], self.label_space))
             prediction = output.get("sem_seg_labels")
             if prediction is None:
                 prediction = labels_at_size(output["sem_seg"], tuple(output["sem_seg"].shape[1:]))
             if prediction.shape != truth.shape:
-                raise ValueError(
+                raise UserError(
                     f"{file_name}: prediction is {tuple(prediction.shape)}, its label {self.label_files[file_name]} "
                     f"is {tuple(truth.shape)}"
                 )
             if prediction.numel() and int(prediction.max()) >= len(self.classes):
-                raise ValueError(
+                raise UserError(
                     f"{file_name}: predicted class {int(prediction.max())}, but {self.dataset_name} has "
                     f"{len(self.classes)} classes: check MODEL.SEM_SEG_HEAD.NUM_CLASSES"
                 )

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from tmt_d2.config import setup_cfg
+from tmt_d2.errors import UserError
 
 KINDS = ("source", "evaluation", "scores", "estimator", "finetune")
 
@@ -51,23 +52,23 @@ class Plan:
 def check_methods(configs: Path, methods: Sequence[str]) -> None:
     """
     Raises:
-        ValueError: ``configs`` has no file for one, or it is the file of another stage.
+        UserError: ``configs`` has no file for one, or it is the file of another stage.
     """
     known = sorted(path.stem for path in configs.glob("*.yaml") if path.stem not in ("Base", "source", "estimator"))
     unknown = [method for method in methods if method not in known]
     if unknown:
         remedy = ", ".join(known) or "another folder"
-        raise ValueError(f"methods: {', '.join(unknown)} is no method or variant of {configs}: use {remedy}")
+        raise UserError(f"methods: {', '.join(unknown)} is no method or variant of {configs}: use {remedy}")
     for method in methods:
         stage = setup_cfg(str(configs / f"{method}.yaml")).TRANSFER.STAGE
         if stage != "finetune":
-            raise ValueError(f"methods: {configs / method}.yaml has TRANSFER.STAGE {stage}: use a file that fine-tunes")
+            raise UserError(f"methods: {configs / method}.yaml has TRANSFER.STAGE {stage}: use a file that fine-tunes")
 
 
 def read_plan(path: str | Path) -> Plan:
     """
     Raises:
-        FileNotFoundError, ValueError: one line with the file and the key.
+        FileNotFoundError, UserError: one line with the file and the key.
     """
     path = Path(path)
     if not path.is_file():
@@ -75,20 +76,20 @@ def read_plan(path: str | Path) -> Plan:
     try:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     try:
         return _plan(content, path.parent)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _plan(content: Any, folder: Path) -> Plan:
     _mapping(content, "a matrix file", ["sources", "targets", *(each.name for each in fields(Plan))])
     if not isinstance(content.get("configs"), str):
-        raise ValueError(f"configs is {content.get('configs')!r}: it must name a folder, relative to this file")
+        raise UserError(f"configs is {content.get('configs')!r}: it must name a folder, relative to this file")
     configs = folder / content["configs"]
     if not configs.is_dir():
-        raise ValueError(f"configs: {configs} is not a folder")
+        raise UserError(f"configs: {configs} is not a folder")
     methods = _methods(content, configs)
     return Plan(
         configs=configs,
@@ -116,13 +117,13 @@ def _pairs(content: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         targets = _list(content, "targets", str, sources)
         pairs = [(source, target) for source in sources for target in targets if source != target]
         if not pairs:
-            raise ValueError(f"sources {sources} and targets {targets} make no pair: name another target")
+            raise UserError(f"sources {sources} and targets {targets} make no pair: name another target")
         return tuple(dict.fromkeys(pairs))
     if "sources" in content or "targets" in content:
-        raise ValueError("pairs: give either pairs, or sources and targets")
+        raise UserError("pairs: give either pairs, or sources and targets")
     pairs = [tuple(pair.split("-")) for pair in _list(content, "pairs", str)]
     if any(len(pair) != 2 for pair in pairs):
-        raise ValueError("pairs: each is written source-target, e.g. cityscapes-bdd100k")
+        raise UserError("pairs: each is written source-target, e.g. cityscapes-bdd100k")
     return tuple(dict.fromkeys((source, target) for source, target in pairs))
 
 
@@ -137,10 +138,10 @@ def _sweep(name: str, item: Any, configs: Path, methods: Sequence[str]) -> Sweep
         _mapping(item, "the sweep", [each.name for each in fields(Sweep) if each.name != "name"])
         key = item.get("key")
         if not isinstance(key, str):
-            raise ValueError(f"key is {key!r}: it must be a key of the config, e.g. MODEL.TMT.P_T")
+            raise UserError(f"key is {key!r}: it must be a key of the config, e.g. MODEL.TMT.P_T")
         return Sweep(name, key, tuple(_list(item, "values", object)), _methods(item, configs, methods))
-    except ValueError as error:
-        raise ValueError(f"sweeps.{name}: {error}") from error
+    except UserError as error:
+        raise UserError(f"sweeps.{name}: {error}") from error
 
 
 def _render(content: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -156,10 +157,10 @@ def _optional(content: Mapping[str, Any], key: str, known: Collection[str]) -> d
 
 def _mapping(value: Any, what: str, known: Collection[str] | None = None) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{what} is {value!r:.60}: it must hold keys and values")
+        raise UserError(f"{what} is {value!r:.60}: it must hold keys and values")
     for key in value:
         if known is not None and key not in known:
-            raise ValueError(f"{what} has the unknown key {key!r}: use {', '.join(known)}")
+            raise UserError(f"{what} has the unknown key {key!r}: use {', '.join(known)}")
     return value
 
 
@@ -168,5 +169,5 @@ def _list(content: Mapping[str, Any], key: str, kind: type, default: Sequence[An
     kinds = (int, float) if kind is float else kind
     if not isinstance(value, (list, tuple)) or not value or not all(isinstance(item, kinds) for item in value):
         each = {str: "name", int: "whole number", float: "number", object: "value"}[kind]
-        raise ValueError(f"{key} is {value!r}: it must be a list of at least one {each}")
+        raise UserError(f"{key} is {value!r}: it must be a list of at least one {each}")
     return list(value)

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 
 from detectron2.config import CfgNode
 
+from tmt_d2.errors import UserError
 from tmt_d2.files import write_json
 from tmt_d2.training.checkpoint import keep_weights
 from tmt_d2.training.stages import RESULTS
@@ -67,13 +68,13 @@ def is_done(name: str, cfg: CfgNode, identity: Identity) -> bool:
     """Whether the folder of unit ``name`` says that it ended with these settings.
 
     Raises:
-        ValueError: it ended with other settings.
+        UserError: it ended with other settings.
     """
     folder = Path(cfg.OUTPUT_DIR)
     if not (folder / STAGE_RECORD).is_file():
         return False
     if read_record(folder)["settings"] != settings_fingerprint(cfg, identity):
-        raise ValueError(
+        raise UserError(
             f"{folder} holds {name} run with other settings (see its config.yaml): choose another --output, or delete "
             "the folder to run it again"
         )

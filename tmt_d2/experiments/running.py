@@ -13,6 +13,7 @@ from typing import Any
 
 from tmt_d2.cli import USER_ERRORS, one_line
 from tmt_d2.data import register_custom
+from tmt_d2.errors import UserError
 from tmt_d2.experiments.estimate import clock
 from tmt_d2.experiments.progress import Progress, headline
 from tmt_d2.experiments.records import SCORES_FILE
@@ -120,7 +121,7 @@ def _run_if_ready(unit: Unit, progress: Progress, run: RunUnit) -> bool:
 def check_units(units: Sequence[Unit]) -> None:
     """Raise what any of them would raise about its settings or data, before hours are spent on the others."""
     if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ValueError("RANK and WORLD_SIZE are set, as by torchrun: units start their own processes, use --num-gpus")
+        raise UserError("RANK and WORLD_SIZE are set, as by torchrun: units start their own processes, use --num-gpus")
     seen = set()
     for unit in units:
         cfg = unit.cfg

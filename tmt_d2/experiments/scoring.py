@@ -20,6 +20,7 @@ from tmt_d2.data import register_custom
 from tmt_d2.data.reader import read_label
 from tmt_d2.data.registration import label_space_of
 from tmt_d2.data.targets import padded_labels
+from tmt_d2.errors import UserError
 from tmt_d2.methods.alignment import class_probabilities, draw_pixels, pixel_features
 from tmt_d2.methods.estimator import held_out_loader
 from tmt_d2.modeling.mask_former import MaskFormer
@@ -66,10 +67,10 @@ def score_checkpoint(
         "LEEP", and with ``source`` also "F-OTCE", "JC-OTCE" and "PAD".
 
     Raises:
-        ValueError: fewer than two images, or none with a labelled pixel.
+        UserError: fewer than two images, or none with a labelled pixel.
     """
     if images < 2 or pixels < 2 or draws < 1:
-        raise ValueError(f"images {images} and pixels {pixels} must be >= 2 and draws {draws} >= 1")
+        raise UserError(f"images {images} and pixels {pixels} must be >= 2 and draws {draws} >= 1")
     for path in cfg.DATASETS.CUSTOM:
         register_custom(path)
     model = build_model(cfg).eval()
@@ -105,7 +106,7 @@ def pixel_samples(model: MaskFormer, loader: Iterable[list[dict[str, Any]]], per
             )
         )
     if not sum(len(part.labels) for part in parts):
-        raise ValueError("no image has a labelled pixel")
+        raise UserError("no image has a labelled pixel")
     return Samples(*(torch.cat(each) for each in zip(*parts)))
 
 
@@ -135,14 +136,14 @@ def linear_pad(source: Samples, target: Samples, weight_decay: float = 1e-3) -> 
     """Proxy A-distance of a logistic regression on the features: learned on every other image, measured on the rest.
 
     Raises:
-        ValueError: a side has a single image.
+        UserError: a side has a single image.
     """
     features = torch.cat([source.features, target.features])
     features = ((features - features.mean(0)) / features.std(0).clamp(min=1e-6)).double()
     domain = torch.cat([torch.zeros(len(source.labels)), torch.ones(len(target.labels))]).double()
     learned = torch.cat([source.images, target.images]) % 2 == 0
     if any(not (side & ~learned).any() for side in (domain == 0, domain == 1)):
-        raise ValueError("proxy A-distance needs at least two labelled images of each domain")
+        raise UserError("proxy A-distance needs at least two labelled images of each domain")
     weight = torch.zeros(features.shape[1] + 1, dtype=torch.double, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tmt_d2.errors import UserError
 from tmt_d2.experiments.progress import Progress
 from tmt_d2.experiments.running import RunUnit, check_units, run_recorded
 from tmt_d2.experiments.units import Unit
@@ -23,7 +24,7 @@ def run_on_slurm(
     try:
         import submitit
     except ImportError as error:
-        raise ValueError("--slurm needs submitit: pip install submitit") from error
+        raise UserError("--slurm needs submitit: pip install submitit") from error
     check_units(units)
     executor = submitit.AutoExecutor(folder=str(output / "jobs"))
     executor.update_parameters(**parameters)
@@ -64,7 +65,7 @@ def parse_parameters(items: Sequence[str]) -> dict[str, Any]:
     for item in items:
         key, separator, text = item.partition("=")
         if not separator:
-            raise ValueError(f"--slurm {item}: write KEY=VALUE, e.g. slurm_partition=gpu")
+            raise UserError(f"--slurm {item}: write KEY=VALUE, e.g. slurm_partition=gpu")
         try:
             parameters[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError):

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 
 from tmt_d2.config import setup_cfg
 from tmt_d2.data.registration import split_name
+from tmt_d2.errors import UserError
 from tmt_d2.experiments import records
 from tmt_d2.experiments.plan import Plan, Sweep
 from tmt_d2.experiments.records import About, Identity, StageRecord
@@ -110,7 +111,7 @@ class _PairUnits:
         node: Any = self.cfg(method, "", "finetune")
         for part in sweep.key.split("."):
             if not isinstance(node, CfgNode) or part not in node:
-                raise ValueError(f"sweeps.{sweep.name}: the config has no key {sweep.key}")
+                raise UserError(f"sweeps.{sweep.name}: the config has no key {sweep.key}")
             node = node[part]
         return node
 
@@ -188,14 +189,14 @@ def select(units: Sequence[Unit], pattern: str | None) -> list[Unit]:
     """Units whose name holds ``pattern`` (with * and ?), and all that they need.
 
     Raises:
-        ValueError: there are none.
+        UserError: there are none.
     """
     if pattern is None:
         return list(units)
     by_name = {unit.name: unit for unit in units}
     pending = [unit.name for unit in units if fnmatch.fnmatch(unit.name, f"*{pattern}*")]
     if not pending:
-        raise ValueError(f"--only {pattern}: no unit is called so; --dry-run lists their names")
+        raise UserError(f"--only {pattern}: no unit is called so; --dry-run lists their names")
     chosen = set()
     while pending:
         name = pending.pop()

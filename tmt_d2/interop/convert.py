@@ -27,6 +27,7 @@ from torch import Tensor
 
 from tmt_d2.cli import log_to_screen, one_line_errors
 from tmt_d2.config import add_tmt_config, setup_cfg
+from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
 from tmt_d2.interop.huggingface import from_huggingface, read_huggingface, write_huggingface
 from tmt_d2.modeling.official import ESTIMATOR, write_official
@@ -37,11 +38,11 @@ def convert_from_huggingface(source: str, output: str | Path) -> Path:
     """Write ``output`` (.pth) and, beside it, the config; returns the config's path.
 
     Raises:
-        FileNotFoundError, ValueError: ``source`` cannot be had, read or converted; one line.
+        FileNotFoundError, UserError: ``source`` cannot be had, read or converted; one line.
     """
     output = Path(output)
     if output.suffix != ".pth":
-        raise ValueError(f"{output}: write a .pth file")
+        raise UserError(f"{output}: write a .pth file")
     config, tensors = read_huggingface(source)
     state, settings = from_huggingface(config, tensors)
     nested = _nested(settings)
@@ -63,7 +64,7 @@ def _check_names(state: Mapping[str, Tensor], model: Mapping[str, Tensor], sourc
     left = sorted(name for name in model if name not in state and name != "criterion.empty_weight")
     other = sorted(name for name in state if name not in model or state[name].shape != model[name].shape)
     if left or other:
-        raise ValueError(f"{source}: config.json and weights do not belong together, see {(left + other)[0]}")
+        raise UserError(f"{source}: config.json and weights do not belong together, see {(left + other)[0]}")
 
 
 def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write, write_json
 from tmt_d2.interop.huggingface_config import backbone_type, config_of, processor_of, settings_from
 from tmt_d2.interop.huggingface_names import name_here, names_there
@@ -32,11 +33,11 @@ def from_huggingface(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     """A ``Mask2FormerForUniversalSegmentation`` as our state dict and the settings that build its model.
 
     Raises:
-        ValueError: another kind of model, a variant that is not built here, or an entry without a counterpart.
+        UserError: another kind of model, a variant that is not built here, or an entry without a counterpart.
     """
     settings = settings_from(config)
     if "class_predictor.weight" not in tensors:
-        raise ValueError("class_predictor.weight is missing: take a Mask2FormerForUniversalSegmentation")
+        raise UserError("class_predictor.weight is missing: take a Mask2FormerForUniversalSegmentation")
     settings["MODEL.SEM_SEG_HEAD.NUM_CLASSES"] = len(tensors["class_predictor.weight"]) - 1
     backbone = backbone_type(config)
     parts: dict[str, dict[int, Tensor]] = {}
@@ -48,7 +49,7 @@ def from_huggingface(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
             wanted[place.name] = place.total
     for ours, found in parts.items():
         if len(found) != wanted[ours]:
-            raise ValueError(f"{ours} is made of {wanted[ours]} entries (query, key, value), the file has {len(found)}")
+            raise UserError(f"{ours} is made of {wanted[ours]} entries (query, key, value), the file has {len(found)}")
     state = {
         ours: torch.cat([found[i] for i in sorted(found)]) if len(found) > 1 else found[0]
         for ours, found in parts.items()
@@ -64,7 +65,7 @@ def to_huggingface(cfg: CfgNode, state: Mapping[str, Tensor]) -> tuple[dict[str,
     """(config.json, tensors) of the plain Mask2Former in ``state``; its estimator has no place there and stays behind.
 
     Raises:
-        ValueError: a variant that ``transformers`` does not have, or an entry without a counterpart.
+        UserError: a variant that ``transformers`` does not have, or an entry without a counterpart.
     """
     config = config_of(cfg)
     backbone = backbone_type(config)
@@ -92,7 +93,7 @@ def read_huggingface(source: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Raises:
         FileNotFoundError: no such folder or hub name, or no config.json or safetensors in it.
-        ValueError: a file cannot be read. ImportError: safetensors or huggingface_hub is not installed.
+        UserError: a file cannot be read. ImportError: safetensors or huggingface_hub is not installed.
     """
     from safetensors import SafetensorError  # optional: pip install "tmt_d2[hf]"
     from safetensors.torch import load_file
@@ -109,7 +110,7 @@ def read_huggingface(source: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         for file in files:
             tensors.update(load_file(file))
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{source} cannot be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"{source} cannot be read: {' '.join(str(error).split())}") from error
     return config, tensors
 
 

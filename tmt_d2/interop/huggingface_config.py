@@ -8,6 +8,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from tmt_d2.data.label_spaces import CLASSES
+from tmt_d2.errors import UserError
 
 # Key there: (our key, default there); a config.json leaves out what is default.
 _KEYS: dict[str, tuple[str, Any]] = {
@@ -71,13 +72,13 @@ def backbone_type(config: Mapping[str, Any]) -> str:
     """Which of the two that are converted: swin or resnet.
 
     Raises:
-        ValueError: no Mask2Former, or one with another backbone.
+        UserError: no Mask2Former, or one with another backbone.
     """
     if config.get("model_type") != "mask2former":
-        raise ValueError(f"config.json: model_type is {config.get('model_type')!r}, not 'mask2former'")
+        raise UserError(f"config.json: model_type is {config.get('model_type')!r}, not 'mask2former'")
     kind = (config.get("backbone_config") or {"model_type": "swin"}).get("model_type")
     if kind not in _BACKBONE_CONDITIONS:
-        raise ValueError(f"config.json: the backbone is {kind!r}: only swin and resnet are converted")
+        raise UserError(f"config.json: the backbone is {kind!r}: only swin and resnet are converted")
     return kind
 
 
@@ -85,14 +86,14 @@ def settings_from(config: Mapping[str, Any]) -> dict[str, Any]:
     """Our keys, dotted, that describe the model of a config.json; not the number of classes, which its weights say.
 
     Raises:
-        ValueError: another kind of model, or a variant that is not built here.
+        UserError: another kind of model, or a variant that is not built here.
     """
     kind = backbone_type(config)
     backbone = config.get("backbone_config") or {}
     for where, conditions in ((config, _SHARED_CONDITIONS), (backbone, _BACKBONE_CONDITIONS[kind])):
         for key, value in conditions.items():
             if where.get(key, value) != value:
-                raise ValueError(f"config.json: {key} is {where[key]!r}: only {value!r} is built here")
+                raise UserError(f"config.json: {key} is {where[key]!r}: only {value!r} is built here")
     return {
         **_CHOSEN,
         "MODEL.META_ARCHITECTURE": "MaskFormer",
@@ -113,7 +114,7 @@ def _resnet_settings(backbone: Mapping[str, Any]) -> dict[str, Any]:
     sizes = backbone.get("hidden_sizes", [256, 512, 1024, 2048])
     doubling = sizes == [sizes[0] * 2**i for i in range(4)] and (layer_type == "bottleneck" or sizes[0] == 64)
     if (layer_type, depths) not in _RESNET_DEPTHS or not doubling:
-        raise ValueError(f"config.json: no ResNet of Detectron2 has {layer_type} layers {depths} of sizes {sizes}")
+        raise UserError(f"config.json: no ResNet of Detectron2 has {layer_type} layers {depths} of sizes {sizes}")
     return {
         "MODEL.BACKBONE.NAME": "build_resnet_backbone",
         "MODEL.BACKBONE.FREEZE_AT": 0,
@@ -131,14 +132,14 @@ def config_of(cfg: CfgNode) -> dict[str, Any]:
     """Our config as config.json.
 
     Raises:
-        ValueError: a variant that ``transformers`` does not have.
+        UserError: a variant that ``transformers`` does not have.
     """
     for key, value in {**_CHOSEN, "MODEL.TMT.MASK_RULE": "foreground", "MODEL.TMT.LAMBDA_M": 0.5}.items():
         if _get(cfg, key) != value:
-            raise ValueError(f"{key} is {_get(cfg, key)!r}: transformers' Mask2Former is always {value!r}")
+            raise UserError(f"{key} is {_get(cfg, key)!r}: transformers' Mask2Former is always {value!r}")
     name = cfg.MODEL.BACKBONE.NAME
     if name not in ("D2SwinTransformer", "build_resnet_backbone"):
-        raise ValueError(f"MODEL.BACKBONE.NAME is {name!r}: only Swin and ResNet are converted")
+        raise UserError(f"MODEL.BACKBONE.NAME is {name!r}: only Swin and ResNet are converted")
     backbone = _swin_config(cfg) if name == "D2SwinTransformer" else _resnet_config(cfg)
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     names = CLASSES if count == len(CLASSES) else [f"LABEL_{i}" for i in range(count)]
@@ -156,7 +157,7 @@ def config_of(cfg: CfgNode) -> dict[str, Any]:
 def _swin_config(cfg: CfgNode) -> dict[str, Any]:
     swin = cfg.MODEL.SWIN
     if swin.APE or not swin.PATCH_NORM or swin.QK_SCALE is not None:
-        raise ValueError("MODEL.SWIN: APE, QK_SCALE and PATCH_NORM False have no counterpart in transformers")
+        raise UserError("MODEL.SWIN: APE, QK_SCALE and PATCH_NORM False have no counterpart in transformers")
     config = {key: _get(cfg, ours) for key, (ours, _) in _SWIN_KEYS.items()}
     return {**config, "model_type": "swin", "hidden_size": 8 * swin.EMBED_DIM}
 
@@ -166,7 +167,7 @@ def _resnet_config(cfg: CfgNode) -> dict[str, Any]:
     found = [key for key, depth in _RESNET_DEPTHS.items() if depth == resnets.DEPTH]
     narrow = resnets.DEPTH > 34 and 4 * resnets.WIDTH_PER_GROUP != resnets.RES2_OUT_CHANNELS
     if not found or resnets.NUM_GROUPS != 1 or narrow:
-        raise ValueError("MODEL.RESNETS: no ResNet of transformers has this depth and these widths")
+        raise UserError("MODEL.RESNETS: no ResNet of transformers has this depth and these widths")
     ((layer_type, depths),) = found
     return {
         "model_type": "resnet",

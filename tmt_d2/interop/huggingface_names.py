@@ -11,6 +11,8 @@ import re
 from functools import cache
 from typing import NamedTuple
 
+from tmt_d2.errors import UserError
+
 
 def _within(there: str, here: str, names: dict[str, str]) -> dict[str, str]:
     return {there + name: here + other for name, other in names.items()}
@@ -131,7 +133,7 @@ def name_here(name: str, backbone: str) -> Part | None:
     """The place here of an entry there; None: it is not used. backbone: "swin" or "resnet".
 
     Raises:
-        ValueError: no counterpart.
+        UserError: no counterpart.
     """
     if _NOT_USED.fullmatch(name):
         return None
@@ -148,7 +150,7 @@ def names_there(name: str, backbone: str) -> list[str]:
     """The entries there that an entry here becomes, one for each of its equal parts.
 
     Raises:
-        ValueError: no counterpart.
+        UserError: no counterpart.
     """
     found = [_renamed(name, here, there) for there, here in _NAMES[backbone].items()]
     names = [other for other in found if other is not None]
@@ -157,8 +159,8 @@ def names_there(name: str, backbone: str) -> list[str]:
     return names
 
 
-def _no_counterpart(name: str) -> ValueError:
-    return ValueError(f"{name} has no counterpart: only Mask2Former with a Swin or ResNet backbone is converted")
+def _no_counterpart(name: str) -> UserError:
+    return UserError(f"{name} has no counterpart: only Mask2Former with a Swin or ResNet backbone is converted")
 
 
 def _published(name: str) -> str:

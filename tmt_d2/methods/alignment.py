@@ -22,6 +22,7 @@ from tmt_d2.data.label_spaces import IGNORE
 from tmt_d2.data.loaders import TARGET_DOMAIN, build_paired_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.targets import padded_labels
+from tmt_d2.errors import UserError
 from tmt_d2.methods.table import method_of
 from tmt_d2.modeling.mask_former import MaskFormer, semantic_scores
 from tmt_d2.transferability.scores import leep_objective, relative_cost, squared_distances, target_given_source_entropy
@@ -61,7 +62,7 @@ class AlignmentTraining(nn.Module):
         """
         super().__init__()
         if score not in SCORES:
-            raise ValueError(f"score is {score!r}: choose {' or '.join(SCORES)}")
+            raise UserError(f"score is {score!r}: choose {' or '.join(SCORES)}")
         if score == "otce" and weight == 1:
             model.sem_seg_head.predictor.requires_grad_(False)  # the score is on features before it
         self.model, self.score, self.weight, self.pixels = model, score, weight, pixels
@@ -173,7 +174,7 @@ def pixels_of_a_call(cfg: CfgNode) -> int:
     """The share that a micro-batch of a process has of TRANSFER.ALIGNMENT.PIXELS, which are a step's."""
     pixels, calls = cfg.TRANSFER.ALIGNMENT.PIXELS, comm.get_world_size() * cfg.SOLVER.ACCUMULATION_STEPS
     if pixels < calls:
-        raise ValueError(
+        raise UserError(
             f"TRANSFER.ALIGNMENT.PIXELS is {pixels}: {comm.get_world_size()} process(es) times SOLVER.ACCUMULATION_STEPS "
             f"{cfg.SOLVER.ACCUMULATION_STEPS} share them, so it must be at least {calls}"
         )

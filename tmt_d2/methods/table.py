@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 
+from tmt_d2.errors import UserError
+
 PREDICTION_LAYERS = ("sem_seg_head.predictor.class_embed.", "sem_seg_head.predictor.mask_embed.")
 
 
@@ -51,9 +53,9 @@ OURS = "tmt"  # whose gain is the question
 def method_of(cfg: CfgNode) -> Method:
     """
     Raises:
-        ValueError: TRANSFER.METHOD is none of the table.
+        UserError: TRANSFER.METHOD is none of the table.
     """
     name = cfg.TRANSFER.METHOD
     if name not in METHODS:
-        raise ValueError(f"TRANSFER.METHOD is {name!r}: choose one of {', '.join(METHODS)}")
+        raise UserError(f"TRANSFER.METHOD is {name!r}: choose one of {', '.join(METHODS)}")
     return METHODS[name]

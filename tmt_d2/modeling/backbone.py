@@ -14,6 +14,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.swin import SwinTransformer
 from torch import Tensor, nn
 
+from tmt_d2.errors import UserError
+
 _FEATURES = ("res2", "res3", "res4", "res5")
 
 
@@ -39,7 +41,7 @@ class D2SwinTransformer(SwinTransformer, Backbone):
         swin = cfg.MODEL.SWIN
         unknown = sorted(set(swin.OUT_FEATURES) - set(_FEATURES))
         if unknown:
-            raise ValueError(f"MODEL.SWIN.OUT_FEATURES has {', '.join(unknown)}: choose from {', '.join(_FEATURES)}")
+            raise UserError(f"MODEL.SWIN.OUT_FEATURES has {', '.join(unknown)}: choose from {', '.join(_FEATURES)}")
         super().__init__(**_arguments(swin, input_shape.channels))
         blocks = [block for layer in self.layers for block in layer.blocks]
         for index, block in enumerate(blocks):  # the rate grows linearly with depth

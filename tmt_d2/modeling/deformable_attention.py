@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tmt_d2.errors import UserError
 from tmt_d2.modeling.linear import Linear
 from tmt_d2.modeling.tracing import is_traced
 
@@ -135,7 +136,7 @@ class MSDeformAttn(nn.Module):
     def __init__(self, d_model: int = 256, n_levels: int = 4, n_heads: int = 8, n_points: int = 4):
         super().__init__()
         if d_model % n_heads:
-            raise ValueError(f"d_model {d_model} must be a multiple of n_heads {n_heads}")
+            raise UserError(f"d_model {d_model} must be a multiple of n_heads {n_heads}")
         self.n_levels, self.n_heads, self.n_points = n_levels, n_heads, n_points
         self.sampling_offsets = Linear(d_model, n_heads * n_levels * n_points * 2)
         self.attention_weights = Linear(d_model, n_heads * n_levels * n_points)

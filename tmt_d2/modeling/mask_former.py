@@ -22,6 +22,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from tmt_d2.data.targets import padded_labels, semantic_targets
+from tmt_d2.errors import UserError
 from tmt_d2.modeling.criterion import SetCriterion
 from tmt_d2.modeling.mask_former_head import MaskFormerHead
 from tmt_d2.modeling.official import unused_settings
@@ -91,7 +92,7 @@ class MaskFormer(nn.Module):
         if unused:
             logger.info("settings without a meaning here: %s", ", ".join(unused))
         if not former.TEST.SEMANTIC_ON:
-            raise ValueError("MODEL.MASK_FORMER.TEST.SEMANTIC_ON is False: only semantic segmentation is built")
+            raise UserError("MODEL.MASK_FORMER.TEST.SEMANTIC_ON is False: only semantic segmentation is built")
         criterion = SetCriterion(
             head.num_classes,
             class_weight=former.CLASS_WEIGHT,

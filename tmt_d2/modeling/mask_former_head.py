@@ -10,6 +10,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from tmt_d2.errors import UserError
 from tmt_d2.modeling.transformer_decoder import TRANSFORMER_DECODER_REGISTRY
 
 
@@ -39,11 +40,11 @@ class MaskFormerHead(nn.Module):
             ),
         ):
             if name not in built:
-                raise ValueError(f"{key} is {name!r}: of the official parts, only those of Mask2Former are built here")
+                raise UserError(f"{key} is {name!r}: of the official parts, only those of Mask2Former are built here")
         build_pixel_decoder = SEM_SEG_HEADS_REGISTRY.get(head.PIXEL_DECODER_NAME)
         build_predictor = TRANSFORMER_DECODER_REGISTRY.get(former.TRANSFORMER_DECODER_NAME)
         if former.TRANSFORMER_IN_FEATURE != "multi_scale_pixel_decoder":
-            raise ValueError(
+            raise UserError(
                 f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is {former.TRANSFORMER_IN_FEATURE!r}: masked attention "
                 "needs 'multi_scale_pixel_decoder'"
             )

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from tmt_d2.errors import UserError
 from tmt_d2.modeling.linear import linear
 
 WORST = 1e6  # far above any cost of finite outputs
@@ -69,7 +70,7 @@ def match(costs: Sequence[Tensor]) -> list[np.ndarray]:
         per image (L, T) int64: the query that each target got.
 
     Raises:
-        ValueError: an image has more targets than there are queries.
+        UserError: an image has more targets than there are queries.
     """
     if not costs:
         return []
@@ -79,7 +80,7 @@ def match(costs: Sequence[Tensor]) -> list[np.ndarray]:
     for cost in costs:
         outputs, queries, targets = cost.shape
         if targets > queries:
-            raise ValueError(
+            raise UserError(
                 f"an image has {targets} classes but there are {queries} queries: raise MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"
             )
         block = flat[start : start + cost.numel()].reshape(outputs, queries, targets)

@@ -12,6 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
 
 HEAD = "sem_seg_head."
@@ -104,11 +105,11 @@ def plain_state(state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
     """The entries of a plain Mask2Former, marked as the official code marks its own.
 
     Raises:
-        ValueError: there is no Mask2Former among them.
+        UserError: there is no Mask2Former among them.
     """
     plain = OrderedDict((name, value) for name, value in state.items() if not name.startswith(ESTIMATOR))
     if not any(name.startswith(HEAD) for name in plain):
-        raise ValueError(f"no entry begins with {HEAD}: this is no checkpoint of a Mask2Former")
+        raise UserError(f"no entry begins with {HEAD}: this is no checkpoint of a Mask2Former")
     plain._metadata = OrderedDict((module, {"version": version}) for module, version in _VERSIONS.items())  # type: ignore[attr-defined]
     return plain
 
@@ -117,7 +118,7 @@ def write_official(state: Mapping[str, Tensor], path: str | Path) -> None:
     """Write a plain Mask2Former for the official code: ``.pth``, or ``.pkl`` as in the model zoo. Atomic.
 
     Raises:
-        ValueError: another suffix, or no Mask2Former in ``state``.
+        UserError: another suffix, or no Mask2Former in ``state``.
     """
     path, plain = Path(path), plain_state(state)
     if path.suffix == ".pth":
@@ -129,7 +130,7 @@ def write_official(state: Mapping[str, Tensor], path: str | Path) -> None:
         with atomic_write(path) as file:
             _ZooPickler(file, protocol=3).dump({"model": arrays, "__author__": "tmt_d2"})
     else:
-        raise ValueError(f"{path}: write a .pth or a .pkl file")
+        raise UserError(f"{path}: write a .pth or a .pkl file")
 
 
 _PythonPickler: Any = pickle._Pickler  # type: ignore[attr-defined]  # the C class writes names as it likes

@@ -16,6 +16,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
+from tmt_d2.errors import UserError
 from tmt_d2.modeling.deformable_attention import MSDeformAttn
 from tmt_d2.modeling.linear import Linear
 from tmt_d2.modeling.position_encoding import sine_position_encoding
@@ -135,7 +136,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         self.level_names = [name for name in by_stride[::-1] if name in transformer_in_features]
         lateral = [name for name in by_stride if name not in transformer_in_features]
         if len(lateral) != 1 or input_shape[lateral[0]].stride * 2 != input_shape[self.level_names[-1]].stride:
-            raise ValueError(
+            raise UserError(
                 f"MODEL.SEM_SEG_HEAD: IN_FEATURES {by_stride} must be DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES "
                 f"{list(transformer_in_features)} and one feature of half the finest stride among them"
             )

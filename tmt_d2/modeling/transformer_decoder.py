@@ -16,6 +16,7 @@ from detectron2.utils.registry import Registry
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
+from tmt_d2.errors import UserError
 from tmt_d2.modeling.linear import Linear
 from tmt_d2.modeling.mask_logits import MaskLogits, resize_features
 from tmt_d2.modeling.masked_attention import MaskedPositions, MultiheadAttention, masked_positions
@@ -178,9 +179,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
     def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
         former = cfg.MODEL.MASK_FORMER
         if former.PRE_NORM:
-            raise ValueError("MODEL.MASK_FORMER.PRE_NORM is True: only post-norm, as in all official models, is built")
+            raise UserError("MODEL.MASK_FORMER.PRE_NORM is True: only post-norm, as in all official models, is built")
         if former.DEC_LAYERS < 2:
-            raise ValueError(
+            raise UserError(
                 f"MODEL.MASK_FORMER.DEC_LAYERS is {former.DEC_LAYERS}: it counts decoder layers + 1, so it must be >= 2"
             )
         return {

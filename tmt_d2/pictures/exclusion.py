@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tmt_d2.data.label_spaces import CLASSES, IGNORE, PALETTE
+from tmt_d2.errors import UserError
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.pictures.inspection import View, look
 from tmt_d2.pictures.panels import DPI, MUTED, TEXT
@@ -35,7 +36,7 @@ class Statistics:
         """One image. truth: (H, W) uint8 train ids, at any size."""
         levels = view.levels()
         if not levels:
-            raise ValueError("statistics of transferability need a TransferableMaskFormer")
+            raise UserError("statistics of transferability need a TransferableMaskFormer")
         labelled = truth != IGNORE
         ids = truth[labelled]
         if not self.images:
@@ -59,7 +60,7 @@ class Statistics:
     def result(self) -> dict[str, Any]:
         """Per level and class the mean T and the share of excluded pixels; per layer the shares of queries."""
         if not self.images:
-            raise ValueError("no image to take statistics of")
+            raise UserError("no image to take statistics of")
         present = self._pixels.nonzero()[0]
         levels = []
         for stride, sums in zip(self._strides, self._levels):

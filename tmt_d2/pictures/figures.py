@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
 from tmt_d2.data.label_spaces import CLASSES, IGNORE, PALETTE
+from tmt_d2.errors import UserError
 from tmt_d2.pictures.inspection import AttentionReport, LayerReport, LevelReport, QueryReport
 from tmt_d2.pictures.overlays import (
     ATTENTION_MAP,
@@ -194,7 +195,7 @@ def layer_panels(
     weights = [("mean of heads", layer.attention.mean(0))]
     for head in heads:
         if not 0 <= head < len(layer.attention):
-            raise ValueError(f"head {head} does not exist: the decoder has heads 0 to {len(layer.attention) - 1}")
+            raise UserError(f"head {head} does not exist: the decoder has heads 0 to {len(layer.attention) - 1}")
         weights.append((f"head {head}", layer.attention[head]))
     for name, weight in weights:
         top = max(float(weight.max()), 1e-12)

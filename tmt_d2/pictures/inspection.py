@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tmt_d2.data.label_spaces import CLASSES, IGNORE, TRAIN_ID
+from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.mask_logits import MaskLogits, resize_features
@@ -199,7 +200,7 @@ def attention_report(
         p_t: share of the positions that T excludes from attention; None = the model's own.
 
     Raises:
-        ValueError: a query, class, pixel or layer that does not exist.
+        UserError: a query, class, pixel or layer that does not exist.
     """
     size: Size = (picture.shape[0], picture.shape[1])
     view = look(model, {**record, "height": size[0], "width": size[1]}, p_t)
@@ -233,7 +234,7 @@ class View:
         self._class_logits: Tensor = outputs["pred_logits"][0]
         self.probabilities: Tensor = self._class_logits.softmax(-1)[:, :-1]
         if self.probabilities.shape[1] != len(CLASSES):
-            raise ValueError(
+            raise UserError(
                 f"the model has {self.probabilities.shape[1]} classes (MODEL.SEM_SEG_HEAD.NUM_CLASSES): pictures are "
                 f"made for the {len(CLASSES)} Cityscapes classes"
             )
@@ -324,23 +325,23 @@ def choose_queries(view: View, prediction: np.ndarray, selectors: Sequence[Selec
     for item in selectors:
         if isinstance(item, int):
             if not 0 <= item < len(best):
-                raise ValueError(f"query {item} does not exist: the model has queries 0 to {len(best) - 1}")
+                raise UserError(f"query {item} does not exist: the model has queries 0 to {len(best) - 1}")
             choices.append(Choice(item, int(best[item]), item, "number"))
         elif isinstance(item, str):
             if item not in TRAIN_ID:
-                raise ValueError(f"class {item!r} is not known: choose from {', '.join(CLASSES)}")
+                raise UserError(f"class {item!r} is not known: choose from {', '.join(CLASSES)}")
             query = int(view.probabilities[:, TRAIN_ID[item]].argmax())
             choices.append(Choice(query, TRAIN_ID[item], item, "class"))
         else:
             x, y = item
             height, width = prediction.shape
             if not (0 <= x < width and 0 <= y < height):
-                raise ValueError(f"pixel {x} {y} lies outside the image, which is {width} wide and {height} high")
+                raise UserError(f"pixel {x} {y} lies outside the image, which is {width} wide and {height} high")
             train_id = int(prediction[y, x])
             query = int((view.probabilities[:, train_id] * view.masks_at(item, prediction.shape)).argmax())
             choices.append(Choice(query, train_id, item, f"pixel {x} {y}"))
     if not 0 <= top <= len(best):
-        raise ValueError(f"the {top} most confident queries were asked for: the model has {len(best)}")
+        raise UserError(f"the {top} most confident queries were asked for: the model has {len(best)}")
     numbers = {choice.query for choice in choices}
     for rank, query in enumerate(confidence.argsort(descending=True, stable=True)[:top].tolist(), 1):
         if query not in numbers:
@@ -354,7 +355,7 @@ def _check_layers(layers: Sequence[int] | None, count: int) -> list[int]:
         return list(range(max(0, count - 3), count))
     for layer in layers:
         if not 0 <= layer < count:
-            raise ValueError(f"layer {layer} does not exist: the decoder has layers 0 to {count - 1}")
+            raise UserError(f"layer {layer} does not exist: the decoder has layers 0 to {count - 1}")
     return list(dict.fromkeys(layers))
 
 

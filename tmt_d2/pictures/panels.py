@@ -18,6 +18,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
 
 DPI = 150
@@ -66,7 +67,7 @@ def draw(
     """Lay the rows out under a heading, with a legend of colours at the bottom."""
     panels = [panel for row in rows for panel in row.panels if panel is not None]
     if not panels:
-        raise ValueError("a figure needs at least one panel")
+        raise UserError("a figure needs at least one panel")
     columns = max(len(row.panels) for row in rows)
     left = MARGIN + (ROW_LABEL if any(row.label for row in rows) else 0)
     cell = max(NARROWEST, *(_picture_size(panel)[0] for panel in panels))
@@ -145,7 +146,7 @@ def save(figure: Figure, path: str | Path) -> None:
     """Write ``path``, whose suffix says what it becomes (.png, .pdf), atomically; its folder must exist."""
     suffix = Path(path).suffix[1:]
     if suffix not in ("png", "pdf"):
-        raise ValueError(f"{path}: figures are written as .png or .pdf")
+        raise UserError(f"{path}: figures are written as .png or .pdf")
     # Without a creation date, equal figures are equal files.
     metadata = {"CreationDate": None} if suffix == "pdf" else None
     with atomic_write(path) as file:

@@ -18,6 +18,7 @@ from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.reader import read_image_of, read_label, read_pair
 from tmt_d2.data.registration import label_space_of
 from tmt_d2.deployment import load_model
+from tmt_d2.errors import UserError
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.pictures.exclusion import collect
 from tmt_d2.pictures.inspection import AttentionReport, Selector, attention_report
@@ -41,7 +42,7 @@ class LoadedModel:
         """Named by its method or stage; its custom data sets are registered.
 
         Raises:
-            FileNotFoundError, ValueError: config or checkpoint cannot be used; one line.
+            FileNotFoundError, UserError: config or checkpoint cannot be used; one line.
         """
         cfg, model = load_model(config_file, weights, opts)
         for path in cfg.DATASETS.CUSTOM:
@@ -54,7 +55,7 @@ def find_records(place: str) -> tuple[list[dict[str, Any]], int]:
     """The images of a registered split, a folder, or one file; how many other files the folder has.
 
     Raises:
-        FileNotFoundError: it is none of these. ValueError: a folder without images.
+        FileNotFoundError: it is none of these. UserError: a folder without images.
     """
     path = Path(place)
     if place in DatasetCatalog.list():
@@ -66,7 +67,7 @@ def find_records(place: str) -> tuple[list[dict[str, Any]], int]:
     files = sorted(file for file in path.iterdir() if file.is_file())
     images = [file for file in files if file.suffix.lower() in IMAGES]
     if not images:
-        raise ValueError(f"{place}: this folder has no image ({', '.join(sorted(IMAGES))})")
+        raise UserError(f"{place}: this folder has no image ({', '.join(sorted(IMAGES))})")
     return [{"file_name": str(file)} for file in images], len(files) - len(images)
 
 
@@ -74,14 +75,14 @@ def by_name(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """By the stem of their files; by folder and whole name where others have that stem.
 
     Raises:
-        ValueError: two images would still share a name.
+        UserError: two images would still share a name.
     """
     files = [Path(record["file_name"]) for record in records]
     stems = Counter(file.stem for file in files)
     names = [file.stem if stems[file.stem] == 1 else f"{file.parent.name}_{file.name}" for file in files]
     for name, count in Counter(names).items():
         if count > 1:
-            raise ValueError(f"{count} images would have the name {name} for their pictures: show them one by one")
+            raise UserError(f"{count} images would have the name {name} for their pictures: show them one by one")
     return dict(zip(names, records))
 
 

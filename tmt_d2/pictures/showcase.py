@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 
+from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
 from tmt_d2.pictures.figures import layer_panels, level_row, query_summary
 from tmt_d2.pictures.inspection import AttentionReport, QueryReport
@@ -75,7 +76,7 @@ def save_jpeg(figure: Figure, path: Path) -> str:
         if buffer.tell() < MAX_BYTES:
             break
     else:
-        raise ValueError(f"{path}: has {buffer.tell()} bytes even at quality {quality}, the limit is {MAX_BYTES}")
+        raise UserError(f"{path}: has {buffer.tell()} bytes even at quality {quality}, the limit is {MAX_BYTES}")
     with atomic_write(path) as file:
         file.write(buffer.getvalue())
     return f"{path}: {image.width}x{image.height}, {buffer.tell() / 1000:.0f} kB, quality {quality}"

@@ -17,6 +17,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import Tensor, nn
 
+from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
 from tmt_d2.modeling.official import CLASS_HEAD, load_report, upgrade_names
 from tmt_d2.transferability.acte import TransferabilityEstimator
@@ -47,7 +48,7 @@ ENDED_AFTER = "ended_after"  # iterations; a checkpoint has this entry where ``k
 _PERIODIC = re.compile(r"model_\d{7}\.pth")
 
 
-class DamagedCheckpoint(ValueError):
+class DamagedCheckpoint(UserError):
     """A checkpoint file cannot be read whole, or holds more than arrays."""
 
 
@@ -107,7 +108,7 @@ class TMTCheckpointer(DetectionCheckpointer):
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """
-        Raises: as ``load``; and ValueError if ``resume`` is asked for and every checkpoint here is damaged.
+        Raises: as ``load``; and UserError if ``resume`` is asked for and every checkpoint here is damaged.
         """
         files = self.resumable() if resume else []
         if not files:
@@ -119,7 +120,7 @@ class TMTCheckpointer(DetectionCheckpointer):
             except DamagedCheckpoint as error:
                 self.logger.warning("%s; trying the one before it", error)
                 problems.append(file.name)
-        raise ValueError(
+        raise UserError(
             f"{self.save_dir}: every checkpoint is damaged ({', '.join(problems)}): delete them to begin anew"
         )
 
@@ -131,7 +132,7 @@ class TMTCheckpointer(DetectionCheckpointer):
         """
         Raises:
             FileNotFoundError: ``path`` does not exist.
-            ValueError: it is damaged, holds more than arrays, or belongs to another model; one line with the file.
+            UserError: it is damaged, holds more than arrays, or belongs to another model; one line with the file.
         """
         self._loading = path
         if path and "://" not in path and not Path(path).is_file():
@@ -197,7 +198,7 @@ class TMTCheckpointer(DetectionCheckpointer):
         if self.require_estimator and any(
             n.startswith(f"{ESTIMATOR}discriminators.") for n in incompatible.missing_keys
         ):
-            raise ValueError(
+            raise UserError(
                 f"checkpoint {self._loading} has no estimator ({ESTIMATOR}discriminators.*): run the estimator stage "
                 "(TRANSFER.STAGE estimator) first and use its model_final.pth"
             )
@@ -251,12 +252,12 @@ class TMTCheckpointer(DetectionCheckpointer):
         if problems:
             if {name for name, _, _ in incompatible.incorrect_shapes} - {"criterion.empty_weight"} == set(CLASS_HEAD):
                 there, here = (shape[0] - 1 for shape in incompatible.incorrect_shapes[0][1:])
-                raise ValueError(
+                raise UserError(
                     f"checkpoint {self._loading} has {there} classes, MODEL.SEM_SEG_HEAD.NUM_CLASSES is {here}: to "
                     "train a new class head, set TRANSFER.REINIT_CLASS_HEAD True"
                 )
             more = f" and {len(problems) - 1} more differences" if len(problems) > 1 else ""
-            raise ValueError(
+            raise UserError(
                 f"checkpoint {self._loading} is of another architecture: {problems[0]}{more}; "
                 "use the config that it was trained with"
             )
@@ -283,7 +284,7 @@ def keep_weights(folder: str | Path) -> None:
     schedule go, and so do the checkpoints of steps before it. Without effect the second time, or without a checkpoint.
 
     Raises:
-        ValueError: the final checkpoint is damaged; nothing was touched.
+        UserError: the final checkpoint is damaged; nothing was touched.
     """
     final = Path(folder) / f"{FINAL}.pth"
     if not final.is_file():

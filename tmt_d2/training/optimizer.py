@@ -10,6 +10,8 @@ from detectron2.solver import LRMultiplier, WarmupParamScheduler
 from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 from torch import nn
 
+from tmt_d2.errors import UserError
+
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
 _SWIN_POSITIONS = ("relative_position_bias_table", "absolute_pos_embed")
 
@@ -50,7 +52,7 @@ def parameter_groups(
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     solver = cfg.SOLVER
     if solver.OPTIMIZER not in ("ADAMW", "SGD"):
-        raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}: choose ADAMW or SGD")
+        raise UserError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}: choose ADAMW or SGD")
     groups = parameter_groups(
         model,
         base_lr=solver.BASE_LR,
@@ -60,7 +62,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         backbone_multiplier=solver.BACKBONE_MULTIPLIER,
     )
     if not groups:
-        raise ValueError("nothing to train: every parameter of the model is frozen")
+        raise UserError("nothing to train: every parameter of the model is frozen")
     if solver.OPTIMIZER == "SGD":
         return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM)
     return torch.optim.AdamW(groups, lr=solver.BASE_LR, fused=True)

@@ -18,6 +18,7 @@ from tmt_d2.config import check_cfg
 from tmt_d2.data import register_custom
 from tmt_d2.data.loaders import build_paired_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper
+from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write, remove_temporaries, write_json
 from tmt_d2.methods.alignment import AlignmentTraining, build_alignment_loader, pixels_of_a_call
 from tmt_d2.methods.drift import DRIFT, build_drift
@@ -42,7 +43,7 @@ def run_stage(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> di
         source and fine-tuning: {split: metrics}; estimator: as ``measure``. The same is in ``RESULTS[stage]``.
 
     Raises:
-        ValueError, FileNotFoundError: before training starts, if the configuration, the data or the checkpoint cannot
+        UserError, FileNotFoundError: before training starts, if the configuration, the data or the checkpoint cannot
             be used; one line that names what is wrong.
     """
     check_cfg(cfg)
@@ -76,7 +77,7 @@ def _has_ended(cfg: CfgNode) -> bool:
     """Whether OUTPUT_DIR holds this stage's weights and nothing to train on from: then only results may be missing."""
     iterations = ended_after(cfg.OUTPUT_DIR)
     if iterations not in (None, cfg.SOLVER.MAX_ITER):
-        raise ValueError(
+        raise UserError(
             f"{cfg.OUTPUT_DIR} holds only the weights of a run that ended after {iterations} iterations, SOLVER.MAX_ITER "
             f"is {cfg.SOLVER.MAX_ITER}: it cannot go on; choose another OUTPUT_DIR, with MODEL.WEIGHTS "
             f"{cfg.OUTPUT_DIR}/{FINAL}.pth to begin from these weights"
@@ -90,10 +91,10 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> None:
     architecture = {"source": None, "estimator": ESTIMATED, "finetune": method.architecture}[stage]
     if architecture not in (None, cfg.MODEL.META_ARCHITECTURE):
         what = f"TRANSFER.METHOD {method.name}" if stage == "finetune" else f"TRANSFER.STAGE {stage}"
-        raise ValueError(f"{what} needs MODEL.META_ARCHITECTURE {architecture}, got {cfg.MODEL.META_ARCHITECTURE}")
+        raise UserError(f"{what} needs MODEL.META_ARCHITECTURE {architecture}, got {cfg.MODEL.META_ARCHITECTURE}")
     if not cfg.MODEL.WEIGHTS and (stage != "source" or eval_only):
         what = "evaluation" if eval_only else f"stage {stage}"
-        raise ValueError(
+        raise UserError(
             f"MODEL.WEIGHTS is empty: {what} starts from a checkpoint, e.g. the source stage's model_final.pth"
         )
     keys = ["TEST"] if eval_only else ["TRAIN", "TEST"]
@@ -105,14 +106,14 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> None:
     for key in keys:
         names = cfg.DATASETS[key]
         if not names:
-            raise ValueError(f"DATASETS.{key} is empty: name at least one registered split")
+            raise UserError(f"DATASETS.{key} is empty: name at least one registered split")
         for name in names:
             if name not in DatasetCatalog.list():
-                raise ValueError(
+                raise UserError(
                     f"DATASETS.{key} names {name!r}, which is not registered: check the spelling or DATASETS.CUSTOM"
                 )
             if key.endswith("TEST") and name in seen:
-                raise ValueError(
+                raise UserError(
                     f"DATASETS.{key} names {name!r}, on which the discriminators are trained: the proxy A-distance is "
                     "measured on images that they have not seen, name a held-out split"
                 )

@@ -11,6 +11,8 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tmt_d2.errors import UserError
+
 Clip = Callable[[list[nn.Parameter]], Any]
 
 
@@ -104,11 +106,11 @@ def split(batch: Sequence[Any], parts: int) -> list[Sequence[Any]]:
     """Consecutive parts of equal length.
 
     Raises:
-        ValueError: there are none.
+        UserError: there are none.
     """
     size, rest = divmod(len(batch), parts)
     if rest or not size:
-        raise ValueError(f"SOLVER.ACCUMULATION_STEPS {parts} does not divide the {len(batch)} images of a process")
+        raise UserError(f"SOLVER.ACCUMULATION_STEPS {parts} does not divide the {len(batch)} images of a process")
     return [batch[start : start + size] for start in range(0, len(batch), size)]
 
 
@@ -122,4 +124,4 @@ def clipping(enabled: bool, kind: str, value: float, norm_type: float) -> Clip |
         return lambda parameters: [torch.nn.utils.clip_grad_norm_(p, value, norm_type) for p in parameters]
     if kind == "value":
         return lambda parameters: torch.nn.utils.clip_grad_value_(parameters, value)
-    raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {kind!r}: choose full_model, norm or value")
+    raise UserError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {kind!r}: choose full_model, norm or value")

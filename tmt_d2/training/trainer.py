@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 from tmt_d2.cli import USER_ERRORS
 from tmt_d2.data.loaders import StepSampler
 from tmt_d2.data.mapper import SemanticMapper
+from tmt_d2.errors import UserError
 from tmt_d2.evaluation.inference import build_inference
 from tmt_d2.evaluation.semantic import SemanticEvaluator, evaluate_split
 from tmt_d2.files import atomic_write, write_json
@@ -117,17 +118,17 @@ class StageTrainer(TrainerBase):
         """Go on from the newest usable checkpoint in OUTPUT_DIR, or else begin with the weights of MODEL.WEIGHTS.
 
         Raises:
-            ValueError: the checkpoint holds no state of a trainer, or is beyond SOLVER.MAX_ITER.
+            UserError: the checkpoint holds no state of a trainer, or is beyond SOLVER.MAX_ITER.
         """
         resume = resume and self.checkpointer.has_checkpoint()
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if not resume:
             return
         if self.done < 0:
-            raise ValueError(f"{self.cfg.OUTPUT_DIR}: its checkpoint holds weights only, there is nothing to resume")
+            raise UserError(f"{self.cfg.OUTPUT_DIR}: its checkpoint holds weights only, there is nothing to resume")
         self.start_iter, self.saved = self.done + 1, self.done
         if self.start_iter > self.max_iter:
-            raise ValueError(
+            raise UserError(
                 f"{self.cfg.OUTPUT_DIR} holds a checkpoint after {self.start_iter} iterations, but SOLVER.MAX_ITER is "
                 f"{self.max_iter}: raise it, or choose another OUTPUT_DIR"
             )
@@ -289,7 +290,7 @@ class _Save(hooks.HookBase):
 def _check_share(sampler: StepSampler, accumulation_steps: int) -> None:
     share = sampler.per_group // sampler.processes
     if share % accumulation_steps:
-        raise ValueError(
+        raise UserError(
             f"SOLVER.ACCUMULATION_STEPS {accumulation_steps} does not divide a process's {share} image(s)"
             + (" of each domain" if len(sampler.groups) > 1 else "")
         )

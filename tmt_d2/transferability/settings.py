@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tmt_d2.errors import UserError
+
 
 def encode_settings(settings: Mapping[str, Any]) -> Tensor:
     """-> (N,) uint8, the bytes of JSON: a checkpoint holds tensors only."""
@@ -39,11 +41,11 @@ def refuse_other_settings(there: Mapping[str, Any], here: Mapping[str, Any], nam
             have are compared.
 
     Raises:
-        ValueError: they differ.
+        UserError: they differ.
     """
     different = [key for key in here if key in there and there[key] != here[key]]
     if not different:
         return
     listed = "; ".join(f"MODEL.TMT.{key} {there[key]}, here it is {here[key]}" for key in different)
     anew = "fine-tune from the estimator stage's checkpoint" if different == ["FEATURES"] else "run the estimator stage"
-    raise ValueError(f"{name}: its estimator was trained with {listed}: set it so, or {anew} with yours")
+    raise UserError(f"{name}: its estimator was trained with {listed}: set it so, or {anew} with yours")

@@ -11,6 +11,7 @@ from typing import Any
 import gradio
 import numpy as np
 
+from tmt_d2.errors import UserError
 from tmt_d2.pictures.viewer.trained_models import Viewer
 from tmt_d2.pictures.viewer.uploads import read_upload
 
@@ -35,7 +36,7 @@ class Events:
             raise gradio.Error("this file was not uploaded here", print_exception=False)
         try:
             return None, read_upload(path), CENTRE
-        except ValueError as error:
+        except UserError as error:
             gradio.Warning(escape(str(error), quote=False))
             return None, gradio.skip(), gradio.skip()
         finally:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tmt_d2.data.reader import read_image
+from tmt_d2.errors import UserError
 from tmt_d2.pictures.sizes import shrink
 
 MAX_MEGABYTES = 25
@@ -28,24 +29,24 @@ def read_upload(path: Path) -> np.ndarray:
     `tmt_d2.data.reader.read_image`): an upload is somebody's own photo, and is clicked at as that person sees it.
 
     Raises:
-        ValueError: too large, or no image; one line that names the file without its folder.
+        UserError: too large, or no image; one line that names the file without its folder.
     """
     size = path.stat().st_size
     if size > MAX_MEGABYTES * 2**20:
-        raise ValueError(f"{path.name} has {size / 2**20:.1f} MB: the page takes at most {MAX_MEGABYTES} MB")
+        raise UserError(f"{path.name} has {size / 2**20:.1f} MB: the page takes at most {MAX_MEGABYTES} MB")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             width, height = Image.open(path).size  # reads the header only
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path.name} is no image that can be read here (PNG, JPEG, WebP, TIFF, BMP)") from error
+        raise UserError(f"{path.name} is no image that can be read here (PNG, JPEG, WebP, TIFF, BMP)") from error
     if width * height > MAX_MEGAPIXELS * 10**6:
-        raise ValueError(
+        raise UserError(
             f"{path.name} is {width}x{height}, {width * height / 10**6:.1f} megapixels: the page takes at most "
             f"{MAX_MEGAPIXELS}"
         )
     try:
         picture = read_image(str(path), oriented=True)
-    except ValueError as error:
-        raise ValueError(str(error).replace(str(path), path.name)) from error
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), path.name)) from error
     return shrink(picture)

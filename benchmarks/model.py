@@ -24,8 +24,10 @@ from torch import Tensor, nn
 
 from benchmarks.common import Function, in_turns, machine, peak_flops, print_table
 from tmt_d2 import setup_cfg
+from tmt_d2.data.maps import STRIDES
 from tmt_d2.data.targets import semantic_targets
 from tmt_d2.files import write_json
+from tmt_d2.modeling.mask_former import TransferableMaskFormer
 
 CONFIG = Path(__file__).parents[1] / "configs" / "Base-Mask2Former-R50.yaml"
 MODELS = ("plain", "tmt", "hf")
@@ -94,6 +96,10 @@ def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Function:
             return model(pixel_values=images / 255.0 - 0.5, mask_labels=masks, class_labels=classes).loss.sum()
     else:
         records = [{"image": image, "sem_seg": label} for image, label in zip(images, labels)]
+        if isinstance(model, TransferableMaskFormer):  # in training T is read, as the mapper gives it
+            height, width = images.shape[-2:]
+            for record in records:
+                record["transferability"] = [torch.randn(height // s, width // s) for s in STRIDES]
 
         def forward() -> Tensor:
             return torch.stack(list(model(records).values())).sum()

@@ -8,7 +8,9 @@
 Checked for every split: the number of images against the full data set's, images without labels and labels without
 images, files that are empty, truncated or damaged, label ids that the data set does not define (such as labels of
 Mapillary Vistas v2.0), labels of another size than their image, and the frames that are left out because they are
-known to be bad. Nothing is written below the root.
+known to be bad. A warning, not a problem, are pictures with an EXIF orientation: they are read as stored, or turned
+where only the turned picture has the size of its label (see `read_image` in tmt_d2/data/reader.py). Nothing is written
+below the root.
 
 Exit status: 0 all is well, 1 there are problems, 2 nothing was found.
 """
@@ -33,7 +35,15 @@ from tqdm import tqdm
 from tmt_d2.data.custom import read_custom
 from tmt_d2.data.label_spaces import LabelSpace
 from tmt_d2.data.layouts import Listing
-from tmt_d2.data.reader import DataError, SizeError, UndefinedIdError, read_image, read_label, read_pair
+from tmt_d2.data.reader import (
+    DataError,
+    SizeError,
+    UndefinedIdError,
+    exif_orientation,
+    read_image,
+    read_label,
+    read_pair,
+)
 from tmt_d2.data.registration import DATA_SETS, dataset_root
 
 FAMILIES = tuple(family for family in DATA_SETS if family != "mapillary_b")  # that one has the files of "mapillary"
@@ -46,7 +56,7 @@ KINDS = {
     "unlabelled": "images without a label",
     "unused": "labels without an image",
     "unreadable": "files unreadable, truncated or wrongly encoded",
-    "undefined ids": "labels with ids outside the data set's table",
+    "undefined ids": "labels whose ids are not those of the data set's table",
     "sizes": "labels of another size than their image",
 }
 
@@ -64,7 +74,10 @@ class Split:
 
 @dataclass
 class Findings:
-    """What was found in one split; `problems` are messages by kind (the keys of `KINDS`), `sizes` counts (width, height)."""
+    """What was found in one split; `problems` are messages by kind (the keys of `KINDS`), `sizes` counts (width, height).
+
+    `oriented` are the pictures with an EXIF orientation other than 1, which is no problem.
+    """
 
     found: int = 0
     expected: int | None = None
@@ -73,6 +86,7 @@ class Findings:
     known_bad: int = 0
     problems: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    oriented: list[str] = field(default_factory=list)
 
     def has_problems(self) -> bool:
         """Whether there is any problem of any kind."""
@@ -93,6 +107,7 @@ class Findings:
             "read": self.read,
             "known bad, left out": self.known_bad,
             "sizes": {name: f"{size[0][0]}x{size[0][1]}" for name, size in shown.items() if size},
+            "EXIF orientation": self.oriented,
             "problems": {kind: messages for kind, messages in self.problems.items() if messages},
         }
 
@@ -124,9 +139,11 @@ def check_split(split: Split, workers: int, quick: bool) -> Findings:
     pool = ThreadPoolExecutor(workers)
     try:
         results = pool.map(partial(_check_pair, label_space=split.label_space), pairs)
-        for size, problems in tqdm(
+        for image, size, problems in tqdm(
             results, title, len(pairs), unit="pair", leave=False, disable=not sys.stderr.isatty()
         ):
+            if exif_orientation(image) != 1:
+                findings.oriented.append(image)
             if size is not None:
                 findings.sizes[size] += 1
             for kind, message in problems:
@@ -136,12 +153,14 @@ def check_split(split: Split, workers: int, quick: bool) -> Findings:
     return findings
 
 
-def _check_pair(pair: tuple[str, str], label_space: LabelSpace) -> tuple[tuple[int, int] | None, list[tuple[str, str]]]:
-    """Read one (image, label): the image's (width, height) where it can be read, and (kind, message) of each problem."""
+def _check_pair(
+    pair: tuple[str, str], label_space: LabelSpace
+) -> tuple[str, tuple[int, int] | None, list[tuple[str, str]]]:
+    """Read one (image, label): the image, its (width, height) where it can be read, (kind, message) of each problem."""
     record = dict(zip(("file_name", "sem_seg_file_name"), pair))
     try:
         image, _ = read_pair(record, label_space)
-        return (image.shape[1], image.shape[0]), []
+        return pair[0], (image.shape[1], image.shape[0]), []
     except DataError:
         pass  # once more, one file at a time, so that one wrong file does not hide another
     size: tuple[int, int] | None = None
@@ -162,7 +181,7 @@ def _check_pair(pair: tuple[str, str], label_space: LabelSpace) -> tuple[tuple[i
             read_pair(record, label_space)
         except SizeError as error:
             problems.append(("sizes", str(error)))
-    return size, problems
+    return pair[0], size, problems
 
 
 def splits_of(name: str, root: str) -> list[Split]:
@@ -273,6 +292,12 @@ def _print_report(report: dict[str, dict[str, Findings]]) -> None:
                     print(f"{data_set} {split}, {KINDS[kind]}: {message}")
                 if len(messages) > SHOWN:
                     print(f"{data_set} {split}, {KINDS[kind]}: ... {len(messages)} in all (--json lists them)")
+            if findings.oriented:
+                print(
+                    f"{data_set} {split}, warning: {len(findings.oriented)} of {findings.read} pictures have an EXIF "
+                    f"orientation other than 1, the first is {findings.oriented[0]}; they are read as stored, or "
+                    "turned where only that has the label's size: look whether it fits its label"
+                )
 
 
 def _write_json(file: str, root: str, report: dict[str, dict[str, Findings]], absent: list[str]) -> None:

@@ -42,7 +42,7 @@ from tqdm import tqdm
 
 from tmt_d2.data import register_custom
 from tmt_d2.data.mapper import SemanticMapper
-from tmt_d2.data.reader import SizeError, read_image, read_label
+from tmt_d2.data.reader import read_image_of, read_label, read_pair
 from tmt_d2.data.registration import label_space_of
 from tmt_d2.deployment import load_model
 from tmt_d2.engine.cli import one_line_errors
@@ -146,14 +146,13 @@ def report_image(
     loaded: Loaded, record: dict[str, Any], wanted: Sequence[Wanted], top: int, layers: Sequence[int] | None
 ) -> AttentionReport:
     """One image through one model, at the size of the file or smaller."""
-    picture = read_image(record["file_name"], "RGB")
-    size = shown_size(picture.shape[:2])
-    truth = None
     if "sem_seg_file_name" in record:
-        truth = read_label(record["sem_seg_file_name"], label_space_of(record["dataset"]))
-        if truth.shape != picture.shape[:2]:
-            raise SizeError(f"{record['file_name']} and its label {record['sem_seg_file_name']} differ in size")
-        truth = resized(truth, size)
+        picture, label = read_pair(record, label_space_of(record["dataset"]))
+        size = shown_size(picture.shape[:2])
+        truth = resized(label, size)
+    else:
+        picture, truth = read_image_of(record), None
+        size = shown_size(picture.shape[:2])
     return attention_report(
         loaded.model,
         loaded.mapper(record),

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from PIL import Image
 
 from datasets.render import render
 from tmt_d2 import setup_cfg
@@ -66,6 +68,16 @@ def save_start(path: Path) -> Path:
     progress = DiscriminatorTraining(model, 0.0).progress  # what a checkpoint of the estimator stage has
     torch.save({"model": model.state_dict(), "estimator_training": progress.state_dict()}, path)
     return path
+
+
+def store_anew(path: Path, on_its_side: bool) -> None:
+    """Store the upright picture of ``path`` without loss; on its side: with the EXIF entry that turns it back."""
+    exif = Image.Exif()
+    if on_its_side:
+        exif[0x0112] = 6  # a quarter turn clockwise shows it upright
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    Image.fromarray(np.ascontiguousarray(np.rot90(pixels) if on_its_side else pixels)).save(path, "PNG", exif=exif)
 
 
 def contents(path: Path) -> dict[str, Any]:

@@ -125,6 +125,38 @@ def test_quick_reads_a_sample_from_the_first_to_the_last(root: Path) -> None:
     assert run(root)[1]["mapillary"]["train"]["read"] == 45
 
 
+def test_labels_of_mapillary_2_are_found_by_their_palette(root: Path) -> None:
+    mapillary(root, "training", "0")
+    label = root / "mapillary_vistas/training/labels/0.png"
+    image = Image.open(label)
+    image.putpalette([165, 42, 42, 0, 192, 0, 250, 170, 31] + [0] * 759)
+    image.save(label)
+    (message,) = run(root)[1]["mapillary"]["train"]["problems"]["undefined ids"]
+    assert message.startswith(f"{label}: its palette has 250,170,31 for id 2; these are v2.0 labels")
+
+
+def test_pictures_with_an_orientation_are_counted_and_are_no_problem(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    render(root, ["mapillary", "bdd100k"], train=5, val=1, size=(32, 64), workers=1)
+    images = sorted((root / "mapillary_vistas/training/images").iterdir())
+    for index, orientation in ((1, 3), (3, 6), (4, 8)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.open(images[index]).save(images[index], exif=exif)
+    status, report = run(root)
+    found = report["mapillary"]["train"]
+    assert status == 0 and found["problems"] == {}
+    assert found["EXIF orientation"] == [str(images[index]) for index in (1, 3, 4)]
+    assert report["mapillary"]["val"]["EXIF orientation"] == report["bdd100k"]["train"]["EXIF orientation"] == []
+    output = capsys.readouterr().out
+    (line,) = (line for line in output.splitlines() if "EXIF" in line)
+    assert line.startswith(
+        "mapillary train, warning: 3 of 5 pictures have an EXIF orientation other than 1, the first is "
+        f"{images[1]}; they are read as stored, or turned where only that has the label's size"
+    )
+
+
 def gtav(root: Path, number: int) -> None:
     save(root / "gta5" / "images" / f"{number:05d}.png")
     save(root / "gta5" / "labels" / f"{number:05d}.png")

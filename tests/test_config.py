@@ -199,7 +199,7 @@ def test_broken_overrides(options: list[Any], message: str) -> None:
             r"MODEL.MASK_FORMER.IGNORED_PIXELS is 'void': choose one of background, ignore",
         ),
         ("MODEL.TMT.REGIONS", "round", r"MODEL.TMT.REGIONS is 'round': choose one of adaptive, square"),
-        ("MODEL.TMT.FEATURES", "target", r"MODEL.TMT.FEATURES is 'target': choose one of live, source"),
+        ("MODEL.TMT.FEATURES", "target", r"MODEL.TMT.FEATURES is 'target': choose one of source, live"),
         ("MODEL.TMT.P_T", 1.0, r"MODEL.TMT.P_T is 1.0: .*0 <= P_T < 1"),
         ("MODEL.TMT.P_T", -0.1, r"MODEL.TMT.P_T is -0.1: .*0 <= P_T < 1"),
         ("MODEL.TMT.P_T", float("nan"), r"MODEL.TMT.P_T is nan: .*0 <= P_T < 1"),

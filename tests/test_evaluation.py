@@ -12,10 +12,11 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.nn import functional as F
 
-from tmt_d2.data.label_spaces import CLASSES, TRAIN_IDS
+from tmt_d2.data.label_spaces import CLASSES, PALETTE, TRAIN_IDS
+from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.registration import register_split
 from tmt_d2.evaluation.semantic import SemanticEvaluator, confusion_matrix, evaluate_split, labels_at_size, metrics
 
@@ -272,6 +273,44 @@ def test_evaluate_split_runs_the_model_over_the_loader(make_split: Any) -> None:
 
     result = evaluate_split(model, [[item] for item in split.inputs], SemanticEvaluator(split.name))
     assert result["sem_seg"]["mIoU"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("shape", [(8, 40), (17, 17)])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7, 8])
+@pytest.mark.parametrize("label_is", ["as stored", "turned"])
+def test_a_picture_with_an_orientation_is_scored_as_it_is_trained_on(
+    tmp_path: Path, shape: tuple[int, int], orientation: int, label_is: str
+) -> None:
+    """By a model that knows each class by its colour; only where sizes cannot tell does a turned label not fit."""
+    stored = np.random.default_rng(9).integers(0, 19, shape).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    colours = np.array(PALETTE, np.uint8)
+    Image.fromarray(colours[stored]).save(tmp_path / "i.png", exif=exif)
+    label = Image.fromarray(stored)
+    label.getexif()[0x0112] = orientation
+    if label_is == "turned":
+        ImageOps.exif_transpose(label, in_place=True)
+    label.save(tmp_path / "l.png")
+    name = f"split_{uuid.uuid4().hex}"
+    record = {"file_name": str(tmp_path / "i.png"), "sem_seg_file_name": str(tmp_path / "l.png"), "dataset": name}
+    register_split(name, lambda: [record], TRAIN_IDS)
+
+    def model(batch: list[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
+        pixels = batch[0]["image"].permute(1, 2, 0)[:, :, None]
+        assert pixels.shape[:2] == (batch[0]["height"], batch[0]["width"])
+        return [{"sem_seg_labels": (pixels == torch.from_numpy(colours)).all(-1).long().argmax(-1)}]
+
+    mapper = SemanticMapper(is_train=False, label_spaces={}, min_sizes=(0,), max_size=0)
+    trained = SemanticMapper(is_train=True, label_spaces={name: TRAIN_IDS}, min_sizes=(0,), max_size=0)(record)
+    result = evaluate_split(model, [[mapper(record)]], SemanticEvaluator(name))["sem_seg"]
+    (fitted,) = model([trained])
+    training_accuracy = float((fitted["sem_seg_labels"] == trained["sem_seg"]).double().mean())
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+    assert result["pACC"] == pytest.approx(100 * training_accuracy)
+    cannot_tell = label_is == "turned" and (orientation == 3 or (orientation > 4 and shape[0] == shape[1]))
+    assert (result["pACC"] == pytest.approx(100)) == (not cannot_tell)
 
 
 @pytest.mark.parametrize("size", [(7, 9), (29, 37), (3, 4), (14, 18), (1, 1)])

@@ -76,14 +76,12 @@ def test_crops_are_detectron2s_for_the_same_random_state(
         expected_image, expected_label = resize_then_crop(image, label, max_area)
         np.random.seed(seed)
         sample = mapper(record)
-        height, width = expected_label.shape
-        assert sample["image"].shape == (3, 64, 96)
+        assert sample["image"].shape == (3, *expected_label.shape)
+        assert sample["padded_size"] == (64, 96)
         assert sample["image"].dtype == sample["sem_seg"].dtype == torch.uint8
-        assert np.array_equal(sample["sem_seg"][:height, :width], expected_label)
-        difference = np.abs(sample["image"][:, :height, :width].permute(1, 2, 0).int().numpy() - expected_image)
+        assert np.array_equal(sample["sem_seg"], expected_label)
+        difference = np.abs(sample["image"].permute(1, 2, 0).int().numpy() - expected_image)
         assert difference.max() <= 1
-        assert (sample["image"][:, height:] == 128).all() and (sample["image"][:, :, width:] == 128).all()
-        assert (sample["sem_seg"][height:] == 255).all() and (sample["sem_seg"][:, width:] == 255).all()
 
 
 def test_other_random_state_gives_other_crops(record: dict[str, str]) -> None:
@@ -182,6 +180,55 @@ def test_image_on_its_side_is_turned_for_its_label(tmp_path: Path) -> None:
     assert (sample["image"].permute(1, 2, 0).float() - torch.from_numpy(upright).float()).abs().mean() < 4
 
 
+@pytest.mark.parametrize("label_is", ["as stored", "turned"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+def test_testing_and_training_without_labels_read_what_training_reads(
+    tmp_path: Path, orientation: int, label_is: str
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(smooth_image((64, 96))).save(tmp_path / "i.jpg", quality=98, exif=exif)
+    size = (96, 64) if label_is == "turned" and orientation > 4 else (64, 96)
+    Image.fromarray(blocky_label(size)).save(tmp_path / "l.png")
+    record = {"file_name": str(tmp_path / "i.jpg"), "sem_seg_file_name": str(tmp_path / "l.png"), "dataset": NAME}
+    whole = {"min_sizes": (0,), "crop_size": None}
+    trained, tested, unlabelled = (
+        build(**whole, is_train=is_train, with_label=with_label)(record)
+        for is_train, with_label in ((True, True), (False, True), (True, False))
+    )
+    assert tuple(trained["sem_seg"].shape) == size
+    for sample in (tested, unlabelled):
+        assert torch.equal(sample["image"], trained["image"])
+        assert (sample["height"], sample["width"]) == (trained["height"], trained["width"]) == size
+
+
+def test_a_label_of_another_size_is_an_error_in_testing_too(tmp_path: Path) -> None:
+    Image.fromarray(smooth_image((64, 96))).save(tmp_path / "i.jpg")
+    Image.fromarray(blocky_label((64, 95))).save(tmp_path / "l.png")
+    record = {"file_name": str(tmp_path / "i.jpg"), "sem_seg_file_name": str(tmp_path / "l.png"), "dataset": NAME}
+    for changes in ({"is_train": False, "min_sizes": (0,)}, {"with_label": False}, {}):
+        with pytest.raises(reader.SizeError, match=r"i\.jpg is 96x64, but its label .*l\.png is 95x64"):
+            build(**changes)(record)
+
+
+@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
+def test_sizes_that_are_equal_at_a_fraction_only(tmp_path: Path, reduction: int) -> None:
+    """208 x 207 and 207 x 208 are both 104 x 104 at one half."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = smooth_image((207, 208))
+    Image.fromarray(stored).save(tmp_path / "i.jpg", quality=98, exif=exif)
+    record = {"file_name": str(tmp_path / "i.jpg"), "sem_seg_file_name": str(tmp_path / "l.png"), "dataset": NAME}
+    Image.fromarray(blocky_label((208, 207))).save(record["sem_seg_file_name"])
+    mapper = build(min_sizes=(208 // reduction,), max_size=999, crop_size=None)
+    pixels = mapper(record)["image"].permute(1, 2, 0).numpy().astype(float)
+    upright = np.ascontiguousarray(np.rot90(stored, -1))
+    assert np.abs(pixels - cv2.resize(upright, pixels.shape[1::-1], interpolation=cv2.INTER_AREA)).mean() < 4
+    Image.fromarray(blocky_label((208, 208))).save(record["sem_seg_file_name"])
+    with pytest.raises(reader.SizeError, match="is 208x207, but its label .* is 208x208"):
+        mapper(record)
+
+
 def test_class_frequencies_match_resize_then_crop(record: dict[str, str]) -> None:
     mapper, image, label = build(), smooth_image(SIZE), blocky_label(SIZE)
     ours, theirs = np.zeros(256), np.zeros(256)
@@ -233,18 +280,24 @@ def test_range_sampling_draws_every_length_between(record: dict[str, str]) -> No
     assert {mapper(record)["image"].shape[1] for _ in range(40)} == {60, 61, 62, 63}
 
 
-@pytest.mark.parametrize(("divisibility", "expected"), [(0, (3, 105, 191)), (-1, (3, 105, 191)), (32, (3, 128, 192))])
-def test_size_divisibility(record: dict[str, str], divisibility: int, expected: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("divisibility", "expected"), [(0, (105, 191)), (-1, (105, 191)), (32, (128, 192))])
+def test_size_divisibility_is_left_to_the_model(
+    record: dict[str, str], divisibility: int, expected: tuple[int, ...]
+) -> None:
     sample = build(min_sizes=(105,), crop_size=None, size_divisibility=divisibility)(record)
-    assert tuple(sample["image"].shape) == expected
-    assert (sample["sem_seg"][105:] == 255).all()
+    assert tuple(sample["image"].shape) == (3, 105, 191)
+    assert sample["padded_size"] == expected
 
 
-def test_without_label_no_label_file_is_opened(record: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_label_nothing_of_a_label_is_read_but_its_size(
+    record: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a label was read")
 
     monkeypatch.setattr(reader, "read_label", refuse)
+    label = Path(record["sem_seg_file_name"])
+    label.write_bytes(label.read_bytes()[:26])  # the header
     sample = build(with_label=False, label_spaces={})(record | {"domain": 1})
     assert "sem_seg" not in sample
     assert sample["domain"] == 1

@@ -277,7 +277,7 @@ def test_an_estimator_is_shared_unless_regions_or_discriminators_differ() -> Non
         return stage_cfg(CONFIGS, name, "cityscapes", "bdd100k", Path("out"), "x.pth", opts)
 
     shared = cfg("estimator")
-    for name in ("tmt", "tmt-no-tma", "tmt-soft", "tmt-source-features", "tmt-uncertain"):
+    for name in ("tmt", "tmt-no-tma", "tmt-soft", "tmt-live", "tmt-random", "tmt-uncertain"):
         assert estimator_cfg(shared, cfg(name)).OUTPUT_DIR == "out/estimator"
     square = estimator_cfg(shared, cfg("tmt-square"))
     assert (square.OUTPUT_DIR, square.MODEL.TMT.REGIONS) == ("out/estimator-square", "square")

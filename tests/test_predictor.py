@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_records, tiny_cfg
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
+from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.deployment import Predictor
 from tmt_d2.evaluation import inference as inference_module
 
@@ -64,6 +65,30 @@ def test_every_kind_of_image(load: Callable[..., Predictor], tmp_path: Path) -> 
     assert torch.equal(predictions[0].labels, predictions[0].scores.argmax(0).to(torch.uint8))
     assert 0 <= predictions[0].transferability.min() < predictions[0].transferability.max() <= 1
     assert not torch.equal(predictor(rgb[:, :, ::-1]).scores, predictions[0].scores)  # the order of channels counts
+
+
+def test_a_picture_alone_is_as_stored_whoever_opens_it(
+    load: Callable[..., Predictor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So it is what the same file is in a data set whose labels belong to it as stored."""
+    predictor = load("MaskFormer")
+    rgb, path = picture(45, 70), tmp_path / "photo.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(rgb).save(path, exif=exif)
+    expected = predictor(rgb).scores
+    assert torch.equal(predictor(Image.open(path)).scores, expected)
+    assert not caplog.messages
+    assert torch.equal(predictor(path).scores, expected)
+    assert caplog.messages == [f"{path}: read as stored, without its EXIF orientation 6"]
+    label = tmp_path / "label.png"
+    Image.fromarray(np.zeros((45, 70), np.uint8)).save(label)
+    mapper = SemanticMapper(is_train=False, label_spaces={}, min_sizes=(0,), max_size=0)
+    item = mapper({"file_name": str(path), "sem_seg_file_name": str(label)})
+    assert torch.equal(predictor(item["image"].permute(1, 2, 0).numpy()).scores, expected)
+    seen = predictor(ImageOps.exif_transpose(Image.open(path)))
+    assert torch.equal(seen.scores, predictor(np.ascontiguousarray(np.rot90(rgb, -1))).scores)
+    assert seen.labels.shape == (70, 45)
 
 
 def test_grey_and_transparent_images(load: Callable[..., Predictor]) -> None:

@@ -16,6 +16,7 @@ from tmt_d2.data.label_spaces import (
     IGNORE,
     MAPILLARY_A,
     MAPILLARY_B,
+    MAPILLARY_PALETTE,
     OUTSIDE,
     PALETTE,
     SYNTHIA,
@@ -24,7 +25,16 @@ from tmt_d2.data.label_spaces import (
     TRAIN_IDS,
     LabelSpace,
 )
-from tmt_d2.data.reader import DataError, SizeError, UndefinedIdError, read_image, read_label, read_pair
+from tmt_d2.data.reader import (
+    DataError,
+    SizeError,
+    UndefinedIdError,
+    exif_orientation,
+    read_image,
+    read_image_of,
+    read_label,
+    read_pair,
+)
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 ALL_SPACES = (CITYSCAPES, TRAIN_IDS, BDD100K, MAPILLARY_A, MAPILLARY_B, GTAV, SYNTHIA)
@@ -189,6 +199,12 @@ def test_a_label_that_has_lost_its_ids_is_an_error(tmp_path: Path, image: Image.
         read_label(str(tmp_path / "label.png"), GTAV)
 
 
+def test_a_png_of_nothing_but_its_ends_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "label.png").write_bytes(b"\x89PNG\r\n\x1a\nIEND")
+    with pytest.raises(DataError, match=r"label\.png: is not a PNG file"):
+        read_label(str(tmp_path / "label.png"), CITYSCAPES)
+
+
 def test_a_jpeg_is_no_label(tmp_path: Path) -> None:
     Image.new("L", (4, 3)).save(tmp_path / "label.png", "JPEG")
     with pytest.raises(DataError, match="is not a PNG file"):
@@ -217,6 +233,63 @@ def test_labels_of_mapillary_2_are_rejected_with_a_hint(tmp_path: Path) -> None:
             read_label(path, space)
     path = save_label(tmp_path / "label.png", np.array([[13, 65]]), palette=True)
     assert read_label(path, MAPILLARY_A).tolist() == [[0, 255]]
+
+
+# The first colours of the two palettes, as the data sets ship them.
+VISTAS_1 = [(165, 42, 42), (0, 192, 0), (196, 196, 196), (190, 153, 153)]
+VISTAS_2 = [(165, 42, 42), (0, 192, 0), (250, 170, 31), (250, 170, 32), (196, 196, 196)]
+
+
+def save_coloured(path: Path, ids: list[int], colours: list[tuple[int, int, int]]) -> str:
+    image = Image.fromarray(np.array([ids], np.uint8))
+    image.putpalette([value for colour in colours for value in colour])
+    image.save(path)
+    return str(path)
+
+
+def test_the_palette_tells_labels_of_mapillary_2_whose_ids_version_1_has_too(tmp_path: Path) -> None:
+    path = save_coloured(tmp_path / "label.png", [2, 3, 4], VISTAS_2)
+    for space in (MAPILLARY_A, MAPILLARY_B):
+        with pytest.raises(UndefinedIdError) as error:
+            read_label(path, space)
+        assert str(error.value) == (
+            f"{path}: its palette has 250,170,31 for id 2; these are v2.0 labels: take those of v1.2, "
+            "in {training,validation}/v1.2/labels"
+        )
+    own = LabelSpace("town", {4: 1}, frozenset({2, 3}))  # a table of v2.0's ids, in a data set of one's own
+    assert read_label(path, own).tolist() == [[255, 255, 1]]
+
+
+@pytest.mark.parametrize("colours", [VISTAS_1, [(250, 170, 31)], [(0, 0, 0)] * 256, None])
+def test_other_palettes_of_mapillary_and_none_go_by_the_ids(
+    tmp_path: Path, colours: list[tuple[int, int, int]] | None
+) -> None:
+    def save(ids: list[int]) -> str:
+        if colours is None:
+            return save_label(tmp_path / "label.png", np.array([ids]))
+        return save_coloured(tmp_path / "label.png", ids, colours + [(9, 9, 9)] * (256 - len(colours)))
+
+    assert read_label(save([2, 3, 65]), MAPILLARY_A).tolist() == [[1, 4, 255]]
+    with pytest.raises(UndefinedIdError, match=r"ids 66 are not defined .*v2\.0"):
+        read_label(save([2, 3, 66]), MAPILLARY_A)
+
+
+def test_a_palette_too_short_for_the_colour_that_tells(tmp_path: Path) -> None:
+    assert read_label(save_coloured(tmp_path / "label.png", [0, 1], VISTAS_2[:2]), MAPILLARY_A).tolist() == [[255, 255]]
+
+
+def test_the_palette_is_looked_at_without_decoding_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, reopen = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda *args: opened.append(1) or reopen(*args))
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded once more"))
+    read_label(save_coloured(tmp_path / "label.png", [2, 3], VISTAS_1), MAPILLARY_A)
+    assert opened == [1]
+
+
+def test_the_palette_of_mapillary_has_a_colour_for_every_id_and_that_of_the_class_where_both_have_one() -> None:
+    assert len(MAPILLARY_PALETTE) == 66 and list(MAPILLARY_PALETTE[:4]) == VISTAS_1
+    for value in (3, 6, 13, 15, 17, 27, 29, 30, 45, 48, 50, 52, 54, 55, 57, 58, 61):
+        assert MAPILLARY_PALETTE[value] == PALETTE[MAPILLARY_A.train_ids[value]]
 
 
 def test_files_of_train_ids_in_cityscapes_are_read_as_such(tmp_path: Path) -> None:
@@ -298,3 +371,99 @@ def test_a_label_on_its_side_without_an_exif_orientation_is_an_error(tmp_path: P
     record["sem_seg_file_name"] = save_label(tmp_path / "label.png", np.zeros((48, 32)))
     with pytest.raises(SizeError, match=r"is 48x32, but its label .* is 32x48"):
         read_pair(record, CITYSCAPES)
+
+
+# ---- EXIF orientation: one rule, whoever reads
+
+
+def with_orientation(path: Path, orientation: int | None, size: tuple[int, int] = (32, 48), **options: object) -> str:
+    """A picture of `size` (height, width) as stored, with no two corners alike."""
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    Image.fromarray(cv2.resize(picture(2, 2), size[::-1], interpolation=cv2.INTER_CUBIC)).save(
+        path, exif=exif, **options
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("orientation", [None, *range(10)])
+def test_the_orientation_that_is_said_is_the_one_that_is_applied(
+    tmp_path: Path, suffix: str, orientation: int | None
+) -> None:
+    options = {"lossless": True} if suffix == "webp" else {"quality": 100} if suffix == "jpg" else {}
+    path = with_orientation(tmp_path / f"image.{suffix}", orientation, **options)
+    said = orientation if orientation in range(1, 9) else 1
+    assert exif_orientation(path) == said
+    stored = read_image(path)
+    turned = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.transpose(1, 0, 2),
+        6: np.rot90(stored, -1),
+        7: stored[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(stored),
+    }
+    assert np.array_equal(read_image(path, oriented=True), turned[said])
+    assert stored.shape == (32, 48, 3)
+    assert sum(np.array_equal(turned[said], other) for other in turned.values()) == 1  # no two are alike
+
+
+def test_files_without_a_readable_orientation_have_none(tmp_path: Path) -> None:
+    assert exif_orientation(str(tmp_path / "gone.jpg")) == 1
+    (tmp_path / "text.jpg").write_text("no image")
+    assert exif_orientation(str(tmp_path / "text.jpg")) == 1
+    Image.fromarray(picture()).save(tmp_path / "damaged.jpg", exif=b"Exif\0\0MM\0*\xff\xff")
+    assert exif_orientation(str(tmp_path / "damaged.jpg")) == 1
+    path = with_orientation(tmp_path / "image.tif", 6)  # decoders turn it, whatever they are asked
+    assert exif_orientation(path) == 1 and read_image(path).shape == (48, 32, 3)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (40, 40)])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_the_same_with_its_label_with_the_size_of_it_and_where_nothing_tells_alone(
+    tmp_path: Path, size: tuple[int, int], orientation: int
+) -> None:
+    path = with_orientation(tmp_path / "image.png", orientation, size)
+    stored, turned = read_image(path), read_image(path, oriented=True)
+    for label_size in {size, size[::-1]}:
+        record = {"file_name": path, "sem_seg_file_name": save_label(tmp_path / "label.png", np.zeros(label_size))}
+        if label_size == size:
+            expected = stored
+        elif turned.shape[:2] == label_size:
+            expected = turned
+        else:
+            for read in (read_image_of, lambda record: read_pair(record, CITYSCAPES)):
+                with pytest.raises(SizeError, match=r"image\.png is 48x32, but its label .* is 32x48"):
+                    read(record)
+            continue
+        assert np.array_equal(read_image_of(record), expected)
+        assert np.array_equal(read_pair(record, CITYSCAPES)[0], expected)
+        assert np.array_equal(read_image_of(record, "BGR", label_size), expected[..., ::-1])
+    assert np.array_equal(read_image_of({"file_name": path}), stored)
+
+
+def test_a_lone_picture_that_is_not_turned_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    turned, plain = with_orientation(tmp_path / "turned.jpg", 6), with_orientation(tmp_path / "plain.jpg", 1)
+    for path in (turned, plain, turned):
+        assert read_image_of({"file_name": path}).shape == (32, 48, 3)
+    assert caplog.messages == [f"{turned}: read as stored, without its EXIF orientation 6"]
+    record = {"file_name": turned, "sem_seg_file_name": save_label(tmp_path / "label.png", np.zeros((32, 48)))}
+    read_image_of(record)
+    assert len(caplog.messages) == 1
+
+
+def test_of_a_label_that_only_says_its_size_the_header_is_enough(tmp_path: Path) -> None:
+    label = Path(save_label(tmp_path / "label.png", np.zeros((48, 32))))
+    label.write_bytes(label.read_bytes()[:26])
+    record = {"file_name": with_orientation(tmp_path / "image.jpg", 8), "sem_seg_file_name": str(label)}
+    assert read_image_of(record).shape == (48, 32, 3)
+    label.write_bytes(label.read_bytes()[:25])
+    with pytest.raises(DataError, match=r"label\.png: is not a PNG file, as labels are, or cut within its first 26 by"):
+        read_image_of(record)
+    label.unlink()
+    with pytest.raises(DataError, match=r"label\.png: cannot be read \(No such file or directory\)"):
+        read_image_of(record)

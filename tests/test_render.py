@@ -148,6 +148,13 @@ def test_synthia_validation_numbers_end_in_nine() -> None:
     assert len(names["train"]) == 11 and not any(name.endswith("9") for name in names["train"])
 
 
+def test_labels_of_mapillary_have_the_palette_of_its_version_1(root: Path) -> None:
+    for path in (root / "mapillary_vistas").rglob("labels/*.png"):
+        palette = Image.open(path).getpalette()
+        assert palette is not None and palette[:9] == [165, 42, 42, 0, 192, 0, 196, 196, 196]
+        assert palette[3 * 13 : 3 * 14] == [128, 64, 128] and palette[3 * 65 : 3 * 66] == [0, 0, 0]
+
+
 def test_mapillary_varies_in_size_and_some_files_carry_an_orientation(root: Path) -> None:
     opened = [Image.open(path) for path in sorted((root / "mapillary_vistas/training/images").iterdir())]
     assert len({image.size for image in opened}) > 2

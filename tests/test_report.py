@@ -1,4 +1,4 @@
-"""The report: its arithmetic, its files, and the page in a browser."""
+"""The report: its parts, its files, and the page in a browser."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from tmt_d2.report.page import render_page
 from tmt_d2.report.paper import paper_miou
 from tmt_d2.report.results import read_results
 from tmt_d2.report.sections.comparison import results_table
-from tmt_d2.report.statistics import correlation, paired_difference, spread
 from tmt_d2.report.summary import tiles
 from tmt_d2.report.tables import latex_table
 from tmt_d2.report.view import View
@@ -92,6 +91,9 @@ def make_matrix(
                         about_it = {**about, "kind": "finetune", "method": method, "label_fraction": fraction}
                         record(folder, metrics(float(value), rng), **about_it)
                         (folder / "config.yaml").write_text(texts[method])
+                        if method == "tmt":
+                            drift = {"spearman_to_step_0": [0.81, 0.52, 0.43], "spread": [0.1] * 3, "error": [0.2] * 3}
+                            (folder / "transferability.json").write_text(json.dumps(drift))
                         lines = [{"iteration": i, "total_loss": 40 / (1 + i / 40) - gain} for i in range(19, 120, 20)]
                         (folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
                 for value in (0.0, 0.1, 0.5) if "tmt" in methods else ():
@@ -116,59 +118,7 @@ def matrix(tmp_path_factory) -> Path:
     return output
 
 
-# --- arithmetic
-
-
-def test_spread_by_hand() -> None:
-    assert spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
-    assert spread([5.0]) == (5.0, None)
-
-
-def test_differences_are_paired() -> None:
-    """Pairs differ by far more than methods; only what both methods have counts."""
-    base = {((str(i), "t"), 1): 10.0 * i for i in range(6)}
-    better = {key: value + 1 for key, value in base.items()} | {(("x", "t"), 1): 99.0}
-    found = paired_difference(better, base)
-    assert found is not None
-    assert (found.mean, found.low, found.high, found.n) == (1.0, 1.0, 1.0, 6)
-    assert found.is_clear
-    assert paired_difference(base, {}) is None
-
-
-def test_noise_is_not_sold_as_gain() -> None:
-    rng = np.random.default_rng(0)
-    base = {((str(i), "t"), 1): float(rng.normal()) for i in range(20)}
-    clear = 0
-    for _ in range(40):
-        other = {key: float(rng.normal()) for key in base}
-        found = paired_difference(other, base)
-        assert found is not None
-        clear += found.is_clear
-    assert clear <= 8  # 5 % of 40 are 2
-
-
-def test_seeds_of_one_pair_are_no_independent_evidence() -> None:
-    base = {((str(i), "t"), seed): 0.0 for i in range(4) for seed in range(10)}
-    other = {key: float(int(key[0][0]) - 1) for key in base}  # a pair's seeds all say the same
-    alone = {key: value for key, value in other.items() if key[1] == 0}
-    many, few = paired_difference(other, base), paired_difference(alone, base)
-    assert many is not None
-    assert few is not None
-    assert (many.low, many.high) == pytest.approx((few.low, few.high))
-
-
-def test_two_cells_have_no_interval() -> None:
-    found = paired_difference(
-        {(("a", "b"), 1): 1.0, (("b", "a"), 1): 2.0}, {(("a", "b"), 1): 0.0, (("b", "a"), 1): 0.0}
-    )
-    assert found is not None
-    assert (found.mean, found.low, found.is_clear) == (1.5, None, False)
-
-
-def test_correlation() -> None:
-    assert correlation([1, 2, 3], [10, 20, 60]) == (1.0, pytest.approx(0.9449, abs=1e-4))
-    assert correlation([1, 2], [1, 2]) is None
-    assert correlation([1, 1, 1], [1, 2, 3]) is None
+# --- parts
 
 
 def test_paper_means_are_those_of_its_summary() -> None:
@@ -223,6 +173,8 @@ def test_page_says_what_was_found(matrix) -> None:
     assert "a gain." in text
     assert "bdd100k → cityscapes" in text
     assert "paper: tmt" in text
+    assert "correlation of T with T before it" in text
+    assert "0.52" in text
     for anchor in (
         "table",
         "differences",

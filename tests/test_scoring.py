@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import score
-from tests.small_runs import CONFIGS, make_scenes, options, save_start, small_cfg
+from tests.small_runs import CONFIGS, make_scenes, options, save_start, small_cfg, store_anew
 from tmt_d2.engine.scoring import Samples, linear_pad, ranked, score_checkpoint, scores
 
 
@@ -102,6 +102,18 @@ def test_command_ranks_checkpoints(start, tmp_path, monkeypatch, capsys) -> None
     monkeypatch.setattr("sys.argv", ["score.py", *arguments, "--sources", "gtav", "--", *options()])
     with pytest.raises(ValueError, match="--sources names 1 data sets for 2 checkpoints"):
         score.main()
+
+
+def test_pictures_on_their_side_score_as_upright_ones(start, tmp_path, monkeypatch) -> None:
+    make_scenes(tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    cfg = small_cfg("full", tmp_path, start[1])
+    found = []
+    for on_its_side in (False, True):
+        for path in (tmp_path / "bdd100k/images/10k/train").iterdir():
+            store_anew(path, on_its_side)
+        found.append(score_checkpoint(cfg, ["bdd100k_sem_seg_train"], images=2, pixels=40, draws=1))
+    assert found[0] == found[1]
 
 
 def test_too_few_images(start, tmp_path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from demo import visualize_attention as tool
+from tests.small_runs import store_anew
 from tmt_d2 import setup_cfg
 from tmt_d2.data.label_spaces import CLASSES, PALETTE, TRAIN_ID, TRAIN_IDS
 from tmt_d2.data.registration import register_split
@@ -439,6 +441,20 @@ def test_a_split_with_two_models_side_by_side_as_pdf(folder: Path, tmp_path: Pat
     assert second["levels"] == [] and second["p_t"] is None and first["p_t"] == 0.3
     assert [query["class"] for query in first["queries"]] == [query["class"] for query in second["queries"]]
     assert first["pixel_error"] > 0
+
+
+def test_a_picture_on_its_side_is_shown_as_its_label_has_it_and_alone_as_stored(folder: Path, tmp_path: Path) -> None:
+    records = []
+    for on_its_side in (False, True):
+        path = tmp_path / f"{on_its_side}.png"
+        shutil.copy(folder / "images" / "wide.png", path)
+        store_anew(path, on_its_side)
+        records.append({**DatasetCatalog.get("pictures_val")[0], "file_name": str(path)})
+    loaded = tool.load(FULL, str(folder / "full.pth"), ["INPUT.MIN_SIZE_TEST", "64"])
+    upright, turned = (tool.report_image(loaded, record, [], 1, [0]) for record in records)
+    assert np.array_equal(upright.picture, turned.picture) and np.array_equal(upright.prediction, turned.prediction)
+    alone = tool.report_image(loaded, {"file_name": records[1]["file_name"]}, [], 1, [0])
+    assert alone.picture.shape == (143, 61, 3) and alone.prediction.shape == (143, 61)
 
 
 def test_a_plain_model_alone_and_overrides(folder: Path, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ STAGES = ("source", "estimator", "finetune")
 METHODS = ("linear", "full", "leep", "otce", "tmt")
 MASK_RULES = ("foreground", "uncertain")
 REGIONS = ("adaptive", "square")
-ACTE_FEATURES = ("live", "source")
+ACTE_FEATURES = ("source", "live")
+RANKINGS = ("T", "random", "inverted")
 IGNORED_PIXELS = ("background", "ignore")
 AMP_DTYPES = ("float16", "bfloat16")
 
@@ -112,7 +113,9 @@ def add_tmt_config(cfg: CfgNode) -> None:
     tmt.CELL_SIZES = [2, 4, 8]  # c: a region starts as a c x c cell of the level, 64 x 64 image pixels
     tmt.ITERATIONS = 6  # L
     tmt.KAPPA = 10.0  # kappa: sharpness of the similarity exp(kappa * cos(f(r), chi(p))) (Eq. 7)
-    tmt.FEATURES = "live"  # what ACTE sees: the model's own features, or "source": a frozen copy of the source model's
+    # What ACTE sees: "source": the features of the frozen source model, those that E has learned on, so T of a picture
+    # never changes; or "live": the model's own, in evaluation mode, with which T drifts while they are fine-tuned.
+    tmt.FEATURES = "source"
     # Discriminator E (Eqs. 2-5, 10), one per level.
     tmt.DISCRIMINATOR = CfgNode()
     tmt.DISCRIMINATOR.HIDDEN_DIM = 64  # 0: a linear classifier
@@ -127,6 +130,10 @@ def add_tmt_config(cfg: CfgNode) -> None:
     # A variant of ours: what p_T would exclude is attended to less, the less the higher T ranks (transferability_bias).
     tmt.SOFT = False
     tmt.SOFT_STRENGTH = 4.0  # subtracted from the attention score at the highest T; infinite = the hard mask
+    # Controls that tell what T itself does: exclude the share p_T with the lowest T ("inverted"), or any ("random");
+    # and with TRAIN_ATTENTION False only inference is masked, after training that is the same as that of `full`.
+    tmt.RANK_BY = "T"
+    tmt.TRAIN_ATTENTION = True
 
     cfg.MODEL.TMT.OUTPUT_TRANSFERABILITY = False  # add "transferability" (per-level maps T) to each output
 
@@ -154,6 +161,10 @@ def add_tmt_config(cfg: CfgNode) -> None:
     transfer.ESTIMATOR = CfgNode()
     transfer.ESTIMATOR.TARGET_ERROR = 0.0  # a level takes no step while its running training error is below this
     transfer.ESTIMATOR.HELD_OUT = 200  # images per domain on which the proxy A-distance is measured
+    # With FEATURES "source": the folder where T of every training picture is kept, made once and read like a label.
+    # "auto": `transferability` beside MODEL.WEIGHTS, shared by all who start from it; "": T is made in every step.
+    transfer.MAPS = "auto"
+    transfer.DRIFT_IMAGES = 20  # held-out images per domain on which the drift of T is measured with every evaluation
 
     cfg.DATASETS.SOURCE_TRAIN = ()  # estimator: source-domain splits (DATASETS.TRAIN: target-domain splits)
     cfg.DATASETS.SOURCE_TEST = ()  # estimator: held-out source images (DATASETS.TEST: held-out target images)
@@ -208,6 +219,7 @@ def check_cfg(cfg: CfgNode) -> None:
     _check_choice("MODEL.TMT.REGIONS", tmt.REGIONS, REGIONS)
     _check_choice("MODEL.TMT.FEATURES", tmt.FEATURES, ACTE_FEATURES)
     _check_choice("MODEL.MASK_FORMER.IGNORED_PIXELS", cfg.MODEL.MASK_FORMER.IGNORED_PIXELS, IGNORED_PIXELS)
+    _check_choice("MODEL.TMT.RANK_BY", tmt.RANK_BY, RANKINGS)
     _check_choice("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, AMP_DTYPES)
     for key in ("ACCUMULATION_STEPS", "CHECKPOINTS_KEPT"):
         if cfg.SOLVER[key] < 1:

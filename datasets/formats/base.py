@@ -55,7 +55,7 @@ class Format(ABC):
         return table
 
     def palette(self) -> list[int]:
-        """768 values for a palette PNG: each id in the colour of its class, ignored ids black."""
+        """R, G, B of each id for a palette PNG: here the colour of its class, ignored ids black."""
         colours = np.zeros((256, 3), np.uint8)
         for own, train_id in self.labels.train_ids.items():
             colours[own] = PALETTE[train_id]

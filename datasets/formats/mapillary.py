@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.formats.base import Format, Frame, write_jpeg, write_palette_png
-from tmt_d2.data.label_spaces import MAPILLARY_A
+from tmt_d2.data.label_spaces import MAPILLARY_A, MAPILLARY_PALETTE
 
 _FOLDERS = {"train": "training", "val": "validation"}
 _WITH_EXIF = 2  # so many images of a split carry an orientation tag, as phones write it
@@ -22,6 +22,10 @@ class Mapillary(Format):
             "train": [f"tr{index:020d}" for index in range(train)],
             "val": [f"va{index:020d}" for index in range(val)],
         }
+
+    def palette(self) -> list[int]:
+        """That of v1.2, by which the reader tells its labels from those of v2.0."""
+        return [value for colour in MAPILLARY_PALETTE for value in colour]
 
     def write(self, base: Path, frame: Frame, image: np.ndarray, ids: np.ndarray) -> None:
         folder = base / _FOLDERS[frame.split]

@@ -22,10 +22,10 @@ from detectron2.data.transforms import ResizeShortestEdge
 from tmt_d2.data import reader
 from tmt_d2.data.augmentation import Crop, crop_image, crop_label, ssd_colors
 from tmt_d2.data.label_spaces import IGNORE, LabelSpace
+from tmt_d2.data.maps import TransferabilityMaps
 from tmt_d2.data.reader import ChannelOrder
 from tmt_d2.data.registration import label_space_of
 
-PAD_VALUE = 128  # Mask2Former's padding; close to the pixel mean, so that it is close to 0 in the network
 CROP_ATTEMPTS = 10  # draws until no class fills more than SINGLE_CATEGORY_MAX_AREA of a crop
 PASSED_ON = ("file_name", "sem_seg_file_name", "image_id", "dataset", "domain")
 
@@ -34,8 +34,10 @@ class SemanticMapper:
     """A record {"file_name", "sem_seg_file_name", "image_id", "dataset"} -> one model input.
 
     In training: ``image`` uint8 (3, h, w) and, unless ``with_label`` is off, ``sem_seg`` uint8 (h, w)
-    of train ids, padded to the crop size with 128 and 255. In testing: ``image`` only, its shortest edge
-    resized. Both carry ``height`` and ``width`` of the file, and the record's names.
+    of train ids, at most as large as the crop. Nothing is padded here, for padding must be known as such;
+    ``padded_size`` (H, W) is what the model shall pad to: of the crop, so that positions are encoded alike
+    in every micro-batch and process. In testing: ``image`` only, its shortest edge resized. Both carry
+    ``height`` and ``width`` of the label, or of a lone image, and the record's names.
     """
 
     @configurable
@@ -54,6 +56,7 @@ class SemanticMapper:
         size_divisibility: int = 0,
         image_format: ChannelOrder = "RGB",
         with_label: bool = True,
+        maps: TransferabilityMaps | None = None,
     ) -> None:
         """
         Args:
@@ -66,9 +69,10 @@ class SemanticMapper:
             single_category_max_area: below 1, crops in which one class fills more are drawn again.
             color_jitter: SSD's colour augmentation.
             horizontal_flip: mirror every other image.
-            size_divisibility: pad to multiples of it (values below 2: do not).
+            size_divisibility: ``padded_size`` is a multiple of it.
             image_format: ``"RGB"`` or ``"BGR"``.
-            with_label: False never opens a label file.
+            with_label: False reads no label; of its file only the size, which tells whether the image lies on its side.
+            maps: in training also give ``transferability``, the crop of each level's map.
         """
         if min_size_sampling not in ("choice", "range"):
             raise ValueError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING={min_size_sampling!r}: use 'choice' or 'range'")
@@ -88,9 +92,12 @@ class SemanticMapper:
         self.size_divisibility = size_divisibility
         self.image_format = image_format
         self.with_label = with_label
+        self.maps = maps
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True, with_label: bool = True) -> dict[str, Any]:
+    def from_config(
+        cls, cfg: CfgNode, is_train: bool = True, with_label: bool = True, maps: TransferabilityMaps | None = None
+    ) -> dict[str, Any]:
         names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
         values = {
             "is_train": is_train,
@@ -113,34 +120,37 @@ class SemanticMapper:
             "horizontal_flip": cfg.INPUT.RANDOM_FLIP == "horizontal",
             "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY,
             "with_label": with_label,
+            "maps": maps,
         }
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
         sample = {key: record[key] for key in PASSED_ON if key in record}
         if not self.is_train:
-            image = reader.read_image(record["file_name"], self.image_format)
+            image = reader.read_image_of(record, self.image_format)
             size = image.shape[:2]
             crop = _whole(size, self._resized(size, self.min_sizes[0]))
             return sample | {"image": _channels_first(crop_image(image, crop)), "height": size[0], "width": size[1]}
 
         if self.with_label:
-            pixels, sem_seg, size = self._read_crop(record)
+            pixels, sem_seg, crop = self._read_crop(record)
         else:
-            image = reader.read_image(record["file_name"], self.image_format)
-            size, sem_seg = image.shape[:2], None
-            pixels = crop_image(image, self._draw_crop(size))
-        height, width = self._padded_size(pixels.shape[:2])
-        sample |= {"height": size[0], "width": size[1]}
+            image = reader.read_image_of(record, self.image_format)
+            crop, sem_seg = self._draw_crop(image.shape[:2]), None
+            pixels = crop_image(image, crop)
+        size = crop.source
+        sample |= {"height": size[0], "width": size[1], "padded_size": self._padded_size(pixels.shape[:2])}
         if self.color_jitter:
             pixels = ssd_colors(pixels, rgb=self.image_format == "RGB")
         mirrored = self.horizontal_flip and np.random.rand() < 0.5
-        sample["image"] = _channels_first(pixels, mirrored, (height, width), PAD_VALUE)
+        sample["image"] = _channels_first(pixels, mirrored)
         if sem_seg is not None:
-            sample["sem_seg"] = _channels_first(sem_seg[..., None], mirrored, (height, width), IGNORE)[0]
+            sample["sem_seg"] = _channels_first(sem_seg[..., None], mirrored)[0]
+        if self.maps is not None:
+            sample["transferability"] = self.maps.crop(record, crop, mirrored)
         return sample
 
-    def _read_crop(self, record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-        """Pixels and labels of a random crop, and the size of the file; large JPEG files are only decoded in part."""
+    def _read_crop(self, record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, Crop]:
+        """Pixels and labels of a random crop, and which it is; large JPEG files are only decoded in part."""
         space = self.label_spaces.get(record["dataset"]) or label_space_of(record["dataset"])
         label = reader.read_label(record["sem_seg_file_name"], space)
         size = label.shape[:2]
@@ -149,11 +159,8 @@ class SemanticMapper:
         if crop.reduction > 1:
             reduced = _read_reduced(record["file_name"], self.image_format, size, crop.reduction)
             if reduced is not None:
-                return crop_image(reduced, crop, crop.reduction), sem_seg, size
-        image = reader.read_image(record["file_name"], self.image_format)
-        if image.shape[:2] != size:  # lies on its side, or does not belong to the label
-            image, _ = reader.read_pair(record, space, self.image_format)
-        return crop_image(image, crop), sem_seg, size
+                return crop_image(reduced, crop, crop.reduction), sem_seg, crop
+        return crop_image(reader.read_image_of(record, self.image_format, size), crop), sem_seg, crop
 
     def _resized(self, size: tuple[int, int], min_size: int) -> tuple[int, int]:
         return ResizeShortestEdge.get_output_shape(*size, min_size, self.max_size) if min_size else size
@@ -188,6 +195,8 @@ def _read_reduced(path: str, image_format: ChannelOrder, size: tuple[int, int], 
     data = Path(path).read_bytes() if os.path.isfile(path) else b""
     if not data.startswith(reader.JPEG) or b"\xff\xd9" not in data[-64:]:
         return None
+    if reader.stored_size(data) != size:  # a fraction of it, rounded up, may be that of another size
+        return None
     flags = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}[reduction]
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None or image.shape[:2] != (-(-size[0] // reduction), -(-size[1] // reduction)):
@@ -205,11 +214,7 @@ def _is_varied(sem_seg: np.ndarray, max_area: float) -> bool:
     return bool(np.count_nonzero(counts) > 1 and counts.max() < counts.sum() * max_area)
 
 
-def _channels_first(
-    pixels: np.ndarray, mirrored: bool = False, size: tuple[int, int] | None = None, fill: int = 0
-) -> torch.Tensor:
-    """(h, w, C) -> contiguous (C, *size), mirrored first, then filled at the right and the bottom."""
-    height, width = pixels.shape[:2]
-    planes = np.full((pixels.shape[2], *(size or (height, width))), fill, np.uint8)
-    planes[:, :height, :width] = (pixels[:, ::-1] if mirrored else pixels).transpose(2, 0, 1)
-    return torch.from_numpy(planes)
+def _channels_first(pixels: np.ndarray, mirrored: bool = False) -> torch.Tensor:
+    """(h, w, C) -> contiguous (C, h, w), mirrored if asked."""
+    planes = (pixels[:, ::-1] if mirrored else pixels).transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(planes))

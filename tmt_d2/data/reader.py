@@ -7,22 +7,35 @@ an id its data set does not define, is an error: it would otherwise train or sco
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
+from detectron2.utils.logger import log_first_n
 from PIL import Image
 
-from tmt_d2.data.label_spaces import CITYSCAPES, MAPILLARY_A, MAPILLARY_B, OUTSIDE, TRAIN_IDS, LabelSpace
+from tmt_d2.data.label_spaces import (
+    CITYSCAPES,
+    MAPILLARY_2_COLOUR,
+    MAPILLARY_A,
+    MAPILLARY_B,
+    OUTSIDE,
+    TRAIN_IDS,
+    LabelSpace,
+)
 
 ChannelOrder = Literal["RGB", "BGR"]
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
 JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"  # neither can occur within picture data
+PNG_HEADER = 26  # bytes up to the end of width, height, depth and kind of colour
+ORIENTATION = 0x0112  # EXIF's number for it
 MAX_IDS_SHOWN = 5
+MAPILLARY_2_HINT = "these are v2.0 labels: take those of v1.2, in {training,validation}/v1.2/labels"
 
 
 class DataError(ValueError):
@@ -34,17 +47,22 @@ class SizeError(DataError):
 
 
 class UndefinedIdError(DataError):
-    """A label file holds an id that its data set does not define."""
+    """A label file holds ids that its data set does not define, or that mean other things in it."""
 
 
 def read_image(path: str, format: ChannelOrder = "RGB", oriented: bool = False) -> np.ndarray:
-    """Read an image of any kind that OpenCV knows.
+    """Read an image of any kind that OpenCV knows, as it is stored.
+
+    The rule for the EXIF orientation, held by `read_image_of` for all that reads records: a picture is taken as
+    stored, unless it has a label and only the turned picture has the label's size. A label has no such entry, and those
+    of most data sets belong to the picture as stored. Sizes do not tell half a turn, a mirror image or a square, and a
+    lone picture has no label: all these are as stored, so that a picture predicted alone is what it is in its data set.
 
     Args:
         path: the file.
         format: order of the channels in the result.
-        oriented: turn the image as its EXIF orientation says. Labels have no such entry and mostly belong to the
-            image as stored, so this is off; see `read_pair`.
+        oriented: turn the image as its EXIF orientation says, to what a person sees elsewhere. (TIFF files always come
+            so: OpenCV and Pillow turn them while decoding.)
 
     Returns:
         (H, W, 3) uint8, C-contiguous. Grey images are repeated, transparency is dropped.
@@ -69,12 +87,13 @@ def read_label(path: str, label_space: LabelSpace) -> np.ndarray:
 
     Raises:
         DataError: the file is missing, empty, truncated, or not encoded as `label_space` says, or holds ids that
-            `label_space` does not define.
+            `label_space` does not define; or it is one of Mapillary Vistas v2.0, which its palette tells whatever ids
+            it holds (one without that palette goes by its ids).
     """
     if label_space is CITYSCAPES and str(path).endswith("_labelTrainIds.png"):
         label_space = TRAIN_IDS
     data = _read_whole(path)
-    ids = _synthia_ids(path, data) if label_space.encoding == "synthia" else _index_ids(path, data)
+    ids = _synthia_ids(path, data) if label_space.encoding == "synthia" else _index_ids(path, data, label_space)
     # No table defines id 255 of a 16-bit file, so every id above 255 may stand there as 255.
     label = cv2.LUT(ids if ids.dtype == np.uint8 else np.minimum(ids, 255).astype(np.uint8), label_space.lookup())
     outside = label == OUTSIDE
@@ -83,30 +102,86 @@ def read_label(path: str, label_space: LabelSpace) -> np.ndarray:
     return label
 
 
+def read_image_of(
+    record: Mapping[str, Any], format: ChannelOrder = "RGB", size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Read the image of one record, turned where its label wants it so; see `read_image` for the rule.
+
+    Args:
+        record: ``file_name``, and ``sem_seg_file_name`` where there is a label.
+        format: order of the channels in the result.
+        size: (H, W) of the label where that is known; otherwise it is read from the header of the label's file.
+
+    Returns:
+        (H, W, 3) uint8, of the size of its label. Without a label as stored; the log then says what was not applied.
+
+    Raises:
+        DataError: as `read_image`, the label has no header, or the sizes differ.
+    """
+    path, label_path = record["file_name"], record.get("sem_seg_file_name")
+    image = read_image(path, format)
+    if label_path is None:
+        if (orientation := exif_orientation(path)) != 1:
+            message = f"{path}: read as stored, without its EXIF orientation {orientation}"
+            log_first_n(logging.WARNING, message, key="message")
+        return image
+    size = size or _size_in_header(label_path)
+    if image.shape[:2] == size:
+        return image
+    turned = read_image(path, format, oriented=True)
+    if turned.shape[:2] != size:
+        (height, width), (label_height, label_width) = image.shape[:2], size
+        raise SizeError(f"{path} is {width}x{height}, but its label {label_path} is {label_width}x{label_height}")
+    return turned
+
+
 def read_pair(
-    record: Mapping[str, str], label_space: LabelSpace, format: ChannelOrder = "RGB"
+    record: Mapping[str, Any], label_space: LabelSpace, format: ChannelOrder = "RGB"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read the image and the label of one record (``file_name``, ``sem_seg_file_name``).
-
-    The EXIF orientation of the image is applied only where the label has the size of the turned image.
 
     Returns:
         image (H, W, 3) uint8 and label (H, W) uint8 train ids, of the same size.
 
     Raises:
-        DataError: as `read_image` and `read_label`, or the sizes differ.
+        DataError: as `read_image_of` and `read_label`.
     """
-    image_path, label_path = record["file_name"], record["sem_seg_file_name"]
-    image, label = read_image(image_path, format), read_label(label_path, label_space)
-    if image.shape[:2] != label.shape:
-        turned = read_image(image_path, format, oriented=True)
-        if turned.shape[:2] != label.shape:
-            (height, width), (label_height, label_width) = image.shape[:2], label.shape
-            raise SizeError(
-                f"{image_path} is {width}x{height}, but its label {label_path} is {label_width}x{label_height}"
-            )
-        image = turned
-    return image, label
+    label = read_label(record["sem_seg_file_name"], label_space)
+    height, width = label.shape
+    return read_image_of(record, format, (height, width)), label
+
+
+def exif_orientation(path: str) -> int:
+    """1 to 8, what an EXIF entry says about turning a file once it is decoded; 1, as it is, where nothing does."""
+    try:
+        with Image.open(path) as image:  # reads the header only
+            exif = Image.Exif()
+            exif.load(image.info.get("exif", b""))
+    except Exception:  # Pillow raises OSError, SyntaxError, ValueError, ... for damaged files: `read_image` names them
+        return 1
+    orientation = exif.get(ORIENTATION, 1)
+    return orientation if orientation in range(1, 9) else 1
+
+
+def stored_size(data: bytes) -> tuple[int, int] | None:
+    """(H, W) that the header of an encoded image states, as stored; None where there is no such header."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.height, image.width
+    except Exception:  # as above
+        return None
+
+
+def _size_in_header(path: str) -> tuple[int, int]:
+    """(H, W) of a label file, of which nothing else is read."""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(PNG_HEADER)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(header) < PNG_HEADER or not header.startswith(PNG):
+        raise DataError(f"{path}: is not a PNG file, as labels are, or cut within its first {PNG_HEADER} bytes")
+    return int.from_bytes(header[20:24], "big"), int.from_bytes(header[16:20], "big")
 
 
 def _read_whole(path: str) -> bytes:
@@ -145,8 +220,8 @@ def _open(path: str, data: bytes) -> Image.Image:
     return image
 
 
-def _index_ids(path: str, data: bytes) -> np.ndarray:
-    if not data.startswith(PNG):
+def _index_ids(path: str, data: bytes, label_space: LabelSpace) -> np.ndarray:
+    if not data.startswith(PNG) or len(data) < PNG_HEADER:
         raise DataError(f"{path}: is not a PNG file; labels are 8-bit PNG, grey or palette")
     depth, colour_type = data[24], data[25]  # of the header chunk, which always comes first
     # Grey of fewer than 8 bits would be stretched to 0-255 by every decoder, and lose its ids.
@@ -156,7 +231,11 @@ def _index_ids(path: str, data: bytes) -> np.ndarray:
             f"{path}: is a {depth}-bit {kind} PNG; labels are 8-bit PNG, grey or palette. "
             "Take the original file: converting it to colours has lost the ids"
         )
-    return np.asarray(_open(path, data))
+    image = _open(path, data)
+    colour = tuple((image.getpalette() or [])[6:9])  # of id 2
+    if colour == MAPILLARY_2_COLOUR and label_space in (MAPILLARY_A, MAPILLARY_B):
+        raise UndefinedIdError(f"{path}: its palette has {','.join(map(str, colour))} for id 2; {MAPILLARY_2_HINT}")
+    return np.asarray(image)
 
 
 def _synthia_ids(path: str, data: bytes) -> np.ndarray:
@@ -173,5 +252,5 @@ def _outside_message(path: str, ids: list[int], label_space: LabelSpace) -> str:
     shown = ", ".join(map(str, ids[:MAX_IDS_SHOWN])) + (", ..." if len(ids) > MAX_IDS_SHOWN else "")
     message = f"{path}: ids {shown} are not defined in {label_space.name}"
     if label_space in (MAPILLARY_A, MAPILLARY_B) and max(ids) > 65:
-        message += "; these are v2.0 labels: take those of v1.2, in {training,validation}/v1.2/labels"
+        message += f"; {MAPILLARY_2_HINT}"
     return message

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ..config import setup_cfg
 from ..data.augmentation import Crop, crop_image
-from ..data.reader import ChannelOrder, read_image
+from ..data.reader import ChannelOrder, read_image_of
 from ..engine.checkpoint import TMTCheckpointer
 from ..evaluation.inference import MAX_SCORE_PIXELS, SinglePass, build_inference
 from ..evaluation.semantic import labels_at_size
@@ -54,7 +54,9 @@ class Predictor:
         labels = predictor("street.png").labels
         for prediction in predictor.batch(["a.png", numpy_image, pil_image]): ...
 
-    Images are resized as in testing (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST); results have the size of the image as given.
+    Images are resized as in testing (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST); results have the size of the image as given:
+    a file, as in its data set, as stored. An EXIF orientation is not applied (of a file, the log says so), and that of
+    a PIL image not looked at: ``ImageOps.exif_transpose(Image.open("photo.jpg"))`` is the photo as a person sees it.
     TEST.SLIDING_WINDOW and TEST.AUG are obeyed.
     """
 
@@ -107,7 +109,7 @@ class Predictor:
             channels: order of an array's channels (OpenCV reads BGR); paths and PIL images know their own.
 
         Raises:
-            ValueError: no such image. FileNotFoundError: no such file.
+            ValueError: no such image, or no such file.
         """
         return self.batch([image], channels)[0]
 
@@ -217,7 +219,7 @@ def _pixels(image: ImageLike, channels: ChannelOrder, wanted: ChannelOrder) -> n
     if channels not in ("RGB", "BGR"):
         raise ValueError(f"channels is {channels!r}: say RGB or BGR")
     if isinstance(image, (str, Path)):
-        return read_image(str(image), wanted)
+        return read_image_of({"file_name": str(image)}, wanted)
     if isinstance(image, Image.Image):
         image, channels = np.asarray(image.convert("RGB")), "RGB"
     if not isinstance(image, np.ndarray):

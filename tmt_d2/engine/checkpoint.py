@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..files import atomic_write
 from ..interop.official import CLASS_HEAD, load_report, upgrade_names
-from ..transferability.estimator import TransferabilityEstimator, fill_frozen_encoder
+from ..transferability.estimator import TransferabilityEstimator
 from ..transferability.settings import decode_settings, refuse_other_settings
 
 logger = logging.getLogger(__name__)
@@ -181,8 +181,6 @@ class TMTCheckpointer(DetectionCheckpointer):
                 if name in weights and name in model_state and tuple(weights[name].shape) != model_state[name].shape:
                     del weights[name]
                     reset.add(name)
-        if any(name.startswith(f"{ESTIMATOR}backbone.") for name in model_names):
-            checkpoint["model"] = fill_frozen_encoder(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name not in {*reset, SETTINGS}]
         misfits = [name for name, _, _ in incompatible.incorrect_shapes]

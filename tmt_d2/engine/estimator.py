@@ -187,7 +187,7 @@ def measure(
                 spread[level].append(float(t_map.std(correction=0)))
                 twin = training.progress.twin[level](result.regions.centers.permute(0, 2, 3, 1))[exists].cpu()
                 stability[level].append(
-                    _spearman(result.region_logits[exists].cpu(), twin) if has_twin else float("nan")
+                    spearman(result.region_logits[exists].cpu(), twin) if has_twin else float("nan")
                 )
                 _add_by_class(sums[level], counts[level], t_map, batch[0])
     training.train()
@@ -205,7 +205,7 @@ def measure(
     }
 
 
-def _spearman(a: Tensor, b: Tensor) -> float:
+def spearman(a: Tensor, b: Tensor) -> float:
     if len(a) < 2 or a.min() == a.max() or b.min() == b.max():
         return 0.0  # nothing is ranked
     return float(spearmanr(a.numpy(), b.numpy()).statistic)

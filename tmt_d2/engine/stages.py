@@ -22,9 +22,11 @@ from ..modeling.mask_former import TransferableMaskFormer
 from .alignment import ALIGNED, AlignmentTraining, build_alignment_loader, pixels_of_a_call
 from .checkpoint import ESTIMATOR_TRAINING, FINAL, TMTCheckpointer, ended_after
 from .cli import log_file
+from .drift import DRIFT, build_drift
 from .estimator import DiscriminatorTraining, held_out_loader, measure
 from .signals import Stoppable, stop_on_signals
 from .trainer import StageTrainer, evaluate_model
+from .transferability_maps import prepare_maps
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +63,10 @@ def run_stage(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> di
         model = build_model(cfg)
         run = _run_estimator if cfg.TRANSFER.STAGE == "estimator" else _run_training
         results = run(cfg, model, resume, eval_only)
+        drift = results.pop(DRIFT, None)
         if comm.is_main_process():
+            if drift is not None:
+                write_json(folder / f"{DRIFT}.json", drift)
             write_json(folder / RESULTS[cfg.TRANSFER.STAGE], results)
     return results
 
@@ -141,17 +146,27 @@ def _run_training(cfg: CfgNode, model: nn.Module, resume: bool, eval_only: bool)
             cfg.defrost()
             cfg.MODEL.WEIGHTS = _align(cfg, resume)
             cfg.freeze()
+    fine_tunes = cfg.TRANSFER.STAGE == "finetune"
+    maps = prepare_maps(cfg, model) if fine_tunes else None
     loader = build_train_loader(
         cfg.DATASETS.TRAIN,
-        SemanticMapper(cfg, is_train=True),
+        SemanticMapper(cfg, is_train=True, maps=maps),
         cfg.SOLVER.IMS_PER_BATCH,
-        label_fraction=cfg.TRANSFER.LABEL_FRACTION if cfg.TRANSFER.STAGE == "finetune" else 1.0,
+        label_fraction=cfg.TRANSFER.LABEL_FRACTION if fine_tunes else 1.0,
         subset_seed=cfg.TRANSFER.LABEL_SEED,
         seed=_seed(cfg),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
-    trainer = StageTrainer(cfg, model=model, data_loader=loader, require_estimator=require_estimator)
+    drift = build_drift(cfg, model) if fine_tunes else None
+
+    def evaluate() -> dict[str, Any]:
+        scores = evaluate_model(cfg, model)
+        return scores if drift is None else scores | {DRIFT: drift.measure()}
+
+    trainer = StageTrainer(cfg, model=model, data_loader=loader, evaluate=evaluate, require_estimator=require_estimator)
     trainer.resume_or_load(resume)
+    if drift is not None:
+        drift.begin(trainer.start_iter)
     return trainer.train()
 
 

@@ -22,7 +22,13 @@ from torch import Tensor, nn
 
 from ..data.targets import semantic_targets
 from ..interop.official import unused_settings
-from ..transferability.estimator import LevelTransferability, TransferabilityEstimator
+from ..transferability.estimator import (
+    LevelTransferability,
+    TransferabilityEstimator,
+    TransferabilityMap,
+    fill_frozen_encoder,
+)
+from .backbone import DropPath
 from .criterion import SetCriterion
 from .mask_former_head import MaskFormerHead
 from .tracing import is_traced
@@ -135,8 +141,9 @@ class MaskFormer(nn.Module):
         """
         Args:
             batched_inputs: Detectron2 records: "image" (3, h, w) in the configured channel order; in training
-                "sem_seg" (h, w), train ids, and optionally "seed", of the points on which the image's losses are
-                taken; otherwise optionally "height" and "width", the wanted size of the output.
+                "sem_seg" (h, w), train ids, and optionally "padded_size" (H, W), to which the image is padded, and
+                "seed", of the points on which its losses are taken; otherwise optionally "height" and "width", the
+                wanted size of the output.
             num_masks: in training, of ``count_masks`` the mean over the calls that make one step, if they are several.
 
         Returns:
@@ -144,7 +151,7 @@ class MaskFormer(nn.Module):
         """
         images = self.preprocess(batched_inputs)
         encoded = self.encode(images)
-        transferability = self.transferability_of(images, encoded)
+        transferability = self.transferability_of(images, encoded, batched_inputs)
         outputs = self.decode(encoded, transferability)
         if self.training:
             return self.losses(outputs, batched_inputs, images, num_masks)
@@ -153,35 +160,39 @@ class MaskFormer(nn.Module):
         return results
 
     def preprocess(self, batched_inputs: Sequence[Record]) -> ImageList:
-        """Normalised images, padded at the bottom and right to one size."""
+        """Normalised images, padded at the bottom and right to one size: the largest, or the largest "padded_size"."""
         images = [
             (record["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
             for record in batched_inputs
         ]
-        images = ImageList.from_tensors(images, self.size_divisibility)
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        padded = [_pad_to(image, record.get("padded_size", (0, 0))) for image, record in zip(images, batched_inputs)]
+        tensor = ImageList.from_tensors(padded, self.size_divisibility).tensor
         # Convolutions run faster on channels-last maps, and flattening such maps to sequences copies nothing.
-        return ImageList(images.tensor.contiguous(memory_format=torch.channels_last), images.image_sizes)
+        return ImageList(tensor.contiguous(memory_format=torch.channels_last), sizes)
 
     def encode(self, images: ImageList) -> Encoded:
         mask_features, levels = self.sem_seg_head.pixel_decoder(self.backbone(images.tensor))
         return Encoded(levels, mask_features, None if self.attend_padding else valid_positions(images, levels))
 
-    def transferability_of(self, images: ImageList, encoded: Encoded) -> list[LevelTransferability] | None:
+    def transferability_of(
+        self, images: ImageList, encoded: Encoded, batched_inputs: Sequence[Record] = ()
+    ) -> Sequence[TransferabilityMap] | None:
         """Transferability of the positions of every level; None for plain Mask2Former."""
         return None
 
-    def attended(self, transferability: list[LevelTransferability] | None, encoded: Encoded) -> list[Tensor] | None:
+    def attended(self, transferability: Sequence[TransferabilityMap] | None, encoded: Encoded) -> list[Tensor] | None:
         """Per level (B, h, w) bool, True = transferability lets queries attend to the position; None = everywhere."""
         return None
 
-    def attention_bias(self, transferability: list[LevelTransferability] | None) -> list[Tensor] | None:
+    def attention_bias(self, transferability: Sequence[TransferabilityMap] | None) -> list[Tensor] | None:
         """Per level (B, h, w) float <= 0, what transferability adds to attention scores; None = nothing."""
         return None
 
     def decode(
         self,
         encoded: Encoded,
-        transferability: list[LevelTransferability] | None,
+        transferability: Sequence[TransferabilityMap] | None,
         trace: list[LayerTrace] | None = None,
     ) -> dict[str, Any]:
         attended, bias = self.attended(transferability, encoded), self.attention_bias(transferability)
@@ -229,7 +240,7 @@ class MaskFormer(nn.Module):
         return results
 
     def annotate(
-        self, results: list[dict[str, Any]], transferability: list[LevelTransferability] | None, images: ImageList
+        self, results: list[dict[str, Any]], transferability: Sequence[TransferabilityMap] | None, images: ImageList
     ) -> None:
         """Add to the results, in place, what a subclass has to say besides the scores."""
 
@@ -274,6 +285,8 @@ class TransferableMaskFormer(MaskFormer):
         output_transferability: bool,
         soft: bool = False,
         soft_strength: float = 0.0,
+        rank_by: str = "T",
+        train_attention: bool = True,
         **mask_former: Any,
     ):
         """
@@ -282,18 +295,25 @@ class TransferableMaskFormer(MaskFormer):
             attention: False computes T but masks no attention by it ("w/o TMA").
             output_transferability: add "transferability" to each result.
             soft, soft_strength: these positions are attended to less instead, see ``transferability_bias``.
+            rank_by: "T", or for controls "inverted" (the lowest T is excluded) or "random" positions.
+            train_attention: False masks attention in inference only, a control.
             mask_former: the arguments of ``MaskFormer``.
         """
         super().__init__(**mask_former)
         self.transferability = transferability
         self.p_t, self.attention, self.output_transferability = p_t, attention, output_transferability
         self.soft, self.soft_strength = soft, soft_strength
+        self.rank_by, self.train_attention = rank_by, train_attention
+        if transferability.backbone is not None:
+            self.register_load_state_dict_pre_hook(_fill_frozen_encoder)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         arguments = super().from_config(cfg)
         tmt = cfg.MODEL.TMT
         encoder = (arguments["backbone"], arguments["sem_seg_head"].pixel_decoder)
+        # The estimator stage needs no copy: there the model's own features are those of the source model.
+        copies_encoder = tmt.FEATURES == "source" and cfg.TRANSFER.STAGE != "estimator"
         return {
             **arguments,
             "transferability": TransferabilityEstimator(
@@ -305,41 +325,117 @@ class TransferableMaskFormer(MaskFormer):
                 regions=tmt.REGIONS,
                 hidden_dim=tmt.DISCRIMINATOR.HIDDEN_DIM,
                 normalize=tmt.DISCRIMINATOR.NORMALIZE,
-                frozen_encoder=encoder if tmt.FEATURES == "source" else None,
+                frozen_encoder=encoder if copies_encoder else None,
             ),
             "p_t": tmt.P_T,
             "attention": tmt.ATTENTION,
             "output_transferability": tmt.OUTPUT_TRANSFERABILITY,
             "soft": tmt.SOFT,
             "soft_strength": tmt.SOFT_STRENGTH,
+            "rank_by": tmt.RANK_BY,
+            "train_attention": tmt.TRAIN_ATTENTION,
         }
 
-    @torch.no_grad()
-    def transferability_of(self, images: ImageList, encoded: Encoded) -> list[LevelTransferability] | None:
-        if not (self.attention or self.output_transferability):
+    def transferability_of(
+        self, images: ImageList, encoded: Encoded, batched_inputs: Sequence[Record] = ()
+    ) -> Sequence[TransferabilityMap] | None:
+        """Of the records' "transferability", one map of logits a level, where they have it; else as ``estimate``."""
+        if not (self._acts or self.output_transferability):
             return None
-        levels = self.transferability.encode(images.tensor) or encoded.levels
+        maps = [record["transferability"] for record in batched_inputs if "transferability" in record]
+        if not maps:
+            return self.estimate(images, encoded)
+        if len(maps) < len(batched_inputs):
+            raise ValueError(f'{len(maps)} of {len(batched_inputs)} records have "transferability": all or none must')
+        return [given_map([each[i] for each in maps], level) for i, level in enumerate(encoded.levels)]
+
+    @torch.no_grad()
+    def estimate(self, images: ImageList, encoded: Encoded) -> list[LevelTransferability]:
+        """Transferability from the features that MODEL.TMT.FEATURES names.
+
+        Always as in evaluation, and so as the discriminators learned it: with running statistics, without dropout, a
+        function of the picture alone. Where the model's own features in training are not that, they are made again.
+        """
+        levels = self.transferability.encode(images.tensor)
+        if levels is None:
+            encoder = nn.ModuleList([self.backbone, self.sem_seg_head.pixel_decoder])
+            levels = encoded.levels
+            if any(map(differs_in_training, encoder.modules())):
+                modes = {module: module.training for module in encoder.modules()}
+                encoder.eval()
+                levels = self.sem_seg_head.pixel_decoder(self.backbone(images.tensor)).levels
+                for module, mode in modes.items():
+                    module.training = mode
         return self.transferability(levels, valid_positions(images, levels))
 
-    def attended(self, transferability: list[LevelTransferability] | None, encoded: Encoded) -> list[Tensor] | None:
-        if transferability is None or not self.attention or self.soft:
+    def attended(self, transferability: Sequence[TransferabilityMap] | None, encoded: Encoded) -> list[Tensor] | None:
+        if transferability is None or not self._acts or self.soft:
             return None
-        attended = [level.attended(self.p_t) for level in transferability]
+        attended = [self._ranked(level).attended(self.p_t) for level in transferability]
         if self.attend_padding:  # padding has no transferability, so only the predicted mask decides there
             attended = [mask | ~level.valid for mask, level in zip(attended, transferability)]
         return attended
 
-    def attention_bias(self, transferability: list[LevelTransferability] | None) -> list[Tensor] | None:
-        if transferability is None or not self.attention or not self.soft or self.p_t == 0:
+    def attention_bias(self, transferability: Sequence[TransferabilityMap] | None) -> list[Tensor] | None:
+        if transferability is None or not self._acts or not self.soft or self.p_t == 0:
             return None
-        return [level.bias(self.p_t, self.soft_strength) for level in transferability]
+        return [self._ranked(level).bias(self.p_t, self.soft_strength) for level in transferability]
+
+    @property
+    def _acts(self) -> bool:
+        return self.attention and (self.train_attention or not self.training)
+
+    def _ranked(self, level: TransferabilityMap) -> TransferabilityMap:
+        """What positions are excluded by: T, or for controls the opposite or chance.
+
+        Chance is new in every training step and one fixed pattern in evaluation.
+        """
+        if self.rank_by == "T":
+            return level
+        logits = -level.logits
+        if self.rank_by == "random":
+            generator = None if self.training else torch.Generator(logits.device).manual_seed(0)
+            size = logits.shape if self.training else logits.shape[1:]
+            logits = torch.rand(size, generator=generator, device=logits.device).expand_as(logits)
+        return TransferabilityMap(logits, level.valid)
 
     def annotate(
-        self, results: list[dict[str, Any]], transferability: list[LevelTransferability] | None, images: ImageList
+        self, results: list[dict[str, Any]], transferability: Sequence[TransferabilityMap] | None, images: ImageList
     ) -> None:
         if self.output_transferability and transferability is not None:
             for index, result in enumerate(results):
                 result["transferability"] = [level.map_of(index) for level in transferability]
+
+
+def _pad_to(image: Tensor, size: Sequence[int]) -> Tensor:
+    """(C, h, w) -> (C, max(h, H), max(w, W)), zeros at the bottom and right."""
+    bottom, right = (max(wanted - length, 0) for wanted, length in zip(size, image.shape[-2:]))
+    return F.pad(image, (0, right, 0, bottom)) if bottom or right else image
+
+
+def _fill_frozen_encoder(module: nn.Module, state_dict: dict[str, Any], prefix: str, *others: Any, **more: Any) -> None:
+    """Weights without the frozen copy are those of the source model: the copy takes the model's own."""
+    if not prefix:
+        state_dict.update(fill_frozen_encoder(state_dict))
+
+
+def given_map(logits: Sequence[Tensor], level: Tensor) -> TransferabilityMap:
+    """Maps (h, w) of the images of a batch, padded to the size of the level (B, C, H, W)."""
+    padded = level.new_zeros(len(logits), *level.shape[-2:], dtype=torch.float32)
+    valid = torch.zeros_like(padded, dtype=torch.bool)
+    for index, each in enumerate(logits):
+        padded[index, : each.shape[0], : each.shape[1]] = each.to(level.device, non_blocking=True)
+        valid[index, : each.shape[0], : each.shape[1]] = True
+    return TransferabilityMap(padded, valid)
+
+
+def differs_in_training(module: nn.Module) -> bool:
+    """Whether the module, as it is set, makes of an image what it would not make of it in evaluation."""
+    if not module.training:
+        return False
+    if isinstance(module, (nn.modules.dropout._DropoutNd, DropPath)):
+        return (module.rate if isinstance(module, DropPath) else module.p) > 0
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 def valid_positions(images: ImageList, levels: Sequence[Tensor]) -> list[Tensor] | None:

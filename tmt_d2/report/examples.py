@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 from ..config import setup_cfg
 from ..data import register_custom
 from ..data.mapper import SemanticMapper
-from ..data.reader import read_image, read_label
+from ..data.reader import read_pair
 from ..data.registration import label_space_of
 from ..engine.checkpoint import FINAL, TMTCheckpointer
 from ..evaluation.semantic import labels_at_size
@@ -74,8 +74,7 @@ def _looks(run: Run, target: Run, images: int) -> list[tuple[str, np.ndarray, np
     mapper = SemanticMapper(cfg, is_train=False)
     found = []
     for record in get_detection_dataset_dicts(list(names), filter_empty=False)[:images]:
-        picture = read_image(record["file_name"], "RGB")
-        truth = read_label(record["sem_seg_file_name"], label_space_of(record["dataset"]))
+        picture, truth = read_pair(record, label_space_of(record["dataset"]))
         result = model([mapper(record)])[0]
         prediction = labels_at_size(result["sem_seg"], picture.shape[:2]).cpu().numpy()
         size = (round(picture.shape[0] * WIDTH / picture.shape[1]), WIDTH)

@@ -1,14 +1,15 @@
-"""Spread over seeds, paired differences with bootstrap intervals, and rank correlation."""
+"""Spread over seeds, paired differences with t intervals, and rank correlation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import kendalltau, pearsonr
+from scipy.stats import kendalltau, pearsonr, t
 
-RESAMPLES = 10_000
+LEVEL = 0.95
+FEWEST = 3  # pairs, or seeds, that tell how much others would differ
 Cell = tuple[tuple[str, str], int]  # pair and seed
 
 
@@ -35,25 +36,67 @@ def spread(values: Sequence[float]) -> tuple[float, float | None]:
 def paired_difference(values: Mapping[Cell, float], baseline: Mapping[Cell, float]) -> Difference | None:
     """The mean of ``values - baseline`` over the (pair, seed) that both have; None where there is none.
 
-    The interval resamples pairs, with all their seeds: seeds of one pair share data and are no independent evidence.
-    Within a single pair it resamples seeds. Fewer than three of either have no interval.
+    Its interval is for other pairs and other seeds. With fewer than three seeds that at least half of the pairs have, it
+    is for other pairs with these seeds; within a single pair, for other seeds of that pair. Two pairs have none.
     """
     shared = sorted(values.keys() & baseline.keys())
     if not shared:
         return None
-    groups: dict[tuple[str, str], list[float]] = {}
-    for key in shared:
-        groups.setdefault(key[0], []).append(values[key] - baseline[key])
-    differences = [value for group in groups.values() for value in group]
-    clusters = list(groups.values()) if len(groups) > 1 else [[value] for value in differences]
-    mean = float(np.mean(differences))
-    if len(clusters) < 3:
-        return Difference(mean, None, None, len(differences), differences)
-    sums, counts = np.array([sum(c) for c in clusters]), np.array([len(c) for c in clusters])
-    chosen = np.random.default_rng(0).integers(len(clusters), size=(RESAMPLES, len(clusters)))
-    means = sums[chosen].sum(1) / counts[chosen].sum(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Difference(mean, float(low), float(high), len(differences), differences)
+    differences = np.array([values[cell] - baseline[cell] for cell in shared])
+    mean, half = float(differences.mean()), _half_width(differences, shared)
+    low, high = (None, None) if half is None else (mean - half, mean + half)
+    return Difference(mean, low, high, len(shared), differences.tolist())
+
+
+def _half_width(differences: np.ndarray, cells: Sequence[Cell]) -> float | None:
+    """Half of the t interval of the mean, for effects of pairs and of seeds that are crossed and random.
+
+    The variance is the largest of three: what means by pair give, what means by seed give, and the sum of both less the
+    noise, which is in each. The degrees of freedom are those of the side that gives more.
+
+    It leaves out a true 0 in 5 % of cases over one side; over both (simulated, normal, 3 to 20 pairs) in at most 7 %, in
+    5 % where one side differs by far more than noise, and in 1 to 3 % where all is noise: a few seeds are too few to
+    rule out an effect of seeds. Sources and targets that pairs share are not accounted for.
+    """
+    pairs, seeds = [pair for pair, _ in cells], [seed for _, seed in cells]
+    number = len(set(pairs))
+    common_seeds = sum(seeds.count(seed) >= number / 2 for seed in set(seeds))
+    if 1 < number < FEWEST:
+        return None
+    sides = [_one_hot(names) for names, n in ((pairs, number), (seeds, common_seeds)) if n >= FEWEST]
+    if not sides:
+        return None
+    estimates = [_variance_of_mean(differences, groups) for groups in sides]
+    variance, freedom = max(estimates)
+    if len(sides) > 1:
+        both = sum(each for each, _ in estimates) - _noise(differences, np.hstack(sides)) / len(cells)
+        variance = max(variance, both)
+    return float(t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance))
+
+
+def _one_hot(names: Sequence[Hashable]) -> np.ndarray:
+    """(n, distinct names)"""
+    distinct = list(dict.fromkeys(names))
+    return np.eye(len(distinct))[[distinct.index(name) for name in names]]
+
+
+def _variance_of_mean(differences: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """Variance of the mean where groups (n, g), one-hot, have random effects; Satterthwaite's degrees of freedom.
+
+    For groups of one size: the sample variance of their means by g, and g - 1.
+    """
+    shares = groups.mean(0)
+    squares = shares @ shares  # variance of the mean for effects of variance 1
+    deviations = (differences - differences.mean()) @ groups / len(differences)  # of a group, as it counts in the mean
+    covariance = np.outer(shares, shares) * (np.eye(len(shares)) - shares[:, None] - shares + squares)  # of these
+    trace = covariance.trace()
+    return float(deviations @ deviations * squares / trace), float(trace**2 / np.square(covariance).sum())
+
+
+def _noise(differences: np.ndarray, groups: np.ndarray) -> float:
+    """Variance of what no sum of group effects explains; groups (n, all of both sides), one-hot within a side."""
+    effects, _, rank, _ = np.linalg.lstsq(groups, differences, rcond=None)
+    return float(np.square(differences - groups @ effects).sum() / max(1, len(differences) - rank))
 
 
 def gains_by_pair(values: Mapping[Cell, float], baseline: Mapping[Cell, float]) -> dict[tuple[str, str], float]:

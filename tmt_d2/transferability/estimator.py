@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,33 +17,45 @@ from .mask import transferability_bias, transferability_mask
 from .settings import decode_settings, encode_settings, refuse_other_settings
 
 
-class LevelTransferability(NamedTuple):
-    """Transferability of one level.
+@dataclass(frozen=True)
+class TransferabilityMap:
+    """Transferability of the positions of one level.
 
-    logits: (B, H, W), logit of E(f(r*)) of the region each position belongs to; 0 at padding.
-    regions: the regions themselves.
-    region_logits: (B, R, S), logit of E(f(r)).
+    logits: (B, H, W) float32, logit of E(f(r*)) of the region each position belongs to; 0 at padding.
     valid: (B, H, W) bool, False = padding.
     """
 
     logits: Tensor
-    regions: Regions
-    region_logits: Tensor
     valid: Tensor
 
     def attended(self, p_t: float) -> Tensor:
-        """(B, H, W) bool, True = may be attended to."""
+        """(B, H, W) bool, True = may be attended to (Eq. 12)."""
         return transferability_mask(self.logits, p_t, self.valid)
 
     def bias(self, p_t: float, strength: float) -> Tensor:
         """(B, H, W) float <= 0, what the soft mask adds to attention scores."""
         return transferability_bias(self.logits, p_t, strength, self.valid)
 
-    def map_of(self, image: int) -> Tensor:
-        """T of one image without its padding, (h, w) in [0, 1]; high = like the source (Eq. 11)."""
+    def logits_of(self, image: int) -> Tensor:
+        """The logits of one image without its padding, (h, w)."""
         valid = self.valid[image]
         height, width = int(valid.any(1).sum()), int(valid.any(0).sum())
-        return 1 - self.logits[image, :height, :width].sigmoid()
+        return self.logits[image, :height, :width]
+
+    def map_of(self, image: int) -> Tensor:
+        """T of one image without its padding, (h, w) in [0, 1]; high = like the source (Eq. 11)."""
+        return 1 - self.logits_of(image).sigmoid()
+
+
+@dataclass(frozen=True)
+class LevelTransferability(TransferabilityMap):
+    """... and the regions it was estimated on.
+
+    regions: the regions themselves. region_logits: (B, R, S), logit of E(f(r)) (Eq. 10).
+    """
+
+    regions: Regions
+    region_logits: Tensor
 
 
 class Discriminator(nn.Module):
@@ -149,9 +162,8 @@ class TransferabilityEstimator(nn.Module):
             logits = flat.gather(1, regions.index.clamp(min=0).flatten(1)).view_as(regions.index)
             if level_valid is None:
                 level_valid = torch.ones_like(regions.index, dtype=torch.bool)
-            results.append(
-                LevelTransferability(logits.masked_fill(~level_valid, 0), regions, region_logits, level_valid)
-            )
+            logits = logits.masked_fill(~level_valid, 0)
+            results.append(LevelTransferability(logits, level_valid, regions, region_logits))
         return results
 
     def region_logits(self, level: int, regions: Regions) -> Tensor:

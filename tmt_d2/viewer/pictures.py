@@ -25,7 +25,8 @@ def find_examples(folder: Path) -> list[Path]:
 
 
 def read_upload(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, turned as its EXIF says, at most LONGEST on the longer side.
+    """(H, W, 3) uint8 RGB, at most LONGEST on the longer side; turned as its EXIF says, unlike files of a data set (see
+    `tmt_d2.data.reader.read_image`): an upload is somebody's own photo, and is clicked at as that person sees it.
 
     Raises:
         ValueError: too large, or no image; one line that names the file without its folder.

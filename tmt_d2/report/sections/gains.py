@@ -20,9 +20,9 @@ LARGE_GAIN = 3.0  # points that have the full colour: the same for every method,
 def differences(view: View) -> Section:
     lead = (
         "Difference in mIoU to full fine-tuning on the same pair with the same seed. Dots are single runs; bars "
-        "are 95 % bootstrap intervals of the mean, in which pairs are resampled with all their seeds. "
-        "<b>A grey bar includes 0: no difference has been shown.</b> Pairs share source models, so intervals are rather "
-        "too narrow than too wide."
+        "are 95 % t intervals of the mean over pairs and, from three seeds on, over seeds, which the pairs have in "
+        "common; with fewer they hold for these seeds. <b>A grey bar includes 0: no difference has been shown.</b> Pairs "
+        "also share sources and targets, which is not accounted for: intervals are rather too narrow than too wide."
     )
     panes = []
     for fraction in view.fractions:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ...data.label_spaces import CLASSES
+from ...engine.drift import DRIFT
 from ...engine.scoring import SCORES
 from ..charts import colour_of, heat_table, legend, scatter
 from ..html import NOTHING, Section, figure, side_by_side, table, table_row
@@ -20,12 +22,18 @@ MEASURES = (
     ("std_of_t_within_image", "standard deviation of T within an image"),
     ("rank_stability", "rank stability: Spearman's correlation of two discriminators"),
 )
+DRIFTS = (
+    ("spearman_to_step_0", "after fine-tuning: Spearman's correlation of T with T before it"),
+    ("spread", "after fine-tuning: standard deviation of T within an image"),
+    ("error", "after fine-tuning: error of E on held-out pictures of both domains"),
+)
 
 
 def estimators(view: View) -> Section:
     lead = (
         "What the domain discriminators measured on held-out images. Proxy A-distance: 0 = the domains cannot "
-        "be told apart, 2 = perfectly. T: high = like the source."
+        "be told apart, 2 = perfectly. T: high = like the source. <i>After fine-tuning</i>: what became of T, on held-out "
+        "target pictures; with the features of the frozen source model it cannot move."
     )
     runs = [run for run in view.results.estimator if not run.about.get("variant")]
     parts = []
@@ -42,7 +50,21 @@ def estimators(view: View) -> Section:
                 for name, value in means.items():
                     by_class.setdefault((name, level), []).append(value)
         parts.append(_by_level(CLASSES, by_class, "mean T by class, over all pairs"))
+    parts += _drift(view)
     return Section("estimators", "Transferability", lead, side_by_side(parts))
+
+
+def _drift(view: View) -> list[str]:
+    """How far T had moved when fine-tuning ended, by method; nothing where no method has T."""
+    values: dict[str, dict[tuple[str, str], list[float]]] = {key: {} for key, _ in DRIFTS}
+    for method in view.methods:
+        for run in view.runs(method):
+            file = run.folder / f"{DRIFT}.json"
+            measured = json.loads(file.read_text()) if file.is_file() else {}
+            for key in values.keys() & measured.keys():
+                for level, value in zip(LEVELS, measured[key]):
+                    values[key].setdefault((method, level), []).append(value)
+    return [_by_level(view.methods, values[key], caption) for key, caption in DRIFTS if values[key]]
 
 
 def _by_level(names: Sequence[str], values: Mapping[tuple[str, str], list[float]], caption: str) -> str:

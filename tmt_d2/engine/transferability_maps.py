@@ -1,0 +1,105 @@
+"""T of every training picture, made once by the frozen source model before fine-tuning begins."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from ..data.loaders import label_subset
+from ..data.mapper import SemanticMapper
+from ..data.maps import TransferabilityMaps
+from ..modeling.mask_former import TransferableMaskFormer
+from .checkpoint import TMTCheckpointer
+from .signals import Stoppable
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "transferability"
+SECONDS_BETWEEN_LINES = 10
+# What T of a picture depends on, besides the weights.
+KEYS = ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
+TMT_KEYS = ("REGIONS", "CELL_SIZES", "ITERATIONS", "KAPPA", "DISCRIMINATOR")
+
+
+def prepare_maps(cfg: CfgNode, model: nn.Module) -> TransferabilityMaps | None:
+    """The maps of the labelled pictures of DATASETS.TRAIN, those that are missing made now by all processes together.
+
+    Returns:
+        None where T is not read while training: it does not act there, or TRANSFER.MAPS or the features say so.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    tmt = cfg.MODEL.TMT
+    if not isinstance(model, TransferableMaskFormer) or tmt.FEATURES != "source" or not cfg.TRANSFER.MAPS:
+        return None
+    if not (tmt.ATTENTION and tmt.TRAIN_ATTENTION):
+        return None
+    weights = PathManager.get_local_path(cfg.MODEL.WEIGHTS)
+    parent = Path(weights).parent / FOLDER if cfg.TRANSFER.MAPS == "auto" else Path(cfg.TRANSFER.MAPS)
+    maps = TransferabilityMaps(parent / _fingerprint(cfg, weights))
+    records = label_subset(
+        get_detection_dataset_dicts(list(cfg.DATASETS.TRAIN), filter_empty=False),
+        cfg.TRANSFER.LABEL_FRACTION,
+        cfg.TRANSFER.LABEL_SEED,
+    )
+    missing = [record for record in records if not maps.path(record).is_file()]
+    comm.synchronize()  # everybody has looked before anybody writes
+    if missing:
+        maps.folder.mkdir(parents=True, exist_ok=True)
+        logger.info("transferability of %d pictures, made once, in %s", len(missing), maps.folder)
+        checkpointer = TMTCheckpointer(model, require_estimator=True, reinit_class_head=cfg.TRANSFER.REINIT_CLASS_HEAD)
+        checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
+        _write(cfg, model, missing, maps)
+    comm.synchronize()
+    return maps
+
+
+@torch.no_grad()
+def _write(
+    cfg: CfgNode, model: TransferableMaskFormer, records: list[dict[str, Any]], maps: TransferabilityMaps
+) -> None:
+    own = records[comm.get_rank() :: comm.get_world_size()]
+    loader = build_detection_test_loader(
+        own,
+        mapper=SemanticMapper(cfg, is_train=False),
+        sampler=range(len(own)),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+    was_training = model.training
+    model.eval()
+    start = said = time.perf_counter()
+    for done, (batch, record) in enumerate(zip(Stoppable(loader), own), 1):
+        images = model.preprocess(batch)
+        levels = model.estimate(images, model.encode(images))
+        maps.write(record, [level.logits_of(0) for level in levels], images.image_sizes[0])
+        now = time.perf_counter()
+        if now - said > SECONDS_BETWEEN_LINES:
+            left, said = (now - start) / done * (len(own) - done), now
+            logger.info("transferability: %d of %d pictures, about %.0f s left", done, len(own), left)
+    model.train(was_training)
+
+
+def _fingerprint(cfg: CfgNode, weights: str) -> str:
+    """A name for what T depends on: the file of the weights, and the settings."""
+    settings: dict[str, Any] = {key: cfg.MODEL.TMT[key] for key in TMT_KEYS}
+    for key in KEYS:
+        node: Any = cfg
+        for part in key.split("."):
+            node = node[part]
+        settings[key] = node
+    with open(weights, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read())
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    return digest.hexdigest()[:16]

@@ -5,9 +5,11 @@ A *variant* is a config file that changes keys of a method, such as ``tmt-square
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from detectron2.config import CfgNode
+from torch import nn
 
 from tmt_d2.errors import UserError
 
@@ -25,6 +27,7 @@ class Method:
         trains: prefixes of the parameters that learn; none: the whole model. An estimator never learns here.
         raises: the transferability score that is raised by gradient before fine-tuning, or none.
         reads_source: that step also needs labelled source images, DATASETS.SOURCE_TRAIN.
+        training: config and model -> the module whose losses are minimised, batch -> dict of them; None: the model.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Method:
     trains: tuple[str, ...] = ()
     raises: str = ""
     reads_source: bool = False
+    training: Callable[[CfgNode, nn.Module], nn.Module] | None = None
 
 
 METHODS = {

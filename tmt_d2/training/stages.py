@@ -135,7 +135,7 @@ def _run_training(cfg: CfgNode, model: nn.Module, resume: bool, eval_only: bool)
         )
         return evaluate_model(cfg, model)
     fine_tunes = cfg.TRANSFER.STAGE == "finetune"
-    maps = drift = None
+    maps = drift = training = None
     if fine_tunes:
         method = method_of(cfg)
         apply_method(model, method)
@@ -147,6 +147,7 @@ def _run_training(cfg: CfgNode, model: nn.Module, resume: bool, eval_only: bool)
             cfg.freeze()
         maps = prepare_maps(cfg, model, load_source_model)
         drift = build_drift(cfg, model)
+        training = method.training(cfg, model) if method.training else None
     loader = build_train_loader(
         cfg.DATASETS.TRAIN,
         SemanticMapper(cfg, is_train=True, maps=maps),
@@ -161,7 +162,14 @@ def _run_training(cfg: CfgNode, model: nn.Module, resume: bool, eval_only: bool)
         scores = evaluate_model(cfg, model)
         return scores if drift is None else scores | {DRIFT: drift.measure()}
 
-    trainer = StageTrainer(cfg, model=model, data_loader=loader, evaluate=evaluate, require_estimator=require_estimator)
+    trainer = StageTrainer(
+        cfg,
+        model=model,
+        training_module=training,
+        data_loader=loader,
+        evaluate=evaluate,
+        require_estimator=require_estimator,
+    )
     trainer.resume_or_load(resume)
     if drift is not None:
         drift.begin(trainer.start_iter)

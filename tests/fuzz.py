@@ -62,7 +62,7 @@ def mutate(content: bytes, chance: random.Random) -> bytes:
 def try_config(folder: Path, chance: random.Random) -> None:
     name = chance.choice(("Base", "source", "tmt", "estimator"))
     for path in CONFIGS.glob("*.yaml"):
-        text = path.read_bytes().replace(b"../Base", str(CONFIGS.parent).encode() + b"/Base")
+        text = path.read_bytes().replace(b'"../', f'"{CONFIGS.parent}/'.encode())
         (folder / path.name).write_bytes(mutate(text, chance) if path.stem == name else text)
     check_stage(setup_cfg(str(folder / ("source.yaml" if name == "Base" else f"{name}.yaml"))))
 

@@ -15,6 +15,7 @@ from torchvision.ops import StochasticDepth
 
 from tmt_d2.modeling import mask_former
 from tmt_d2.modeling.mask_former import semantic_scores, valid_positions
+from tmt_d2.modeling.resize import resize
 from tmt_d2.modeling.tmt import differs_in_training
 
 Build = Callable[..., nn.Module]
@@ -349,7 +350,7 @@ def test_frozen_parts_stay_in_evaluation_mode(build_tiny: Build, records: Record
 def test_scores_by_strips_are_the_scores(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     logits, masks = torch.randn(3, 5), torch.randn(3, *size)
     full = (4 * size[0], 4 * size[1])
-    whole = mask_former.semantic_scores(logits, mask_former._resize(masks, full))
+    whole = mask_former.semantic_scores(logits, resize(masks, full))
     for values in (1, 3 * 4 * full[1] * 2):  # one row at a time, two rows at a time
         monkeypatch.setitem(mask_former.STRIP_VALUES, "cpu", values)
         torch.testing.assert_close(mask_former.upsampled_scores(logits, masks, full), whole, rtol=0, atol=1e-6)

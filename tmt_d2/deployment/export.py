@@ -37,6 +37,7 @@ from tmt_d2.deployment.predictor import load_model
 from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
 from tmt_d2.modeling.mask_former import MaskFormer
+from tmt_d2.modeling.resize import resize
 
 FORMATS = ("onnx", "pt2")
 OPSET = 18  # GridSample came with 16, LayerNormalization with 17
@@ -70,8 +71,7 @@ class FixedSizeModel(nn.Module):
         scores = result["sem_seg"][None]
         answers = [scores.argmax(1), scores, passed.outputs["pred_logits"], passed.outputs["pred_masks"].dense()]
         if "transferability" in result:
-            levels = [level[None, None] for level in result["transferability"]]
-            maps = [F.interpolate(level, (height, width), mode="bilinear", align_corners=False) for level in levels]
+            maps = [resize(level[None, None], (height, width)) for level in result["transferability"]]
             answers.append(torch.cat(maps, 1))
         return tuple(answers)
 

@@ -16,7 +16,6 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tmt_d2.config import setup_cfg
 from tmt_d2.data.mapper import model_input
@@ -25,6 +24,7 @@ from tmt_d2.errors import UserError
 from tmt_d2.evaluation.inference import MAX_SCORE_PIXELS, SinglePass, build_inference
 from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.modeling.mask_former import MaskFormer
+from tmt_d2.modeling.resize import resize
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.training.checkpoint import TMTCheckpointer
 
@@ -172,10 +172,7 @@ class WithTransferability(nn.Module):
         results = self.model(batched_inputs)
         for result in results:
             scores = result["sem_seg"]
-            levels = [
-                F.interpolate(level[None, None].float(), scores.shape[-2:], mode="bilinear", align_corners=False)[0]
-                for level in result.pop("transferability", [])
-            ]
+            levels = [resize(level[None].float(), scores.shape[-2:]) for level in result.pop("transferability", [])]
             result["sem_seg"] = torch.cat([scores, *(level.to(scores) for level in levels)])
         return results
 

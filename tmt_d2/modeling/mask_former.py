@@ -26,6 +26,7 @@ from tmt_d2.errors import UserError
 from tmt_d2.modeling.criterion import SetCriterion
 from tmt_d2.modeling.mask_former_head import MaskFormerHead
 from tmt_d2.modeling.official import unused_settings
+from tmt_d2.modeling.resize import resize
 from tmt_d2.modeling.tracing import is_traced
 from tmt_d2.modeling.transformer_decoder import AttentionLimits, DecoderInputs, LayerTrace
 
@@ -203,9 +204,9 @@ class MaskFormer(nn.Module):
         ):
             size = (record.get("height", height), record.get("width", width))
             if self.postprocess_before_inference:
-                scores = semantic_scores(logits, _resize(_resize(mask, padded_size)[:, :height, :width], size))
+                scores = semantic_scores(logits, resize(resize(mask, padded_size)[:, :height, :width], size))
             else:
-                scores = _resize(upsampled_scores(logits, mask, padded_size)[:, :height, :width], size)
+                scores = resize(upsampled_scores(logits, mask, padded_size)[:, :height, :width], size)
             results.append({"sem_seg": scores})
         return results
 
@@ -274,18 +275,11 @@ def upsampled_scores(class_logits: Tensor, mask_logits: Tensor, size: tuple[int,
     scale = size[0] // h
     rows = max(STRIP_VALUES.get(mask_logits.device.type, 2**28) // (queries * scale * size[1]), 1)
     if is_traced() or rows >= h or size != (h * scale, w * scale):  # a graph wants no loop
-        return semantic_scores(class_logits, _resize(mask_logits, size))
+        return semantic_scores(class_logits, resize(mask_logits, size))
     strips = []
     for top in range(0, h, rows):
         bottom = min(top + rows, h)
         first, last = max(top - 1, 0), min(bottom + 1, h)  # interpolation looks one row further
-        strip = _resize(mask_logits[:, first:last], ((last - first) * scale, size[1]))
+        strip = resize(mask_logits[:, first:last], ((last - first) * scale, size[1]))
         strips.append(semantic_scores(class_logits, strip[:, (top - first) * scale : (bottom - first) * scale]))
     return torch.cat(strips, 1)
-
-
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(C, H, W) -> (C, *size), bilinear."""
-    if tuple(maps.shape[-2:]) == tuple(size):
-        return maps
-    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -28,8 +27,3 @@ class MaskLogits:
     def resized(self, features: Tensor) -> Tensor:
         """(B, Q, h, w): the masks at the size of ``features``, which are ``self.features`` resized to (B, C, h, w)."""
         return torch.einsum("bqc,bchw->bqhw", self.embeddings, features)
-
-
-def resize_features(features: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) -> (B, C, *size), bilinear as Mask2Former resizes masks for its attention."""
-    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.linear import Linear
-from tmt_d2.modeling.mask_logits import MaskLogits, resize_features
+from tmt_d2.modeling.mask_logits import MaskLogits
 from tmt_d2.modeling.masked_attention import MaskedPositions, MultiheadAttention, masked_positions
 from tmt_d2.modeling.position_encoding import sine_position_encoding
+from tmt_d2.modeling.resize import resize
 
 TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_MODULE")
 TRANSFORMER_DECODER_REGISTRY.__doc__ = "Transformer decoders of mask-classification models, by official name."
@@ -226,7 +227,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             encoding = sine_position_encoding(height, width, channels, like=projected)
             keys.append(memories[-1] + encoding.flatten(1).T.to(projected.dtype))
             with torch.no_grad():  # masks steer attention but are not trained through it
-                small_features.append(resize_features(mask_features, (height, width)))
+                small_features.append(resize(mask_features, (height, width)))
 
         batch = mask_features.shape[0]
         queries = self.query_feat.weight.expand(batch, -1, -1)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from tmt_d2.modeling.linear import linear
+from tmt_d2.modeling.linear import inner
 from tmt_d2.modeling.mask_logits import MaskLogits
 from tmt_d2.modeling.matcher import LEAST, match, matching_costs
 
@@ -258,14 +258,14 @@ class _StackedMasks:
         if self._features is None:
             return lambda outputs: _at(stack[outputs], points.expand(len(stack[outputs]), -1, -1))
         features = _at(self._features[image : image + 1], points[None])[0].T.contiguous()  # (P, C)
-        return lambda outputs: linear(stack[outputs], features)
+        return lambda outputs: inner(stack[outputs], features)
 
     def select(self, queries: Sequence[Tensor]) -> Tensor:
         """queries: per image (L, T) long -> the maps of these queries (L, K, h, w), images one after the other."""
         selected = []
         for image, chosen in enumerate(queries):
             index = chosen.view(*chosen.shape, *(1,) * (self._stack.dim() - 3))
-            picked = self._stack[:, image].gather(1, index.expand(-1, -1, *self._stack.shape[3:]))
+            picked = torch.take_along_dim(self._stack[:, image], index, 1)
             if self._features is not None:
                 picked = torch.einsum("ltc,chw->lthw", picked, self._features[image])
             selected.append(picked)

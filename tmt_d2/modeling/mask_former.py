@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from tmt_d2.data.targets import padded_labels, semantic_targets
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.criterion import SetCriterion
 from tmt_d2.modeling.mask_former_head import MaskFormerHead
+from tmt_d2.modeling.mask_logits import DecoderOutputs
 from tmt_d2.modeling.official import unused_settings
 from tmt_d2.modeling.resize import resize
 from tmt_d2.modeling.tracing import is_traced
@@ -43,7 +44,21 @@ class Pass:
     """One pass over a batch: what went into the decoder, and what came out of it."""
 
     inputs: DecoderInputs
-    outputs: dict[str, Any]
+    outputs: DecoderOutputs
+
+
+class Inspection(TypedDict):
+    """One evaluation pass with everything a picture needs.
+
+    results: as ``forward``. layers: of each decoder layer. transferability: a ``LevelTransferability`` of each level;
+    None for plain Mask2Former, and where it neither acts nor is asked for. images: padded.
+    """
+
+    results: list[dict[str, Any]]
+    outputs: DecoderOutputs
+    layers: list[LayerTrace]
+    transferability: Sequence[Any] | None
+    images: ImageList
 
 
 @META_ARCH_REGISTRY.register()
@@ -176,7 +191,7 @@ class MaskFormer(nn.Module):
 
     def losses(
         self,
-        outputs: Mapping[str, Any],
+        outputs: DecoderOutputs,
         batched_inputs: Sequence[Record],
         images: ImageList,
         num_masks: Tensor | None = None,
@@ -211,13 +226,8 @@ class MaskFormer(nn.Module):
         return results
 
     @torch.no_grad()
-    def inspect(self, batched_inputs: Sequence[Record], **options: Any) -> dict[str, Any]:
-        """One evaluation pass with everything a picture needs; options: of ``run``.
-
-        Returns:
-            "results" as ``forward``, "outputs" of the decoder, "layers": a ``LayerTrace`` per decoder layer,
-            "transferability": a ``LevelTransferability`` per level or None, "images": the padded ``ImageList``.
-        """
+    def inspect(self, batched_inputs: Sequence[Record], **options: Any) -> Inspection:
+        """One evaluation pass, and what it saw on its way; options: of ``run``."""
         if self.training:
             raise ValueError("inspect() looks at evaluation: call model.eval() first")
         images = self.preprocess(batched_inputs)

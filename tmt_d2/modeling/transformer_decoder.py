@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.linear import Linear
-from tmt_d2.modeling.mask_logits import MaskLogits
+from tmt_d2.modeling.mask_logits import DecoderOutputs, MaskLogits, QueryOutputs
 from tmt_d2.modeling.masked_attention import MaskedPositions, MultiheadAttention, masked_positions
 from tmt_d2.modeling.position_encoding import sine_position_encoding
 from tmt_d2.modeling.resize import resize
@@ -205,15 +205,11 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         mask_features: Tensor,
         limits: AttentionLimits = NO_LIMITS,
         trace: list[LayerTrace] | None = None,
-    ) -> dict[str, Any]:
+    ) -> DecoderOutputs:
         """
         Args:
             levels, mask_features, limits: see ``DecoderInputs``.
             trace: a list to which what every layer saw is appended; slower, for pictures only.
-
-        Returns:
-            "pred_logits": (B, Q, N + 1), "pred_masks": the masks as ``MaskLogits``, of the last layer, and
-            "aux_outputs": the same two for the queries before each layer, in order.
         """
         valid, transferable, bias = limits
         if len(levels) != self.num_levels:
@@ -263,7 +259,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             predictions.append(self._predict(queries, mask_features))
         return {**predictions[-1], "aux_outputs": predictions[:-1]}
 
-    def _predict(self, queries: Tensor, mask_features: Tensor) -> dict[str, Any]:
+    def _predict(self, queries: Tensor, mask_features: Tensor) -> QueryOutputs:
         normed = self.decoder_norm(queries)
         masks = MaskLogits(self.mask_embed(normed), mask_features)
         return {"pred_logits": self.class_embed(normed), "pred_masks": masks}

@@ -18,7 +18,7 @@ from torch import Tensor
 from tmt_d2.data.label_spaces import CLASSES, IGNORE, TRAIN_ID
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import labels_at_size
-from tmt_d2.modeling.mask_former import MaskFormer
+from tmt_d2.modeling.mask_former import Inspection, MaskFormer
 from tmt_d2.modeling.mask_logits import MaskLogits
 from tmt_d2.modeling.resize import resize
 from tmt_d2.modeling.tmt import TransferableMaskFormer
@@ -223,7 +223,7 @@ def attention_report(
 class View:
     """One ``inspect`` pass of one image, with the padding left behind."""
 
-    def __init__(self, inspected: Mapping[str, Any], p_t: float | None):
+    def __init__(self, inspected: Inspection, p_t: float | None):
         """p_t: that of the pass; None where transferability masked no attention."""
         images = inspected["images"]
         self.padded: Size = tuple(images.tensor.shape[-2:])
@@ -231,8 +231,8 @@ class View:
         self.scores: Tensor = inspected["results"][0]["sem_seg"]
         self.layers = inspected["layers"]
         outputs = inspected["outputs"]
-        self._masks: MaskLogits = outputs["pred_masks"]
-        self._class_logits: Tensor = outputs["pred_logits"][0]
+        self._masks = outputs["pred_masks"]
+        self._class_logits = outputs["pred_logits"][0]
         self.probabilities: Tensor = self._class_logits.softmax(-1)[:, :-1]
         if self.probabilities.shape[1] != len(CLASSES):
             raise UserError(

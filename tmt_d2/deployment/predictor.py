@@ -5,7 +5,6 @@ Letters: (H, W) the size of the image as given, K classes, L levels of the decod
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -13,7 +12,6 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from PIL import Image
 from torch import Tensor, nn
 
@@ -25,10 +23,7 @@ from tmt_d2.evaluation.inference import MAX_SCORE_PIXELS, SinglePass, build_infe
 from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.resize import resize
-from tmt_d2.modeling.tmt import TransferableMaskFormer
-from tmt_d2.training.checkpoint import TMTCheckpointer
-
-logger = logging.getLogger(__name__)
+from tmt_d2.training import checkpoint
 
 ImageLike = str | Path | Image.Image | np.ndarray
 
@@ -189,15 +184,8 @@ def load_model(config_file: str, weights: str = "", opts: Sequence[str] = ()) ->
     cfg = setup_cfg(config_file, opts)
     if weights:
         cfg.MODEL.WEIGHTS = weights
-    if not cfg.MODEL.WEIGHTS:
-        raise UserError(f"{config_file}: MODEL.WEIGHTS is empty: name a checkpoint")
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("no GPU here: running on the CPU")
-        cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.TMT.OUTPUT_TRANSFERABILITY = True  # also where attention does not use it ("w/o TMA")
-    model = build_model(cfg)
-    TMTCheckpointer(model, require_estimator=isinstance(model, TransferableMaskFormer)).load(cfg.MODEL.WEIGHTS)
-    return cfg, model.eval()
+    return cfg, checkpoint.load_model(cfg)
 
 
 def _area(item: Mapping[str, Any]) -> int:

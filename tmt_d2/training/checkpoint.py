@@ -14,12 +14,16 @@ from urllib.error import HTTPError, URLError
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import Tensor, nn
 
 from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
+from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.official import CLASS_HEAD, load_report, upgrade_names
+from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.transferability.acte import TransferabilityEstimator
 from tmt_d2.transferability.settings import decode_settings, refuse_other_settings
 
@@ -261,6 +265,23 @@ class TMTCheckpointer(DetectionCheckpointer):
                 f"checkpoint {self._loading} is of another architecture: {problems[0]}{more}; "
                 "use the config that it was trained with"
             )
+
+
+def load_model(cfg: CfgNode) -> MaskFormer:
+    """The config's model with the weights MODEL.WEIGHTS, in evaluation mode; on the CPU where there is no GPU.
+
+    Raises: as ``TMTCheckpointer.load``; and UserError without weights.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("MODEL.WEIGHTS is empty: name a checkpoint")
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("no GPU here: running on the CPU")
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg)
+    TMTCheckpointer(model, require_estimator=isinstance(model, TransferableMaskFormer)).load(cfg.MODEL.WEIGHTS)
+    return model.eval()
 
 
 class _Reader(TMTCheckpointer):

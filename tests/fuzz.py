@@ -28,8 +28,9 @@ from tmt_d2.training.stages import check_stage
 
 SECONDS = 20  # per input
 TOKENS = (
-    b"", b"0", b"-1", b"1e999", b".nan", b"null", b"[]", b"{}", b"''", b"~", b"!!python/object/apply:os.system ['touch ran']",
-    b"&a [*a]", b"../../../..", b"\x00", b"\xff\xfe", b"\t", b": :", b"- -", b"9" * 400, b"*", b"{stem}", b"%s%n", b"True",
+    b"", b"0", b"-1", b"1e999", b".nan", b"null", b"[]", b"{}", b"''", b"~",
+    b"!!python/object/apply:os.system ['touch ran']", b"&a [*a]", b"../../../..", b"\x00", b"\xff\xfe", b"\t",
+    b": :", b"- -", b"9" * 400, b"*", b"{stem}", b"%s%n", b"True",
 )  # fmt: skip
 
 

@@ -12,9 +12,9 @@ The exported function: ``image`` (1, 3, H, W) float32, values 0 to 255 in the ch
 
 Normalisation, padding, adaptive clustering and transferable masked attention are part of the file. It is only written
 when it agrees with the model on five images: their largest difference of logits has a median of at most 1e-3, and at
-least 99.9 % of the labels are equal. Not every image can pass: masked attention asks whether a logit is above 0, and one
-that is 0 but for rounding changes what a query attends to (PyTorch does the same to itself when an image changes by 1e-7
-of its values). A fault in the file shows in every image.
+least 99.9 % of the labels are equal. Not every image can pass: masked attention asks whether a logit is above 0, and
+one that is 0 but for rounding changes what a query attends to (PyTorch does the same to itself when an image changes by
+1e-7 of its values). A fault in the file shows in every image.
 """
 
 from __future__ import annotations

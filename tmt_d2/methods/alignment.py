@@ -177,8 +177,8 @@ def pixels_of_a_call(cfg: CfgNode) -> int:
     pixels, calls = cfg.TRANSFER.ALIGNMENT.PIXELS, comm.get_world_size() * cfg.SOLVER.ACCUMULATION_STEPS
     if pixels < calls:
         raise UserError(
-            f"TRANSFER.ALIGNMENT.PIXELS is {pixels}: {comm.get_world_size()} process(es) times SOLVER.ACCUMULATION_STEPS "
-            f"{cfg.SOLVER.ACCUMULATION_STEPS} share them, so it must be at least {calls}"
+            f"TRANSFER.ALIGNMENT.PIXELS is {pixels}: {comm.get_world_size()} process(es) times "
+            f"SOLVER.ACCUMULATION_STEPS {cfg.SOLVER.ACCUMULATION_STEPS} share them, so it must be at least {calls}"
         )
     return pixels // calls
 

@@ -180,7 +180,7 @@ class MaskFormer(nn.Module):
     def run(
         self, images: ImageList, batched_inputs: Sequence[Record] = (), trace: list[LayerTrace] | None = None
     ) -> Pass:
-        """The pass from preprocessed images to the decoder's outputs; trace: a list that what each layer saw is added to."""
+        """From preprocessed images to the decoder's outputs; trace: a list to which what each layer saw is added."""
         inputs = self.encode(images)
         return Pass(inputs, self.sem_seg_head.predictor(*inputs, trace))
 

@@ -81,7 +81,8 @@ def match(costs: Sequence[Tensor]) -> list[np.ndarray]:
         outputs, queries, targets = cost.shape
         if targets > queries:
             raise UserError(
-                f"an image has {targets} classes but there are {queries} queries: raise MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"
+                f"an image has {targets} classes but there are {queries} queries: raise "
+                "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"
             )
         block = flat[start : start + cost.numel()].reshape(outputs, queries, targets)
         start += cost.numel()

@@ -1,6 +1,7 @@
 """Mask2Former's pixel decoder: a deformable-attention encoder over three backbone levels, then an FPN step to 1/4.
 
-It runs in float32 under autocast too, as the official one: half precision would round what deformable attention samples.
+It runs in float32 under autocast too, as the official one: half precision would round what deformable attention
+samples.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ class TransferableMaskFormer(MaskFormer):
         trace: list[LayerTrace] | None = None,
         p_t: float | None = None,
     ) -> TransferablePass:
-        """As ``MaskFormer.run``, with transferability between pixel decoder and decoder; p_t: another than the model's."""
+        """As ``MaskFormer.run``, with transferability between pixel decoder and decoder; p_t: None = the model's."""
         inputs = self.encode(images)
         acts = self.attention != "off" and (self.train_attention or not self.training)
         transferability: Sequence[TransferabilityMap] | None = None

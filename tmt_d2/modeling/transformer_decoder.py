@@ -97,8 +97,8 @@ class MLP(nn.Module):
 class AttentionLimits(NamedTuple):
     """Where queries may look besides their masks, per level; None = no limit.
 
-    valid: (B, H, W) bool, False = padding. transferable: (B, H, W) bool, True = open to attention (Eq. 12; None in plain
-    Mask2Former). bias: (B, H, W) float, added to the attention scores of the positions.
+    valid: (B, H, W) bool, False = padding. transferable: (B, H, W) bool, True = open to attention (Eq. 12; None in
+    plain Mask2Former). bias: (B, H, W) float, added to the attention scores of the positions.
     """
 
     valid: Sequence[Tensor] | None = None

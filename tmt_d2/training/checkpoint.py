@@ -322,7 +322,7 @@ def keep_weights(folder: str | Path) -> None:
 
 
 def ended_after(folder: str | Path) -> int | None:
-    """Iterations of a stage that has ended and that ``keep_weights`` made small; None: a run may go on from this folder."""
+    """Iterations of a stage that has ended and that ``keep_weights`` made small; None: a run may go on from here."""
     files = TMTCheckpointer(nn.Module(), str(folder)).resumable()
     if not files or files[0].stem != FINAL:
         return None

@@ -14,7 +14,7 @@ help:
 	@echo "make test    the test suite"
 	@echo "make soak    kills, hostile inputs and several processes at length: about four minutes on two cores"
 	@echo "make gpu     on an NVIDIA GPU: its tests and its benchmarks, against Hugging Face's Mask2Former; minutes"
-	@echo "make figures the README's figures, from a finished make demo"
+	@echo "make figures the figures of README and docs, from a finished make demo"
 	@echo "make lint    ruff and mypy"
 
 setup: $(READY)

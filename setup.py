@@ -2,7 +2,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# What Detectron2 itself imports: it is installed without its dependencies (see README, "Installing").
+# What Detectron2 itself imports: it is installed without its dependencies (see docs/installation.md).
 DETECTRON2_NEEDS = [
     "cloudpickle",
     "fvcore",

@@ -74,8 +74,9 @@ class Split:
 
 @dataclass
 class Findings:
-    """What was found in one split; `problems` are messages by kind (the keys of `KINDS`), `sizes` counts (width, height).
+    """What was found in one split.
 
+    `problems` are messages by kind (the keys of `KINDS`), `sizes` counts (width, height);
     `oriented` are the pictures with an EXIF orientation other than 1, which is no problem.
     """
 

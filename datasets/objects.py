@@ -47,7 +47,7 @@ class Painter:
         height, width = canvas.camera.size
         rows = np.clip(np.arange(height) / max(canvas.camera.horizon, 1.0), 0, 1)[:, None]
         top, bottom = (np.array(colour) for colour in self.light.sky)
-        # The light's colours are the sky as filmed, so the cast that `appearance` applies to everything is taken out here.
+        # The light's colours are the sky as filmed, so the cast that `appearance` applies to all is taken out here.
         sky = (top * (1 - rows) + bottom * rows) / np.array(self.light.gain)
         canvas.colour[:] = np.clip(sky, 0, 255)[:, None].astype(np.uint8)
         canvas.label[:] = TRAIN_ID["sky"]
@@ -135,7 +135,7 @@ class Painter:
         return 1.0 if facing == self.sun else self.light.shadow
 
     def _front(self, thing: Thing, colour: Colour, label: int, height: float | None = None) -> tuple[Place, float]:
-        """Paint the street-side face of a block and its near end; -> place(along, _, up) on that face, and its brightness."""
+        """Paint a block's street-side face and its near end; -> place(along, _, up) on it, and its brightness."""
         x, z0, z1 = thing.x, max(thing.z, NEAREST), thing.z + thing.length
         top = thing.height if height is None else height
         outward = thing.side * thing.width
@@ -166,7 +166,8 @@ class Painter:
             int(thing.length / {"upright": 2.0, "band": 6.0, "grid": 2.6, "square": 3.2}[self.domain.windows]), 1
         )
         share, low, high = {
-            "upright": (0.45, 0.25, 0.85), "band": (0.92, 0.35, 0.8), "grid": (0.8, 0.12, 0.92), "square": (0.5, 0.3, 0.75),
+            "upright": (0.45, 0.25, 0.85), "band": (0.92, 0.35, 0.8),
+            "grid": (0.8, 0.12, 0.92), "square": (0.5, 0.3, 0.75),
         }[self.domain.windows]  # fmt: skip
         for floor in range(floors):
             for column in range(columns):
@@ -353,8 +354,9 @@ class Painter:
         for way in (-1, 1):
             self._wheel((x + way * base, radius, z), radius, squeeze, 0.06, label)
         crank, seat, head = (x - 0.05, radius, z), (x - base * 0.4, 0.95, z), (x + base * 0.75, 0.95, z)
-        for start, end in ((crank, seat), (crank, head), (seat, head), ((x - base, radius, z), seat), ((x - base, radius, z), crank),
-                           (head, (x + base, radius, z)), (head, (head[0] + 0.02, 1.12, z)), (seat, (seat[0], 1.05, z))):  # fmt: skip
+        rear, front = (x - base, radius, z), (x + base, radius, z)
+        frame = ((crank, seat), (crank, head), (seat, head), (rear, seat), (rear, crank), (head, front))
+        for start, end in (*frame, (head, (head[0] + 0.02, 1.12, z)), (seat, (seat[0], 1.05, z))):
             self.canvas.bar(start, end, thick, colour, label)
         self.canvas.bar((seat[0] - 0.12, 1.05, z), (seat[0] + 0.12, 1.05, z), thick, self.colour("tyre"), label)
 
@@ -393,8 +395,15 @@ class Painter:
 
     # -- four and more wheels ------------------------------------------------------------------------------------------
 
-    def _box(self, thing: Thing, label: int, colour: Colour, up: tuple[float, float], span: tuple[float, float] = (0.0, 1.0),
-             lean: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> dict[str, Place]:  # fmt: skip
+    def _box(
+        self,
+        thing: Thing,
+        label: int,
+        colour: Colour,
+        up: tuple[float, float],
+        span: tuple[float, float] = (0.0, 1.0),
+        lean: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    ) -> dict[str, Place]:
         """Paint a box from height ``up[0]`` to ``up[1]`` metres over ``span`` of the vehicle's length.
 
         ``lean``: metres by which the top is shorter at the near end, at the far end, and narrower on each side.

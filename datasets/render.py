@@ -47,9 +47,9 @@ class RenderError(UserError):
 def render_frame(
     data_set: str, split: str, index: int, size: tuple[int, int] = (128, 256), seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """-> image (H, W, 3) uint8 RGB and label (H, W) uint8 train ids (255 = ignore) of one frame; ``size`` is (height, width).
+    """-> image (H, W, 3) uint8 RGB and label (H, W) uint8 train ids (255 = ignore) of one frame.
 
-    Mapillary frames differ in size, around the one asked for.
+    ``size`` is (height, width). Mapillary frames differ in size, around the one asked for.
     """
     domain = DOMAINS[data_set]
     rng = np.random.default_rng([seed, zlib.crc32(data_set.encode()), zlib.crc32(split.encode()), index])

@@ -20,9 +20,10 @@ _SHOULDER = 0.5
 Size = tuple[float, float, float]  # along x, height, along z
 
 _AMOUNTS = {
-    "parked car": 0.7, "moving car": 2.2, "truck": 0.45, "bus": 0.45, "train": 0.4, "person": 6.0, "crossing person": 0.5,
-    "bicycle rider": 0.8, "motorcycle rider": 0.8, "bicycle": 0.9, "motorcycle": 1.2, "tree": 2.0, "lamp": 3.0, "light": 1.6,
-    "sign": 2.4,
+    "parked car": 0.7, "moving car": 2.2, "truck": 0.45, "bus": 0.45, "train": 0.4,
+    "person": 6.0, "crossing person": 0.5, "bicycle rider": 0.8, "motorcycle rider": 0.8,
+    "bicycle": 0.9, "motorcycle": 1.2,
+    "tree": 2.0, "lamp": 3.0, "light": 1.6, "sign": 2.4,
 }  # mean number per scene; "parked car" is the share of taken parking places  # fmt: skip
 
 
@@ -279,7 +280,7 @@ class _Placing:
         return (1.9 if across else 1.25, height, 0.6), across
 
     def _lane(self, width: float) -> tuple[float, float]:
-        """Pick a lane; -> x of something ``width`` wide in its middle, and how near it may be: the camera drives in one."""
+        """Pick a lane; -> x of something ``width`` wide in its middle, and how near: the camera drives in one."""
         lane = int(self.rng.integers(self.street.lane_count))
         left = self.street.lanes[0] + lane * self.street.lane_width
         own = left < 0 < left + self.street.lane_width

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The figures of the README, from a finished `make demo`.
+"""The figures of README and docs, from a finished `make demo`.
 
     python -m demo.figures --demo output/demo --output docs
 

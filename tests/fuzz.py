@@ -28,8 +28,9 @@ from tmt_d2.training.stages import check_stage
 
 SECONDS = 20  # per input
 TOKENS = (
-    b"", b"0", b"-1", b"1e999", b".nan", b"null", b"[]", b"{}", b"''", b"~", b"!!python/object/apply:os.system ['touch ran']",
-    b"&a [*a]", b"../../../..", b"\x00", b"\xff\xfe", b"\t", b": :", b"- -", b"9" * 400, b"*", b"{stem}", b"%s%n", b"True",
+    b"", b"0", b"-1", b"1e999", b".nan", b"null", b"[]", b"{}", b"''", b"~",
+    b"!!python/object/apply:os.system ['touch ran']", b"&a [*a]", b"../../../..", b"\x00", b"\xff\xfe", b"\t",
+    b": :", b"- -", b"9" * 400, b"*", b"{stem}", b"%s%n", b"True",
 )  # fmt: skip
 
 
@@ -62,7 +63,7 @@ def mutate(content: bytes, chance: random.Random) -> bytes:
 def try_config(folder: Path, chance: random.Random) -> None:
     name = chance.choice(("Base", "source", "tmt", "estimator"))
     for path in CONFIGS.glob("*.yaml"):
-        text = path.read_bytes().replace(b"../Base", str(CONFIGS.parent).encode() + b"/Base")
+        text = path.read_bytes().replace(b'"../', f'"{CONFIGS.parent}/'.encode())
         (folder / path.name).write_bytes(mutate(text, chance) if path.stem == name else text)
     check_stage(setup_cfg(str(folder / ("source.yaml" if name == "Base" else f"{name}.yaml"))))
 

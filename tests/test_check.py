@@ -200,7 +200,8 @@ def test_a_custom_data_set(root: Path, tmp_path: Path, capsys: pytest.CaptureFix
     save(root / "rgb" / "a.png")
     save(root / "ids" / "a.png", 1)
     file = tmp_path / "town.yaml"
-    text = "name: town\nroot: root\nclasses: [road, sky]\nsplits: {train: {images: 'rgb/{stem}.png', labels: 'ids/{stem}.png'}}\n"
+    text = "name: town\nroot: root\nclasses: [road, sky]\n"
+    text += "splits: {train: {images: 'rgb/{stem}.png', labels: 'ids/{stem}.png'}}\n"
     file.write_text(text)
     status, report = run(root, "--data-sets", str(file))
     assert status == 0 and report["town"]["train"]["pairs"] == 1

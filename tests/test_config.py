@@ -10,12 +10,15 @@ import torch
 from conftest import BASE_CONFIG, ROOT
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
+from fvcore.common.config import CfgNode as FvcoreNode
 
 import tmt_d2
 from tmt_d2.config_file import load_config_file
 
 CONFIGS = sorted(
-    str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "matrix"
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "configs").rglob("*.yaml")
+    if path.parent.name not in ("matrix", "transfer")  # plans; what is merged over a model's settings
 )
 OFFICIAL_SCALES = '!!python/object/apply:eval ["[int(x * 0.1 * 1024) for x in range(5, 21)]"]'
 
@@ -107,6 +110,28 @@ def test_bases_of_bases(tmp_path: Path) -> None:
     assert load_config_file(leaf) == {"A": {"x": 1, "y": 2, "z": [3]}, "B": 1, "C": 3}
 
 
+def test_several_bases(tmp_path: Path) -> None:
+    """Each is merged over those before it, and the file over all: as fvcore reads such a list."""
+    write(tmp_path, "A: {x: 1, y: 1, z: 1}\nB: 1\n", "model.yaml")
+    write(tmp_path, "A: {x: 0, y: 2, z: 2}\n", "method.yaml")
+    leaf = write(tmp_path, "_BASE_: [model.yaml, method.yaml]\nA: {z: 3}\n", "leaf.yaml")
+    assert load_config_file(leaf) == {"A": {"x": 0, "y": 2, "z": 3}, "B": 1}
+    assert load_config_file(leaf) == FvcoreNode.load_yaml_with_base(leaf)
+    with pytest.raises(FileNotFoundError, match=r"gone\.yaml does not exist \(the _BASE_ of .*leaf\.yaml\)"):
+        load_config_file(write(tmp_path, "_BASE_: [model.yaml, gone.yaml]\n", "leaf.yaml"))
+
+
+def test_what_a_method_changes_is_said_once() -> None:
+    """Each folder of models has each file of configs/transfer, and merges it over its own base."""
+    names = {path.name for path in (ROOT / "configs" / "transfer").glob("*.yaml")}
+    for folder in ("R50", "SwinL", "tiny"):
+        files = {path.name: path for path in (ROOT / "configs" / folder).glob("*.yaml") if path.stem != "Base"}
+        assert set(files) == names
+        for name, path in files.items():
+            assert f'"../transfer/{name}"]' in path.read_text()
+            assert f'OUTPUT_DIR: "output/{folder}/{path.stem}"' in path.read_text()
+
+
 def test_circle_of_bases(tmp_path: Path) -> None:
     write(tmp_path, "_BASE_: b.yaml\n", "a.yaml")
     write(tmp_path, "_BASE_: a.yaml\n", "b.yaml")
@@ -161,7 +186,8 @@ def test_nothing_is_executed(value: str, message: str, tmp_path: Path) -> None:
         ("MODEL: [1\n", "config.yaml.*line 2"),
         ("- 1\n- 2\n", "a config is a mapping of keys, this file holds list"),
         ("", "a config is a mapping of keys, this file holds NoneType"),
-        ("_BASE_: [a.yaml]\n", r"_BASE_ must be one file name, got \['a.yaml'\]"),
+        ("_BASE_: [a.yaml, 1]\n", r"_BASE_ must be a file name or a list of file names, got \['a.yaml', 1\]"),
+        ("_BASE_: {a: b.yaml}\n", r"_BASE_ must be a file name or a list of file names, got \{'a': 'b.yaml'\}"),
         ("MODEL:\n  TMT:\n    P_TT: 0.1\n", r"config.yaml: Non-existent config key: MODEL.TMT.P_TT"),
         ("MODEL:\n  TMT:\n    P_T: many\n", r"config.yaml: .*MODEL.TMT.P_T"),
         ("MODEL:\n  TMT: 3\n", r"config.yaml: .*MODEL.TMT"),

@@ -10,7 +10,8 @@ from conftest import tiny_cfg
 from torch import Tensor, nn
 
 from tmt_d2.modeling import MultiScaleMaskedTransformerDecoder, attention_mask
-from tmt_d2.modeling.mask_logits import MaskLogits, resize_features
+from tmt_d2.modeling.mask_logits import MaskLogits
+from tmt_d2.modeling.resize import resize
 from tmt_d2.modeling.transformer_decoder import AttentionLimits, LayerTrace
 
 SIZES = [(2, 3), (4, 6), (8, 12)]
@@ -101,7 +102,7 @@ def test_trace_is_what_happened(rule: str) -> None:
     assert [layer.level for layer in trace] == [0, 1, 2, 0, 1]
     for index, seen in enumerate(trace):
         height, width = SIZES[seen.level]
-        logits = outputs["aux_outputs"][index]["pred_masks"].resized(resize_features(mask_features, (height, width)))
+        logits = outputs["aux_outputs"][index]["pred_masks"].resized(resize(mask_features, (height, width)))
         expected = attention_mask(logits, transferable[seen.level], valid[seen.level], rule)
         assert torch.equal(seen.positions.allowed.flatten(2), expected)
         M = logits.sigmoid()
@@ -219,4 +220,4 @@ def test_factored_masks_equal_resized_dense_masks() -> None:
     """Resizing is linear, so that features may be resized instead of every query's mask."""
     masks = MaskLogits(torch.randn(B, Q, C), torch.randn(B, C, 16, 24))
     dense = nn.functional.interpolate(masks.dense(), size=(4, 6), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(masks.resized(resize_features(masks.features, (4, 6))), dense, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(masks.resized(resize(masks.features, (4, 6))), dense, atol=1e-4, rtol=1e-4)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tmt_d2.modeling.linear import Linear, linear
+from tmt_d2.modeling.linear import Linear, inner, linear
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +32,13 @@ def test_as_pytorch_and_its_gradients(shape: tuple[int, ...], dtype: torch.dtype
     wanted = torch.autograd.grad(expected.square().sum(), inputs)
     for gradient, reference in zip(torch.autograd.grad(found.square().sum(), inputs), wanted):
         torch.testing.assert_close(gradient, reference)
+
+
+@pytest.mark.parametrize("shape", [(6,), (5, 6), (2, 3, 6)])
+def test_inner_products_of_rows(shape: tuple[int, ...]) -> None:
+    a, b = torch.randn(shape), torch.randn(4, 6)
+    torch.testing.assert_close(inner(a, b), a @ b.T)
+    torch.testing.assert_close(inner(a, b), torch.inner(a, b))
 
 
 def test_rows_that_do_not_lie_one_after_the_other() -> None:

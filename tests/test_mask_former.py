@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_records
+from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from tmt_d2.modeling import mask_former
 from tmt_d2.modeling.mask_former import semantic_scores, valid_positions
+from tmt_d2.modeling.resize import resize
+from tmt_d2.modeling.tmt import differs_in_training
 
 Build = Callable[..., nn.Module]
 Records = list[dict[str, Any]]
@@ -346,7 +350,15 @@ def test_frozen_parts_stay_in_evaluation_mode(build_tiny: Build, records: Record
 def test_scores_by_strips_are_the_scores(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     logits, masks = torch.randn(3, 5), torch.randn(3, *size)
     full = (4 * size[0], 4 * size[1])
-    whole = mask_former.semantic_scores(logits, mask_former._resize(masks, full))
+    whole = mask_former.semantic_scores(logits, resize(masks, full))
     for values in (1, 3 * 4 * full[1] * 2):  # one row at a time, two rows at a time
         monkeypatch.setitem(mask_former.STRIP_VALUES, "cpu", values)
         torch.testing.assert_close(mask_former.upsampled_scores(logits, masks, full), whole, rtol=0, atol=1e-6)
+
+
+def test_what_differs_in_training() -> None:
+    for module in (nn.BatchNorm2d(3), nn.Dropout(0.1), StochasticDepth(0.1, "row")):
+        assert differs_in_training(module.train())
+        assert not differs_in_training(module.eval())
+    for module in (nn.LayerNorm(3), nn.Dropout(0.0), StochasticDepth(0.0, "row"), FrozenBatchNorm2d(3)):
+        assert not differs_in_training(module.train())

@@ -1,4 +1,4 @@
-"""Mapper and model together: what is padding is known as padding, to attention, regions, quantile and discriminators."""
+"""Mapper and model together: padding is known as padding, to attention, regions, quantile and discriminators."""
 
 from __future__ import annotations
 

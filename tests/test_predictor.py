@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import nn
 
 from tmt_d2.data.mapper import SemanticMapper
-from tmt_d2.deployment import Predictor
+from tmt_d2.deployment import Predictor, load_model
 from tmt_d2.evaluation import inference as inference_module
 
 
@@ -189,3 +189,11 @@ def test_weights_that_do_not_serve(files: dict[str, Path], tmp_path: Path) -> No
         Predictor.from_config(config, str(tmp_path / "gone.pth"))
     with pytest.raises(ValueError, match="has no estimator"):
         Predictor.from_config(config, f"{files['MaskFormer']}.pth")
+
+
+def test_without_a_gpu_on_the_cpu(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    path = files["MaskFormer"]
+    cfg, model = load_model(f"{path}.yaml", f"{path}.pth", ["MODEL.DEVICE", "cuda"])
+    assert model.device.type == "cpu" and not model.training
+    assert cfg.MODEL.DEVICE == "cuda"  # what was asked for is not overwritten

@@ -1,4 +1,4 @@
-"""The embedded scenes: the same pictures every time, in files that read as the real data sets' do, in five distinct domains."""
+"""The embedded scenes: the same pictures every time, in files that read as the real data sets' do, in five domains."""
 
 from __future__ import annotations
 

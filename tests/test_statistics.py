@@ -189,7 +189,7 @@ def test_one_seed_calls_noise_clear_in_five_percent(pairs: int) -> None:
 
 @pytest.mark.parametrize("pairs", [3, 6, 20])
 def test_three_seeds_call_noise_clear_in_seven_percent_at_most(pairs: int) -> None:
-    """5 % where one side prevails, at most 7 % in between, less where all is noise; give or take two standard errors."""
+    """5 % where one side prevails, at most 7 % in between, less where all is noise; within two standard errors."""
     cells = cells_of(pairs, 3)
     assert 0.002 < false_alarms(cells, 1000) < 0.04
     assert 0.035 < false_alarms(cells, 1000, pair=10.0) < 0.065

@@ -39,8 +39,13 @@ ONES = [torch.ones(2), torch.ones(2)]
 
 @pytest.mark.parametrize(
     ("kind", "value", "moved"),
-    [("full_model", 5.0, (3.0, 4.0)), ("norm", 5.0, (3.0, 4.0)), ("value", 7.0, (6.0, 7.0)), ("full_model", 50.0, (6.0, 8.0))],
-)  # fmt: skip
+    [
+        ("full_model", 5.0, (3.0, 4.0)),
+        ("norm", 5.0, (3.0, 4.0)),
+        ("value", 7.0, (6.0, 7.0)),
+        ("full_model", 50.0, (6.0, 8.0)),
+    ],
+)
 def test_clipping_by_hand(kind: str, value: float, moved: tuple[float, float]) -> None:
     step = make_step(clip=clipping(True, kind, value, 2.0))  # the gradient is (6, 8), its norm 10
     losses, norm = step.backward(ONES)
@@ -153,8 +158,8 @@ def test_not_finite_gradient_names_the_parameter(start: Path, tmp_path: Path, mo
 
 def test_anomaly_detection_finds_the_module(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     break_loss(monkeypatch)
-    message = r"^iteration 0: the output of sem_seg_head\.pixel_decoder \(MSDeformAttnPixelDecoder\) is not finite; .*images: \S+"
-    with pytest.raises(FloatingPointError, match=message):
+    module = r"sem_seg_head\.pixel_decoder \(MSDeformAttnPixelDecoder\)"
+    with pytest.raises(FloatingPointError, match=rf"^iteration 0: the output of {module} is not finite; .*images: \S+"):
         run_stage(small_cfg("full", tmp_path, start, TRANSFER__DETECT_ANOMALY=True))
 
 

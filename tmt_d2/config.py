@@ -122,8 +122,8 @@ def add_tmt_config(cfg: CfgNode) -> None:
     tmt.DISCRIMINATOR.HIDDEN_DIM = 64  # 0: a linear classifier
     tmt.DISCRIMINATOR.NORMALIZE = True  # region features to unit length: their norm alone often gives the domain away
     # Transferable masked attention (Eqs. 12-13).
-    # "hard": what p_T excludes is not attended to; "soft", a variant of ours: it is attended to less, the less the higher
-    # T ranks (transferability_bias); "off": T is computed but acts on nothing, the ablation "w/o TMA".
+    # "hard": what p_T excludes is not attended to; "soft", a variant of ours: it is attended to less, the less the
+    # higher T ranks (transferability_bias); "off": T is computed but acts on nothing, the ablation "w/o TMA".
     tmt.ATTENTION = "hard"
     tmt.P_T = 0.30  # p_T: the fraction of positions, those with the highest T, that no query attends to
     tmt.MASK_RULE = (

@@ -37,7 +37,9 @@ _Loader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _scale_lis
 
 
 def load_config_file(path: str | Path, _including: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The file's keys merged over those of its ``_BASE_`` (relative to the file), as nested dictionaries.
+    """The file's keys merged over those of its ``_BASE_``, as nested dictionaries.
+
+    ``_BASE_`` is a file, relative to this one, or as in fvcore a list of them, of which later ones win.
 
     Raises:
         FileNotFoundError: the file or a base does not exist.
@@ -55,13 +57,13 @@ def load_config_file(path: str | Path, _including: tuple[Path, ...] = ()) -> dic
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: a config is a mapping of keys, this file holds {type(values).__name__}")
-    base = values.pop("_BASE_", None)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise UserError(f"{path}: _BASE_ must be one file name, got {base!r}")
-    base_path = Path(base).expanduser()
-    merged = load_config_file(path.parent / base_path, (*_including, path.resolve()))
+    bases = values.pop("_BASE_", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"{path}: _BASE_ must be a file name or a list of file names, got {bases!r}")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        _merge(merged, load_config_file(path.parent / Path(base).expanduser(), (*_including, path.resolve())))
     _merge(merged, values)
     return merged
 

@@ -27,7 +27,7 @@ def seed_everything(*entropy: int) -> None:
 
 @contextmanager
 def seeded(*entropy: int) -> Iterator[None]:
-    """Within the block Python, NumPy and PyTorch (on the CPU) draw from ``entropy``; afterwards they go on as before."""
+    """Within the block Python, NumPy and PyTorch (on the CPU) draw from ``entropy``; then they go on as before."""
     python, arrays, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed = derived_seed(*entropy)
     _seed_python_and_numpy(seed)

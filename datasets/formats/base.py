@@ -1,4 +1,4 @@
-"""What every on-disk format has in common: the folder, the frames of each split, and the way back from train ids to its own ids."""
+"""What all on-disk formats have in common: folder, frames of each split, and the way from train ids to their own."""
 
 from __future__ import annotations
 

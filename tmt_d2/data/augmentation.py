@@ -54,7 +54,7 @@ def crop_image(image: np.ndarray, crop: Crop, reduction: int = 1) -> np.ndarray:
     Only the pixels under the crop, and those the filter reaches around it, are read.
 
     Args:
-        image: of size ``crop.source``, or decoded at 1 / ``reduction`` of it (rounded up), which is close but not equal.
+        image: of size ``crop.source``, or decoded at 1 / ``reduction`` of it (rounded up), which is close, not equal.
     """
     left, top, right, bottom = (edge / reduction for edge in crop.box)
     if crop.resized == crop.source:

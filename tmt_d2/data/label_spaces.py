@@ -2,7 +2,7 @@
 
 Training, evaluation, drawing and the embedded renderer all read these tables; nothing else in the
 project knows a class name, a colour or a data set's id. Sources of the tables: the data sets' own
-documentation and the label definitions of ``cityscapesScripts`` (see README, "Data").
+documentation and the label definitions of ``cityscapesScripts`` (see docs/data.md).
 """
 
 from __future__ import annotations

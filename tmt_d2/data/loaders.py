@@ -109,7 +109,7 @@ def _records_of(names: Sequence[str]) -> list[Record]:
 class Draw:
     """One sample to make: the record's index, the seed of its random draws, and the records it may be replaced by."""
 
-    index: int  # type: ignore[assignment]  # a tuple has a method of this name
+    index: int
     seed: int
     group: range
 

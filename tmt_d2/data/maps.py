@@ -70,7 +70,7 @@ class TransferabilityMaps:
 
 
 def _places(start: int, length: int, resized: int, size: int, stride: int, mirrored: bool) -> np.ndarray:
-    """Indices into a map of a picture ``size`` long, of the positions of a crop of the picture resized to ``resized``."""
+    """Indices into a map of a picture ``size`` long, of the positions of a crop of it resized to ``resized``."""
     edges = np.minimum(np.arange(math.ceil(length / stride) + 1) * stride, length)
     middles = (edges[:-1] + edges[1:]) / 2
     if mirrored:

@@ -12,9 +12,9 @@ The exported function: ``image`` (1, 3, H, W) float32, values 0 to 255 in the ch
 
 Normalisation, padding, adaptive clustering and transferable masked attention are part of the file. It is only written
 when it agrees with the model on five images: their largest difference of logits has a median of at most 1e-3, and at
-least 99.9 % of the labels are equal. Not every image can pass: masked attention asks whether a logit is above 0, and one
-that is 0 but for rounding changes what a query attends to (PyTorch does the same to itself when an image changes by 1e-7
-of its values). A fault in the file shows in every image.
+least 99.9 % of the labels are equal. Not every image can pass: masked attention asks whether a logit is above 0, and
+one that is 0 but for rounding changes what a query attends to (PyTorch does the same to itself when an image changes by
+1e-7 of its values). A fault in the file shows in every image.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from tmt_d2.deployment.predictor import load_model
 from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
 from tmt_d2.modeling.mask_former import MaskFormer
+from tmt_d2.modeling.resize import resize
 
 FORMATS = ("onnx", "pt2")
 OPSET = 18  # GridSample came with 16, LayerNormalization with 17
@@ -70,8 +71,7 @@ class FixedSizeModel(nn.Module):
         scores = result["sem_seg"][None]
         answers = [scores.argmax(1), scores, passed.outputs["pred_logits"], passed.outputs["pred_masks"].dense()]
         if "transferability" in result:
-            levels = [level[None, None] for level in result["transferability"]]
-            maps = [F.interpolate(level, (height, width), mode="bilinear", align_corners=False) for level in levels]
+            maps = [resize(level[None, None], (height, width)) for level in result["transferability"]]
             answers.append(torch.cat(maps, 1))
         return tuple(answers)
 

@@ -5,7 +5,6 @@ Letters: (H, W) the size of the image as given, K classes, L levels of the decod
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -13,10 +12,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tmt_d2.config import setup_cfg
 from tmt_d2.data.mapper import model_input
@@ -25,10 +22,8 @@ from tmt_d2.errors import UserError
 from tmt_d2.evaluation.inference import MAX_SCORE_PIXELS, SinglePass, build_inference
 from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.modeling.mask_former import MaskFormer
-from tmt_d2.modeling.tmt import TransferableMaskFormer
-from tmt_d2.training.checkpoint import TMTCheckpointer
-
-logger = logging.getLogger(__name__)
+from tmt_d2.modeling.resize import resize
+from tmt_d2.training import checkpoint
 
 ImageLike = str | Path | Image.Image | np.ndarray
 
@@ -172,10 +167,7 @@ class WithTransferability(nn.Module):
         results = self.model(batched_inputs)
         for result in results:
             scores = result["sem_seg"]
-            levels = [
-                F.interpolate(level[None, None].float(), scores.shape[-2:], mode="bilinear", align_corners=False)[0]
-                for level in result.pop("transferability", [])
-            ]
+            levels = [resize(level[None].float(), scores.shape[-2:]) for level in result.pop("transferability", [])]
             result["sem_seg"] = torch.cat([scores, *(level.to(scores) for level in levels)])
         return results
 
@@ -192,15 +184,8 @@ def load_model(config_file: str, weights: str = "", opts: Sequence[str] = ()) ->
     cfg = setup_cfg(config_file, opts)
     if weights:
         cfg.MODEL.WEIGHTS = weights
-    if not cfg.MODEL.WEIGHTS:
-        raise UserError(f"{config_file}: MODEL.WEIGHTS is empty: name a checkpoint")
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("no GPU here: running on the CPU")
-        cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.TMT.OUTPUT_TRANSFERABILITY = True  # also where attention does not use it ("w/o TMA")
-    model = build_model(cfg)
-    TMTCheckpointer(model, require_estimator=isinstance(model, TransferableMaskFormer)).load(cfg.MODEL.WEIGHTS)
-    return cfg, model.eval()
+    return cfg, checkpoint.load_model(cfg)
 
 
 def _area(item: Mapping[str, Any]) -> int:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import labels_at_size
+from tmt_d2.modeling.resize import resize
 
 MAX_SCORE_PIXELS = 2048 * 2048  # 19 maps: 319 MB
 
@@ -67,7 +68,14 @@ class SinglePass(nn.Module):
         return self.model([{"image": image, "height": size[0], "width": size[1]}])[0]["sem_seg"]
 
 
-class SlidingWindow(SinglePass):
+class _Mean(SinglePass):
+    """A mean of the scores of several passes, at whatever size the output has."""
+
+    def _small(self, item: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+        return {"sem_seg": resize(self.scores(item), size)}
+
+
+class SlidingWindow(_Mean):
     """The mean of the scores of overlapping windows of the input."""
 
     def __init__(self, model: nn.Module, size: tuple[int, int], stride: tuple[int, int]) -> None:
@@ -81,9 +89,6 @@ class SlidingWindow(SinglePass):
             raise UserError(f"TEST.SLIDING_WINDOW.STRIDE={stride} must be positive and at most SIZE={size}")
         self.size = size
         self.stride = stride
-
-    def _small(self, item: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-        return {"sem_seg": _resize(self.scores(item), size)}
 
     def scores(self, item: Mapping[str, Any]) -> Tensor:
         image = item["image"]
@@ -102,7 +107,7 @@ class SlidingWindow(SinglePass):
         return total.div_(count)
 
 
-class MultiScaleFlip(SinglePass):
+class MultiScaleFlip(_Mean):
     """The mean of the scores at several sizes of the input, and of its mirror images."""
 
     def __init__(self, model: nn.Module, min_sizes: Sequence[int], max_size: int, flip: bool) -> None:
@@ -118,9 +123,6 @@ class MultiScaleFlip(SinglePass):
         self.min_sizes = tuple(min_sizes)
         self.max_size = max_size
         self.flip = flip
-
-    def _small(self, item: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-        return {"sem_seg": _resize(self.scores(item), size)}
 
     def scores(self, item: Mapping[str, Any]) -> Tensor:
         image = item["image"]
@@ -155,9 +157,3 @@ def _spans(length: int, window: int, stride: int, step: int) -> list[tuple[int, 
     last = max(length - window, 0) // step * step
     starts = [start // step * step for start in range(0, last, stride)] + [last]
     return [(start, length if start == last else start + window) for start in starts]
-
-
-def _resize(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(scores.shape[1:]) == tuple(size):
-        return scores
-    return F.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]

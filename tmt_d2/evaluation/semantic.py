@@ -19,13 +19,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tmt_d2.data import reader
 from tmt_d2.data.label_spaces import IGNORE
 from tmt_d2.data.registration import label_space_of
 from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write, write_json
+from tmt_d2.modeling.resize import resize
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 def labels_at_size(scores: Tensor, size: tuple[int, int]) -> Tensor:
     """The best class of each pixel after bilinear interpolation of ``scores`` to ``size``.
 
-    ``interpolate(scores, size, mode="bilinear", align_corners=False).argmax(0)``, plane by plane: two maps of
+    ``resize(scores, size).argmax(0)``, plane by plane: two maps of
     ``size`` are in memory instead of K. (PyTorch may round one plane and K planes differently in the last bit, which
     shows only where two classes are equally good.)
 
@@ -47,8 +47,7 @@ def labels_at_size(scores: Tensor, size: tuple[int, int]) -> Tensor:
     labels = torch.zeros(size, dtype=torch.uint8, device=scores.device)
     best = torch.full(size, -torch.inf, dtype=scores.dtype, device=scores.device)
     for index, plane in enumerate(scores):
-        if plane.shape != labels.shape:
-            plane = F.interpolate(plane[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+        plane = resize(plane[None], size)[0]
         better = (plane > best).view(torch.uint8)
         torch.maximum(labels, better.mul_(index), out=labels)  # later classes have larger ids; far faster than filling
         torch.maximum(best, plane, out=best)

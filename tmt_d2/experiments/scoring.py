@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from torch import Tensor
 
 from tmt_d2.data import register_custom
@@ -25,7 +24,7 @@ from tmt_d2.methods.alignment import class_probabilities, draw_pixels, pixel_fea
 from tmt_d2.methods.estimator import held_out_loader
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.randomness import derived_seed
-from tmt_d2.training.checkpoint import TMTCheckpointer
+from tmt_d2.training.checkpoint import load_model
 from tmt_d2.transferability import jc_otce, leep, otce, proxy_a_distance
 
 logger = logging.getLogger(__name__)
@@ -67,14 +66,13 @@ def score_checkpoint(
         "LEEP", and with ``source`` also "F-OTCE", "JC-OTCE" and "PAD".
 
     Raises:
-        UserError: fewer than two images, or none with a labelled pixel.
+        UserError: fewer than two images, or none with a labelled pixel; a checkpoint that cannot be used.
     """
     if images < 2 or pixels < 2 or draws < 1:
         raise UserError(f"images {images} and pixels {pixels} must be >= 2 and draws {draws} >= 1")
     for path in cfg.DATASETS.CUSTOM:
         register_custom(path)
-    model = build_model(cfg).eval()
-    TMTCheckpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    model = load_model(cfg)
     per_image = -(-pixels * draws // images)
     sides = [
         pixel_samples(model, held_out_loader(cfg, names, images), per_image, derived_seed(seed, side))

@@ -1,7 +1,7 @@
 """Mask2Former of Hugging Face ``transformers`` (Swin or ResNet backbone) <-> our config and state dict.
 
-Nothing here imports ``transformers``: a model there is a folder with ``config.json`` and safetensors files. Which of its
-entries and keys is which of ours is said by ``huggingface_names`` and ``huggingface_config``.
+Nothing here imports ``transformers``: a model there is a folder with ``config.json`` and safetensors files. Which of
+its entries and keys is which of ours is said by ``huggingface_names`` and ``huggingface_config``.
 """
 
 from __future__ import annotations

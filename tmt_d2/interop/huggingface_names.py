@@ -1,8 +1,8 @@
 """Entry names of Hugging Face's Mask2Former <-> ours.
 
-Names there are those of the published ``facebook/mask2former-*`` files, which ``transformers`` reads and writes in every
-version; those inside its recent versions are understood too. Queries, keys and values are stored there one by one, here
-as one entry.
+Names there are those of the published ``facebook/mask2former-*`` files, which ``transformers`` reads and writes in
+every version; those inside its recent versions are understood too. Queries, keys and values are stored there one by
+one, here as one entry.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from tmt_d2.data.targets import padded_labels
 from tmt_d2.errors import UserError
 from tmt_d2.methods.table import method_of
 from tmt_d2.modeling.mask_former import MaskFormer, semantic_scores
+from tmt_d2.modeling.mask_logits import DecoderOutputs, QueryOutputs
 from tmt_d2.transferability.scores import leep_objective, relative_cost, squared_distances, target_given_source_entropy
 
 SCORES = ("leep", "otce")  # that can be raised
@@ -83,13 +84,12 @@ class AlignmentTraining(nn.Module):
         """num_masks: of the segmentation loss, see ``MaskFormer``."""
         model = self.model
         images = model.preprocess(batched_inputs)
-        needs_outputs = self.score == "leep" or self.weight < 1
-        outputs: dict[str, Any] = {}
-        if needs_outputs:
+        outputs: DecoderOutputs | None = None
+        if self.score == "leep" or self.weight < 1:
             passed = model.run(images, batched_inputs)
             inputs, outputs = passed.inputs, passed.outputs
         else:
-            inputs = model.encode(images)
+            inputs = model.encode(images)  # F-OTCE is on features before the decoder
         labels = padded_labels(batched_inputs, images.tensor.shape[-2:], model.device)
         domain = [record.get("domain", TARGET_DOMAIN) for record in batched_inputs]
         target = torch.tensor([value == TARGET_DOMAIN for value in domain], device=model.device)
@@ -97,19 +97,21 @@ class AlignmentTraining(nn.Module):
         if not len(chosen.label):  # crops without a labelled pixel
             score = _zero(inputs.mask_features, outputs)
         elif self.score == "leep":
+            assert outputs is not None
             score = leep_objective(class_probabilities(outputs, chosen, images.tensor.shape[-2:]), chosen.label)
         else:
             others = draw_pixels(labels.where(~target[:, None, None], IGNORE), self.pixels)
             score = self._f_otce(inputs.mask_features, others, chosen, images.tensor.shape[-2:])
         losses = {"loss_score": -self.weight * score}
         if self.weight < 1:
+            assert outputs is not None
             segmentation = torch.stack(list(model.losses(outputs, batched_inputs, images, num_masks).values())).sum()
             losses["loss_segmentation"] = (1 - self.weight) * segmentation
         return losses
 
     def _f_otce(self, mask_features: Tensor, source: Pixels, target: Pixels, size: Sequence[int]) -> Tensor:
         if not len(source.label):
-            return _zero(mask_features, {})
+            return _zero(mask_features)
         features = [pixel_features(mask_features, pixels, size) for pixels in (source, target)]
         with torch.autocast(mask_features.device.type, enabled=False):
             cost = relative_cost(squared_distances(features[0].float(), features[1].float()))
@@ -117,10 +119,10 @@ class AlignmentTraining(nn.Module):
             return -target_given_source_entropy(plan, source.label, target.label)
 
 
-def _zero(mask_features: Tensor, outputs: Mapping[str, Any]) -> Tensor:
+def _zero(mask_features: Tensor, outputs: DecoderOutputs | None = None) -> Tensor:
     """0 with the gradient 0 for all that a score would have one for: data-parallel training waits for each."""
     zero = mask_features.sum() * 0
-    if outputs:
+    if outputs is not None:
         zero = zero + outputs["pred_logits"].sum() * 0 + outputs["pred_masks"].embeddings.sum() * 0
     return zero
 
@@ -157,7 +159,7 @@ def pixel_features(features: Tensor, pixels: Pixels, size: Sequence[int]) -> Ten
     return features[pixels.image, :, pixels.row * h // size[0], pixels.column * w // size[1]]
 
 
-def class_probabilities(outputs: Mapping[str, Any], pixels: Pixels, size: Sequence[int]) -> Tensor:
+def class_probabilities(outputs: QueryOutputs, pixels: Pixels, size: Sequence[int]) -> Tensor:
     """(N, K): the model's semantic scores at the pixels, each row divided by its sum."""
     masks = outputs["pred_masks"]
     features = pixel_features(masks.features, pixels, size)
@@ -175,8 +177,8 @@ def pixels_of_a_call(cfg: CfgNode) -> int:
     pixels, calls = cfg.TRANSFER.ALIGNMENT.PIXELS, comm.get_world_size() * cfg.SOLVER.ACCUMULATION_STEPS
     if pixels < calls:
         raise UserError(
-            f"TRANSFER.ALIGNMENT.PIXELS is {pixels}: {comm.get_world_size()} process(es) times SOLVER.ACCUMULATION_STEPS "
-            f"{cfg.SOLVER.ACCUMULATION_STEPS} share them, so it must be at least {calls}"
+            f"TRANSFER.ALIGNMENT.PIXELS is {pixels}: {comm.get_world_size()} process(es) times "
+            f"SOLVER.ACCUMULATION_STEPS {cfg.SOLVER.ACCUMULATION_STEPS} share them, so it must be at least {calls}"
         )
     return pixels // calls
 

@@ -1,7 +1,7 @@
 """``D2SwinTransformer``: Detectron2's Swin under the official Mask2Former name, keys and feature names.
 
 Differences from Detectron2's class: features are called res2 ... res5 instead of p0 ... p3, and blocks are left out in
-training (``DROP_PATH_RATE``) without the package ``timm``.
+training (``DROP_PATH_RATE``, arXiv 1603.09382) without the package ``timm``.
 """
 
 from __future__ import annotations
@@ -12,25 +12,12 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.swin import SwinTransformer
-from torch import Tensor, nn
+from torch import Tensor
+from torchvision.ops import StochasticDepth
 
 from tmt_d2.errors import UserError
 
 _FEATURES = ("res2", "res3", "res4", "res5")
-
-
-class DropPath(nn.Module):
-    """Leaves a residual branch out for a share ``rate`` of the images, in training only (arXiv 1603.09382)."""
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return x
-        kept = x.new_empty(len(x), *[1] * (x.dim() - 1)).bernoulli_(1 - self.rate)
-        return x * kept / (1 - self.rate)
 
 
 @BACKBONE_REGISTRY.register()
@@ -44,8 +31,8 @@ class D2SwinTransformer(SwinTransformer, Backbone):
             raise UserError(f"MODEL.SWIN.OUT_FEATURES has {', '.join(unknown)}: choose from {', '.join(_FEATURES)}")
         super().__init__(**_arguments(swin, input_shape.channels))
         blocks = [block for layer in self.layers for block in layer.blocks]
-        for index, block in enumerate(blocks):  # the rate grows linearly with depth
-            block.drop_path = DropPath(swin.DROP_PATH_RATE * index / max(len(blocks) - 1, 1))
+        for index, block in enumerate(blocks):  # the rate grows linearly with depth; "row": images are drawn one by one
+            block.drop_path = StochasticDepth(swin.DROP_PATH_RATE * index / max(len(blocks) - 1, 1), "row")
         self._out_features = list(swin.OUT_FEATURES)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

@@ -7,15 +7,14 @@ Letters: L decoder outputs, B images, Q queries, N classes, T targets of an imag
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from tmt_d2.modeling.linear import linear
-from tmt_d2.modeling.mask_logits import MaskLogits
+from tmt_d2.modeling.linear import inner
+from tmt_d2.modeling.mask_logits import DecoderOutputs, MaskLogits, QueryOutputs
 from tmt_d2.modeling.matcher import LEAST, match, matching_costs
 
 _TEMPORARY = 2**22  # elements of a temporary tensor of the matcher: it stays in a CPU's cache, and out of the peak
@@ -67,14 +66,14 @@ class SetCriterion(nn.Module):
 
     def forward(
         self,
-        outputs: Mapping[str, Any],
+        outputs: DecoderOutputs,
         targets: Sequence[Mapping[str, Tensor]],
         num_masks: Tensor | None = None,
         seeds: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
         """
         Args:
-            outputs: as the decoder returns them; "pred_masks" are ``MaskLogits`` or a tensor (B, Q, h, w).
+            outputs: of the decoder; "pred_masks" may also be tensors (B, Q, h, w), and "aux_outputs" missing.
             targets: per image "labels" (T,) long and "masks" (T, H, W) bool, all of one size; to "ignore" the other
                 pixels, also "labelled" (H, W) bool.
             num_masks: K averaged over all the calls that make one step; by default over the processes of this call.
@@ -85,7 +84,7 @@ class SetCriterion(nn.Module):
             of auxiliary output i. Sums are divided by means over all calls of a step (every call having B images), so
             the mean of the losses over the calls is the loss of all images in one call.
         """
-        layers = [*outputs.get("aux_outputs", [])[: self.num_aux_outputs], outputs]
+        layers: list[QueryOutputs] = [*outputs.get("aux_outputs", [])[: self.num_aux_outputs], outputs]
         with torch.autocast(layers[-1]["pred_logits"].device.type, enabled=False):
             class_logits = torch.stack([layer["pred_logits"].float() for layer in layers])  # (L, B, Q, N + 1)
             masks = _StackedMasks([layer["pred_masks"] for layer in layers])
@@ -258,14 +257,14 @@ class _StackedMasks:
         if self._features is None:
             return lambda outputs: _at(stack[outputs], points.expand(len(stack[outputs]), -1, -1))
         features = _at(self._features[image : image + 1], points[None])[0].T.contiguous()  # (P, C)
-        return lambda outputs: linear(stack[outputs], features)
+        return lambda outputs: inner(stack[outputs], features)
 
     def select(self, queries: Sequence[Tensor]) -> Tensor:
         """queries: per image (L, T) long -> the maps of these queries (L, K, h, w), images one after the other."""
         selected = []
         for image, chosen in enumerate(queries):
             index = chosen.view(*chosen.shape, *(1,) * (self._stack.dim() - 3))
-            picked = self._stack[:, image].gather(1, index.expand(-1, -1, *self._stack.shape[3:]))
+            picked = torch.take_along_dim(self._stack[:, image], index, 1)
             if self._features is not None:
                 picked = torch.einsum("ltc,chw->lthw", picked, self._features[image])
             selected.append(picked)

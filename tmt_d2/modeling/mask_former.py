@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,9 @@ from tmt_d2.data.targets import padded_labels, semantic_targets
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.criterion import SetCriterion
 from tmt_d2.modeling.mask_former_head import MaskFormerHead
+from tmt_d2.modeling.mask_logits import DecoderOutputs
 from tmt_d2.modeling.official import unused_settings
+from tmt_d2.modeling.resize import resize
 from tmt_d2.modeling.tracing import is_traced
 from tmt_d2.modeling.transformer_decoder import AttentionLimits, DecoderInputs, LayerTrace
 
@@ -42,7 +44,21 @@ class Pass:
     """One pass over a batch: what went into the decoder, and what came out of it."""
 
     inputs: DecoderInputs
-    outputs: dict[str, Any]
+    outputs: DecoderOutputs
+
+
+class Inspection(TypedDict):
+    """One evaluation pass with everything a picture needs.
+
+    results: as ``forward``. layers: of each decoder layer. transferability: a ``LevelTransferability`` of each level;
+    None for plain Mask2Former, and where it neither acts nor is asked for. images: padded.
+    """
+
+    results: list[dict[str, Any]]
+    outputs: DecoderOutputs
+    layers: list[LayerTrace]
+    transferability: Sequence[Any] | None
+    images: ImageList
 
 
 @META_ARCH_REGISTRY.register()
@@ -164,7 +180,7 @@ class MaskFormer(nn.Module):
     def run(
         self, images: ImageList, batched_inputs: Sequence[Record] = (), trace: list[LayerTrace] | None = None
     ) -> Pass:
-        """The pass from preprocessed images to the decoder's outputs; trace: a list that what each layer saw is added to."""
+        """From preprocessed images to the decoder's outputs; trace: a list to which what each layer saw is added."""
         inputs = self.encode(images)
         return Pass(inputs, self.sem_seg_head.predictor(*inputs, trace))
 
@@ -175,7 +191,7 @@ class MaskFormer(nn.Module):
 
     def losses(
         self,
-        outputs: Mapping[str, Any],
+        outputs: DecoderOutputs,
         batched_inputs: Sequence[Record],
         images: ImageList,
         num_masks: Tensor | None = None,
@@ -203,20 +219,15 @@ class MaskFormer(nn.Module):
         ):
             size = (record.get("height", height), record.get("width", width))
             if self.postprocess_before_inference:
-                scores = semantic_scores(logits, _resize(_resize(mask, padded_size)[:, :height, :width], size))
+                scores = semantic_scores(logits, resize(resize(mask, padded_size)[:, :height, :width], size))
             else:
-                scores = _resize(upsampled_scores(logits, mask, padded_size)[:, :height, :width], size)
+                scores = resize(upsampled_scores(logits, mask, padded_size)[:, :height, :width], size)
             results.append({"sem_seg": scores})
         return results
 
     @torch.no_grad()
-    def inspect(self, batched_inputs: Sequence[Record], **options: Any) -> dict[str, Any]:
-        """One evaluation pass with everything a picture needs; options: of ``run``.
-
-        Returns:
-            "results" as ``forward``, "outputs" of the decoder, "layers": a ``LayerTrace`` per decoder layer,
-            "transferability": a ``LevelTransferability`` per level or None, "images": the padded ``ImageList``.
-        """
+    def inspect(self, batched_inputs: Sequence[Record], **options: Any) -> Inspection:
+        """One evaluation pass, and what it saw on its way; options: of ``run``."""
         if self.training:
             raise ValueError("inspect() looks at evaluation: call model.eval() first")
         images = self.preprocess(batched_inputs)
@@ -274,18 +285,11 @@ def upsampled_scores(class_logits: Tensor, mask_logits: Tensor, size: tuple[int,
     scale = size[0] // h
     rows = max(STRIP_VALUES.get(mask_logits.device.type, 2**28) // (queries * scale * size[1]), 1)
     if is_traced() or rows >= h or size != (h * scale, w * scale):  # a graph wants no loop
-        return semantic_scores(class_logits, _resize(mask_logits, size))
+        return semantic_scores(class_logits, resize(mask_logits, size))
     strips = []
     for top in range(0, h, rows):
         bottom = min(top + rows, h)
         first, last = max(top - 1, 0), min(bottom + 1, h)  # interpolation looks one row further
-        strip = _resize(mask_logits[:, first:last], ((last - first) * scale, size[1]))
+        strip = resize(mask_logits[:, first:last], ((last - first) * scale, size[1]))
         strips.append(semantic_scores(class_logits, strip[:, (top - first) * scale : (bottom - first) * scale]))
     return torch.cat(strips, 1)
-
-
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(C, H, W) -> (C, *size), bilinear."""
-    if tuple(maps.shape[-2:]) == tuple(size):
-        return maps
-    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]

@@ -11,6 +11,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from tmt_d2.errors import UserError
+from tmt_d2.modeling.mask_logits import DecoderOutputs, QueryOutputs
 from tmt_d2.modeling.transformer_decoder import TRANSFORMER_DECODER_REGISTRY
 
 
@@ -58,7 +59,9 @@ class MaskFormerHead(nn.Module):
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Any]:
         """Backbone features -> the decoder's outputs, with dense masks (B, Q, H/4, W/4) as the official head gives."""
         mask_features, levels = self.pixel_decoder(features)
-        outputs = self.predictor(levels, mask_features)
-        for output in (outputs, *outputs["aux_outputs"]):
-            output["pred_masks"] = output["pred_masks"].dense()
-        return outputs
+        outputs: DecoderOutputs = self.predictor(levels, mask_features)
+        return {**_dense(outputs), "aux_outputs": [_dense(each) for each in outputs["aux_outputs"]]}
+
+
+def _dense(outputs: QueryOutputs) -> dict[str, Tensor]:
+    return {"pred_logits": outputs["pred_logits"], "pred_masks": outputs["pred_masks"].dense()}

@@ -1,16 +1,18 @@
-"""Mask predictions kept as the two factors they are the product of.
+"""What the decoder gives, with mask predictions kept as the two factors they are the product of.
 
 A mask is mask_logits[b, q, y, x] = embeddings[b, q] . features[b, :, y, x]. Training looks at a few points and at the
 few matched queries, attention at small maps, so the (B, Q, H/4, W/4) maps of all decoder outputs never need to exist.
 Bilinear sampling is linear, hence sampling the features and then multiplying gives what sampling the masks would give.
+
+Letters: B images, Q queries, C channels, N classes, (H, W) the size of the masks.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -30,6 +32,15 @@ class MaskLogits:
         return torch.einsum("bqc,bchw->bqhw", self.embeddings, features)
 
 
-def resize_features(features: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) -> (B, C, *size), bilinear as Mask2Former resizes masks for its attention."""
-    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+class QueryOutputs(TypedDict):
+    """What the queries say at one place in the decoder: pred_logits, (B, Q, N + 1) of the classes and "no object";
+    pred_masks."""
+
+    pred_logits: Tensor
+    pred_masks: MaskLogits
+
+
+class DecoderOutputs(QueryOutputs):
+    """... after the last layer; aux_outputs: before each layer, in order."""
+
+    aux_outputs: list[QueryOutputs]

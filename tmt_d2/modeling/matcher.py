@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from tmt_d2.errors import UserError
-from tmt_d2.modeling.linear import linear
+from tmt_d2.modeling.linear import inner
 
 WORST = 1e6  # far above any cost of finite outputs
 LEAST = 1e-6  # of a sum that is divided by: where nothing counts the quotient is 0
@@ -44,9 +44,9 @@ def matching_costs(
     class_cost = -class_logits.float().softmax(-1)[..., labels]
     # -t log sigmoid(x) - (1 - t) log(1 - sigmoid(x)) = softplus(x) - t x, finite for every finite x
     points = logits.shape[-1] if counted is None else counted.sum().clamp(min=LEAST)
-    mask_cost = (_total(F.softplus(logits), counted) - linear(logits, masks)) / points
+    mask_cost = (_total(F.softplus(logits), counted) - inner(logits, masks)) / points
     probabilities = logits.sigmoid()
-    overlap = 2 * linear(probabilities, masks)
+    overlap = 2 * inner(probabilities, masks)
     total = _total(probabilities, counted) + masks.sum(-1)
     dice_cost = 1 - (overlap + 1) / (total + 1)
     return class_weight * class_cost + mask_weight * mask_cost + dice_weight * dice_cost
@@ -54,7 +54,7 @@ def matching_costs(
 
 def _total(values: Tensor, counted: Tensor | None) -> Tensor:
     """(L, Q, P) -> (L, Q, 1): the sum over what counts of the points."""
-    return values.sum(-1, keepdim=True) if counted is None else linear(values, counted[None])
+    return values.sum(-1, keepdim=True) if counted is None else inner(values, counted[None])
 
 
 def match(costs: Sequence[Tensor]) -> list[np.ndarray]:
@@ -81,7 +81,8 @@ def match(costs: Sequence[Tensor]) -> list[np.ndarray]:
         outputs, queries, targets = cost.shape
         if targets > queries:
             raise UserError(
-                f"an image has {targets} classes but there are {queries} queries: raise MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"
+                f"an image has {targets} classes but there are {queries} queries: raise "
+                "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"
             )
         block = flat[start : start + cost.numel()].reshape(outputs, queries, targets)
         start += cost.numel()

@@ -1,6 +1,7 @@
 """Mask2Former's pixel decoder: a deformable-attention encoder over three backbone levels, then an FPN step to 1/4.
 
-It runs in float32 under autocast too, as the official one: half precision would round what deformable attention samples.
+It runs in float32 under autocast too, as the official one: half precision would round what deformable attention
+samples.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tmt_d2.errors import UserError
 from tmt_d2.modeling.deformable_attention import MSDeformAttn
 from tmt_d2.modeling.linear import Linear
 from tmt_d2.modeling.position_encoding import sine_position_encoding
+from tmt_d2.modeling.resize import resize
 
 
 class PixelFeatures(NamedTuple):
@@ -190,5 +192,5 @@ class MSDeformAttnPixelDecoder(nn.Module):
             levels = [project(features[name]) for name, project in zip(self.level_names, self.input_proj)]
             levels = self.transformer(levels)
             lateral = self.adapter_1(features[self.lateral_name])
-            upsampled = F.interpolate(levels[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+            upsampled = resize(levels[-1], lateral.shape[-2:])
             return PixelFeatures(self.mask_features(self.layer_1(lateral + upsampled)), levels)

@@ -17,8 +17,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
-from tmt_d2.modeling.backbone import DropPath
 from tmt_d2.modeling.mask_former import MaskFormer, Pass, Record, real_positions, valid_positions
 from tmt_d2.modeling.transformer_decoder import AttentionLimits, DecoderInputs, LayerTrace
 from tmt_d2.transferability.acte import TransferabilityEstimator, fill_frozen_encoder
@@ -106,7 +106,7 @@ class TransferableMaskFormer(MaskFormer):
         trace: list[LayerTrace] | None = None,
         p_t: float | None = None,
     ) -> TransferablePass:
-        """As ``MaskFormer.run``, with transferability between pixel decoder and decoder; p_t: another than the model's."""
+        """As ``MaskFormer.run``, with transferability between pixel decoder and decoder; p_t: None = the model's."""
         inputs = self.encode(images)
         acts = self.attention != "off" and (self.train_attention or not self.training)
         transferability: Sequence[TransferabilityMap] | None = None
@@ -206,6 +206,6 @@ def differs_in_training(module: nn.Module) -> bool:
     """Whether the module, as it is set, makes of an image what it would not make of it in evaluation."""
     if not module.training:
         return False
-    if isinstance(module, (nn.modules.dropout._DropoutNd, DropPath)):
-        return (module.rate if isinstance(module, DropPath) else module.p) > 0
+    if isinstance(module, (nn.modules.dropout._DropoutNd, StochasticDepth)):
+        return module.p > 0
     return isinstance(module, nn.modules.batchnorm._BatchNorm)

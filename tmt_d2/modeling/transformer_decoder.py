@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.linear import Linear
-from tmt_d2.modeling.mask_logits import MaskLogits, resize_features
+from tmt_d2.modeling.mask_logits import DecoderOutputs, MaskLogits, QueryOutputs
 from tmt_d2.modeling.masked_attention import MaskedPositions, MultiheadAttention, masked_positions
 from tmt_d2.modeling.position_encoding import sine_position_encoding
+from tmt_d2.modeling.resize import resize
 
 TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_MODULE")
 TRANSFORMER_DECODER_REGISTRY.__doc__ = "Transformer decoders of mask-classification models, by official name."
@@ -96,8 +97,8 @@ class MLP(nn.Module):
 class AttentionLimits(NamedTuple):
     """Where queries may look besides their masks, per level; None = no limit.
 
-    valid: (B, H, W) bool, False = padding. transferable: (B, H, W) bool, True = open to attention (Eq. 12; None in plain
-    Mask2Former). bias: (B, H, W) float, added to the attention scores of the positions.
+    valid: (B, H, W) bool, False = padding. transferable: (B, H, W) bool, True = open to attention (Eq. 12; None in
+    plain Mask2Former). bias: (B, H, W) float, added to the attention scores of the positions.
     """
 
     valid: Sequence[Tensor] | None = None
@@ -204,15 +205,11 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         mask_features: Tensor,
         limits: AttentionLimits = NO_LIMITS,
         trace: list[LayerTrace] | None = None,
-    ) -> dict[str, Any]:
+    ) -> DecoderOutputs:
         """
         Args:
             levels, mask_features, limits: see ``DecoderInputs``.
             trace: a list to which what every layer saw is appended; slower, for pictures only.
-
-        Returns:
-            "pred_logits": (B, Q, N + 1), "pred_masks": the masks as ``MaskLogits``, of the last layer, and
-            "aux_outputs": the same two for the queries before each layer, in order.
         """
         valid, transferable, bias = limits
         if len(levels) != self.num_levels:
@@ -226,7 +223,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             encoding = sine_position_encoding(height, width, channels, like=projected)
             keys.append(memories[-1] + encoding.flatten(1).T.to(projected.dtype))
             with torch.no_grad():  # masks steer attention but are not trained through it
-                small_features.append(resize_features(mask_features, (height, width)))
+                small_features.append(resize(mask_features, (height, width)))
 
         batch = mask_features.shape[0]
         queries = self.query_feat.weight.expand(batch, -1, -1)
@@ -262,7 +259,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             predictions.append(self._predict(queries, mask_features))
         return {**predictions[-1], "aux_outputs": predictions[:-1]}
 
-    def _predict(self, queries: Tensor, mask_features: Tensor) -> dict[str, Any]:
+    def _predict(self, queries: Tensor, mask_features: Tensor) -> QueryOutputs:
         normed = self.decoder_norm(queries)
         masks = MaskLogits(self.mask_embed(normed), mask_features)
         return {"pred_logits": self.class_embed(normed), "pred_masks": masks}

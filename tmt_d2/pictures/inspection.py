@@ -18,8 +18,9 @@ from torch import Tensor
 from tmt_d2.data.label_spaces import CLASSES, IGNORE, TRAIN_ID
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import labels_at_size
-from tmt_d2.modeling.mask_former import MaskFormer
-from tmt_d2.modeling.mask_logits import MaskLogits, resize_features
+from tmt_d2.modeling.mask_former import Inspection, MaskFormer
+from tmt_d2.modeling.mask_logits import MaskLogits
+from tmt_d2.modeling.resize import resize
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.pictures.grid import Grid
 from tmt_d2.pictures.overlays import wrong_pixels
@@ -222,7 +223,7 @@ def attention_report(
 class View:
     """One ``inspect`` pass of one image, with the padding left behind."""
 
-    def __init__(self, inspected: Mapping[str, Any], p_t: float | None):
+    def __init__(self, inspected: Inspection, p_t: float | None):
         """p_t: that of the pass; None where transferability masked no attention."""
         images = inspected["images"]
         self.padded: Size = tuple(images.tensor.shape[-2:])
@@ -230,8 +231,8 @@ class View:
         self.scores: Tensor = inspected["results"][0]["sem_seg"]
         self.layers = inspected["layers"]
         outputs = inspected["outputs"]
-        self._masks: MaskLogits = outputs["pred_masks"]
-        self._class_logits: Tensor = outputs["pred_logits"][0]
+        self._masks = outputs["pred_masks"]
+        self._class_logits = outputs["pred_logits"][0]
         self.probabilities: Tensor = self._class_logits.softmax(-1)[:, :-1]
         if self.probabilities.shape[1] != len(CLASSES):
             raise UserError(
@@ -252,9 +253,8 @@ class View:
         """(*size) bool, the last mask of one query, resized as inference does it."""
         last = self._masks
         logits = MaskLogits(last.embeddings[:, query, None], last.features).dense()
-        logits = F.interpolate(logits, size=self.padded, mode="bilinear", align_corners=False)
-        logits = logits[:, :, : self.image[0], : self.image[1]]
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0, 0] >= 0
+        logits = resize(logits, self.padded)[:, :, : self.image[0], : self.image[1]]
+        return resize(logits, size)[0, 0] >= 0
 
     def masks_at(self, pixel: tuple[int, int], size: Sequence[int]) -> Tensor:
         """(Q,) probabilities of the last masks at pixel (x, y) of a picture of ``size``."""
@@ -284,7 +284,7 @@ class View:
         trace = self.layers[layer]
         grid = self.grid(trace.positions.predicted.shape[-2:])
         final = self._masks
-        final_masks = final.resized(resize_features(final.features, grid.level))[0, query] >= 0
+        final_masks = final.resized(resize(final.features, grid.level))[0, query] >= 0
         return LayerReport(
             layer=layer,
             level=trace.level,

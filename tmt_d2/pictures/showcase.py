@@ -1,4 +1,4 @@
-"""The figures of the README: which image and query show most, and how they are laid out."""
+"""The figures of README and docs: which image and query show most, and how they are laid out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starting the processes of data-parallel training: by Detectron2's launcher or by ``torchrun``, on GPUs or on the CPU."""
+"""Starting the processes of data-parallel training: by Detectron2's launcher or ``torchrun``, on GPUs or the CPU."""
 
 from __future__ import annotations
 

@@ -14,12 +14,16 @@ from urllib.error import HTTPError, URLError
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import Tensor, nn
 
 from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
+from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.official import CLASS_HEAD, load_report, upgrade_names
+from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.transferability.acte import TransferabilityEstimator
 from tmt_d2.transferability.settings import decode_settings, refuse_other_settings
 
@@ -263,6 +267,23 @@ class TMTCheckpointer(DetectionCheckpointer):
             )
 
 
+def load_model(cfg: CfgNode) -> MaskFormer:
+    """The config's model with the weights MODEL.WEIGHTS, in evaluation mode; on the CPU where there is no GPU.
+
+    Raises: as ``TMTCheckpointer.load``; and UserError without weights.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("MODEL.WEIGHTS is empty: name a checkpoint")
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("no GPU here: running on the CPU")
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg)
+    TMTCheckpointer(model, require_estimator=isinstance(model, TransferableMaskFormer)).load(cfg.MODEL.WEIGHTS)
+    return model.eval()
+
+
 class _Reader(TMTCheckpointer):
     """Reads a checkpoint for its own sake: ``load`` gives everything in it."""
 
@@ -301,7 +322,7 @@ def keep_weights(folder: str | Path) -> None:
 
 
 def ended_after(folder: str | Path) -> int | None:
-    """Iterations of a stage that has ended and that ``keep_weights`` made small; None: a run may go on from this folder."""
+    """Iterations of a stage that has ended and that ``keep_weights`` made small; None: a run may go on from here."""
     files = TMTCheckpointer(nn.Module(), str(folder)).resumable()
     if not files or files[0].stem != FINAL:
         return None

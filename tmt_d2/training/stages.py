@@ -78,8 +78,8 @@ def _has_ended(cfg: CfgNode) -> bool:
     iterations = ended_after(cfg.OUTPUT_DIR)
     if iterations not in (None, cfg.SOLVER.MAX_ITER):
         raise UserError(
-            f"{cfg.OUTPUT_DIR} holds only the weights of a run that ended after {iterations} iterations, SOLVER.MAX_ITER "
-            f"is {cfg.SOLVER.MAX_ITER}: it cannot go on; choose another OUTPUT_DIR, with MODEL.WEIGHTS "
+            f"{cfg.OUTPUT_DIR} holds only the weights of a run that ended after {iterations} iterations, "
+            f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}: it cannot go on; choose another OUTPUT_DIR, with MODEL.WEIGHTS "
             f"{cfg.OUTPUT_DIR}/{FINAL}.pth to begin from these weights"
         )
     return iterations is not None

@@ -1,5 +1,5 @@
-"""ACTE: adaptive regions (Eqs. 6-9), one domain discriminator per level (Eqs. 2-5, 10), and the transferability of every
-position (Eq. 11)."""
+"""ACTE: adaptive regions (Eqs. 6-9), one domain discriminator per level (Eqs. 2-5, 10), and the transferability of
+every position (Eq. 11)."""
 
 from __future__ import annotations
 

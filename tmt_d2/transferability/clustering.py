@@ -129,7 +129,7 @@ def _neighbourhood(grid: Tensor) -> Tensor:
 
 
 def _gather_from_neighbours(sums: Tensor) -> Tensor:
-    """(B, R, S, 9, C), what each cell's pixels give to the 3 x 3 cells around it -> (B, R, S, C), what each receives."""
+    """(B, R, S, 9, C), what each cell's pixels give the 3 x 3 cells around it -> (B, R, S, C), what each receives."""
     R, S = sums.shape[1:3]
     given = _with_border(sums)
     total = sums.new_zeros(())

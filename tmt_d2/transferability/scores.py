@@ -145,7 +145,8 @@ def target_given_source_entropy(plan: Tensor, source_labels: Tensor, target_labe
     """W_T = H(Y_t | Y_s), a scalar with a gradient; plan (M, N), source_labels (M,), target_labels (N,)."""
     if (len(source_labels), len(target_labels)) != tuple(plan.shape):
         raise ValueError(
-            f"otce got {len(source_labels)} and {len(target_labels)} labels of {plan.shape[0]} and {plan.shape[1]} samples"
+            f"otce got {len(source_labels)} and {len(target_labels)} labels "
+            f"of {plan.shape[0]} and {plan.shape[1]} samples"
         )
     _, ys = torch.as_tensor(source_labels, device=plan.device).long().unique(return_inverse=True)
     _, yt = torch.as_tensor(target_labels, device=plan.device).long().unique(return_inverse=True)

@@ -36,8 +36,8 @@ def spread(values: Sequence[float]) -> tuple[float, float | None]:
 def paired_difference(values: Mapping[Cell, float], baseline: Mapping[Cell, float]) -> Difference | None:
     """The mean of ``values - baseline`` over the (pair, seed) that both have; None where there is none.
 
-    Its interval is for other pairs and other seeds. With fewer than three seeds that at least half of the pairs have, it
-    is for other pairs with these seeds; within a single pair, for other seeds of that pair. Two pairs have none.
+    Its interval is for other pairs and other seeds. With fewer than three seeds that at least half of the pairs have,
+    it is for other pairs with these seeds; within a single pair, for other seeds of that pair. Two pairs have none.
     """
     shared = sorted(values.keys() & baseline.keys())
     if not shared:
@@ -54,8 +54,8 @@ def _half_width(differences: np.ndarray, cells: Sequence[Cell]) -> float | None:
     The variance is the largest of three: what means by pair give, what means by seed give, and the sum of both less the
     noise, which is in each. The degrees of freedom are those of the side that gives more.
 
-    It leaves out a true 0 in 5 % of cases over one side; over both (simulated, normal, 3 to 20 pairs) in at most 7 %, in
-    5 % where one side differs by far more than noise, and in 1 to 3 % where all is noise: a few seeds are too few to
+    It leaves out a true 0 in 5 % of cases over one side; over both (simulated, normal, 3 to 20 pairs) in at most 7 %,
+    in 5 % where one side differs by far more than noise, and in 1 to 3 % where all is noise: a few seeds are too few to
     rule out an effect of seeds. Sources and targets that pairs share are not accounted for.
     """
     pairs, seeds = [pair for pair, _ in cells], [seed for _, seed in cells]

@@ -1,0 +1,17 @@
+"""How maps are resized everywhere: bilinearly, where Mask2Former does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """(C, H, W) or (B, C, H, W) -> the same of ``size``; the maps themselves where they have it."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    if maps.dim() == 3:
+        return resize(maps[None], size)[0]
+    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)

@@ -33,7 +33,7 @@ test: $(READY)
 	$(RUN) -m pytest -q tests
 
 soak: $(READY)
-	for file in tests/soak/soak_*.py; do OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) -m pytest -q -s $$file || exit 1; done
+	for file in tests/soak/soak_*.py; do OMP_NUM_THREADS=1 $(RUN) -m pytest -q -s $$file || exit 1; done
 
 gpu: $(READY)
 	@$(RUN) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu: PyTorch %s finds no NVIDIA GPU" % torch.__version__)'

@@ -11,8 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from small_runs import make_scenes, small_cfg
 
+from tests.helpers.small_runs import make_scenes, small_cfg
 from tmt_d2.data import loaders
 from tmt_d2.data.label_spaces import CITYSCAPES
 from tmt_d2.data.mapper import SemanticMapper

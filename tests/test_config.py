@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BASE_CONFIG, ROOT
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
 import tmt_d2
+from tests.helpers.checkout import BASE_CONFIG, ROOT
 from tmt_d2.config_file import load_config_file
 
 CONFIGS = sorted(

@@ -8,7 +8,8 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from tests.small_runs import CONFIGS, unit_options
+from tests.helpers.checkout import CONFIGS
+from tests.helpers.small_runs import unit_options
 from tmt_d2.data import label_space_of, register_custom
 from tmt_d2.data.custom import read_custom
 from tmt_d2.data.label_spaces import IGNORE, OUTSIDE

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import CONFIGS, contents, options, small_cfg
 from torch import nn
 
+from tests.helpers.checkout import CONFIGS
+from tests.helpers.small_runs import contents, options, small_cfg
 from tmt_d2.deployment.export import main as export
 from tmt_d2.deployment.predictor import load_model
 from tmt_d2.modeling.official import plain_state

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.small_runs import ROOT, write_plan
+from tests.helpers.checkout import ROOT
+from tests.helpers.small_runs import write_plan
 from tmt_d2.experiments.estimate import Estimate
 from tmt_d2.experiments.plan import read_plan
 from tmt_d2.experiments.progress import Progress

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_records, tiny_cfg
 from PIL import Image, ImageOps
 from torch import nn
 
+from tests.helpers.models import make_records, tiny_cfg
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.deployment import Predictor
 from tmt_d2.evaluation import inference as inference_module

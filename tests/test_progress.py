@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.small_runs import small_units, write_values
+from tests.helpers.small_runs import small_units, write_values
 from tmt_d2.experiments import progress
 from tmt_d2.experiments.estimate import Estimate
 from tmt_d2.experiments.progress import Progress

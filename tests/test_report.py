@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.small_runs import CONFIGS
+from tests.helpers.checkout import CONFIGS
 from tmt_d2 import setup_cfg
 from tmt_d2.data.label_spaces import CLASSES
 from tmt_d2.experiments.report.charts import Axis, Chart, HeatTable, Point, Series

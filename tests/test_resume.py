@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import contents, differences, small_cfg
 
+from tests.helpers.small_runs import contents, differences, small_cfg
 from tmt_d2.data import loaders
 from tmt_d2.randomness import seeded
 from tmt_d2.training import trainer

@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from tests.small_runs import CONFIGS, make_scenes, options, save_start, small_cfg, store_anew
+from tests.helpers.checkout import CONFIGS
+from tests.helpers.small_runs import make_scenes, options, save_start, small_cfg, store_anew
 from tmt_d2.experiments.scoring import Samples, linear_pad, ranked, score_checkpoint, scores
 from tools import score
 

@@ -13,9 +13,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from datasets.render import render
-from tests.small_runs import CONFIGS
+from tests.helpers.checkout import CONFIGS
 from tmt_d2 import setup_cfg
-from tmt_d2.methods.estimator import balanced_loss
 from tmt_d2.methods.table import METHODS
 from tmt_d2.training.stages import apply_method, run_stage
 
@@ -204,15 +203,6 @@ def test_an_estimator_is_not_measured_where_it_was_trained(tmp_path, key, split,
         run_stage(cfg("estimator", "bdd100k_sem_seg_val"), eval_only=eval_only)
     with pytest.raises(FileNotFoundError, match="nowhere"):  # on which pictures a model is tested is up to you
         run_stage(cfg("tmt", split), eval_only=eval_only)
-
-
-def test_balanced_loss_by_hand():
-    logits = torch.zeros(3, 1, 2)
-    logits[0] = 1.0  # the source image's two regions
-    domain, exists = torch.tensor([0, 1, 1]), torch.ones(3, 1, 2, dtype=torch.bool)
-    exists[2] = False
-    source, target = torch.nn.functional.softplus(torch.tensor(1.0)), torch.tensor(2.0).log()
-    torch.testing.assert_close(balanced_loss(logits, domain, exists), (source + target) / 2)
 
 
 def test_every_method_freezes_the_estimator(tmp_path):

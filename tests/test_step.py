@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import contents, small_cfg
 from torch import nn
 
+from tests.helpers.small_runs import contents, small_cfg
 from tmt_d2.modeling.pixel_decoder import MSDeformAttnPixelDecoder
 from tmt_d2.training.anomaly import find_anomalies
 from tmt_d2.training.stages import run_stage

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_runs import CONFIGS, ONE_PAIR, small_cfg, write_plan
+from tests.helpers.checkout import CONFIGS
+from tests.helpers.small_runs import ONE_PAIR, small_cfg, write_plan
 from tmt_d2.experiments.plan import Plan, read_plan
 from tmt_d2.experiments.units import estimator_cfg, select, units_of
 

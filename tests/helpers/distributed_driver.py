@@ -1,4 +1,4 @@
-"""What the processes of test_distributed do; started as `python tests/distributed_driver.py <scenario> <folder>`."""
+"""What the processes of test_distributed do; started as `python -m tests.helpers.distributed_driver SCENARIO FOLDER START`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from detectron2.utils import comm
-from small_runs import small_cfg
 
+from tests.helpers.small_runs import small_cfg
 from tmt_d2.cli import one_line_errors
 from tmt_d2.evaluation.semantic import SemanticEvaluator
 from tmt_d2.methods import alignment

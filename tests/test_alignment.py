@@ -1,4 +1,4 @@
-"""leep and otce fine-tuning, the soft mask, and the ablations: what they do to scores, weights and attention."""
+"""Alignment, the step before leep and otce fine-tuning: its pixels, its plan, and what it does to scores and weights."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import make_records, tiny_cfg
-from tests.small_runs import make_scenes, save_start, small_cfg
+from tests.helpers.models import make_records, tiny_cfg
+from tests.helpers.small_runs import make_scenes, save_start, small_cfg
 from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN
 from tmt_d2.methods.alignment import (
     AlignmentTraining,
@@ -23,21 +23,14 @@ from tmt_d2.methods.alignment import (
 from tmt_d2.modeling.mask_logits import MaskLogits
 from tmt_d2.training.stages import run_stage
 from tmt_d2.training.step import TrainingStep
-from tmt_d2.transferability import jc_otce, leep, otce, transferability_bias, transferability_mask
-from tmt_d2.transferability.scores import leep_objective, transport_plan
+from tmt_d2.transferability.scores import transport_plan
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-# --- scores with gradients
-
-
-def test_leep_objective_is_leep_with_its_gradient() -> None:
-    logits, labels = random(12, 4).double().requires_grad_(), torch.tensor([0, 1, 2] * 4)
-    assert leep_objective(logits.softmax(1), labels).item() == pytest.approx(leep(logits.detach().softmax(1), labels))
-    assert torch.autograd.gradcheck(lambda x: leep_objective(x.softmax(1), labels), logits)
+# --- the transport plan
 
 
 @pytest.mark.parametrize("differentiate", [True, False])
@@ -56,17 +49,6 @@ def test_plan_with_constant_potentials_has_the_gradient_of_its_cost_alone() -> N
     expected = torch.zeros(3, 4, dtype=torch.double)
     expected[1, 2] = -plan[1, 2].detach() / 0.5
     torch.testing.assert_close(cost.grad, expected)
-
-
-def test_jc_otce_by_hand() -> None:
-    points, labels = torch.tensor([[0.0], [4.0], [6.0], [10.0]]), torch.tensor([0, 0, 1, 1])
-    # every class is one sample: the distance of classes is that of the samples, and the two halves make the whole
-    alone = torch.arange(4)
-    assert jc_otce(points, alone, points, alone) == pytest.approx(otce(points, alone, points, alone), abs=1e-9)
-    # 4 and 6 are neighbours of different classes; the distance of the classes, 36, keeps them apart
-    assert jc_otce(points, labels, points, labels) > otce(points, labels, points, labels) + 0.05
-    with pytest.raises(ValueError, match="labels"):
-        jc_otce(points, labels, points, labels[:3])
 
 
 # --- pixels of a batch
@@ -193,65 +175,6 @@ def test_alignment_keeps_normalisation_statistics(build_tiny) -> None:
     training(make_records(((48, 64),) * 2))
     assert before
     assert all(torch.equal(before[name], value) for name, value in training.named_buffers())
-
-
-# --- the soft mask
-
-
-def test_soft_mask_by_hand() -> None:
-    logits = torch.tensor([[[3.0, -1.0, 2.0, 0.0], [1.0, -2.0, 9.0, 9.0]]])
-    valid = torch.ones(1, 2, 4, dtype=torch.bool)
-    valid[0, 1, 2:] = False
-    # six positions, T falls with the logit: half of them are reached, -2 (most), -1, 0 (least)
-    bias = transferability_bias(logits, 0.5, 3.0, valid)
-    torch.testing.assert_close(bias, torch.tensor([[[0, -2.0, 0, -1.0], [0, -3.0, 0, 0]]]))
-
-
-def test_soft_mask_reaches_what_the_hard_mask_excludes() -> None:
-    logits = random(3, 5, 7).round(decimals=1)  # with ties
-    valid = random(3, 5, 7, seed=1) > -1
-    hard = transferability_mask(logits, 0.4, valid)
-    soft = transferability_bias(logits, 0.4, 2.0, valid)
-    assert torch.equal(soft < 0, valid & ~hard)
-    assert soft.min() == -2.0
-    assert not transferability_bias(logits, 0.0, 2.0, valid).any()
-    assert not transferability_bias(torch.zeros(1, 2, 2), 0.5, 2.0).any()  # all alike: nobody is above
-
-
-def outputs(build_tiny, records, architecture: str = "TransferableMaskFormer", **changes) -> list[Tensor]:
-    model = build_tiny(architecture, **changes)
-    with torch.no_grad():
-        return [result["sem_seg"] for result in model(records)]
-
-
-def test_soft_tma_without_p_t_is_plain_to_the_last_bit(build_tiny, records) -> None:
-    plain = outputs(build_tiny, records, "MaskFormer")
-    soft = {"MODEL__TMT__ATTENTION": "soft"}
-    for a, b in zip(plain, outputs(build_tiny, records, **soft, MODEL__TMT__P_T=0.0)):
-        assert torch.equal(a, b)
-    assert any(not torch.equal(a, b) for a, b in zip(plain, outputs(build_tiny, records, **soft)))
-
-
-def test_an_infinitely_strong_soft_mask_is_the_hard_one(build_tiny, records) -> None:
-    """Where each query has something left; a finite bias needs no way out for the others."""
-    uncertain = {"MODEL__MASK_FORMER__DEC_LAYERS": 2}
-    hard = outputs(build_tiny, records, **uncertain)
-    strong = outputs(build_tiny, records, **uncertain, MODEL__TMT__ATTENTION="soft", MODEL__TMT__SOFT_STRENGTH=1e6)
-    weak = outputs(build_tiny, records, **uncertain, MODEL__TMT__ATTENTION="soft", MODEL__TMT__SOFT_STRENGTH=0.0)
-    plain = outputs(build_tiny, records, "MaskFormer", **uncertain)
-    for a, b, c, d in zip(hard, strong, weak, plain):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(c, d, atol=1e-5, rtol=1e-5)
-
-
-def test_traced_attention_has_the_bias(build_tiny, records) -> None:
-    model = build_tiny("TransferableMaskFormer", MODEL__TMT__ATTENTION="soft", MODEL__TMT__SOFT_STRENGTH=50.0)
-    seen = model.inspect(records)
-    for layer in seen["layers"]:
-        bias = seen["transferability"][layer.level].bias(model.p_t, 50.0)
-        at_top = (bias <= -50)[:, None, None].expand_as(layer.attention)
-        assert at_top.any()
-        torch.testing.assert_close(layer.attention.flatten(-2).sum(-1), torch.ones(layer.attention.shape[:3]))
 
 
 # --- configurations and whole stages

@@ -22,11 +22,12 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def loggers_speak_to_pytest() -> None:
-    """A command that another test ran keeps its log lines to itself."""
-    for name in LOGGERS:
-        logger = logging.getLogger(name)
-        logger.propagate = True
-        logger.setLevel(logging.NOTSET)
+    """Whatever a command that another test ran has done to them."""
+    for name in [*LOGGERS, *logging.root.manager.loggerDict]:
+        if name.split(".")[0] in LOGGERS:
+            logger = logging.getLogger(name)
+            logger.propagate = True
+            logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

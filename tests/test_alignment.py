@@ -89,6 +89,7 @@ def paired_records() -> list:
     return [record | {"domain": domain} for record, domain in zip(records, domains)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("score", "options"), [("leep", {}), ("otce", {}), ("otce", {"differentiate_plan": False})])
 def test_steps_raise_the_score(build_tiny, score: str, options: dict) -> None:
     training = alignment(build_tiny, score, **options)
@@ -208,6 +209,7 @@ def weights(path: Path) -> dict[str, Tensor]:
     return torch.load(path, weights_only=True)["model"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["leep", "otce"])
 def test_alignment_comes_before_fine_tuning_and_is_not_repeated(start, tmp_path, monkeypatch, method) -> None:
     root, checkpoint = start
@@ -233,6 +235,7 @@ def test_alignment_comes_before_fine_tuning_and_is_not_repeated(start, tmp_path,
     assert aligned.read_bytes() == b"must not be read again"
 
 
+@pytest.mark.slow
 def test_otce_without_a_source_is_refused(start, tmp_path, monkeypatch) -> None:
     root, checkpoint = start
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))

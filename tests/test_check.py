@@ -13,6 +13,8 @@ from scipy.io import savemat
 from datasets.check import main
 from datasets.render import render
 
+pytestmark = pytest.mark.slow
+
 
 def save(path: Path, value: int = 7, size: tuple[int, int] = (8, 6)) -> None:
     """size is (width, height)."""

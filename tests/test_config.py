@@ -33,6 +33,7 @@ def test_every_config_loads(name: str) -> None:
     assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 19
 
 
+@pytest.mark.slow
 def test_every_model_of_the_configs_builds() -> None:
     """One build for each different model; Swin with one block a stage, the only thing that is only more of the same."""
     models: dict[str, CfgNode] = {}

@@ -202,6 +202,7 @@ def test_a_name_that_is_taken_is_an_error(tmp_path: Path) -> None:
         register_custom(write(tmp_path, name="gtav"))
 
 
+@pytest.mark.slow
 def test_a_pair_of_custom_data_sets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

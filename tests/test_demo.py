@@ -25,6 +25,8 @@ from tmt_d2.data.registration import register_split
 from tmt_d2.pictures import showcase
 from tmt_d2.pictures.reporting import LoadedModel, by_name, find_records, report_image, scaled
 
+pytestmark = pytest.mark.slow
+
 TMT, FULL = (str(CONFIGS / f"{name}.yaml") for name in ("tmt", "full"))
 
 
@@ -201,7 +203,7 @@ def test_the_figures_of_the_readme(folder: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_the_figures_need_a_finished_demo(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no tmt/model_final.pth here: run `make demo` first"):
+    with pytest.raises(FileNotFoundError, match="model_final.pth: run `make demo` first"):
         figures.main(["--demo", str(tmp_path)])
     assert not list(tmp_path.iterdir())
 

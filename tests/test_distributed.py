@@ -14,6 +14,8 @@ from tests.helpers.small_runs import contents, make_scenes, save_start, small_cf
 from tmt_d2.methods.alignment import SCORES
 from tmt_d2.training.stages import run_stage
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:

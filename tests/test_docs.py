@@ -17,6 +17,8 @@ from tests.helpers.models import tiny_cfg
 from tmt_d2.deployment import export
 from tmt_d2.interop import convert, huggingface
 
+pytestmark = pytest.mark.slow
+
 PAGE = ROOT / "docs" / "deployment.md"
 COMMANDS = {"tmt_d2.interop.convert": convert.main, "tmt_d2.deployment.export": export.main}
 

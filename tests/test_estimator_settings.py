@@ -19,6 +19,8 @@ from tmt_d2.training.checkpoint import DamagedCheckpoint, TMTCheckpointer, keep_
 from tmt_d2.training.stages import run_stage
 from tmt_d2.transferability.settings import decode_settings, encode_settings
 
+pytestmark = pytest.mark.slow
+
 Build = Callable[..., nn.Module]
 STATE = "transferability._extra_state"
 STAGE = {"estimator_training": {}}  # what tells a checkpoint of the estimator stage

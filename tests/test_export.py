@@ -15,6 +15,8 @@ from tmt_d2.deployment import export as module
 from tmt_d2.deployment.export import FixedSizeModel, export_model, main, sample_image
 from tmt_d2.deployment.predictor import Predictor
 
+pytestmark = pytest.mark.slow
+
 SIZE = (40, 60)  # padded to 64 x 64
 SMALL = {
     "MODEL__MASK_FORMER__DEC_LAYERS": 2,

@@ -8,6 +8,8 @@ import pytest
 
 from tests.helpers import fuzz
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("kind", fuzz.KINDS)
 def test_mutated_inputs_work_or_are_refused_in_one_line(kind: str, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from tmt_d2.interop.convert import main as convert
 from tmt_d2.interop.huggingface import from_huggingface, read_huggingface, to_huggingface
 from tmt_d2.training.checkpoint import TMTCheckpointer
 
+pytestmark = pytest.mark.slow
+
 transformers = pytest.importorskip("transformers")
 TOLERANCE = 1e-3
 STAGES = ["stage1", "stage2", "stage3", "stage4"]

@@ -91,6 +91,7 @@ def test_single_image_fills_a_batch(split: Any) -> None:
     assert len(next(iter(loader))) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_order_and_augmentation_follow_the_seed(split: Any, workers: int) -> None:
     name = split(16)

@@ -73,6 +73,7 @@ def test_a_damaged_map_is_named(tmp_path: Path, record: dict[str, str]) -> None:
         maps.crop(record, Crop((64, 64), (64, 64), 0, 0, 64, 64), False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("data_root")
 def test_maps_are_what_the_frozen_model_says_in_a_step(tmp_path: Path, start: Path) -> None:
     """Where the crop is the whole picture at the size of testing, reading T and making it are the same training."""
@@ -94,6 +95,7 @@ def test_maps_are_what_the_frozen_model_says_in_a_step(tmp_path: Path, start: Pa
     assert np.allclose(*losses, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("data_root")
 def test_maps_are_made_once_and_anew_for_other_settings(tmp_path: Path, start: Path) -> None:
     from detectron2.modeling import build_model

@@ -25,6 +25,8 @@ from tmt_d2.interop.convert import main as convert
 from tmt_d2.modeling.official import load_report, plain_state, unused_settings, upgrade_names, write_official
 from tmt_d2.training.checkpoint import TMTCheckpointer, read_state
 
+pytestmark = pytest.mark.slow
+
 REFERENCE = Path(__file__).parent / "reference"
 
 # What the official semantic configs say, by data set: (training scale, crop, classes, ignore value, ...).

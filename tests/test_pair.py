@@ -19,6 +19,8 @@ from tmt_d2.experiments.units import Unit
 from tmt_d2.training.step import TrainingStep
 from tools import train_pair
 
+pytestmark = pytest.mark.slow
+
 PAIR = ("cityscapes", "bdd100k")
 METHODS = ("tmt-no-tma", "full", "tmt-square")
 

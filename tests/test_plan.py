@@ -54,6 +54,7 @@ def test_files_that_cannot_be_used(tmp_path, changes, message) -> None:
         read_plan(tmp_path / "nothing.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_presets_are_plans(preset, tmp_path) -> None:
     plan = read_plan(preset)

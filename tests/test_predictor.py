@@ -17,6 +17,8 @@ from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.deployment import Predictor
 from tmt_d2.evaluation import inference as inference_module
 
+pytestmark = pytest.mark.slow
+
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     """(H, W, 3) uint8, RGB."""

@@ -44,6 +44,7 @@ def test_what_is_not_known_is_said(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()  # a look touches nothing
 
 
+@pytest.mark.slow
 def test_the_disk_is_told_from_what_was_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

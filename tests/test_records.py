@@ -19,7 +19,7 @@ from tmt_d2.training import checkpoint, stages
 from tmt_d2.training.stages import run_stage
 from tmt_d2.training.trainer import StageTrainer
 
-pytestmark = pytest.mark.usefixtures("data_root")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("data_root")]
 
 
 class Killed(BaseException):

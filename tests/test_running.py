@@ -23,6 +23,8 @@ from tmt_d2.experiments.running import claimed, launch_unit, run_all, run_unit
 from tmt_d2.experiments.units import Unit
 from tmt_d2.processes.signals import STOPPED
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def scenes(tmp_path_factory):

@@ -69,6 +69,7 @@ def start(tmp_path_factory):
         yield root, save_start(root / "start.pth")
 
 
+@pytest.mark.slow
 def test_command_ranks_checkpoints(start, tmp_path, monkeypatch, capsys) -> None:
     root, checkpoint = start
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
@@ -105,6 +106,7 @@ def test_command_ranks_checkpoints(start, tmp_path, monkeypatch, capsys) -> None
         score.main()
 
 
+@pytest.mark.slow
 def test_pictures_on_their_side_score_as_upright_ones(start, tmp_path, monkeypatch) -> None:
     make_scenes(tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
@@ -117,6 +119,7 @@ def test_pictures_on_their_side_score_as_upright_ones(start, tmp_path, monkeypat
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_too_few_images(start, tmp_path) -> None:
     cfg = small_cfg("source", tmp_path)
     with pytest.raises(ValueError, match="images 1 and pixels 1000 must be >= 2"):

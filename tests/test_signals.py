@@ -20,7 +20,7 @@ from tmt_d2.processes import signals
 from tmt_d2.training.stages import run_stage
 from tmt_d2.training.step import TrainingStep
 
-pytestmark = pytest.mark.usefixtures("data_root")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("data_root")]
 
 
 def signal_at(count: int, function: Callable[..., Any], number: signal.Signals = signal.SIGTERM) -> Callable[..., Any]:

@@ -33,6 +33,7 @@ def test_units_of_two_domains(tmp_path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_sources_and_estimators_are_shared(tmp_path) -> None:
     changes = {"sources": ["cityscapes", "bdd100k", "gtav"], "methods": ["full", "tmt", "tmt-soft", "tmt-square"]}
     names = planned(tmp_path, **changes, seeds=[1, 2], label_fractions=[0.25, 1.0])

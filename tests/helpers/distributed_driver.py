@@ -13,6 +13,7 @@ from detectron2.utils import comm
 
 from tests.helpers.small_runs import small_cfg
 from tmt_d2.cli import one_line_errors
+from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import SemanticEvaluator
 from tmt_d2.methods import alignment
 from tmt_d2.methods.alignment import SCORES
@@ -106,7 +107,7 @@ def equal_then_failing(folder: Path, start: Path) -> None:
     TrainingStep.backward = original  # type: ignore[method-assign]
 
     def fail(losses: Any) -> None:
-        raise ValueError("the images of process 1 are gone")
+        raise UserError("the images of process 1 are gone")
 
     in_step(1, 1, fail)
     run_stage(small_cfg("full", folder / "failing", start, **changes(1)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.models import make_records, tiny_cfg
-from tests.helpers.small_runs import make_scenes, save_start, small_cfg
+from tests.helpers.small_runs import small_cfg
 from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN
 from tmt_d2.methods.alignment import (
     AlignmentTraining,
@@ -195,49 +195,37 @@ def test_settings_that_mean_nothing(key: str, value: float, message: str) -> Non
         tiny_cfg(**{key.replace(".", "__"): value})
 
 
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """Scenes, and a checkpoint that fine-tuning starts from."""
-    root = tmp_path_factory.mktemp("scenes")
-    make_scenes(root)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(root))
-        yield root, save_start(root / "start.pth")
-
-
 def weights(path: Path) -> dict[str, Tensor]:
     return torch.load(path, weights_only=True)["model"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["leep", "otce"])
+@pytest.mark.usefixtures("data_root")
 def test_alignment_comes_before_fine_tuning_and_is_not_repeated(start, tmp_path, monkeypatch, method) -> None:
-    root, checkpoint = start
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
     changes = {"TRANSFER__ALIGNMENT__ITERATIONS": 2, "SOLVER__MAX_ITER": 1, "TRANSFER__ALIGNMENT__PIXELS": 40}
     changes |= {"SOLVER__ACCUMULATION_STEPS": 2}
-    cfg = small_cfg(method, tmp_path, checkpoint, **changes, DATASETS__SOURCE_TRAIN="('cityscapes_sem_seg_train',)")
+    cfg = small_cfg(method, tmp_path, start, **changes, DATASETS__SOURCE_TRAIN="('cityscapes_sem_seg_train',)")
     drawn = []
     draw = lambda labels, number: drawn.append(number) or draw_pixels(labels, number)  # noqa: E731
     monkeypatch.setattr("tmt_d2.methods.alignment.draw_pixels", draw)
     run_stage(cfg)
     assert drawn == [20] * (2 * 2 * (1 + (method == "otce")))  # iterations, micro-batches, domains: 40 a step
     aligned = tmp_path / "alignment" / "model_final.pth"
-    before, between, after = weights(checkpoint), weights(aligned), weights(tmp_path / "model_final.pth")
+    before, between, after = weights(start), weights(aligned), weights(tmp_path / "model_final.pth")
     head = "sem_seg_head.predictor.class_embed.weight"
     feature = "sem_seg_head.pixel_decoder.mask_features.weight"
     assert not torch.equal(before[feature], between[feature])
     assert torch.equal(before[head], between[head]) == (method == "otce")  # the score is on features
     assert not torch.equal(between[head], after[head])  # fine-tuning learns what alignment held fixed
     aligned.write_bytes(b"must not be read again")
-    longer = small_cfg(method, tmp_path, checkpoint, **changes | {"SOLVER__MAX_ITER": 2})
+    longer = small_cfg(method, tmp_path, start, **changes | {"SOLVER__MAX_ITER": 2})
     run_stage(longer, resume=True)
     assert aligned.read_bytes() == b"must not be read again"
 
 
 @pytest.mark.slow
-def test_otce_without_a_source_is_refused(start, tmp_path, monkeypatch) -> None:
-    root, checkpoint = start
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+@pytest.mark.usefixtures("data_root")
+def test_otce_without_a_source_is_refused(start, tmp_path) -> None:
     with pytest.raises(ValueError, match="DATASETS.SOURCE_TRAIN is empty"):
-        run_stage(small_cfg("otce", tmp_path, checkpoint, DATASETS__SOURCE_TRAIN="()"))
+        run_stage(small_cfg("otce", tmp_path, start, DATASETS__SOURCE_TRAIN="()"))

@@ -13,8 +13,7 @@ from tests.helpers.checkout import ROOT
 PACKAGE = ROOT / "tmt_d2"
 FLOORS = (  # from below; rooms of one floor do not know each other, but for those on the ground
     {"errors", "cli", "files", "randomness", "config_file", "config"},
-    {"data"},
-    {"transferability"},
+    {"data", "transferability"},
     {"modeling"},
     {"evaluation", "processes"},
     {"methods"},

@@ -1,3 +1,5 @@
+"""Data sets of your own from one YAML file: what it says, and every mistake in it by name."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Which images come in which batch: by seed and step alone, of both domains, and a fraction of the labels."""
+
 from __future__ import annotations
 
 import itertools

@@ -108,20 +108,6 @@ def test_linear_probing_changes_only_the_prediction_layers(stages):
 
 
 @pytest.mark.slow
-def test_an_interrupted_stage_goes_on(tmp_path):
-    cfg = stage_cfg("source", tmp_path, "", "SOLVER.MAX_ITER", 1)
-    run_stage(cfg)
-    cfg = stage_cfg("source", tmp_path, "", "SOLVER.MAX_ITER", 3)
-    run_stage(cfg, resume=True)
-    iterations = [
-        json.loads(line)["iteration"] for line in (tmp_path / "source" / "metrics.json").read_text().splitlines()
-    ]
-    assert iterations[-1] >= 2
-    saved = torch.load(tmp_path / "source" / "model_final.pth", weights_only=True)
-    assert saved["trainer"]["iteration"] == 2
-
-
-@pytest.mark.slow
 def test_eval_only_gives_the_figures_of_the_training_run(stages, tmp_path):
     run_stage(stage_cfg("tmt", tmp_path, stages / "tmt" / "model_final.pth"), eval_only=True)
     assert recorded(tmp_path / "tmt") == recorded(stages / "tmt")

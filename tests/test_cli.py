@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+import tmt_d2
 from tests.helpers.checkout import ROOT, run_python
 from tmt_d2.cli import one_line_errors
 from tmt_d2.data.reader import DataError
@@ -26,9 +27,11 @@ def test_every_command_starts_from_the_checkout(command: tuple[str, ...]) -> Non
     assert answer.stdout.startswith("usage: ")
 
 
-def test_processes_of_tests_import_the_checkout_that_they_belong_to() -> None:
+def test_tests_and_their_processes_import_the_checkout_that_they_belong_to() -> None:
+    here = str(ROOT / "tmt_d2" / "__init__.py")
+    assert tmt_d2.__file__ == here
     answer = run_python("-c", "import importlib.util; print(importlib.util.find_spec('tmt_d2').origin)")
-    assert answer.stdout.strip() == str(ROOT / "tmt_d2" / "__init__.py"), answer.stderr
+    assert answer.stdout.strip() == here, answer.stderr
 
 
 def ending(fail: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

@@ -144,14 +144,6 @@ def test_chart_parts() -> None:
 # --- files
 
 
-def test_results_are_read_by_kind(matrix) -> None:
-    results = read_results(matrix)
-    assert results.methods() == ["linear", "full", "leep", "tmt"]
-    assert (len(results.pairs()), results.seeds(), results.fractions()) == (6, [1, 2], [1.0, 0.25])
-    assert len(results.fine_tuned) == 6 * 2 * 4 * 2
-    assert len(results.swept) == 6 * 2 * 3
-
-
 def test_csv_has_every_run(matrix) -> None:
     write_report(matrix)
     rows = list(csv.DictReader((matrix / "results.csv").open()))

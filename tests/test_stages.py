@@ -155,12 +155,10 @@ def test_deeper_checkpoint_is_refused_although_it_holds_every_name(stages, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
-def test_damaged_checkpoint_is_named(stages, tmp_path, damage):
+def test_damaged_checkpoint_is_named(stages, tmp_path):
     content = (stages / "source" / "model_final.pth").read_bytes()
-    path = tmp_path / "damaged.pth"
-    path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"not a checkpoint"}[damage])
-    cfg = stage_cfg("full", tmp_path, path)
+    (tmp_path / "damaged.pth").write_bytes(content[: len(content) // 2])
+    cfg = stage_cfg("full", tmp_path, tmp_path / "damaged.pth")
     with pytest.raises(ValueError, match=r"damaged.pth is damaged or holds more than arrays"):
         run_stage(cfg)
 

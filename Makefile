@@ -1,4 +1,4 @@
-# make demo | make test | make setup; each sets itself up first. PYTHON picks the interpreter (>= 3.10).
+# make demo | make test | make test-fast | make setup; each sets itself up first. PYTHON picks the interpreter (>= 3.10).
 PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
@@ -6,12 +6,13 @@ RUN    := $(VENV)/bin/python
 export OMP_WAIT_POLICY ?= passive
 READY  := $(VENV)/.ready
 
-.PHONY: help setup test demo figures lint soak gpu clean
+.PHONY: help setup test test-fast demo figures lint soak gpu clean
 
 help:
 	@echo "make setup   create $(VENV) with everything needed (no compiler)"
 	@echo "make demo    source model -> estimator -> fine-tuning -> evaluation -> pictures, in output/demo"
-	@echo "make test    the test suite"
+	@echo "make test    the test suite: minutes"
+	@echo "make test-fast  the mathematics, and all else that needs no training run: under a minute on two cores"
 	@echo "make soak    kills, hostile inputs and several processes at length: about four minutes on two cores"
 	@echo "make gpu     on an NVIDIA GPU: its tests and its benchmarks, against Hugging Face's Mask2Former; minutes"
 	@echo "make figures the figures of README and docs, from a finished make demo"
@@ -30,10 +31,13 @@ $(READY): setup.py requirements/detectron2.txt
 	@touch $@
 
 test: $(READY)
-	$(RUN) -m pytest -q tests
+	$(RUN) -m pytest -q
+
+test-fast: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m "not slow"
 
 soak: $(READY)
-	for file in tests/soak/soak_*.py; do OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) -m pytest -q -s $$file || exit 1; done
+	for file in tests/soak/soak_*.py; do OMP_NUM_THREADS=1 $(RUN) -m pytest -q -s $$file || exit 1; done
 
 gpu: $(READY)
 	@$(RUN) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu: PyTorch %s finds no NVIDIA GPU" % torch.__version__)'

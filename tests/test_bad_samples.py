@@ -11,8 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from small_runs import make_scenes, small_cfg
 
+from tests.helpers.small_runs import make_scenes, small_cfg
 from tmt_d2.data import loaders
 from tmt_d2.data.label_spaces import CITYSCAPES
 from tmt_d2.data.mapper import SemanticMapper
@@ -74,6 +74,7 @@ def make_loader(records: list[dict[str, Any]], workers: int) -> Any:
     return loaders._loader(records, mapper, loaders.StepSampler([range(len(records))], 20, 5), workers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_each_of_ten_kinds_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, workers: int) -> None:
     records = make_records(tmp_path, 1000, list(BROKEN))
@@ -137,6 +138,7 @@ def test_mistakes_of_the_code_are_not_taken_for_bad_images() -> None:
         data[loaders.Draw(0, 1, range(1))]
 
 
+@pytest.mark.slow
 def test_a_stage_goes_on_and_says_how_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

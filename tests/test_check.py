@@ -1,3 +1,5 @@
+"""What datasets.check finds in the folders of data sets, and that it leaves them as they are."""
+
 from __future__ import annotations
 
 import json
@@ -12,6 +14,8 @@ from scipy.io import savemat
 
 from datasets.check import main
 from datasets.render import render
+
+pytestmark = pytest.mark.slow
 
 
 def save(path: Path, value: int = 7, size: tuple[int, int] = (8, 6)) -> None:
@@ -231,12 +235,3 @@ def test_nothing_is_written_below_the_root(root: Path, capsys: pytest.CaptureFix
         main(["--root", str(root), "--json", str(root / "report.json")])
     assert "where nothing is written" in capsys.readouterr().err
     assert list(root.iterdir()) == []
-
-
-def test_the_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as status:
-        main(["--help"])
-    output = capsys.readouterr().out
-    assert status.value.code == 0
-    for part in ("--quick", "DETECTRON2_DATASETS", "Exit status", "my_city.yaml", "python -m datasets.check --root"):
-        assert part in output

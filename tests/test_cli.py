@@ -1,4 +1,4 @@
-"""How commands end: one line for what a person can mend, a traceback for mistakes of the program."""
+"""How commands start, from a checkout, and end: in one line for what a person can mend, else with a traceback."""
 
 from __future__ import annotations
 
@@ -7,9 +7,31 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+import tmt_d2
+from tests.helpers.checkout import ROOT, run_python
 from tmt_d2.cli import one_line_errors
 from tmt_d2.data.reader import DataError
 from tmt_d2.errors import UserError
+
+MODULES = ("datasets.check", "datasets.render", "demo.figures", "demo.run")
+MODULES += ("tmt_d2.deployment.export", "tmt_d2.interop.convert")
+SCRIPTS = ("train_net.py", "demo/app.py", "demo/visualize_attention.py")
+SCRIPTS += tuple(f"tools/{path.name}" for path in sorted((ROOT / "tools").glob("[a-z]*.py")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [*((name,) for name in SCRIPTS), *(("-m", name) for name in MODULES)], ids=" ".join)
+def test_every_command_starts_from_the_checkout(command: tuple[str, ...]) -> None:
+    answer = run_python(*command, "--help")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.startswith("usage: ")
+
+
+def test_tests_and_their_processes_import_the_checkout_that_they_belong_to() -> None:
+    here = str(ROOT / "tmt_d2" / "__init__.py")
+    assert tmt_d2.__file__ == here
+    answer = run_python("-c", "import importlib.util; print(importlib.util.find_spec('tmt_d2').origin)")
+    assert answer.stdout.strip() == here, answer.stderr
 
 
 def ending(fail: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

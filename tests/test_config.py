@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BASE_CONFIG, ROOT
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from fvcore.common.config import CfgNode as FvcoreNode
 
 import tmt_d2
+from tests.helpers.checkout import BASE_CONFIG, ROOT
 from tmt_d2.config_file import load_config_file
 
 CONFIGS = sorted(
@@ -36,6 +36,7 @@ def test_every_config_loads(name: str) -> None:
     assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 19
 
 
+@pytest.mark.slow
 def test_every_model_of_the_configs_builds() -> None:
     """One build for each different model; Swin with one block a stage, the only thing that is only more of the same."""
     models: dict[str, CfgNode] = {}

@@ -1,3 +1,5 @@
+"""Data sets of your own from one YAML file: what it says, and every mistake in it by name."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -8,7 +10,8 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from tests.small_runs import CONFIGS, unit_options
+from tests.helpers.checkout import CONFIGS
+from tests.helpers.small_runs import unit_options
 from tmt_d2.data import label_space_of, register_custom
 from tmt_d2.data.custom import read_custom
 from tmt_d2.data.label_spaces import IGNORE, OUTSIDE
@@ -201,6 +204,7 @@ def test_a_name_that_is_taken_is_an_error(tmp_path: Path) -> None:
         register_custom(write(tmp_path, name="gtav"))
 
 
+@pytest.mark.slow
 def test_a_pair_of_custom_data_sets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,3 +1,5 @@
+"""Names, label spaces and layouts on disk of the five registered data sets, and what is missing of them."""
+
 from __future__ import annotations
 
 import logging

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -18,7 +16,8 @@ from PIL import Image
 
 from demo import figures
 from demo import visualize_attention as tool
-from tests.small_runs import store_anew
+from tests.helpers.checkout import CONFIGS
+from tests.helpers.small_runs import store_anew
 from tmt_d2 import setup_cfg
 from tmt_d2.cli import one_line_errors
 from tmt_d2.data.label_spaces import TRAIN_IDS
@@ -26,8 +25,9 @@ from tmt_d2.data.registration import register_split
 from tmt_d2.pictures import showcase
 from tmt_d2.pictures.reporting import LoadedModel, by_name, find_records, report_image, scaled
 
-ROOT = Path(__file__).resolve().parents[1]
-TMT, FULL = (str(ROOT / "configs" / "tiny" / f"{name}.yaml") for name in ("tmt", "full"))
+pytestmark = pytest.mark.slow
+
+TMT, FULL = (str(CONFIGS / f"{name}.yaml") for name in ("tmt", "full"))
 
 
 @pytest.fixture(autouse=True)
@@ -183,12 +183,6 @@ def test_a_checkpoint_is_needed(folder: Path, tmp_path: Path) -> None:
         tool.main(["--config-file", TMT, "--weights", weights, "--input", image, "--output", str(tmp_path)])
 
 
-def test_it_runs_as_a_script_from_the_checkout() -> None:
-    command = [sys.executable, "demo/visualize_attention.py", "--help"]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "Files of these names are overwritten" in answer.stdout
-
-
 def test_the_figures_of_the_readme(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tmt, full = (
         LoadedModel.load(config, str(folder / f"{Path(config).stem}.pth"), ["INPUT.MIN_SIZE_TEST", "64"])
@@ -209,7 +203,7 @@ def test_the_figures_of_the_readme(folder: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_the_figures_need_a_finished_demo(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no tmt/model_final.pth here: run `make demo` first"):
+    with pytest.raises(FileNotFoundError, match="model_final.pth: run `make demo` first"):
         figures.main(["--demo", str(tmp_path)])
     assert not list(tmp_path.iterdir())
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from distributed_driver import STAGES, changes, run_stages, with_statistics
-from small_runs import ROOT, contents, make_scenes, save_start, small_cfg
 
+from tests.helpers.checkout import run_python
+from tests.helpers.distributed_driver import STAGES, changes, run_stages, with_statistics
+from tests.helpers.small_runs import contents, make_scenes, save_start, small_cfg
 from tmt_d2.methods.alignment import SCORES
 from tmt_d2.training.stages import run_stage
 
-DRIVER = Path(__file__).parent / "distributed_driver.py"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -28,20 +27,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def drive(runs: Path, scenario: str, output: str, launcher: list[str]) -> subprocess.CompletedProcess[str]:
+def drive(runs: Path, scenario: str, output: str, *launcher: str) -> subprocess.CompletedProcess[str]:
     (runs / output).mkdir(exist_ok=True)
-    environment = os.environ | {
-        "DETECTRON2_DATASETS": str(runs / "scenes"),
-        "PYTHONPATH": f"{ROOT}:{DRIVER.parent}",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [*launcher, str(DRIVER), scenario, str(runs / output), str(runs / "start.pth")]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    arguments = ["-m", "tests.helpers.distributed_driver", scenario, str(runs / output), str(runs / "start.pth")]
+    return run_python(*launcher, *arguments, DETECTRON2_DATASETS=str(runs / "scenes"))
 
 
 @pytest.fixture(scope="module")
 def two(runs: Path) -> subprocess.CompletedProcess[str]:
-    return drive(runs, "fail", "two", [sys.executable])
+    return drive(runs, "fail", "two")
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -119,7 +113,7 @@ def test_a_failure_ends_all_with_its_error(runs: Path, two: subprocess.Completed
 
 
 def test_processes_stop_together(runs: Path) -> None:
-    stopped = drive(runs, "stop", "stop", [sys.executable])
+    stopped = drive(runs, "stop", "stop")
     assert stopped.returncode == 75, stopped.stderr
     folder = runs / "stop" / "stopping"
     iteration = contents(folder / (folder / "last_checkpoint").read_text())["/trainer/iteration"]

@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import CONFIGS, contents, options, small_cfg
 from torch import nn
 
+from tests.helpers.checkout import CONFIGS
+from tests.helpers.small_runs import contents, options, small_cfg
 from tmt_d2.deployment.export import main as export
 from tmt_d2.deployment.predictor import load_model
 from tmt_d2.modeling.official import plain_state
 from tmt_d2.training.checkpoint import DamagedCheckpoint, TMTCheckpointer, keep_weights
 from tmt_d2.training.stages import run_stage
 from tmt_d2.transferability.settings import decode_settings, encode_settings
+
+pytestmark = pytest.mark.slow
 
 Build = Callable[..., nn.Module]
 STATE = "transferability._extra_state"

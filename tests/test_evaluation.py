@@ -1,3 +1,5 @@
+"""Confusion matrix and metrics by hand and by brute force, and the evaluation of a split."""
+
 from __future__ import annotations
 
 import json

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_cfg
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
+from tests.helpers.models import tiny_cfg
 from tmt_d2.deployment import export as module
 from tmt_d2.deployment.export import FixedSizeModel, export_model, main, sample_image
 from tmt_d2.deployment.predictor import Predictor
+
+pytestmark = pytest.mark.slow
 
 SIZE = (40, 60)  # padded to 64 x 64
 SMALL = {

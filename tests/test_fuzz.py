@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import fuzz
 import pytest
+
+from tests.helpers import fuzz
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("kind", fuzz.KINDS)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_records, tiny_cfg
 from detectron2.modeling import build_model
-from test_deformable_attention import SHAPES, inputs
 
+from tests.helpers.models import make_records, tiny_cfg
+from tests.test_deformable_attention import SHAPES, inputs
 from tmt_d2.modeling import ms_deform_attn
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")

@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BASE_CONFIG, TINY, tiny_cfg
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 import tmt_d2
+from tests.helpers.checkout import BASE_CONFIG
+from tests.helpers.models import TINY, tiny_cfg
 from tmt_d2.interop.convert import main as convert
 from tmt_d2.interop.huggingface import from_huggingface, read_huggingface, to_huggingface
 from tmt_d2.training.checkpoint import TMTCheckpointer
+
+pytestmark = pytest.mark.slow
 
 transformers = pytest.importorskip("transformers")
 TOLERANCE = 1e-3

@@ -1,3 +1,5 @@
+"""Sliding windows: where they lie, what covers what, and one window that is the whole image."""
+
 from __future__ import annotations
 
 from typing import Any

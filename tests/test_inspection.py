@@ -17,6 +17,8 @@ from tmt_d2.pictures.exclusion import collect, statistics_figure, table
 from tmt_d2.pictures.inspection import attention_report, look
 from tmt_d2.pictures.panels import to_array
 
+pytestmark = pytest.mark.slow
+
 SIZE = (37, 91)
 
 

@@ -1,3 +1,5 @@
+"""Which images come in which batch: by seed and step alone, of both domains, and a fraction of the labels."""
+
 from __future__ import annotations
 
 import itertools
@@ -91,6 +93,7 @@ def test_single_image_fills_a_batch(split: Any) -> None:
     assert len(next(iter(loader))) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_order_and_augmentation_follow_the_seed(split: Any, workers: int) -> None:
     name = split(16)

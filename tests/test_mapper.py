@@ -1,3 +1,5 @@
+"""From a record to a training sample: sizes, crops, flips and colours, of image and label alike."""
+
 from __future__ import annotations
 
 import random

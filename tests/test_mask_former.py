@@ -1,122 +1,17 @@
-"""The whole tiny models: what TMT shares with Mask2Former, where it differs, and what padding may not do."""
+"""Mask2Former as a whole, and TMT where it must do the same: losses, sizes, and what padding may not do."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from conftest import make_records
-from detectron2.layers import FrozenBatchNorm2d
-from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
+from tests.helpers.models import Build, Records, equal, make_records, plain_twin, scores, train_step
 from tmt_d2.modeling import mask_former
 from tmt_d2.modeling.mask_former import semantic_scores, valid_positions
 from tmt_d2.modeling.resize import resize
-from tmt_d2.modeling.tmt import differs_in_training
-
-Build = Callable[..., nn.Module]
-Records = list[dict[str, Any]]
-
-
-def plain_twin(model: nn.Module, build_tiny: Build, **changes: Any) -> nn.Module:
-    """Mask2Former with the weights that ``model`` has besides its estimator."""
-    plain = build_tiny("MaskFormer", **changes)
-    state = {name: value for name, value in model.state_dict().items() if not name.startswith("transferability.")}
-    plain.load_state_dict(state)
-    return plain
-
-
-def scores(model: nn.Module, records: Records) -> list[Tensor]:
-    with torch.no_grad():
-        return [result["sem_seg"] for result in model(records)]
-
-
-def equal(left: list[Tensor], right: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
-
-
-def train_step(model: nn.Module, records: Records) -> dict[str, Tensor]:
-    torch.manual_seed(0)
-    losses = model.train()(records)
-    sum(losses.values()).backward()
-    return losses
-
-
-@pytest.mark.parametrize("attend_padding", [False, True])
-def test_excluding_nothing_is_mask2former_to_the_last_bit(
-    attend_padding: bool, build_tiny: Build, records: Records
-) -> None:
-    options = {"MODEL__MASK_FORMER__ATTEND_PADDING": attend_padding}
-    model = build_tiny(MODEL__TMT__P_T=0.0, **options)
-    plain = plain_twin(model, build_tiny, **options)
-    assert equal(scores(model, records), scores(plain, records))
-    model.p_t = 0.3
-    assert not equal(scores(model, records), scores(plain, records))
-
-
-def test_excluding_nothing_trains_like_mask2former(build_tiny: Build, records: Records) -> None:
-    model = build_tiny(MODEL__TMT__P_T=0.0)
-    plain = plain_twin(model, build_tiny)
-    found, expected = train_step(model, records), train_step(plain, records)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    for name, parameter in plain.named_parameters():
-        assert torch.equal(parameter.grad, gradients[name]), name
-
-
-def test_transferability_acts_in_training_too(build_tiny: Build, records: Records) -> None:
-    model = build_tiny(MODEL__TMT__P_T=0.5)
-    found, expected = train_step(model, records), train_step(plain_twin(model, build_tiny), records)
-    assert found["loss_ce_0"] == expected["loss_ce_0"]  # the queries before the first layer
-    assert found["loss_ce"] != expected["loss_ce"]
-
-
-def test_without_tma(build_tiny: Build, records: Records) -> None:
-    model = build_tiny(MODEL__TMT__ATTENTION="off", MODEL__TMT__OUTPUT_TRANSFERABILITY=True)
-    assert equal(scores(model, records), scores(plain_twin(model, build_tiny), records))
-    with torch.no_grad():
-        results = model(records)
-    assert [level.shape for level in results[0]["transferability"]] == [(2, 3), (3, 6), (5, 12)]
-    assert [level.shape for level in results[1]["transferability"]] == [(2, 2), (4, 4), (8, 7)]
-
-
-def test_without_acte_is_no_iterations(build_tiny: Build, records: Records) -> None:
-    square = scores(build_tiny(MODEL__TMT__REGIONS="square"), records)
-    assert equal(square, scores(build_tiny(MODEL__TMT__ITERATIONS=0), records))
-    assert not equal(square, scores(build_tiny(), records))
-
-
-def test_transferability_is_given_where_asked(build_tiny: Build, records: Records) -> None:
-    with torch.no_grad():
-        silent = build_tiny()(records)
-        telling = build_tiny(MODEL__TMT__OUTPUT_TRANSFERABILITY=True)(records)
-        plain = build_tiny("MaskFormer", MODEL__TMT__OUTPUT_TRANSFERABILITY=True)(records)
-    assert equal([result["sem_seg"] for result in silent], [result["sem_seg"] for result in telling])
-    assert set(silent[0]) == set(plain[0]) == {"sem_seg"}
-    assert set(telling[0]) == {"sem_seg", "transferability"}
-    for level in telling[0]["transferability"]:
-        assert level.min() >= 0
-        assert level.max() <= 1
-
-
-def test_estimator_gets_no_gradient_and_gives_none(build_tiny: Build, records: Records) -> None:
-    model = build_tiny(MODEL__TMT__P_T=0.3)
-    losses = train_step(model, records)
-    assert all(torch.isfinite(loss) for loss in losses.values())
-    assert len(losses) == 3 * 5
-    for name, parameter in model.named_parameters():
-        assert (parameter.grad is None) == name.startswith("transferability."), name
-    images = model.preprocess(records)
-    encoded = model.encode(images)
-    assert encoded.levels[0].requires_grad
-    for level in model.transferability_of(images, encoded):
-        assert not level.logits.requires_grad
-        assert not level.regions.centers.requires_grad
 
 
 @pytest.mark.parametrize("architecture", ["MaskFormer", "TransferableMaskFormer"])
@@ -175,49 +70,6 @@ def test_padding_is_ignored_where_asked(build_tiny: Build) -> None:
     assert losses["background"]["loss_mask_0"] != losses["ignore"]["loss_mask_0"]
 
 
-def test_mixed_precision_step_is_finite(build_tiny: Build, records: Records) -> None:
-    model = build_tiny()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = model.train()(records)
-    sum(losses.values()).backward()
-    assert all(torch.isfinite(loss) for loss in losses.values())
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
-
-
-def test_source_features_stay_those_of_the_source(build_tiny: Build, records: Records) -> None:
-    model, live = build_tiny(MODEL__TMT__FEATURES="source"), build_tiny(MODEL__TMT__FEATURES="live")
-    for parameter in live.parameters():
-        parameter.data.mul_(1.1)  # no longer what both began with
-    model.load_state_dict(live.state_dict())  # without the copy, which is filled from the model's own encoder
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    assert equal(scores(model, records), scores(live, records))  # both are still the source model
-
-    images = model.preprocess(records)
-    with torch.no_grad():
-        before = model.transferability_of(images, model.encode(images))
-        for part in (model, live):
-            part.backbone.stem.conv1.weight.mul_(-1)  # stands for fine-tuning
-        after = model.transferability_of(images, model.encode(images))
-        moved = live.transferability_of(images, live.encode(images))
-    assert all(torch.equal(left.logits, right.logits) for left, right in zip(before, after))
-    assert not any(torch.equal(left.logits, right.logits) for left, right in zip(before, moved))
-
-    train_step(model, records)
-    frozen = {name for name, parameter in model.transferability.named_parameters() if not parameter.requires_grad}
-    assert frozen == {name for name in dict(model.transferability.named_parameters()) if "discriminators" not in name}
-    for name, value in model.transferability.state_dict().items():  # batch statistics among them
-        assert name == "_extra_state" or torch.equal(value, state[f"transferability.{name}"]), name
-
-
-def test_a_plain_checkpoint_misses_only_the_estimator(build_tiny: Build) -> None:
-    model, plain = build_tiny(), build_tiny("MaskFormer")
-    result = model.load_state_dict(plain.state_dict(), strict=False)
-    assert not result.unexpected_keys
-    assert result.missing_keys
-    estimator = ("transferability.discriminators.", "transferability._extra_state")
-    assert all(name.startswith(estimator) for name in result.missing_keys)
-
-
 @pytest.mark.parametrize("architecture", ["MaskFormer", "TransferableMaskFormer"])
 @pytest.mark.parametrize("divisibility", [32, 64])
 def test_no_query_attends_to_padding(architecture: str, divisibility: int, build_tiny: Build, records: Records) -> None:
@@ -266,28 +118,6 @@ def test_valid_positions_see_at_least_one_pixel(build_tiny: Build, records: Reco
             for y in range(level.shape[2]):
                 for x in range(level.shape[3]):
                     assert valid[index, y, x] == (y * stride < height and x * stride < width)
-
-
-def test_inspect_tells_what_forward_did(build_tiny: Build, records: Records) -> None:
-    model = build_tiny(MODEL__TMT__P_T=0.3)
-    seen = model.inspect(records)
-    assert equal([result["sem_seg"] for result in seen["results"]], scores(model, records))
-    assert [layer.level for layer in seen["layers"]] == [0, 1, 2, 0]
-    for layer in seen["layers"]:
-        level = seen["transferability"][layer.level]
-        both = layer.positions.predicted & level.transferable(0.3)[:, None]
-        everywhere = (
-            (layer.positions.predicted == level.valid[:, None]).flatten(2).all(-1)
-        )  # also: nothing was predicted
-        obeyed = both.flatten(2).any(-1) & ~everywhere
-        assert obeyed.any()
-        assert torch.equal(layer.positions.allowed[obeyed], both[obeyed])
-        blocked = ~layer.positions.allowed[:, None].expand_as(layer.attention)
-        assert (layer.attention[blocked] == 0).all()
-    plain = plain_twin(model, build_tiny).inspect(records)
-    assert plain["transferability"] is None
-    with pytest.raises(ValueError, match=r"inspect\(\) looks at evaluation: call model.eval\(\) first"):
-        model.train().inspect(records)
 
 
 @pytest.mark.parametrize("before", [False, True])
@@ -354,11 +184,3 @@ def test_scores_by_strips_are_the_scores(size: tuple[int, int], monkeypatch: pyt
     for values in (1, 3 * 4 * full[1] * 2):  # one row at a time, two rows at a time
         monkeypatch.setitem(mask_former.STRIP_VALUES, "cpu", values)
         torch.testing.assert_close(mask_former.upsampled_scores(logits, masks, full), whole, rtol=0, atol=1e-6)
-
-
-def test_what_differs_in_training() -> None:
-    for module in (nn.BatchNorm2d(3), nn.Dropout(0.1), StochasticDepth(0.1, "row")):
-        assert differs_in_training(module.train())
-        assert not differs_in_training(module.eval())
-    for module in (nn.LayerNorm(3), nn.Dropout(0.0), StochasticDepth(0.0, "row"), FrozenBatchNorm2d(3)):
-        assert not differs_in_training(module.train())

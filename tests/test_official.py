@@ -16,14 +16,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import make_records, tiny_cfg
 from detectron2.modeling import build_model
 from torch import nn
 
 import tmt_d2
+from tests.helpers.models import make_records, tiny_cfg
 from tmt_d2.interop.convert import main as convert
 from tmt_d2.modeling.official import load_report, plain_state, unused_settings, upgrade_names, write_official
 from tmt_d2.training.checkpoint import TMTCheckpointer, read_state
+
+pytestmark = pytest.mark.slow
 
 REFERENCE = Path(__file__).parent / "reference"
 

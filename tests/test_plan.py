@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.small_runs import ROOT, write_plan
+from tests.helpers.checkout import ROOT
+from tests.helpers.small_runs import write_plan
 from tmt_d2.experiments.estimate import Estimate
 from tmt_d2.experiments.plan import read_plan
 from tmt_d2.experiments.progress import Progress
@@ -53,6 +54,7 @@ def test_files_that_cannot_be_used(tmp_path, changes, message) -> None:
         read_plan(tmp_path / "nothing.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_presets_are_plans(preset, tmp_path) -> None:
     plan = read_plan(preset)

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_records, tiny_cfg
 from PIL import Image, ImageOps
 from torch import nn
 
+from tests.helpers.models import make_records, tiny_cfg
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.deployment import Predictor, load_model
 from tmt_d2.evaluation import inference as inference_module
+
+pytestmark = pytest.mark.slow
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.small_runs import small_units, write_values
+from tests.helpers.small_runs import small_units, write_values
 from tmt_d2.experiments import progress
 from tmt_d2.experiments.estimate import Estimate
 from tmt_d2.experiments.progress import Progress
@@ -44,6 +44,7 @@ def test_what_is_not_known_is_said(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()  # a look touches nothing
 
 
+@pytest.mark.slow
 def test_the_disk_is_told_from_what_was_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

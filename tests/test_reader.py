@@ -1,3 +1,5 @@
+"""Reading images and labels of every kind, and the one line about each file that cannot be used."""
+
 from __future__ import annotations
 
 import io

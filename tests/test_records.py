@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.small_runs import contents, measured, small_cfg, small_units
+from tests.helpers.small_runs import contents, measured, small_cfg, small_units
 from tmt_d2.experiments import records
 from tmt_d2.experiments.progress import Progress
 from tmt_d2.experiments.running import run_all, run_unit
@@ -19,7 +19,7 @@ from tmt_d2.training import checkpoint, stages
 from tmt_d2.training.stages import run_stage
 from tmt_d2.training.trainer import StageTrainer
 
-pytestmark = pytest.mark.usefixtures("data_root")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("data_root")]
 
 
 class Killed(BaseException):

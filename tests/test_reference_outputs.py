@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import BASE_CONFIG
 from detectron2.modeling import build_model
-from reference_weights import fill_by_name, named_value
 from torch import Tensor, nn
 
 import tmt_d2
+from tests.helpers.checkout import BASE_CONFIG
+from tests.helpers.reference_weights import fill_by_name, named_value
 from tmt_d2.data.targets import semantic_targets
 
 REFERENCE = Path(__file__).parent / "reference"

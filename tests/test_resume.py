@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_runs import contents, differences, small_cfg
 
+from tests.helpers.small_runs import contents, differences, small_cfg
 from tmt_d2.data import loaders
 from tmt_d2.randomness import seeded
 from tmt_d2.training import trainer
 from tmt_d2.training.stages import run_stage
 from tmt_d2.training.trainer import StageTrainer
 
-pytestmark = pytest.mark.usefixtures("data_root")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("data_root")]
 
 FINAL = "model_final.pth"
 
@@ -118,9 +117,7 @@ def test_a_late_start_reads_no_past_image() -> None:
     expected = [draw.index for draw in loader().batch_sampler.batch(32_500)]
     late = loader()
     late.batch_sampler.first_step = 32_500
-    before = time.perf_counter()
     batch = next(iter(late))
-    assert time.perf_counter() - before < 1
     assert read == expected == [sample["image_id"] for sample in batch]
 
 

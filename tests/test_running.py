@@ -14,13 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.small_runs import ROOT, make_scenes, measured, small_units, write_values
+from tests.helpers.checkout import environment
+from tests.helpers.small_runs import make_scenes, measured, small_units, write_values
 from tmt_d2.experiments import running
 from tmt_d2.experiments.progress import Progress
 from tmt_d2.experiments.report.writing import write_report
 from tmt_d2.experiments.running import claimed, launch_unit, run_all, run_unit
 from tmt_d2.experiments.units import Unit
 from tmt_d2.processes.signals import STOPPED
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -106,7 +109,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(finished, tmp_path) -> No
     command = (
         f"from pathlib import Path; from tests.test_running import run_in_child; run_in_child(Path({str(tmp_path)!r}))"
     )
-    child = subprocess.Popen([sys.executable, "-c", command], cwd=ROOT, stdout=subprocess.DEVNULL)
+    child = subprocess.Popen([sys.executable, "-c", command], env=environment(), stdout=subprocess.DEVNULL)
     while child.poll() is None and not list((tmp_path / "out").glob("finetune/*/full/*/*/model_final.pth")):
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(0.005)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tmt_d2.transferability import leep, otce, proxy_a_distance
+from tmt_d2.transferability import jc_otce, leep, otce, proxy_a_distance
+from tmt_d2.transferability.scores import leep_objective
 
 
 def test_pad_by_hand() -> None:
@@ -165,3 +166,21 @@ def test_otce_errors() -> None:
         otce(FAR, SOURCE[:3], FAR, SOURCE)
     with pytest.raises(ValueError, match="labels"):
         otce(FAR, SOURCE, FAR, SOURCE.repeat(2))
+
+
+def test_leep_objective_is_leep_with_its_gradient() -> None:
+    logits = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+    labels = torch.tensor([0, 1, 2] * 4)
+    assert leep_objective(logits.softmax(1), labels).item() == pytest.approx(leep(logits.detach().softmax(1), labels))
+    assert torch.autograd.gradcheck(lambda x: leep_objective(x.softmax(1), labels), logits)
+
+
+def test_jc_otce_by_hand() -> None:
+    points, labels = torch.tensor([[0.0], [4.0], [6.0], [10.0]]), torch.tensor([0, 0, 1, 1])
+    # every class is one sample: the distance of classes is that of the samples, and the two halves make the whole
+    alone = torch.arange(4)
+    assert jc_otce(points, alone, points, alone) == pytest.approx(otce(points, alone, points, alone), abs=1e-9)
+    # 4 and 6 are neighbours of different classes; the distance of the classes, 36, keeps them apart
+    assert jc_otce(points, labels, points, labels) > otce(points, labels, points, labels) + 0.05
+    with pytest.raises(ValueError, match="labels"):
+        jc_otce(points, labels, points, labels[:3])

@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from tests.small_runs import CONFIGS, make_scenes, options, save_start, small_cfg, store_anew
+from tests.helpers.checkout import CONFIGS
+from tests.helpers.small_runs import make_scenes, options, small_cfg, store_anew
 from tmt_d2.experiments.scoring import Samples, linear_pad, ranked, score_checkpoint, scores
 from tools import score
 
@@ -59,19 +60,10 @@ def test_ranking_knows_which_way_is_up() -> None:
     assert ranked(results) == {"LEEP": ["b", "a"], "PAD": ["a", "b"]}
 
 
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    root = tmp_path_factory.mktemp("scenes")
-    make_scenes(root)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(root))
-        yield root, save_start(root / "start.pth")
-
-
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
 def test_command_ranks_checkpoints(start, tmp_path, monkeypatch, capsys) -> None:
-    root, checkpoint = start
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
-    weights = torch.load(checkpoint, weights_only=True)["model"]
+    weights = torch.load(start, weights_only=True)["model"]
     plain = {name: value for name, value in weights.items() if not name.startswith("transferability.")}
     torch.save({"model": plain}, tmp_path / "first.pth")
     plain["sem_seg_head.predictor.class_embed.weight"] = -plain["sem_seg_head.predictor.class_embed.weight"]
@@ -104,10 +96,11 @@ def test_command_ranks_checkpoints(start, tmp_path, monkeypatch, capsys) -> None
         score.main()
 
 
+@pytest.mark.slow
 def test_pictures_on_their_side_score_as_upright_ones(start, tmp_path, monkeypatch) -> None:
     make_scenes(tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    cfg = small_cfg("full", tmp_path, start[1])
+    cfg = small_cfg("full", tmp_path, start)
     found = []
     for on_its_side in (False, True):
         for path in (tmp_path / "bdd100k/images/10k/train").iterdir():
@@ -116,7 +109,7 @@ def test_pictures_on_their_side_score_as_upright_ones(start, tmp_path, monkeypat
     assert found[0] == found[1]
 
 
-def test_too_few_images(start, tmp_path) -> None:
+def test_too_few_images(tmp_path) -> None:
     cfg = small_cfg("source", tmp_path)
     with pytest.raises(ValueError, match="images 1 and pixels 1000 must be >= 2"):
         score_checkpoint(cfg, ["bdd100k_sem_seg_train"], images=1)

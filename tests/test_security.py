@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.helpers.checkout import CONFIGS
 from tmt_d2 import setup_cfg
 from tmt_d2.data.custom import read_custom
 from tmt_d2.training.checkpoint import DamagedCheckpoint, TMTCheckpointer
@@ -115,7 +116,7 @@ def test_configs_and_data_sets_execute_nothing(value: str) -> None:
 
 
 def test_overrides_execute_nothing() -> None:
-    config = Path(__file__).parents[1] / "configs" / "tiny" / "source.yaml"
+    config = CONFIGS / "source.yaml"
     with pytest.raises(ValueError, match="SEED"):
         setup_cfg(str(config), ["SEED", "__import__('os').system('touch ran')"])
     assert not Path("ran").exists()

@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_runs import contents, differences, small_cfg
 
+from tests.helpers.checkout import run_python
+from tests.helpers.small_runs import contents, differences, small_cfg
 from tmt_d2.data.loaders import MappedRecords
 from tmt_d2.evaluation.semantic import SemanticEvaluator
 from tmt_d2.processes import signals
 from tmt_d2.training.stages import run_stage
 from tmt_d2.training.step import TrainingStep
 
-pytestmark = pytest.mark.usefixtures("data_root")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("data_root")]
 
 
 def signal_at(count: int, function: Callable[..., Any], number: signal.Signals = signal.SIGTERM) -> Callable[..., Any]:
@@ -113,8 +113,7 @@ with signals.stop_on_signals():
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
     LONG_CALL
 """
-    command = [sys.executable, "-c", program.replace("LONG_CALL", long_call)]
-    assert subprocess.run(command, timeout=300).returncode == status
+    assert run_python("-c", program.replace("LONG_CALL", long_call)).returncode == status
 
 
 def test_loader_processes_outlive_a_signal_to_all(start: Path, tmp_path: Path) -> None:

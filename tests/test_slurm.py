@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.small_runs import small_units, write_plan, write_values
+from tests.helpers.small_runs import small_units, write_plan, write_values
 from tmt_d2.experiments.plan import read_plan
 from tmt_d2.experiments.slurm import parse_parameters, run_on_slurm, waves
 from tmt_d2.experiments.units import units_of

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import contents, small_cfg
 from torch import nn
 
+from tests.helpers.small_runs import contents, small_cfg
 from tmt_d2.modeling.pixel_decoder import MSDeformAttnPixelDecoder
 from tmt_d2.training.anomaly import find_anomalies
 from tmt_d2.training.stages import run_stage
@@ -117,6 +117,7 @@ def break_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MSDeformAttnPixelDecoder, "forward", broken)
 
 
+@pytest.mark.slow
 def test_not_finite_loss_names_images_and_saves_the_state_before(
     start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +134,7 @@ def test_not_finite_loss_names_images_and_saves_the_state_before(
     assert not (tmp_path / "last_checkpoint").exists()
 
 
+@pytest.mark.slow
 def test_not_finite_gradient_names_the_parameter(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Breaking(torch.autograd.Function):
         @staticmethod
@@ -156,6 +158,7 @@ def test_not_finite_gradient_names_the_parameter(start: Path, tmp_path: Path, mo
         run_stage(small_cfg("full", tmp_path / "found", start, TRANSFER__DETECT_ANOMALY=True))
 
 
+@pytest.mark.slow
 def test_anomaly_detection_finds_the_module(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     break_loss(monkeypatch)
     module = r"sem_seg_head\.pixel_decoder \(MSDeformAttnPixelDecoder\)"
@@ -163,6 +166,7 @@ def test_anomaly_detection_finds_the_module(start: Path, tmp_path: Path, monkeyp
         run_stage(small_cfg("full", tmp_path, start, TRANSFER__DETECT_ANOMALY=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["tmt", "estimator"])
 def test_anomaly_detection_is_silent_where_all_is_well(start: Path, tmp_path: Path, stage: str) -> None:
     run_stage(small_cfg(stage, tmp_path, start, TRANSFER__DETECT_ANOMALY=True, SOLVER__MAX_ITER=1))

@@ -1,3 +1,5 @@
+"""Masks by class from a label, by hand and by brute force."""
+
 from __future__ import annotations
 
 import pytest

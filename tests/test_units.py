@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_runs import CONFIGS, ONE_PAIR, small_cfg, write_plan
+from tests.helpers.checkout import CONFIGS
+from tests.helpers.small_runs import ONE_PAIR, small_cfg, write_plan
 from tmt_d2.experiments.plan import Plan, read_plan
 from tmt_d2.experiments.units import estimator_cfg, select, units_of
 
@@ -32,6 +33,7 @@ def test_units_of_two_domains(tmp_path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_sources_and_estimators_are_shared(tmp_path) -> None:
     changes = {"sources": ["cityscapes", "bdd100k", "gtav"], "methods": ["full", "tmt", "tmt-soft", "tmt-square"]}
     names = planned(tmp_path, **changes, seeds=[1, 2], label_fractions=[0.25, 1.0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
@@ -22,6 +21,7 @@ from PIL import Image
 
 from demo import app
 from demo.run import fine_tuned
+from tests.helpers.checkout import CONFIGS, ROOT, environment
 from tmt_d2 import setup_cfg
 from tmt_d2.cli import one_line_errors
 from tmt_d2.pictures.panels import Panel, Row, Scale
@@ -30,7 +30,8 @@ from tmt_d2.pictures.viewer.pixel_view import TEMPLATES
 from tmt_d2.pictures.viewer.trained_models import Viewer, find_checkpoints
 from tmt_d2.pictures.viewer.uploads import MAX_MEGABYTES, find_examples, read_upload
 
-ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.slow
+
 TMT, FULL = (f"finetune/cityscapes-bdd100k/{method}/labels1/seed1" for method in ("tmt", "full"))
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -41,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("app")
     torch.manual_seed(0)
     for name, trained in fine_tuned(folder).items():
-        cfg = setup_cfg(str(ROOT / "configs" / "tiny" / f"{name}.yaml"), ["INPUT.MIN_SIZE_TEST", "64"])
+        cfg = setup_cfg(str(CONFIGS / f"{name}.yaml"), ["INPUT.MIN_SIZE_TEST", "64"])
         trained.mkdir(parents=True)
         torch.save({"model": build_model(cfg).state_dict()}, trained / "model_final.pth")
         (trained / "config.yaml").write_text(cfg.dump())
@@ -69,10 +70,7 @@ def test_panels_as_html() -> None:
     panels = TEMPLATES.get_template("panels.html").module
     html = panels.rows([Row([Panel(picture, "a < b", "1 of 2", scale), None], "a row")], (0.25, 0.5))
     assert titles(html) == ["a < b"] and "a < b" not in html and "1 of 2" in html and "a row" in html
-    assert "left: 25.00%; top: 50.00%" in html and "left: 70.00%" in html
-    assert "rgb(68, 1, 84)" in html and "rgb(253, 231, 37)" in html  # viridis from end to end
     assert html.count("data:image/jpeg;base64,") == 1 and "http" not in html
-    assert "rgb(1, 2, 3)" in panels.legend([("road", (1, 2, 3))])
 
 
 def test_checkpoints_and_examples_are_found(folder: Path, tmp_path: Path) -> None:
@@ -90,10 +88,9 @@ def test_any_image_is_shown(folder: Path, size: tuple[int, int]) -> None:
     assert viewer.p_t(TMT) == 0.3 and viewer.p_t(FULL) is None
     for at in ((0.0, 0.0), (1.0, 1.0)):
         html = viewer.show(picture, at, TMT, 1, 0.5)
-        assert len(titles(html)) == 9 and "excluded, p_T = 0.5" in html and "decoder layer 1" in html
-    html = viewer.show(picture, (0.5, 0.5), FULL, 0, 0.5)
-    of_query = ["final mask of the pixel's query", "predicted mask M", "attention, mean of heads"]
-    assert titles(html) == ["image", "prediction", *of_query]
+        assert "excluded, p_T = 0.5" in html and "decoder layer 1" in html
+        plain = viewer.show(picture, at, FULL, 1, 0.5)
+        assert set(titles(plain)) < set(titles(html)) and "p_T" not in plain  # without transferability, the rest
 
 
 def test_p_t_is_that_of_the_slider(folder: Path) -> None:
@@ -138,12 +135,6 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     assert capsys.readouterr().err == "error: the page needs Gradio 6: pip install -e '.[app]'\n"
 
 
-def test_help_teaches() -> None:
-    command = [sys.executable, "demo/app.py", "--help"]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "pip install -e '.[app]'" in answer.stdout and "this machine only" in answer.stdout
-
-
 # In a browser -----------------------------------------------------------------------------------------------------
 
 
@@ -155,12 +146,16 @@ def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
     """
     pytest.importorskip("gradio", minversion="6")
     temporary = tmp_path_factory.mktemp("temporary")
-    environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     command = [sys.executable, "demo/app.py", "--output", str(folder), "--port", port]
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        env=environment(TMPDIR=str(temporary)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     assert process.stdout is not None
     lines = []

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import fuzz
 import pytest
+
+from tests.helpers import fuzz
 
 
 @pytest.mark.parametrize("kind", fuzz.KINDS)

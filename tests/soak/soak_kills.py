@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import contents, differences, small_cfg
 
+from tests.helpers.small_runs import contents, differences, small_cfg
 from tmt_d2.training.checkpoint import TMTCheckpointer
 from tmt_d2.training.stages import run_stage
 from tmt_d2.training.step import TrainingStep

@@ -15,13 +15,12 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from datasets.render import render
+from tests.helpers.checkout import CONFIGS
 from tmt_d2 import setup_cfg
 from tmt_d2.experiments.plan import read_plan
 from tmt_d2.experiments.units import Unit, units_of
 from tmt_d2.methods.estimator import DiscriminatorTraining
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = ROOT / "configs" / "tiny"
 TINIEST: dict[str, Any] = {
     "MODEL.RESNETS.NORM": "FrozenBN",  # batch normalisation would tie the images of a batch together
     "MODEL.RESNETS.DEPTH": 50,
@@ -63,6 +62,11 @@ def small_cfg(stage: str, output: Path, weights: Path | str = "", **changes: Any
     """stage: a file of configs/tiny: "source", "estimator", "linear", "full", "tmt"."""
     paths = ["OUTPUT_DIR", str(output), "MODEL.WEIGHTS", "" if stage == "source" else str(weights)]
     return setup_cfg(str(CONFIGS / f"{stage}.yaml"), [*paths, *options(**changes)])
+
+
+def tmt_cfg(output: Path, start: Path, **changes: Any) -> CfgNode:
+    """Fine-tuning by TMT that also measures T on the source."""
+    return small_cfg("tmt", output, start, **{"DATASETS__SOURCE_TEST": ("cityscapes_sem_seg_val",), **changes})
 
 
 def save_start(path: Path) -> Path:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tmt_d2.modeling.pixel_decoder import PixelFeatures
-from tmt_d2.transferability import Discriminator, TransferabilityEstimator, adaptive_clustering, transferability_mask
+from tmt_d2.transferability import TransferabilityEstimator, adaptive_clustering, transferability_mask
 from tmt_d2.transferability.acte import fill_frozen_encoder
 
 C = 6
@@ -45,26 +45,6 @@ def make_valid() -> list[Tensor]:
     return masks
 
 
-def test_discriminator_by_hand() -> None:
-    linear = Discriminator(2, 0, normalize=False)
-    nn.init.constant_(linear.layers[0].weight, 2.0)
-    nn.init.constant_(linear.layers[0].bias, -1.0)
-    torch.testing.assert_close(linear(torch.tensor([[1.0, 3.0], [0.0, 0.5]])), torch.tensor([7.0, 0.0]))
-    normalized = Discriminator(2, 0, normalize=True)
-    normalized.load_state_dict(linear.state_dict())
-    # (3, 4) -> unit length (0.6, 0.8) -> times sqrt(2)
-    expected = 2 * (0.6 + 0.8) * 2**0.5 - 1
-    torch.testing.assert_close(normalized(torch.tensor([3.0, 4.0])), torch.tensor(expected))
-
-
-@pytest.mark.parametrize("normalize", [True, False])
-def test_discriminator_ignores_length_where_asked(normalize: bool) -> None:
-    torch.manual_seed(0)
-    discriminator, features = Discriminator(C, 8, normalize), torch.randn(4, 5, C)
-    assert discriminator(features).shape == (4, 5)
-    assert torch.allclose(discriminator(features), discriminator(7 * features), atol=1e-5) == normalize
-
-
 @pytest.mark.parametrize("padded", [False, True])
 def test_each_position_has_the_logit_of_its_region(padded: bool) -> None:
     estimator, levels = make_estimator(), make_levels()
@@ -92,20 +72,6 @@ def test_each_position_has_the_logit_of_its_region(padded: bool) -> None:
         )
         for p_t in (0.0, 0.3):
             assert torch.equal(result.transferable(p_t), transferability_mask(result.logits, p_t, result.valid))
-
-
-def test_map_is_high_where_the_discriminator_says_source() -> None:
-    results = make_estimator()(make_levels(), make_valid())
-    for result, (height, width) in zip(results, SIZES):
-        assert result.map_of(0).shape == (height, width)
-        small = result.map_of(1)
-        assert small.shape == ((height + 1) // 2, width - 1)  # without its padding
-        logits = result.logits[1, : small.shape[0], : small.shape[1]]
-        torch.testing.assert_close(small, 1 / (1 + logits.exp()))  # E = probability of target, T = 1 - E
-        highest, lowest = small.argmax(), small.argmin()
-        kept = result.transferable(0.5)[1, : small.shape[0], : small.shape[1]].flatten()
-        assert not kept[highest]  # high T = like the source = excluded
-        assert kept[lowest]
 
 
 def test_square_regions_are_no_iterations() -> None:

@@ -1,4 +1,4 @@
-"""The estimator stage's step: what a discriminator that has reached its target error does, which is nothing."""
+"""The estimator stage's step: its loss by hand, and that a discriminator below its target error stands still."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_records
 from torch import Tensor, nn
 
-from tmt_d2.methods.estimator import DiscriminatorTraining
+from tests.helpers.models import make_records
+from tmt_d2.methods.estimator import DiscriminatorTraining, balanced_loss
 from tmt_d2.training.step import TrainingStep, clipping
 
 TARGET = 0.2
@@ -68,3 +68,12 @@ def test_a_level_below_the_target_error_takes_no_step(training: DiscriminatorTra
     assert all(loss > 0 for loss in losses.values())  # what is logged goes on telling
     training.progress.running_error[1] = 0.5
     assert run(training, step)[2] == {1}  # its error has risen again
+
+
+def test_balanced_loss_by_hand() -> None:
+    logits = torch.zeros(3, 1, 2)
+    logits[0] = 1.0  # the source image's two regions
+    domain, exists = torch.tensor([0, 1, 1]), torch.ones(3, 1, 2, dtype=torch.bool)
+    exists[2] = False
+    source, target = torch.tensor(1.0).exp().log1p(), torch.tensor(2.0).log()
+    torch.testing.assert_close(balanced_loss(logits, domain, exists), (source + target) / 2)

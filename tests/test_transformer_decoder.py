@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_cfg
 from torch import Tensor, nn
 
+from tests.helpers.models import tiny_cfg
 from tmt_d2.modeling import MultiScaleMaskedTransformerDecoder, attention_mask
 from tmt_d2.modeling.mask_logits import MaskLogits
 from tmt_d2.modeling.resize import resize

@@ -15,9 +15,9 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from small_runs import CONFIGS
 from torch import nn
 
+from tests.helpers.checkout import CONFIGS
 from tmt_d2 import setup_cfg
 from tmt_d2.cli import one_line_errors
 from tmt_d2.data.custom import read_custom

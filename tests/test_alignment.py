@@ -1,4 +1,4 @@
-"""leep and otce fine-tuning, the soft mask, and the ablations: what they do to scores, weights and attention."""
+"""Alignment, the step before leep and otce fine-tuning: its pixels, its plan, and what it does to scores and weights."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import make_records, tiny_cfg
-from tests.small_runs import make_scenes, save_start, small_cfg
+from tests.helpers.models import make_records, tiny_cfg
+from tests.helpers.small_runs import small_cfg
 from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN
 from tmt_d2.methods.alignment import (
     AlignmentTraining,
@@ -23,21 +23,14 @@ from tmt_d2.methods.alignment import (
 from tmt_d2.modeling.mask_logits import MaskLogits
 from tmt_d2.training.stages import run_stage
 from tmt_d2.training.step import TrainingStep
-from tmt_d2.transferability import jc_otce, leep, otce, transferability_bias, transferability_mask
-from tmt_d2.transferability.scores import leep_objective, transport_plan
+from tmt_d2.transferability.scores import transport_plan
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-# --- scores with gradients
-
-
-def test_leep_objective_is_leep_with_its_gradient() -> None:
-    logits, labels = random(12, 4).double().requires_grad_(), torch.tensor([0, 1, 2] * 4)
-    assert leep_objective(logits.softmax(1), labels).item() == pytest.approx(leep(logits.detach().softmax(1), labels))
-    assert torch.autograd.gradcheck(lambda x: leep_objective(x.softmax(1), labels), logits)
+# --- the transport plan
 
 
 @pytest.mark.parametrize("differentiate", [True, False])
@@ -56,17 +49,6 @@ def test_plan_with_constant_potentials_has_the_gradient_of_its_cost_alone() -> N
     expected = torch.zeros(3, 4, dtype=torch.double)
     expected[1, 2] = -plan[1, 2].detach() / 0.5
     torch.testing.assert_close(cost.grad, expected)
-
-
-def test_jc_otce_by_hand() -> None:
-    points, labels = torch.tensor([[0.0], [4.0], [6.0], [10.0]]), torch.tensor([0, 0, 1, 1])
-    # every class is one sample: the distance of classes is that of the samples, and the two halves make the whole
-    alone = torch.arange(4)
-    assert jc_otce(points, alone, points, alone) == pytest.approx(otce(points, alone, points, alone), abs=1e-9)
-    # 4 and 6 are neighbours of different classes; the distance of the classes, 36, keeps them apart
-    assert jc_otce(points, labels, points, labels) > otce(points, labels, points, labels) + 0.05
-    with pytest.raises(ValueError, match="labels"):
-        jc_otce(points, labels, points, labels[:3])
 
 
 # --- pixels of a batch
@@ -107,6 +89,7 @@ def paired_records() -> list:
     return [record | {"domain": domain} for record, domain in zip(records, domains)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("score", "options"), [("leep", {}), ("otce", {}), ("otce", {"differentiate_plan": False})])
 def test_steps_raise_the_score(build_tiny, score: str, options: dict) -> None:
     training = alignment(build_tiny, score, **options)
@@ -195,65 +178,6 @@ def test_alignment_keeps_normalisation_statistics(build_tiny) -> None:
     assert all(torch.equal(before[name], value) for name, value in training.named_buffers())
 
 
-# --- the soft mask
-
-
-def test_soft_mask_by_hand() -> None:
-    logits = torch.tensor([[[3.0, -1.0, 2.0, 0.0], [1.0, -2.0, 9.0, 9.0]]])
-    valid = torch.ones(1, 2, 4, dtype=torch.bool)
-    valid[0, 1, 2:] = False
-    # six positions, T falls with the logit: half of them are reached, -2 (most), -1, 0 (least)
-    bias = transferability_bias(logits, 0.5, 3.0, valid)
-    torch.testing.assert_close(bias, torch.tensor([[[0, -2.0, 0, -1.0], [0, -3.0, 0, 0]]]))
-
-
-def test_soft_mask_reaches_what_the_hard_mask_excludes() -> None:
-    logits = random(3, 5, 7).round(decimals=1)  # with ties
-    valid = random(3, 5, 7, seed=1) > -1
-    hard = transferability_mask(logits, 0.4, valid)
-    soft = transferability_bias(logits, 0.4, 2.0, valid)
-    assert torch.equal(soft < 0, valid & ~hard)
-    assert soft.min() == -2.0
-    assert not transferability_bias(logits, 0.0, 2.0, valid).any()
-    assert not transferability_bias(torch.zeros(1, 2, 2), 0.5, 2.0).any()  # all alike: nobody is above
-
-
-def outputs(build_tiny, records, architecture: str = "TransferableMaskFormer", **changes) -> list[Tensor]:
-    model = build_tiny(architecture, **changes)
-    with torch.no_grad():
-        return [result["sem_seg"] for result in model(records)]
-
-
-def test_soft_tma_without_p_t_is_plain_to_the_last_bit(build_tiny, records) -> None:
-    plain = outputs(build_tiny, records, "MaskFormer")
-    soft = {"MODEL__TMT__ATTENTION": "soft"}
-    for a, b in zip(plain, outputs(build_tiny, records, **soft, MODEL__TMT__P_T=0.0)):
-        assert torch.equal(a, b)
-    assert any(not torch.equal(a, b) for a, b in zip(plain, outputs(build_tiny, records, **soft)))
-
-
-def test_an_infinitely_strong_soft_mask_is_the_hard_one(build_tiny, records) -> None:
-    """Where each query has something left; a finite bias needs no way out for the others."""
-    uncertain = {"MODEL__MASK_FORMER__DEC_LAYERS": 2}
-    hard = outputs(build_tiny, records, **uncertain)
-    strong = outputs(build_tiny, records, **uncertain, MODEL__TMT__ATTENTION="soft", MODEL__TMT__SOFT_STRENGTH=1e6)
-    weak = outputs(build_tiny, records, **uncertain, MODEL__TMT__ATTENTION="soft", MODEL__TMT__SOFT_STRENGTH=0.0)
-    plain = outputs(build_tiny, records, "MaskFormer", **uncertain)
-    for a, b, c, d in zip(hard, strong, weak, plain):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(c, d, atol=1e-5, rtol=1e-5)
-
-
-def test_traced_attention_has_the_bias(build_tiny, records) -> None:
-    model = build_tiny("TransferableMaskFormer", MODEL__TMT__ATTENTION="soft", MODEL__TMT__SOFT_STRENGTH=50.0)
-    seen = model.inspect(records)
-    for layer in seen["layers"]:
-        bias = seen["transferability"][layer.level].bias(model.p_t, 50.0)
-        at_top = (bias <= -50)[:, None, None].expand_as(layer.attention)
-        assert at_top.any()
-        torch.testing.assert_close(layer.attention.flatten(-2).sum(-1), torch.ones(layer.attention.shape[:3]))
-
-
 # --- configurations and whole stages
 
 
@@ -271,47 +195,37 @@ def test_settings_that_mean_nothing(key: str, value: float, message: str) -> Non
         tiny_cfg(**{key.replace(".", "__"): value})
 
 
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """Scenes, and a checkpoint that fine-tuning starts from."""
-    root = tmp_path_factory.mktemp("scenes")
-    make_scenes(root)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(root))
-        yield root, save_start(root / "start.pth")
-
-
 def weights(path: Path) -> dict[str, Tensor]:
     return torch.load(path, weights_only=True)["model"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["leep", "otce"])
+@pytest.mark.usefixtures("data_root")
 def test_alignment_comes_before_fine_tuning_and_is_not_repeated(start, tmp_path, monkeypatch, method) -> None:
-    root, checkpoint = start
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
     changes = {"TRANSFER__ALIGNMENT__ITERATIONS": 2, "SOLVER__MAX_ITER": 1, "TRANSFER__ALIGNMENT__PIXELS": 40}
     changes |= {"SOLVER__ACCUMULATION_STEPS": 2}
-    cfg = small_cfg(method, tmp_path, checkpoint, **changes, DATASETS__SOURCE_TRAIN="('cityscapes_sem_seg_train',)")
+    cfg = small_cfg(method, tmp_path, start, **changes, DATASETS__SOURCE_TRAIN="('cityscapes_sem_seg_train',)")
     drawn = []
     draw = lambda labels, number: drawn.append(number) or draw_pixels(labels, number)  # noqa: E731
     monkeypatch.setattr("tmt_d2.methods.alignment.draw_pixels", draw)
     run_stage(cfg)
     assert drawn == [20] * (2 * 2 * (1 + (method == "otce")))  # iterations, micro-batches, domains: 40 a step
     aligned = tmp_path / "alignment" / "model_final.pth"
-    before, between, after = weights(checkpoint), weights(aligned), weights(tmp_path / "model_final.pth")
+    before, between, after = weights(start), weights(aligned), weights(tmp_path / "model_final.pth")
     head = "sem_seg_head.predictor.class_embed.weight"
     feature = "sem_seg_head.pixel_decoder.mask_features.weight"
     assert not torch.equal(before[feature], between[feature])
     assert torch.equal(before[head], between[head]) == (method == "otce")  # the score is on features
     assert not torch.equal(between[head], after[head])  # fine-tuning learns what alignment held fixed
     aligned.write_bytes(b"must not be read again")
-    longer = small_cfg(method, tmp_path, checkpoint, **changes | {"SOLVER__MAX_ITER": 2})
+    longer = small_cfg(method, tmp_path, start, **changes | {"SOLVER__MAX_ITER": 2})
     run_stage(longer, resume=True)
     assert aligned.read_bytes() == b"must not be read again"
 
 
-def test_otce_without_a_source_is_refused(start, tmp_path, monkeypatch) -> None:
-    root, checkpoint = start
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+def test_otce_without_a_source_is_refused(start, tmp_path) -> None:
     with pytest.raises(ValueError, match="DATASETS.SOURCE_TRAIN is empty"):
-        run_stage(small_cfg("otce", tmp_path, checkpoint, DATASETS__SOURCE_TRAIN="()"))
+        run_stage(small_cfg("otce", tmp_path, start, DATASETS__SOURCE_TRAIN="()"))

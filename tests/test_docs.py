@@ -1,4 +1,4 @@
-"""The README's examples of conversion, export and prediction are run as they stand there, with small models."""
+"""The examples of docs/deployment.md are run as they stand there, with small models."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, tiny_cfg
 from detectron2.modeling import build_model
 from PIL import Image
 
+from tests.helpers.checkout import ROOT
+from tests.helpers.models import tiny_cfg
 from tmt_d2.deployment import export
 from tmt_d2.interop import convert, huggingface
 
-README = ROOT / "docs" / "deployment.md"
+pytestmark = pytest.mark.slow
+
+PAGE = ROOT / "docs" / "deployment.md"
 COMMANDS = {"tmt_d2.interop.convert": convert.main, "tmt_d2.deployment.export": export.main}
 
 
 def examples(language: str) -> list[str]:
-    """The README's code blocks in one language that show conversion or deployment."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+    """The page's code blocks in one language that show conversion or deployment."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     return [block for block in blocks if "tmt_d2.interop" in block or "tmt_d2.deployment" in block]
 
 
@@ -63,7 +66,7 @@ def test_commands(workplace: Path) -> None:
 def test_predictor(workplace: Path) -> None:
     (code,) = examples("python")
     names: dict[str, Any] = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, PAGE.name, "exec"), names)
     assert names["labels"].shape == (40, 60)
     assert names["scores"].shape == (19, 40, 60)
     assert names["transferability"].shape == (3, 40, 60)

@@ -1,4 +1,4 @@
-"""What the processes of test_distributed do; started as `python tests/distributed_driver.py <scenario> <folder>`."""
+"""What the processes of test_distributed do; started as `python -m tests.helpers.distributed_driver SCENARIO FOLDER START`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from detectron2.utils import comm
-from small_runs import small_cfg
 
+from tests.helpers.small_runs import small_cfg
 from tmt_d2.cli import one_line_errors
+from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import SemanticEvaluator
 from tmt_d2.methods import alignment
 from tmt_d2.methods.alignment import SCORES
@@ -106,7 +107,7 @@ def equal_then_failing(folder: Path, start: Path) -> None:
     TrainingStep.backward = original  # type: ignore[method-assign]
 
     def fail(losses: Any) -> None:
-        raise ValueError("the images of process 1 are gone")
+        raise UserError("the images of process 1 are gone")
 
     in_step(1, 1, fail)
     run_stage(small_cfg("full", folder / "failing", start, **changes(1)))

@@ -1,0 +1,1 @@
+"""What tests share: where the checkout is, tiny models, small runs, hostile inputs, processes, weights by name."""

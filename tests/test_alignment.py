@@ -1,4 +1,4 @@
-"""Alignment, the step before leep and otce fine-tuning: its pixels, its plan, and what it does to scores and weights."""
+"""Alignment, the step before leep and otce fine-tuning: its pixels, its plan, what it does to scores and weights."""
 
 from __future__ import annotations
 

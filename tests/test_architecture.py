@@ -29,12 +29,12 @@ COMMANDS = {"benchmarks", "datasets", "demo", "tests", "tools", "train_net"}
 
 
 def room_of(module: str) -> str:
-    """Such as data of tmt_d2.data.loaders; empty for the package itself, which imports what users expect to be there."""
+    """Such as data of tmt_d2.data.loaders; empty for the package itself, which imports what users expect."""
     return module.partition(".")[2].partition(".")[0]
 
 
 def imports(source: str) -> Iterator[str]:
-    """Dotted names of all that ``source`` imports, wherever in it; the last part may be no module but something in it."""
+    """Dotted names of all that ``source`` imports, wherever in it; the last part may be something in a module."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -1,4 +1,4 @@
-"""What the processes of test_distributed do; started as `python -m tests.helpers.distributed_driver SCENARIO FOLDER START`."""
+"""What the processes of test_distributed do: `python -m tests.helpers.distributed_driver SCENARIO FOLDER START`."""
 
 from __future__ import annotations
 

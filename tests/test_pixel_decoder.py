@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tmt_d2.training.step import TrainingStep
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("architecture", ["MaskFormer", "TransferableMaskFormer"])
 def test_the_pixel_decoder_is_in_float32_within_a_half_precision_step(

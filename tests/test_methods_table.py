@@ -21,8 +21,6 @@ OF_A_METHOD = {"tmt": "MODEL.TMT.", "leep": "TRANSFER.ALIGNMENT.", "otce": "TRAN
 COMPARED = {  # (file, name) that is compared all the same
     ("tmt_d2/methods/alignment.py", "leep"): "names of scores, which are those of the methods that raise them",
     ("tmt_d2/methods/alignment.py", "otce"): "as above",
-    ("tmt_d2/experiments/report/sections/gains.py", "linear"): "its loss would stretch the scale of every chart",
-    ("tmt_d2/experiments/report/summary.py", "tmt"): "the method of the headline",
 }
 VARIANTS = [
     path for folder in FOLDERS for path in sorted(folder.glob("*.yaml")) if path.stem not in (*METHODS, *STAGES, "Base")

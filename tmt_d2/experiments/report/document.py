@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from tmt_d2.experiments.report.examples import Example
-from tmt_d2.experiments.report.results import BASELINE, Results
+from tmt_d2.experiments.report.results import Results
 from tmt_d2.experiments.report.sections import Section, comparison, curves, gains, measurements, settings
 from tmt_d2.experiments.report.summary import tiles, verdict
 from tmt_d2.experiments.report.view import View
+from tmt_d2.methods.table import BASELINE
 from tmt_d2.pictures.html import templates
 
 TEMPLATES = templates(__package__, BASELINE=BASELINE)

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from tmt_d2.experiments.records import STAGE_RECORD, read_values
+from tmt_d2.methods.table import METHODS
 
 METRICS = ("mIoU", "fwIoU", "mACC")
-BASELINE = "full"
 Pair = tuple[str, str]
 
 
@@ -55,9 +55,8 @@ class Results:
         return sorted({run.about["label_fraction"] for run in self.fine_tuned}, reverse=True)
 
     def methods(self) -> list[str]:
-        order = ["linear", BASELINE, "leep", "otce", "tmt"]
         names = {run.method for run in self.fine_tuned}
-        return [name for name in order if name in names] + sorted(names - set(order))
+        return [name for name in METHODS if name in names] + sorted(names - METHODS.keys())
 
     def pairs(self) -> list[Pair]:
         return sorted({run.pair for run in self.fine_tuned + self.evaluation})

@@ -6,9 +6,10 @@ import csv
 from pathlib import Path
 
 from tmt_d2.data.label_spaces import CLASSES
-from tmt_d2.experiments.report.results import BASELINE, METRICS, Results, by_cell, by_pair
+from tmt_d2.experiments.report.results import METRICS, Results, by_cell, by_pair
 from tmt_d2.experiments.report.statistics import gains_by_pair, paired_difference, spread
 from tmt_d2.files import atomic_write
+from tmt_d2.methods.table import BASELINE
 
 COLUMNS = ("kind", "source", "target", "method", "seed", "label_fraction", "sweep", "key", "value")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from tmt_d2.experiments.report.charts import colour_of
-from tmt_d2.experiments.report.results import BASELINE, METRICS, Pair, Results, Run, by_cell
+from tmt_d2.experiments.report.results import METRICS, Pair, Results, Run, by_cell
 from tmt_d2.experiments.report.statistics import Difference, gains_by_pair, paired_difference
+from tmt_d2.methods.table import BASELINE
 
 MIOU = METRICS[0]
 

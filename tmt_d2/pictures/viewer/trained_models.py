@@ -13,13 +13,14 @@ from detectron2.config import CfgNode
 
 from tmt_d2.data.mapper import model_input
 from tmt_d2.deployment import load_model
+from tmt_d2.methods.table import BASELINE, OURS
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.pictures.inspection import attention_report, masking_p_t
 from tmt_d2.pictures.sizes import shrink
 from tmt_d2.pictures.viewer.pixel_view import pixel_html
 
 LONGEST_SHOWN = 960
-FIRST = ("tmt", "full")  # checkpoints of these methods in this order, then the others by name
+FIRST = (OURS, BASELINE)  # checkpoints of these methods in this order, then the others by name
 MODELS_KEPT = 2
 
 

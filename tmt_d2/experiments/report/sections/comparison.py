@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from tmt_d2.experiments.report.paper import paper_miou
-from tmt_d2.experiments.report.results import BASELINE, METRICS, Pair, by_pair
+from tmt_d2.experiments.report.results import METRICS, Pair, by_pair
 from tmt_d2.experiments.report.sections import NOTHING, Cell, Row, Section, Table
 from tmt_d2.experiments.report.statistics import Difference
 from tmt_d2.experiments.report.tables import cell_text
 from tmt_d2.experiments.report.view import MIOU, View, share
+from tmt_d2.methods.table import BASELINE, METHODS, OURS
 
-FROM_PAPER = (BASELINE, "tmt")
+FROM_PAPER = (BASELINE, OURS)
 
 
 def results_table(view: View) -> Section:
@@ -27,7 +28,7 @@ def results_table(view: View) -> Section:
         "has_spread": len(view.results.seeds()) > 1,
         "has_paper": bool(_paper(view)),
         "partial": [method for method in view.others if not view.is_complete(method)],
-        "unpublished": [method for method in ("leep", "otce") if method in view.methods],
+        "unpublished": [name for name in view.methods if name in METHODS and METHODS[name].raises],
     }
     return Section("table", "Results", values)
 

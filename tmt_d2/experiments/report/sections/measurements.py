@@ -9,12 +9,13 @@ import numpy as np
 
 from tmt_d2.data.label_spaces import CLASSES
 from tmt_d2.experiments.report.charts import Chart, HeatTable, Point, Series, colour_of
-from tmt_d2.experiments.report.results import BASELINE, by_cell
+from tmt_d2.experiments.report.results import by_cell
 from tmt_d2.experiments.report.sections import NOTHING, Cell, Row, Section, Table
 from tmt_d2.experiments.report.statistics import correlation
 from tmt_d2.experiments.report.view import MIOU, View
 from tmt_d2.experiments.scoring import SCORES
 from tmt_d2.methods.drift import DRIFT
+from tmt_d2.methods.table import BASELINE
 
 LEVELS = tuple(f"stride {stride}" for stride in (32, 16, 8))
 MEASURES = (

@@ -40,7 +40,7 @@ def ending(fail: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> tu
     return int(stop.value.code), capsys.readouterr().err
 
 
-def raising(error: Exception) -> Callable[[], object]:
+def raising(error: BaseException) -> Callable[[], object]:
     def fail() -> None:
         raise error
 
@@ -57,6 +57,10 @@ def raising(error: Exception) -> Callable[[], object]:
 )
 def test_what_a_person_can_mend_is_one_line(error: Exception, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert ending(raising(error), capsys) == (2, line)
+
+
+def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ending(raising(KeyboardInterrupt()), capsys) == (130, "interrupted\n")
 
 
 @pytest.mark.parametrize(

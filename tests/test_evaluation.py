@@ -20,7 +20,14 @@ from torch.nn import functional as F
 from tmt_d2.data.label_spaces import CLASSES, PALETTE, TRAIN_IDS
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.registration import register_split
-from tmt_d2.evaluation.semantic import SemanticEvaluator, confusion_matrix, evaluate_split, labels_at_size, metrics
+from tmt_d2.evaluation.semantic import (
+    SemanticEvaluator,
+    confusion_matrix,
+    evaluate_split,
+    labels_at_size,
+    metrics,
+    metrics_table,
+)
 
 SIZES = ((17, 23), (8, 40), (31, 5))
 
@@ -339,3 +346,10 @@ def test_ties_go_to_the_first_class(size: tuple[int, int]) -> None:
 
 def interpolated(scores: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def test_the_table_of_a_log_by_hand() -> None:
+    values = {"mIoU": 50.04, "fwIoU": 1.0, "mACC": 2.0, "pACC": 99.96, "IoU-a": 12.34, "ACC-a": 100.0, "IoU-b": None}
+    lines = metrics_table(values, ("a", "b", "c", "d")).splitlines()
+    assert lines[2].split()[:3] == ["a", "12.3", "100.0"] and lines[3].split()[:3] == ["b", "-", "-"]
+    assert lines[-1] == "mIoU 50.0, fwIoU 1.0, mACC 2.0, pACC 100.0"

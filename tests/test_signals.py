@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,20 @@ def test_eval_only_stops_too(start: Path, tmp_path: Path) -> None:
         patch.setattr(SemanticEvaluator, "process", signal_at(1, SemanticEvaluator.process))
         run_stage(small_cfg("full", tmp_path, start, DATASETS__TEST=names), eval_only=True)
     assert exit_info.value.code == 75
+
+
+def test_ctrl_c_saves_and_a_second_one_leaves_at_once(start: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_info:
+        patch.setattr(TrainingStep, "backward", signal_at(2, TrainingStep.backward, signal.SIGINT))
+        run_stage(small_cfg("full", tmp_path / "once", start, SOLVER__CHECKPOINT_PERIOD=3))
+    assert exit_info.value.code == 75
+    tag = (tmp_path / "once" / "last_checkpoint").read_text()
+    assert contents(tmp_path / "once" / tag)["/trainer/iteration"] == 1
+    with pytest.raises(KeyboardInterrupt), signals.stop_on_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.requested()
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)  # Python runs the handler between two instructions, well before this ends
 
 
 def test_handlers_are_put_back() -> None:

@@ -213,3 +213,15 @@ def test_windows_are_used_where_the_config_asks_for_them(stages, tmp_path):
     window += ["TEST.SLIDING_WINDOW.STRIDE", (64, 32)]
     cfg = stage_cfg("full", tmp_path, stages / "full" / "model_final.pth", *window)
     assert run_stage(cfg, eval_only=True) != recorded(stages / "full")  # other windows, other scores
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU")
+def test_without_a_gpu_it_trains_on_the_cpu_and_says_so(
+    tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes))
+    with caplog.at_level("INFO"):
+        run_stage(stage_cfg("source", tmp_path, "", "MODEL.DEVICE", "cuda", "SOLVER.MAX_ITER", 1))
+    assert "MODEL.DEVICE is cuda and there is no GPU here: running on the CPU" in caplog.text
+    assert "bdd100k_sem_seg_val, in percent" in caplog.text and "mIoU" in caplog.text
+    assert f"results: {tmp_path}/source/evaluation.json" in caplog.text

@@ -17,6 +17,7 @@ from tmt_d2.errors import UserError
 
 LOGGERS = ("detectron2", "fvcore", "tmt_d2")
 USER_ERROR = 2  # exit status of a command that was given something it cannot use
+INTERRUPTED = 130  # ... that ended by Ctrl-C with nothing to save, as shells have it
 USER_ERRORS = (UserError, OSError, FloatingPointError)  # the last: a loss that is not finite
 
 
@@ -25,7 +26,8 @@ def one_line_errors() -> Iterator[None]:
     """Errors that a user can mend end the command with one line on stderr and status 2.
 
     With TMT_TRACEBACK=1 in the environment they end it with Python's traceback instead. Any other error is a mistake
-    of the program: its traceback is followed by one line that sums it up, and the status is 1.
+    of the program: its traceback is followed by one line that sums it up, and the status is 1. Ctrl-C is one line and
+    status 130, where nothing takes it as a request to save and stop.
     """
     try:
         yield
@@ -34,6 +36,9 @@ def one_line_errors() -> Iterator[None]:
             raise
         print(f"error: {one_line(error)}", file=sys.stderr, flush=True)  # noqa: T201  this is the command's answer
         sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)  # noqa: T201
+        sys.exit(INTERRUPTED)
     except Exception as error:
         traceback.print_exc()
         summary = f"error: unexpected {type(error).__name__}: {one_line(error)}"

@@ -210,6 +210,7 @@ def _as_list(samples: list[Record]) -> list[Record]:
 def _outlive_stop_signals(worker: int) -> None:
     """A signal to all processes asks the trainer to stop, which needs its workers until then; only it may end them."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     trainer = os.getppid()
 

@@ -8,6 +8,7 @@ size of the image is ever made here.
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
+from tabulate import tabulate
 from torch import Tensor, nn
 
 from tmt_d2.data import reader
@@ -98,6 +100,20 @@ def metrics(matrix: np.ndarray, classes: Sequence[str], subsets: Mapping[str, It
     result |= {f"IoU-{name}": float(value) for name, value in zip(classes, iou)}
     result |= {f"ACC-{name}": float(value) for name, value in zip(classes, accuracy)}
     return {name: 100 * value for name, value in result.items()}
+
+
+def metrics_table(values: Mapping[str, float | None], classes: Sequence[str]) -> str:
+    """IoU and accuracy of every class, in three columns of classes, and a line with the four means."""
+
+    def shown(name: str) -> str:
+        value = values.get(name)
+        return "-" if value is None or math.isnan(value) else f"{value:.1f}"
+
+    cells = [[name, shown(f"IoU-{name}"), shown(f"ACC-{name}")] for name in classes]
+    rows = -(-len(cells) // 3)
+    lines = [[text for index in range(row, len(cells), rows) for text in cells[index]] for row in range(rows)]
+    table = tabulate(lines, headers=["class", "IoU", "ACC"] * min(3, len(cells)), disable_numparse=True)
+    return f"{table}\n{', '.join(f'{name} {shown(name)}' for name in ('mIoU', 'fwIoU', 'mACC', 'pACC'))}"
 
 
 class SemanticEvaluator(DatasetEvaluator):

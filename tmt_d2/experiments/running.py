@@ -104,8 +104,12 @@ def _run_if_ready(unit: Unit, progress: Progress, run: RunUnit) -> bool:
     try:
         progress.set(unit, "running")
         mine = run_recorded(unit, run)
+    except KeyboardInterrupt:
+        progress.set(unit, "waiting")
+        raise
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code == STOPPED:
+            progress.set(unit, "waiting")
             raise
         ended = isinstance(error, SystemExit)  # its processes have named the reason
         reason = f"its processes ended with status {error.code}" if ended else one_line(error)

@@ -35,7 +35,7 @@ def launch(
     """Run ``main(*args)`` in every process; within ``torchrun`` (RANK and WORLD_SIZE are set), in this one.
 
     Leaves with the status of the first process that fails; the others are ended within 30 s. SIGTERM and SIGUSR1 are
-    passed on. Without a GPU the processes talk by gloo.
+    passed on; Ctrl-C reaches all processes by itself. Without a GPU the processes talk by gloo.
 
     Args: as Detectron2's ``launch``; num_processes: per machine.
     """
@@ -79,7 +79,7 @@ def _join_torchrun() -> None:
 def _pass_on_signals() -> Iterator[None]:
     def pass_on(number: int, frame: FrameType | None) -> None:
         for child in multiprocessing.active_children():
-            if child.pid:
+            if child.pid and number != signal.SIGINT:
                 os.kill(child.pid, number)
 
     previous = {number: signal.signal(number, pass_on) for number in SIGNALS}

@@ -1,4 +1,5 @@
-"""SIGTERM and SIGUSR1 (Slurm, spot machines) ask for a stop: the trainer saves a checkpoint and leaves with status 75.
+"""SIGTERM, SIGUSR1 (Slurm, spot machines) and Ctrl-C ask for a stop: the trainer saves a checkpoint and leaves with
+status 75. A second Ctrl-C leaves at once.
 
 A signal is only noted when it arrives; the places where a stop loses nothing ask for it: after every step, for every
 image of an evaluation, and while waiting for the loader. Where there are several processes they ask together, so
@@ -21,7 +22,7 @@ import torch
 from detectron2.utils import comm
 
 STOPPED = 75  # exit status; EX_TEMPFAIL of sysexits.h: "the user is invited to try again"
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STUCK_AFTER = 20.0  # seconds
 
 
@@ -40,7 +41,7 @@ class _State:
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Within the block SIGTERM and SIGUSR1 ask for a stop. Without effect outside of the main thread."""
+    """Within the block the signals ask for a stop. Without effect outside of the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -62,6 +63,8 @@ def stop_on_signals() -> Iterator[None]:
 
 
 def _note(number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGINT:
+        signal.signal(number, signal.default_int_handler)  # of the second
     _State.received = signal.Signals(number)
     _State.alive.set()
     if _State.interruptible:

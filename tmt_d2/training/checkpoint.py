@@ -267,6 +267,18 @@ class TMTCheckpointer(DetectionCheckpointer):
             )
 
 
+def on_this_machine(cfg: CfgNode) -> CfgNode:
+    """The config with MODEL.DEVICE cpu, which is said, where it asks for a GPU and there is none."""
+    if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
+        return cfg
+    logger.warning("MODEL.DEVICE is %s and there is no GPU here: running on the CPU", cfg.MODEL.DEVICE)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    return cfg
+
+
 def load_model(cfg: CfgNode) -> MaskFormer:
     """The config's model with the weights MODEL.WEIGHTS, in evaluation mode; on the CPU where there is no GPU.
 
@@ -274,12 +286,7 @@ def load_model(cfg: CfgNode) -> MaskFormer:
     """
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty: name a checkpoint")
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("no GPU here: running on the CPU")
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.DEVICE = "cpu"
-    model = build_model(cfg)
+    model = build_model(on_this_machine(cfg))
     TMTCheckpointer(model, require_estimator=isinstance(model, TransferableMaskFormer)).load(cfg.MODEL.WEIGHTS)
     return model.eval()
 

@@ -27,7 +27,14 @@ from tmt_d2.methods.precompute import prepare_maps
 from tmt_d2.methods.table import Method, method_of
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.processes.signals import Stoppable, stop_on_signals
-from tmt_d2.training.checkpoint import ESTIMATOR, ESTIMATOR_TRAINING, FINAL, TMTCheckpointer, ended_after
+from tmt_d2.training.checkpoint import (
+    ESTIMATOR,
+    ESTIMATOR_TRAINING,
+    FINAL,
+    TMTCheckpointer,
+    ended_after,
+    on_this_machine,
+)
 from tmt_d2.training.trainer import StageTrainer, evaluate_model
 
 logger = logging.getLogger(__name__)
@@ -47,6 +54,7 @@ def run_stage(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> di
             be used; one line that names what is wrong.
     """
     check_cfg(cfg)
+    cfg = on_this_machine(cfg)
     for path in cfg.DATASETS.CUSTOM:
         register_custom(path)
     check_stage(cfg, eval_only)
@@ -69,7 +77,9 @@ def run_stage(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> di
         if comm.is_main_process():
             if drift is not None:
                 write_json(folder / f"{DRIFT}.json", drift)
-            write_json(folder / RESULTS[cfg.TRANSFER.STAGE], results)
+            path = folder / RESULTS[cfg.TRANSFER.STAGE]
+            write_json(path, results)
+            logger.info("results: %s", path)
     return results
 
 

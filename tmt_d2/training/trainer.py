@@ -31,7 +31,7 @@ from tmt_d2.data.loaders import StepSampler
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.inference import build_inference
-from tmt_d2.evaluation.semantic import SemanticEvaluator, evaluate_split
+from tmt_d2.evaluation.semantic import SemanticEvaluator, evaluate_split, metrics_table
 from tmt_d2.files import atomic_write, write_json
 from tmt_d2.processes import signals
 from tmt_d2.randomness import seed_everything
@@ -331,4 +331,6 @@ def evaluate_model(cfg: CfgNode, model: nn.Module) -> dict[str, dict[str, float]
         evaluator = SemanticEvaluator(name, f"{cfg.OUTPUT_DIR}/inference/{name}")
         scores = evaluate_split(build_inference(cfg, model), signals.Stoppable(loader), evaluator)
         results[name] = scores.get("sem_seg", {})
+        if results[name]:
+            logger.info("%s, in percent:\n%s", name, metrics_table(results[name], evaluator.classes))
     return results

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 SOURCE_DOMAIN = 0  # label of the domain discriminators: E is the probability of the target
 TARGET_DOMAIN = 1
+UNREADABLE = (DataError, OSError, cv2.error)  # what a mapper raises for a record that cannot be read
 MAX_REPLACEMENTS = 10  # unreadable records in a row; with 5 % of them this happens once in 10**13 samples
 
 Record = dict[str, Any]
@@ -181,7 +182,7 @@ class MappedRecords(Dataset):
             try:
                 with seeded(draw.seed, attempt):
                     sample = dict(self.mapper(record))
-            except (DataError, OSError, cv2.error) as error:
+            except UNREADABLE as error:
                 bad[str(record["file_name"])] = " ".join(str(error).split())
                 index = draw.group[derived_seed(draw.seed, attempt, 1) % len(draw.group)]
             else:

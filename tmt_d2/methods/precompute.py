@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from tmt_d2.data.loaders import label_subset
+from tmt_d2.data.loaders import UNREADABLE, label_subset
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.maps import TransferabilityMaps
 from tmt_d2.modeling.tmt import TransferableMaskFormer
@@ -59,7 +60,7 @@ def prepare_maps(
         cfg.TRANSFER.LABEL_FRACTION,
         cfg.TRANSFER.LABEL_SEED,
     )
-    missing = [record for record in records if not maps.path(record).is_file()]
+    missing = [record for record in records if os.path.isfile(record["file_name"]) and not maps.path(record).is_file()]
     comm.synchronize()  # everybody has looked before anybody writes
     if missing:
         maps.folder.mkdir(parents=True, exist_ok=True)
@@ -70,6 +71,19 @@ def prepare_maps(
     return maps
 
 
+class _Readable:
+    """Nothing of a picture that cannot be read: training will name it and take another one."""
+
+    def __init__(self, mapper: SemanticMapper) -> None:
+        self.mapper = mapper
+
+    def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return self.mapper(record)
+        except UNREADABLE:
+            return {}
+
+
 @torch.no_grad()
 def _write(
     cfg: CfgNode, model: TransferableMaskFormer, records: list[dict[str, Any]], maps: TransferabilityMaps
@@ -77,7 +91,7 @@ def _write(
     own = records[comm.get_rank() :: comm.get_world_size()]
     loader = build_detection_test_loader(
         own,
-        mapper=SemanticMapper(cfg, is_train=False),
+        mapper=_Readable(SemanticMapper(cfg, is_train=False)),
         sampler=range(len(own)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
@@ -85,9 +99,10 @@ def _write(
     model.eval()
     start = said = time.perf_counter()
     for done, (batch, record) in enumerate(zip(Stoppable(loader), own), 1):
-        images = model.preprocess(batch)
-        levels = model.estimate(images, model.encode(images))
-        maps.write(record, [level.logits_of(0) for level in levels], images.image_sizes[0])
+        if batch[0]:
+            images = model.preprocess(batch)
+            levels = model.estimate(images, model.encode(images))
+            maps.write(record, [level.logits_of(0) for level in levels], images.image_sizes[0])
         now = time.perf_counter()
         if now - said > SECONDS_BETWEEN_LINES:
             left, said = (now - start) / done * (len(own) - done), now

@@ -223,5 +223,6 @@ def test_without_a_gpu_it_trains_on_the_cpu_and_says_so(
     with caplog.at_level("INFO"):
         run_stage(stage_cfg("source", tmp_path, "", "MODEL.DEVICE", "cuda", "SOLVER.MAX_ITER", 1))
     assert "MODEL.DEVICE is cuda and there is no GPU here: running on the CPU" in caplog.text
-    assert "bdd100k_sem_seg_val, in percent" in caplog.text and "mIoU" in caplog.text
-    assert f"results: {tmp_path}/source/evaluation.json" in caplog.text
+    log = (tmp_path / "source" / "log.txt").read_text()
+    assert "bdd100k_sem_seg_val, in percent" in log and "mIoU" in log
+    assert f"results: {tmp_path}/source/evaluation.json" in log

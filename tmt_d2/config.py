@@ -143,7 +143,9 @@ def add_tmt_config(cfg: CfgNode) -> None:
     transfer.METHOD = "full"  # of the fine-tuning stage: a row of methods/table.py
     transfer.LABEL_FRACTION = 1.0  # share of the target's labelled training images that fine-tuning may use
     transfer.LABEL_SEED = 0  # which images these are; a smaller fraction is a subset of a larger one
-    transfer.REINIT_CLASS_HEAD = False  # begin with a new class head where that of MODEL.WEIGHTS has another size
+    # Where MODEL.WEIGHTS has other classes: classes that both know by name keep their rows of the class head, others
+    # begin anew; all do where the file names none and has another number of them.
+    transfer.REINIT_CLASS_HEAD = False
     # leep, otce: before fine-tuning, whose budget this does not reduce, the score of the source model on labelled
     # pixels is raised by gradient. No publication fixes these choices: the two steps are Tan et al.'s (arXiv
     # 2207.05510), every value below is our reading.
@@ -170,6 +172,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
     cfg.DATASETS.SOURCE_TRAIN = ()  # estimator: source-domain splits (DATASETS.TRAIN: target-domain splits)
     cfg.DATASETS.SOURCE_TEST = ()  # estimator: held-out source images (DATASETS.TEST: held-out target images)
     cfg.DATASETS.CUSTOM = ()  # YAML files that each describe a data set of your own
+    cfg.DATASETS.SUBSETS = ()  # splits with images without a label, which are left out: an error where not named here
 
     # IMS_PER_BATCH images are one step; each process takes its share of them in this many micro-batches.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
@@ -201,6 +204,15 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     except (KeyError, AssertionError, ValueError) as error:
         raise UserError(f"{config_file}: {_one_line(error)}") from error
     check_cfg(cfg)
+    return cfg
+
+
+def with_num_classes(cfg: CfgNode, count: int) -> CfgNode:
+    """A copy with MODEL.SEM_SEG_HEAD.NUM_CLASSES ``count``."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = count
+    cfg.freeze()
     return cfg
 
 

@@ -19,6 +19,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from tmt_d2.data.reader import DataError
+from tmt_d2.data.registration import labelled_records
 from tmt_d2.errors import UserError
 from tmt_d2.randomness import derived_seed, seeded
 
@@ -59,7 +60,7 @@ def build_train_loader(
     seed: int | None = None,
     num_workers: int = 0,
 ) -> DataLoader:
-    """Endless shuffled batches of the registered splits ``names``; see ``StepSampler`` for their order.
+    """Endless shuffled batches of the labelled images of registered splits; see ``StepSampler`` for their order.
 
     Args:
         batch_size: images per step over all processes.
@@ -70,7 +71,7 @@ def build_train_loader(
     Raises:
         UserError: the processes cannot share ``batch_size`` equally.
     """
-    records = _records_of(names)
+    records = labelled_records(names)
     chosen = label_subset(records, label_fraction, subset_seed)
     logger.info("%s: %d of %d training images", ", ".join(names), len(chosen), len(records))
     return _loader(chosen, mapper, StepSampler([range(len(chosen))], batch_size, seed), num_workers)
@@ -86,23 +87,27 @@ def build_paired_loader(
     subset_seed: int = 0,
     seed: int | None = None,
     num_workers: int = 0,
+    with_label: bool = True,
 ) -> DataLoader:
     """Endless batches that are half source, half target; each item says which in ``domain``.
 
-    Args: as of ``build_train_loader``; label_fraction: of the target images.
+    Args: as of ``build_train_loader``; label_fraction: of the target images; with_label: only images with a label,
+    else all.
 
     Raises:
         UserError: a process's share of ``batch_size`` is odd.
     """
-    sources = [record | {"domain": SOURCE_DOMAIN} for record in _records_of(source_names)]
-    targets = label_subset(_records_of(target_names), label_fraction, subset_seed)
+    records_of = labelled_records if with_label else all_records
+    sources = [record | {"domain": SOURCE_DOMAIN} for record in records_of(source_names)]
+    targets = label_subset(records_of(target_names), label_fraction, subset_seed)
     targets = [record | {"domain": TARGET_DOMAIN} for record in targets]
     logger.info("pairs of %d source and %d target images", len(sources), len(targets))
     groups = [range(len(sources)), range(len(sources), len(sources) + len(targets))]
     return _loader(sources + targets, mapper, StepSampler(groups, batch_size, seed), num_workers)
 
 
-def _records_of(names: Sequence[str]) -> list[Record]:
+def all_records(names: Sequence[str]) -> list[Record]:
+    """Of registered splits, with a label or without."""
     return get_detection_dataset_dicts(list(names), filter_empty=False)
 
 

@@ -48,12 +48,16 @@ class Predictor:
 
         predictor = Predictor.from_config("configs/R50/tmt.yaml", "output/R50/tmt/model_final.pth")
         labels = predictor("street.png").labels
+        shares = {name: float((labels == i).float().mean()) for i, name in enumerate(predictor.classes.names)}
         for prediction in predictor.batch(["a.png", numpy_image, pil_image]): ...
 
     Images are resized as in testing (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST); results have the size of the image as given:
     a file, as in its data set, as stored. An EXIF orientation is not applied (of a file, the log says so), and that of
     a PIL image not looked at: ``ImageOps.exif_transpose(Image.open("photo.jpg"))`` is the photo as a person sees it.
     TEST.SLIDING_WINDOW and TEST.AUG are obeyed.
+
+    Attributes:
+        classes: names and colours of the labels, as the checkpoint has them.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Predictor:
             image_format: channel order that the model was trained with.
         """
         self.model = model.eval()
+        self.classes = model.class_list
         self.inference = inference.eval()
         self.batched = batched
         self.min_size, self.max_size = min_size, max_size

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tmt_d2.cli import USER_ERRORS, one_line
-from tmt_d2.data import register_custom
+from tmt_d2.data import register_data
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.estimate import clock
 from tmt_d2.experiments.progress import Progress, headline
@@ -131,7 +131,6 @@ def check_units(units: Sequence[Unit]) -> None:
         cfg = unit.cfg
         settings = unit.kind, cfg.TRANSFER.METHOD, cfg.DATASETS.dump()
         if settings not in seen:
-            for path in cfg.DATASETS.CUSTOM:
-                register_custom(path)
+            register_data(cfg)
             check_stage(cfg, eval_only=unit.kind == "evaluation")
         seen.add(settings)

@@ -93,7 +93,7 @@ class TMTCheckpointer(DetectionCheckpointer):
         state = {key: item.state_dict() for key, item in self.checkpointables.items()}
         classes = getattr(self.model, "classes", None)
         if classes is not None:
-            state[CLASSES] = {"names": list(classes.names), "colors": [list(color) for color in classes.colors]}
+            state[CLASSES] = encode_classes(classes)
         path = Path(self.save_dir) / f"{name}.pth"
         with atomic_write(path) as file:
             torch.save({"model": self.model.state_dict(), **state, **extra}, file)
@@ -368,6 +368,11 @@ def read_classes(path: str) -> ClassList | None:
         return decode_classes(torch.load(local, map_location="cpu", weights_only=True, mmap=True).get(CLASSES))
     except Exception:
         return None
+
+
+def encode_classes(classes: ClassList) -> dict[str, list[Any]]:
+    """As the entry ``CLASSES``: plain strings and numbers."""
+    return {"names": list(classes.names), "colors": [list(color) for color in classes.colors]}
 
 
 def decode_classes(entry: Any) -> ClassList | None:

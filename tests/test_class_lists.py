@@ -309,7 +309,7 @@ def test_a_model_of_its_own_classes(tmp_path: Path, count: int) -> None:
 
 
 @pytest.mark.slow
-def test_from_one_class_list_to_another(tmp_path: Path) -> None:
+def test_from_one_class_list_to_another(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Source training on seven classes, an estimator for an unlabelled target, TMT; then five classes by name."""
     seven, five = (
         garden(tmp_path, "seven", ids=7, classes=list(SEVEN.names)),
@@ -334,6 +334,7 @@ def test_from_one_class_list_to_another(tmp_path: Path) -> None:
     assert np.isnan(fine_tuned["IoU-car"]) and not np.isnan(fine_tuned["IoU-mud"])  # absent, not 0
     with pytest.raises(UserError, match="set TRANSFER.REINIT_CLASS_HEAD True"):
         run_stage(train(tmp_path, "full", five, start))
+    caplog.set_level(logging.INFO)
     run_stage(train(tmp_path, "full", five, start, TRANSFER__REINIT_CLASS_HEAD=True))
     log = (tmp_path / "full-five/log.txt").read_text()
     assert "class head: 3 classes keep their rows: sky, road, car" in log

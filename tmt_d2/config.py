@@ -108,6 +108,13 @@ def add_tmt_config(cfg: CfgNode) -> None:
     # official code; or "ignore": nothing, whatever is predicted there.
     cfg.MODEL.MASK_FORMER.IGNORED_PIXELS = "background"
 
+    timm = cfg.MODEL.TIMM = CfgNode()  # with MODEL.BACKBONE.NAME "timm"
+    timm.NAME = "tf_efficientnet_lite0"  # any model of the library timm with features; MODEL.WEIGHTS names its weights
+    timm.DROP_PATH_RATE = 0.0
+    timm.FROZEN = False  # nothing of it learns, but adapters do
+    timm.LORA_RANK = 0  # r: low-rank adapters on the projections to queries, keys and values; 0: none
+    timm.PYRAMID_CHANNELS = 256  # of each of the four maps made of a plain Vision Transformer's one
+
     tmt = cfg.MODEL.TMT = CfgNode()
     # Adaptive clustering (Eqs. 6-9), one entry per level the decoder attends to: strides 32, 16, 8.
     tmt.REGIONS = "adaptive"  # "square": equal patches instead of adaptive regions, the ablation "w/o ACTE"
@@ -176,6 +183,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
 
     # IMS_PER_BATCH images are one step; each process takes its share of them in this many micro-batches.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
+    cfg.SOLVER.LAYER_DECAY = 1.0  # of a plain Vision Transformer: each block learns this much slower than the next one
     cfg.SOLVER.AMP.DTYPE = "float16"  # with a gradient scaler, as the official code; or "bfloat16", without
     cfg.SOLVER.CHECKPOINTS_KEPT = 3  # periodic ones; model_final does not count
     cfg.DATALOADER.MAX_BAD_FRACTION = 0.05  # of the training images may be unreadable, and are replaced by others
@@ -237,6 +245,10 @@ def check_cfg(cfg: CfgNode) -> None:
     for key in ("ACCUMULATION_STEPS", "CHECKPOINTS_KEPT"):
         if cfg.SOLVER[key] < 1:
             raise UserError(f"SOLVER.{key} is {cfg.SOLVER[key]}: it must be at least 1")
+    if not 0 < cfg.SOLVER.LAYER_DECAY <= 1:
+        raise UserError(f"SOLVER.LAYER_DECAY is {cfg.SOLVER.LAYER_DECAY}: it must be in (0, 1]")
+    if cfg.MODEL.TIMM.LORA_RANK < 0:
+        raise UserError(f"MODEL.TIMM.LORA_RANK is {cfg.MODEL.TIMM.LORA_RANK}: it must be >= 0")
     if not 0 <= cfg.DATALOADER.MAX_BAD_FRACTION <= 1:
         raise UserError(f"DATALOADER.MAX_BAD_FRACTION is {cfg.DATALOADER.MAX_BAD_FRACTION}: it must be in [0, 1]")
     if not 0 <= tmt.P_T < 1:

@@ -253,8 +253,8 @@ def test_the_number_of_classes_follows_from_the_data_sets(tmp_path: Path) -> Non
     with pytest.raises(UserError) as error:
         check_stage(small_cfg("source", tmp_path, **splits, MODEL__SEM_SEG_HEAD__NUM_CLASSES=7))
     assert str(error.value) == (
-        "MODEL.SEM_SEG_HEAD.NUM_CLASSES is 7, one_sem_seg_train has 2 classes (lawn, pond): leave the key out, it "
-        "follows from the data sets"
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES is 7, one_sem_seg_train has 2 classes (lawn, pond): set it to 2, or leave it "
+        "out, as it follows from the data sets"
     )
 
 

@@ -24,6 +24,7 @@ ATTENTIONS = ("hard", "soft", "off")
 RANKINGS = ("T", "random", "inverted")
 IGNORED_PIXELS = ("background", "ignore")
 AMP_DTYPES = ("float16", "bfloat16")
+NUM_CLASSES_UNSET = (54, 19)  # Detectron2's default and that of the base configs: give way to what the data sets have
 
 
 def add_maskformer2_config(cfg: CfgNode) -> None:

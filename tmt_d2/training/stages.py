@@ -14,10 +14,9 @@ from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 from tmt_d2.cli import log_file
-from tmt_d2.config import check_cfg, with_num_classes
+from tmt_d2.config import NUM_CLASSES_UNSET, check_cfg, with_num_classes
 from tmt_d2.data import register_data
 from tmt_d2.data.class_lists import ClassList
-from tmt_d2.data.label_spaces import CLASSES
 from tmt_d2.data.loaders import build_paired_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.registration import common_classes, labelled_records
@@ -142,10 +141,10 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
             _ = labelled_records([name]) if needs_labels else DatasetCatalog.get(name)
             used.append(name)
     classes, configured = common_classes(used), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    if configured not in (len(classes), len(CLASSES)):  # the base configs say the latter
+    if configured not in (len(classes), *NUM_CLASSES_UNSET):
         raise UserError(
-            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {configured}, {used[0]} has {classes}: leave the key out, it follows "
-            "from the data sets"
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {configured}, {used[0]} has {classes}: set it to {len(classes)}, or "
+            "leave it out, as it follows from the data sets"
         )
     return classes
 

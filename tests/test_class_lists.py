@@ -119,9 +119,9 @@ def test_rows_of_the_class_head_go_by_name(build_tiny: Build, tmp_path: Path, ca
     assert (head.weight == head.weight[:, :1]).all(1).tolist() == [True, False, True, False, True, True]
     assert head.bias.tolist() == [206, bias[1], 200, bias[3], 203, 207]
     assert model.classes == FIVE and model.criterion.empty_weight.shape == (6,)
-    assert "class head: 3 classes keep their rows: sky, road, car" in caplog.text
-    assert "class head: 2 begin anew: water, boat" in caplog.text
-    assert "class head: 4 are in the file only, not used: mud, animal, kerb, hill" in caplog.text
+    assert "class head, rows kept by name (3): sky, road, car" in caplog.text
+    assert "class head, begun anew (2): water, boat" in caplog.text
+    assert "class head, in the file only, not used (4): mud, animal, kerb, hill" in caplog.text
 
 
 def test_the_same_names_in_another_order_are_put_in_order(build_tiny: Build, tmp_path: Path) -> None:
@@ -337,7 +337,7 @@ def test_from_one_class_list_to_another(tmp_path: Path, caplog: pytest.LogCaptur
     caplog.set_level(logging.INFO)
     run_stage(train(tmp_path, "full", five, start, TRANSFER__REINIT_CLASS_HEAD=True))
     log = (tmp_path / "full-five/log.txt").read_text()
-    assert "class head: 3 classes keep their rows: sky, road, car" in log
+    assert "class head, rows kept by name (3): sky, road, car" in log
     assert read_classes(str(tmp_path / "full-five/model_final.pth")).names == FIVE.names  # type: ignore[union-attr]
 
 

@@ -89,7 +89,7 @@ def load_report(
     lines = [f"{file}: {loaded} entries loaded"]
     for what, classes in class_rows.items():
         shown = ", ".join(classes[:SHOWN]) + (", ..." if len(classes) > SHOWN else "")
-        lines.append(f"  class head: {len(classes)} {what}" + (f": {shown}" if classes else ""))
+        lines.append(f"  class head, {what} ({len(classes)}): {shown or 'none'}")
     for what, names in (
         ("missing in the file, left as initialised", missing),
         ("initialised anew, as TRANSFER.REINIT_CLASS_HEAD asks", reset),

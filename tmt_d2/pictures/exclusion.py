@@ -118,19 +118,23 @@ def table(result: Mapping[str, Any]) -> str:
     levels = result["levels"]
     has_mask = result["p_t"] is not None
     strides = "".join(f"  stride {level['stride']:<3d}" for level in levels)
-    width = len(strides)
+    width, name_width = len(strides), max(15, 1 + max(map(len, result["share_of_pixels"])))
     lines = [
-        f"{'':15}{'':8}  {'mean T':<{width}}" + (f"  {'share excluded from attention':<{width}}" if has_mask else ""),
-        f"{'class':15}{'pixels':>8}  {strides}" + (f"  {strides}" if has_mask else ""),
+        f"{'':{name_width}}{'':8}  {'mean T':<{width}}"
+        + (f"  {'share excluded from attention':<{width}}" if has_mask else ""),
+        f"{'class':{name_width}}{'pixels':>8}  {strides}" + (f"  {strides}" if has_mask else ""),
     ]
     for name in ranked_classes(result):
-        line = f"{name:15}{100 * result['share_of_pixels'][name]:6.1f} %  "
+        line = f"{name:{name_width}}{100 * result['share_of_pixels'][name]:6.1f} %  "
         line += "".join(f"{level['mean_t'][name]:12.3f}" for level in levels)
         if has_mask:
             line += "  " + "".join(f"{100 * level['excluded_share'][name]:10.1f} %" for level in levels)
         lines.append(line.rstrip())
     if result.get("proxy_a_distance"):
-        lines.append(f"{'proxy A-distance':25}" + "".join(f"{value:12.2f}" for value in result["proxy_a_distance"]))
+        lines.append(
+            f"{'proxy A-distance':{name_width + 10}}"
+            + "".join(f"{value:12.2f}" for value in result["proxy_a_distance"])
+        )
     lines += ["", "layer  stride  mask empty  left with nothing by T   (of queries that predict a class)"]
     for layer in result["layers"]:
         of_class = layer["mask_empty_of_queries_with_class"], layer["none_transferable_of_queries_with_class"]
@@ -147,7 +151,8 @@ def statistics_figure(result: Mapping[str, Any], heading: str) -> Figure:
     names = ranked_classes(result)
     levels = result["levels"]
     height = 1.6 + 0.27 * len(names)
-    figure = Figure(figsize=(1.6 + 3.3 * len(levels), height), dpi=DPI, facecolor="white")
+    left = max(1.25, 0.3 + 0.068 * max(map(len, names)))  # inches, for the names
+    figure = Figure(figsize=(0.35 + left + 3.3 * len(levels), height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     axes_row = figure.subplots(1, len(levels), sharey=True, squeeze=False)[0]
     y = np.arange(len(names))
@@ -186,6 +191,6 @@ def statistics_figure(result: Mapping[str, Any], heading: str) -> Figure:
     )
     figure.text(0.2 / figure.get_figwidth(), 0.15 / height, f"{bars}dot: mean T", fontsize=9, color=MUTED)
     figure.subplots_adjust(
-        left=1.25 / figure.get_figwidth(), right=0.985, top=1 - 0.85 / height, bottom=0.6 / height, wspace=0.1
+        left=left / figure.get_figwidth(), right=0.985, top=1 - 0.85 / height, bottom=0.6 / height, wspace=0.1
     )
     return figure

@@ -263,9 +263,9 @@ class TMTCheckpointer(DetectionCheckpointer):
                     rows[index] = weights[name][row[known]]
             weights[name] = rows
         return {
-            "classes keep their rows": [name for name in here.names if name in row],
-            "begin anew": [name for name in here.names if name not in row],
-            "are in the file only, not used": [name for name in there.names if name not in here.names],
+            "rows kept by name": [name for name in here.names if name in row],
+            "begun anew": [name for name in here.names if name not in row],
+            "in the file only, not used": [name for name in there.names if name not in here.names],
         }
 
     def _classes_of(self, checkpoint: Mapping[str, Any]) -> ClassList | None:

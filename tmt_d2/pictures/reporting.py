@@ -13,18 +13,16 @@ from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
 from tmt_d2.config import setup_cfg
-from tmt_d2.data import register_custom
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.reader import read_image_of, read_label, read_pair
 from tmt_d2.data.registration import label_space_of
 from tmt_d2.deployment import load_model
+from tmt_d2.deployment.streaming import IMAGES
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.pictures.exclusion import collect
 from tmt_d2.pictures.inspection import AttentionReport, Selector, attention_report
 from tmt_d2.pictures.sizes import Size, resized, size_within
-
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 
 
 @dataclass
@@ -39,14 +37,12 @@ class LoadedModel:
 
     @classmethod
     def load(cls, config_file: str, weights: str, opts: Sequence[str] = ()) -> LoadedModel:
-        """Named by its method or stage; its custom data sets are registered.
+        """Named by its method or stage.
 
         Raises:
             FileNotFoundError, UserError: config or checkpoint cannot be used; one line.
         """
         cfg, model = load_model(config_file, weights, opts)
-        for path in cfg.DATASETS.CUSTOM:
-            register_custom(path)
         name = cfg.TRANSFER.METHOD if cfg.TRANSFER.STAGE == "finetune" else cfg.TRANSFER.STAGE
         return cls(name, config_file, cfg.MODEL.WEIGHTS, model, SemanticMapper(cfg, is_train=False))
 

@@ -26,6 +26,7 @@ from tmt_d2.methods.estimator import DiscriminatorTraining, held_out_loader, mea
 from tmt_d2.methods.precompute import prepare_maps
 from tmt_d2.methods.table import Method, method_of
 from tmt_d2.modeling.tmt import TransferableMaskFormer
+from tmt_d2.processes.lock import sole_run
 from tmt_d2.processes.signals import Stoppable, stop_on_signals
 from tmt_d2.training.checkpoint import (
     ESTIMATOR,
@@ -63,9 +64,11 @@ def run_stage(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> di
         raise FileNotFoundError(f"MODEL.WEIGHTS {weights} does not exist")
     folder = Path(cfg.OUTPUT_DIR)
     eval_only = eval_only or (resume and _has_ended(cfg))
-    with log_file(folder), stop_on_signals():
+    with sole_run(folder), log_file(folder), stop_on_signals():
         if comm.is_main_process():
             remove_temporaries(folder)
+            if not (resume or eval_only):
+                _warn_of_a_run_in(folder)
         seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
         if comm.is_main_process():
             with atomic_write(folder / "config.yaml", "w") as file:
@@ -93,6 +96,20 @@ def _has_ended(cfg: CfgNode) -> bool:
             f"{cfg.OUTPUT_DIR}/{FINAL}.pth to begin from these weights"
         )
     return iterations is not None
+
+
+def _warn_of_a_run_in(folder: Path) -> None:
+    files = TMTCheckpointer(nn.Module(), str(folder)).resumable()
+    names = [file.name for file in files] + [
+        name for name in ("metrics.json", *sorted(set(RESULTS.values()), reverse=True)) if (folder / name).is_file()
+    ]
+    if names:
+        logger.warning(
+            "%s holds a run already, and without --resume it begins anew: what it has is overwritten as the new run "
+            "goes on (%s)",
+            folder,
+            ", ".join(names),
+        )
 
 
 def check_stage(cfg: CfgNode, eval_only: bool = False) -> None:

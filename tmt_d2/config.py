@@ -178,6 +178,12 @@ def add_tmt_config(cfg: CfgNode) -> None:
     cfg.DATALOADER.MAX_BAD_FRACTION = 0.05  # of the training images may be unreadable, and are replaced by others
     transfer.DETECT_ANOMALY = False  # stop at the module that first makes a NaN or an infinity; slow
 
+    # The weights that are best at an evaluation (TEST.EVAL_PERIOD) of source training or fine-tuning are kept in
+    # model_best.pth; what they were, and all other evaluations, in best.json.
+    cfg.TEST.BEST = CfgNode()
+    cfg.TEST.BEST.METRIC = ""  # such as mIoU or IoU-car, higher is better; "": no such file
+    cfg.TEST.BEST.SPLIT = ""  # one of DATASETS.TEST; "": the first
+    cfg.TEST.BEST.PATIENCE = 0  # training ends after so many evaluations in a row that brought nothing better; 0: never
     cfg.TEST.SLIDING_WINDOW = CfgNode()
     cfg.TEST.SLIDING_WINDOW.ENABLED = False
     cfg.TEST.SLIDING_WINDOW.SIZE = [1024, 1024]  # height, width

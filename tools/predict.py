@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need 
 import tmt_d2  # noqa: F401  first, because it silences the warnings of Detectron2's import
 
 # isort: split
-from tmt_d2.cli import log_to_screen, one_line_errors
+from tmt_d2.cli import log_to_screen, one_line_errors, parse
 from tmt_d2.data.registration import label_space_of, split_name
 from tmt_d2.deployment.predictor import Predictor, load_model
 from tmt_d2.deployment.streaming import find_pictures
@@ -52,7 +52,7 @@ def parser():
 
 
 def main(arguments=None):
-    args = parser().parse_args(arguments)
+    args = parse(parser(), arguments)
     log_to_screen()
     if args.batch_size < 1:
         raise UserError(f"--batch-size is {args.batch_size}: it must be at least 1")

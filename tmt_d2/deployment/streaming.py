@@ -19,8 +19,9 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 
 from tmt_d2.data.reader import ChannelOrder, DataError, read_image_of
+from tmt_d2.data.registration import records_of
 from tmt_d2.deployment.predictor import Prediction, Predictor
-from tmt_d2.errors import UserError
+from tmt_d2.errors import UserError, did_you_mean
 from tmt_d2.evaluation.inference import MAX_SCORE_PIXELS
 
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
@@ -73,7 +74,7 @@ def find_pictures(place: str) -> Pictures:
     """
     path, left_out = Path(place), 0
     if place in DatasetCatalog.list():
-        return _of_records(place, list(DatasetCatalog.get(place)))
+        return _of_records(place, records_of([place]))
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
         images = [file for file in files if file.suffix.lower() in IMAGES]
@@ -81,7 +82,8 @@ def find_pictures(place: str) -> Pictures:
         if not images:
             raise UserError(f"{place}: this folder has no image ({', '.join(sorted(IMAGES))})")
     elif not path.is_file():
-        raise FileNotFoundError(f"{place}: no such image, folder, list, video or registered split")
+        nearest = did_you_mean(place, DatasetCatalog.list())
+        raise FileNotFoundError(f"{place}: no such image, folder, list, video or registered split{nearest}")
     elif path.suffix.lower() in VIDEOS:
         with _opened(place) as video:
             return Pictures(place, max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT))), 0, partial(_frames, place))

@@ -18,6 +18,7 @@ from tmt_d2.config import check_cfg
 from tmt_d2.data import register_custom
 from tmt_d2.data.loaders import build_paired_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper
+from tmt_d2.data.registration import check_registered
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import metric_names
 from tmt_d2.files import atomic_write, remove_temporaries, write_json
@@ -147,16 +148,19 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> None:
         if not names:
             raise UserError(f"DATASETS.{key} is empty: name at least one registered split")
         for name in names:
-            if name not in DatasetCatalog.list():
-                raise UserError(
-                    f"DATASETS.{key} names {name!r}, which is not registered: check the spelling or DATASETS.CUSTOM"
-                )
+            check_registered(name, f"DATASETS.{key}")
             if key.endswith("TEST") and name in seen:
                 raise UserError(
                     f"DATASETS.{key} names {name!r}, on which the discriminators are trained: the proxy A-distance is "
                     "measured on images that they have not seen, name a held-out split"
                 )
             DatasetCatalog.get(name)  # a missing root or file speaks up now, not at the first evaluation
+    both = {*cfg.DATASETS.SOURCE_TRAIN} & {*cfg.DATASETS.TRAIN}
+    if both and "SOURCE_TRAIN" in keys:
+        logger.warning(
+            "DATASETS.SOURCE_TRAIN and DATASETS.TRAIN both name %s: source and target are one domain, T says nothing",
+            ", ".join(sorted(both)),
+        )
     if stage != "estimator" and not eval_only:
         _check_best(cfg)
 

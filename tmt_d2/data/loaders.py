@@ -14,11 +14,12 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from tmt_d2.data.reader import DataError
+from tmt_d2.data.registration import records_of
 from tmt_d2.errors import UserError
 from tmt_d2.randomness import derived_seed, seeded
 
@@ -70,7 +71,7 @@ def build_train_loader(
     Raises:
         UserError: the processes cannot share ``batch_size`` equally.
     """
-    records = _records_of(names)
+    records = records_of(names)
     chosen = label_subset(records, label_fraction, subset_seed)
     logger.info("%s: %d of %d training images", ", ".join(names), len(chosen), len(records))
     return _loader(chosen, mapper, StepSampler([range(len(chosen))], batch_size, seed), num_workers)
@@ -94,16 +95,12 @@ def build_paired_loader(
     Raises:
         UserError: a process's share of ``batch_size`` is odd.
     """
-    sources = [record | {"domain": SOURCE_DOMAIN} for record in _records_of(source_names)]
-    targets = label_subset(_records_of(target_names), label_fraction, subset_seed)
+    sources = [record | {"domain": SOURCE_DOMAIN} for record in records_of(source_names)]
+    targets = label_subset(records_of(target_names), label_fraction, subset_seed)
     targets = [record | {"domain": TARGET_DOMAIN} for record in targets]
     logger.info("pairs of %d source and %d target images", len(sources), len(targets))
     groups = [range(len(sources)), range(len(sources), len(sources) + len(targets))]
     return _loader(sources + targets, mapper, StepSampler(groups, batch_size, seed), num_workers)
-
-
-def _records_of(names: Sequence[str]) -> list[Record]:
-    return get_detection_dataset_dicts(list(names), filter_empty=False)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from detectron2.config import CfgNode
 from torch import nn
 
-from tmt_d2.errors import UserError
+from tmt_d2.errors import UserError, did_you_mean
 
 PREDICTION_LAYERS = ("sem_seg_head.predictor.class_embed.", "sem_seg_head.predictor.mask_embed.")
 
@@ -61,5 +61,5 @@ def method_of(cfg: CfgNode) -> Method:
     """
     name = cfg.TRANSFER.METHOD
     if name not in METHODS:
-        raise UserError(f"TRANSFER.METHOD is {name!r}: choose one of {', '.join(METHODS)}")
+        raise UserError(f"TRANSFER.METHOD is {name!r}: choose one of {', '.join(METHODS)}{did_you_mean(name, METHODS)}")
     return METHODS[name]

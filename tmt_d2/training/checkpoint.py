@@ -90,11 +90,19 @@ class TMTCheckpointer(DetectionCheckpointer):
         path = Path(self.save_dir) / f"{name}.pth"
         with atomic_write(path) as file:
             torch.save({"model": self.model.state_dict(), **state, **extra}, file)
-        if name.startswith("model"):  # others are not to be resumed from
+        if name == FINAL or _PERIODIC.fullmatch(path.name):  # others are not to be resumed from
             self.tag_last_checkpoint(path.name)
             for old in self._newest_first()[self.keep :]:
                 old.unlink(missing_ok=True)
         self.logger.info("saved %s", path)
+
+    def save_weights(self, name: str, **extra: Any) -> None:
+        """The model alone, which no run can be resumed from."""
+        if self.save_dir and self.save_to_disk:
+            path = Path(self.save_dir) / f"{name}.pth"
+            with atomic_write(path) as file:
+                torch.save({"model": self.model.state_dict(), **extra}, file)
+            self.logger.info("saved %s", path)
 
     def _newest_first(self) -> list[Path]:
         """The periodic checkpoints. By time of writing: an earlier run's in the same folder may have larger numbers."""

@@ -78,7 +78,9 @@ class TimmBackbone(Backbone):
                 raise UserError(f"MODEL.TIMM.NAME {name} takes pictures of one size only") from error
         indices = [len(reductions) - 1 - reductions[::-1].index(stride) for stride in wanted.values()]
         drop_path = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
-        self.net: Any = create_model(name, features_only=True, out_indices=indices, **drop_path, **self._options)
+        self.net: Any = create_model(
+            name, features_only=True, out_indices=[-1] if plain else indices, **drop_path, **self._options
+        )
         self._out_features = list(wanted)
         self._shapes = {
             out: ShapeSpec(channels=channels[index], stride=stride)
@@ -133,18 +135,18 @@ class TimmBackbone(Backbone):
                 weights = by_timm(weights, whole)
             except (KeyError, RuntimeError, TypeError, ValueError) as error:  # it looks for what is not there
                 logger.info("%s: timm's conversion for %s does not know it (%s)", file, self.name, error)
-        weights = {_plain(name): value for name, value in weights.items()}
+        left = {_plain(name): name for name in weights}
         own = {name: value for name, value in self.net.state_dict().items() if ".lora_" not in name}
-        fitting = {
-            name: weights.pop(_plain(name))
-            for name, value in own.items()
-            if _plain(name) in weights and weights[_plain(name)].shape == value.shape
-        }
+        fitting = {}
+        for name, value in own.items():
+            there = left.get(_plain(name))
+            if there is not None and weights[there].shape == value.shape:
+                fitting[name] = weights[left.pop(_plain(name))]
         missing = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
         if missing:
             raise UserError(
                 f"checkpoint {file} does not fit MODEL.TIMM.NAME {self.name}: {_some(missing)} not in it or of another "
-                f"shape; left over: {_some(list(weights))}"
+                f"shape; left over: {_some(list(left.values()))}"
             )
         return {f"net.{name}": value for name, value in fitting.items()}
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tmt_d2.errors import UserError
+from tmt_d2.modeling.precision import mixed_precision
 
 Clip = Callable[[list[nn.Parameter]], Any]
 
@@ -56,7 +57,7 @@ class TrainingStep:
             last = index == len(micro_batches) - 1
             waits = not last and isinstance(self.module, DistributedDataParallel)
             with self.module.no_sync() if waits else nullcontext():
-                with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
+                with mixed_precision(self.device.type, self.amp_dtype):
                     losses = self.module(micro_batch, **arguments)
                     loss = sum(losses.values()) / len(micro_batches)
                 self.scaler.scale(loss).backward()

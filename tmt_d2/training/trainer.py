@@ -34,6 +34,7 @@ from tmt_d2.errors import UserError
 from tmt_d2.evaluation.inference import build_inference
 from tmt_d2.evaluation.semantic import SemanticEvaluator, evaluate_split, metrics_table
 from tmt_d2.files import atomic_write, write_json
+from tmt_d2.modeling.precision import cpu_has_bfloat16
 from tmt_d2.processes import signals
 from tmt_d2.randomness import seed_everything
 from tmt_d2.training.anomaly import find_anomalies
@@ -78,17 +79,13 @@ class StageTrainer(TrainerBase):
         optimizer = build_optimizer(cfg, module)
         if cfg.TRANSFER.DETECT_ANOMALY:
             find_anomalies(module)
-        amp = cfg.SOLVER.AMP.ENABLED
-        if amp and cfg.MODEL.DEVICE == "cpu":
-            logger.info("SOLVER.AMP.ENABLED has no effect on the CPU: training in float32")
-            amp = False
         devices = None if cfg.MODEL.DEVICE == "cpu" else [comm.get_local_rank()]
         clip = cfg.SOLVER.CLIP_GRADIENTS
         self.step = TrainingStep(
             create_ddp_model(module, broadcast_buffers=False, device_ids=devices),
             optimizer,
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
-            amp_dtype=getattr(torch, cfg.SOLVER.AMP.DTYPE) if amp else None,
+            amp_dtype=_amp_dtype(cfg),
             clip=clipping(clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE),
         )
         self.module, self.optimizer, self.data_loader, self.cfg = module, optimizer, data_loader, cfg
@@ -324,6 +321,19 @@ class _Save(hooks.HookBase):
             trainer.save_checkpoint()
         if trainer.stop_agreed:
             raise signals.Stopped
+
+
+def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    if cfg.MODEL.DEVICE == "cpu":
+        if cfg.SOLVER.AMP.DTYPE == "float16":
+            logger.info("SOLVER.AMP.DTYPE float16 is for GPUs: training in float32; bfloat16 works on some CPUs, too")
+            return None
+        if not cpu_has_bfloat16():
+            logger.info("SOLVER.AMP.DTYPE bfloat16: this processor is not faster with it: training in float32")
+            return None
+    return getattr(torch, cfg.SOLVER.AMP.DTYPE)
 
 
 def _check_share(sampler: StepSampler, accumulation_steps: int) -> None:

@@ -50,6 +50,7 @@ _ARRAY_PARTS = {
 
 
 FINAL = "model_final"
+METHOD_TRAINING = "method_training"  # what a method's training remembers, where there is a ``MethodTraining``
 ENDED_AFTER = "ended_after"  # iterations; a checkpoint has this entry where ``keep_weights`` took the trainer's state
 _PERIODIC = re.compile(r"model_\d{7}\.pth")
 
@@ -340,6 +341,7 @@ def keep_weights(folder: str | Path) -> None:
     for path in Path(folder).rglob("model_*.pth"):  # first, to make room; those of pre-alignment lie in a subfolder
         if path != final and (path.name == final.name or _PERIODIC.fullmatch(path.name)):
             path.unlink(missing_ok=True)
+    content.pop(METHOD_TRAINING, None)
     if "trainer" in content:
         content[ENDED_AFTER] = content.pop("trainer")["iteration"] + 1
         with atomic_write(final) as file:

@@ -337,12 +337,10 @@ def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
 
 
 def _check_share(sampler: StepSampler, accumulation_steps: int) -> None:
-    share = sampler.per_group // sampler.processes
-    if share % accumulation_steps:
-        raise UserError(
-            f"SOLVER.ACCUMULATION_STEPS {accumulation_steps} does not divide a process's {share} image(s)"
-            + (" of each domain" if len(sampler.groups) > 1 else "")
-        )
+    shares = [share // sampler.processes for share in sampler.shares if share]
+    if any(share % accumulation_steps for share in shares):
+        own = " + ".join(map(str, shares)) + (" images of its groups" if len(shares) > 1 else " image(s)")
+        raise UserError(f"SOLVER.ACCUMULATION_STEPS {accumulation_steps} does not divide a process's {own}")
 
 
 def _forget_metrics(path: Path, start: int) -> None:
@@ -370,14 +368,17 @@ def _nested_scalars(value: Any) -> Any:
     return {key: _nested_scalars(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def evaluate_model(cfg: CfgNode, model: nn.Module) -> dict[str, dict[str, float]]:
-    """Metrics of every split of DATASETS.TEST: {split: {"mIoU", "fwIoU", "mACC", "pACC", "IoU-road", ...}}."""
+def evaluate_model(cfg: CfgNode, model: nn.Module, folder: str = "inference") -> dict[str, dict[str, float]]:
+    """Metrics of every split of DATASETS.TEST: {split: {"mIoU", "fwIoU", "mACC", "pACC", "IoU-road", ...}}.
+
+    folder: in OUTPUT_DIR, for what else the evaluator writes.
+    """
     results = {}
     for name in cfg.DATASETS.TEST:
         loader = build_detection_test_loader(
             cfg, name, mapper=SemanticMapper(cfg, is_train=False), num_workers=cfg.DATALOADER.NUM_WORKERS
         )
-        evaluator = SemanticEvaluator(name, f"{cfg.OUTPUT_DIR}/inference/{name}")
+        evaluator = SemanticEvaluator(name, f"{cfg.OUTPUT_DIR}/{folder}/{name}")
         scores = evaluate_split(build_inference(cfg, model), signals.Stoppable(loader), evaluator)
         results[name] = scores.get("sem_seg", {})
         if results[name]:

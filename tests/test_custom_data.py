@@ -351,7 +351,7 @@ def test_a_subset_of_a_built_in_data_set(
         del MetadataCatalog.get(name).subset
     assert "left out 1 images without a label" in caplog.text
     cfg.DATASETS.SUBSETS = ("mapilary_sem_seg_train",)
-    with pytest.raises(UserError, match="data set 'mapilary_sem_seg_train' is not known"):
+    with pytest.raises(UserError, match="DATASETS.SUBSETS: no data set 'mapilary_sem_seg_train' is registered"):
         register_data(cfg)
 
 

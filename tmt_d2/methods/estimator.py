@@ -19,10 +19,11 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from tmt_d2.data.label_spaces import IGNORE
-from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN, all_records
+from tmt_d2.data.labelled import LABEL
+from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.reader import read_label
-from tmt_d2.data.registration import is_labelled, label_space_of, labelled_records
+from tmt_d2.data.registration import label_space_of, labelled_records, records_of
 from tmt_d2.modeling.mask_former import valid_positions
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.transferability import proxy_a_distance
@@ -146,7 +147,7 @@ def held_out_loader(
 
     with_label: only images with a label.
     """
-    records = labelled_records(names) if with_label else all_records(names)
+    records = labelled_records(names) if with_label else records_of(names)
     chosen = np.unique(np.linspace(0, len(records) - 1, min(limit, len(records))).round().astype(int))
     return build_detection_test_loader(
         [records[index] for index in chosen],
@@ -196,7 +197,7 @@ def measure(
                 stability[level].append(
                     spearman(result.region_logits[exists].cpu(), twin) if has_twin else float("nan")
                 )
-                if is_labelled(batch[0]):
+                if LABEL in batch[0]:
                     _add_by_class(sums[level], counts[level], t_map, batch[0])
     training.train()
     distances = [

@@ -13,19 +13,18 @@ from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
 from tmt_d2.config import setup_cfg
-from tmt_d2.data import register_data
 from tmt_d2.data.label_spaces import LabelSpace
+from tmt_d2.data.labelled import LABEL
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.reader import read_image_of, read_label, read_pair
-from tmt_d2.data.registration import is_labelled, label_space_of, labelled_records
+from tmt_d2.data.registration import check_registered, label_space_of, labelled_records, records_of
 from tmt_d2.deployment import load_model
-from tmt_d2.errors import UserError
+from tmt_d2.deployment.streaming import IMAGES
+from tmt_d2.errors import UserError, did_you_mean
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.pictures.exclusion import collect
 from tmt_d2.pictures.inspection import AttentionReport, Selector, attention_report
 from tmt_d2.pictures.sizes import Size, resized, size_within
-
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 
 
 @dataclass
@@ -40,13 +39,12 @@ class LoadedModel:
 
     @classmethod
     def load(cls, config_file: str, weights: str, opts: Sequence[str] = ()) -> LoadedModel:
-        """Named by its method or stage; its custom data sets are registered.
+        """Named by its method or stage.
 
         Raises:
             FileNotFoundError, UserError: config or checkpoint cannot be used; one line.
         """
         cfg, model = load_model(config_file, weights, opts)
-        register_data(cfg)
         name = cfg.TRANSFER.METHOD if cfg.TRANSFER.STAGE == "finetune" else cfg.TRANSFER.STAGE
         return cls(name, config_file, cfg.MODEL.WEIGHTS, model, SemanticMapper(cfg, is_train=False))
 
@@ -59,11 +57,12 @@ def find_records(place: str) -> tuple[list[dict[str, Any]], int]:
     """
     path = Path(place)
     if place in DatasetCatalog.list():
-        return list(DatasetCatalog.get(place)), 0
+        return records_of([place]), 0
     if path.is_file():
         return [{"file_name": place}], 0
     if not path.is_dir():
-        raise FileNotFoundError(f"--input {place}: no such image, folder or registered split")
+        nearest = did_you_mean(place, DatasetCatalog.list())
+        raise FileNotFoundError(f"--input {place}: no such image, folder or registered split{nearest}")
     files = sorted(file for file in path.iterdir() if file.is_file())
     images = [file for file in files if file.suffix.lower() in IMAGES]
     if not images:
@@ -95,8 +94,8 @@ def report_image(
 ) -> AttentionReport:
     """One image through one model, at the size of the file or smaller; see ``attention_report``."""
     truth = None
-    if is_labelled(record):
-        picture, truth = read_pair(record, label_space_for(loaded, record["dataset"]))
+    if LABEL in record:
+        picture, truth = read_pair(record, label_space_for(loaded.model, record["dataset"]))
     else:
         picture = read_image_of(record)
     whole: Size = (picture.shape[0], picture.shape[1])
@@ -113,17 +112,15 @@ def report_image(
     )
 
 
-def label_space_for(loaded: LoadedModel, split: str) -> LabelSpace:
+def label_space_for(model: MaskFormer, split: str) -> LabelSpace:
     """That of a registered split.
 
     Raises:
         UserError: the model has other classes: its predictions cannot be held against these labels.
     """
     space = label_space_of(split)
-    if space.classes.names != loaded.model.class_list.names:
-        raise UserError(
-            f"{split} has {space.classes}, {loaded.weights} has {loaded.model.class_list}: show other images"
-        )
+    if space.classes.names != model.class_list.names:
+        raise UserError(f"{split} has {space.classes}, the model has {model.class_list}: name a split with its classes")
     return space
 
 
@@ -136,7 +133,8 @@ def scaled(selector: Selector, whole: Size, shown: Size) -> Selector:
 
 def split_statistics(loaded: LoadedModel, split: str, limit: int | None = None) -> dict[str, Any]:
     """``Statistics.result`` of a registered split, with where it comes from and the measured proxy A-distance."""
-    label_space = label_space_for(loaded, split)
+    check_registered(split, "--statistics")
+    label_space = label_space_for(loaded.model, split)
     records = tqdm(labelled_records([split])[:limit], desc=split, unit="image")
     items = ((loaded.mapper(record), read_label(record["sem_seg_file_name"], label_space)) for record in records)
     origin = {"split": split, "config_file": loaded.config_file, "weights": loaded.weights}

@@ -178,9 +178,8 @@ def measure(
     logits: dict[str, list[list[Tensor]]] = {domain: [[] for _ in levels] for domain in loaders}
     spread: list[list[float]] = [[] for _ in levels]
     stability: list[list[float]] = [[] for _ in levels]
-    classes = training.model.class_list.names
-    sums = np.zeros((len(levels), len(classes)))
-    counts = np.zeros((len(levels), len(classes)))
+    classes: Sequence[str] = ()  # of the target, which may have others than the source model
+    sums, counts = np.zeros((2, len(levels), IGNORE))
     training.eval()
     for domain, loader in loaders.items():
         for batch in loader:
@@ -198,6 +197,7 @@ def measure(
                     spearman(result.region_logits[exists].cpu(), twin) if has_twin else float("nan")
                 )
                 if LABEL in batch[0]:
+                    classes = label_space_of(batch[0]["dataset"]).classes.names
                     _add_by_class(sums[level], counts[level], t_map, batch[0])
     training.train()
     distances = [

@@ -135,7 +135,8 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
     """Raise one-line errors for what would otherwise fail, or mislead, long after the start.
 
     Returns:
-        what all splits of the stage call their classes, which the model will have.
+        the one class list of all splits with labels that count, which the model will have; the estimator's are those of
+        the source model, so of the source.
     """
     stage, method = cfg.TRANSFER.STAGE, method_of(cfg)
     architecture = {"source": None, "estimator": ESTIMATED, "finetune": method.architecture}[stage]
@@ -154,10 +155,10 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
         keys += ["UNLABELLED"] if method.mixes_groups and cfg.DATASETS.UNLABELLED else []
     if stage == "estimator":
         keys += ["SOURCE_TEST"] if eval_only else ["SOURCE_TRAIN", "SOURCE_TEST"]
-    needs_labels = set() if stage == "estimator" else {"TRAIN", "TEST", "SOURCE_TRAIN"}
+    says_classes = {"SOURCE_TRAIN", "SOURCE_TEST"} if stage == "estimator" else {"TRAIN", "TEST", "SOURCE_TRAIN"}
+    needs_labels = set() if stage == "estimator" else says_classes
     if stage == "finetune" and method.mixes_groups:
-        needs_labels.remove("TRAIN")  # its loader finds those that have one
-    used: list[str] = []
+        needs_labels = needs_labels - {"TRAIN"}  # its loader finds those that have one
     seen = {*cfg.DATASETS.SOURCE_TRAIN, *cfg.DATASETS.TRAIN} if stage == "estimator" else set()
     for key in keys:
         names = cfg.DATASETS[key]
@@ -172,7 +173,6 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
                 )
             # A missing root or file speaks up now, not at the first evaluation.
             _ = labelled_records([name]) if key in needs_labels else DatasetCatalog.get(name)
-            used.append(name)
     both = {*cfg.DATASETS.SOURCE_TRAIN} & {*cfg.DATASETS.TRAIN}
     if both and "SOURCE_TRAIN" in keys:
         logger.warning(
@@ -181,6 +181,7 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
         )
     if stage != "estimator" and not eval_only:
         _check_best(cfg)
+    used = [name for key in keys if key in says_classes for name in cfg.DATASETS[key]]
     classes, configured = common_classes(used), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if configured not in (len(classes), *NUM_CLASSES_UNSET):
         raise UserError(

@@ -296,7 +296,8 @@ def test_a_model_of_its_own_classes(tmp_path: Path, count: int) -> None:
     assert predictor.classes.names == tuple(names) and predictor.classes.colors[0] == (1, 2, 3)
     image = tmp_path / "own/val/rgb/0.png"
     assert predictor(image).scores.shape[0] == count
-    loaded = LoadedModel.load(base, weights, plain)
+    file.unlink()  # the run's own config names it
+    loaded = LoadedModel.load(f"{cfg.OUTPUT_DIR}/config.yaml", weights)
     drawn = report_image(loaded, {"file_name": str(image)}, [names[1]])
     assert drawn.queries[0].name == names[1] and drawn.classes == predictor.classes
     files = [suffix for suffix, _ in report_figures([drawn], "picture", ())]

@@ -144,7 +144,8 @@ def add_tmt_config(cfg: CfgNode) -> None:
     transfer.METHOD = "full"  # of the fine-tuning stage: a row of methods/table.py
     transfer.LABEL_FRACTION = 1.0  # share of the target's labelled training images that fine-tuning may use
     transfer.LABEL_COUNT = 0  # so many labelled images instead; 0 = the fraction
-    transfer.LABEL_SEED = 0  # which images these are; a smaller fraction or count is a subset of a larger one
+    # Which images these are; a smaller fraction or count is a subset of a larger one. -1: SEED, each run its own.
+    transfer.LABEL_SEED = 0
     transfer.LABELLED = ""  # instead, a file that names the labelled images: image ids or file names, one a line
     transfer.REINIT_CLASS_HEAD = False  # begin with a new class head where that of MODEL.WEIGHTS has another size
     # leep, otce: before fine-tuning, whose budget this does not reduce, the score of the source model on labelled

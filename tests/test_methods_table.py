@@ -15,7 +15,7 @@ from tmt_d2 import setup_cfg
 from tmt_d2.methods.alignment import SCORES
 from tmt_d2.methods.table import BASELINE, METHODS, OURS, Method, method_of
 
-FOLDERS = [ROOT / "configs" / name for name in ("tiny", "R50", "SwinL")]
+FOLDERS = [ROOT / "configs" / name for name in ("tiny", "lite0", "R50", "SwinL")]
 STAGES = ("source", "estimator")  # files of the stages before fine-tuning
 OF_A_METHOD = {  # its keys
     "tmt": "MODEL.TMT.",

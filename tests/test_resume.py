@@ -49,10 +49,28 @@ def losses(folder: Path) -> dict[int, float]:
 
 # The other combinations of stage, loader processes and accumulation, with real kills: tests/soak.
 @pytest.mark.parametrize(
-    ("stage", "workers", "accumulation"), [("source", 0, 2), ("estimator", 0, 1), ("tmt", 2, 1), ("linear", 2, 2)]
+    ("stage", "workers", "accumulation", "dtype"),
+    [
+        ("source", 0, 2, "float32"),
+        ("estimator", 0, 1, "float32"),
+        ("tmt", 2, 1, "float32"),
+        ("linear", 2, 2, "float32"),
+        ("tmt", 0, 2, "bfloat16"),
+    ],
 )
-def test_resumed_equals_uninterrupted(start: Path, tmp_path: Path, stage: str, workers: int, accumulation: int) -> None:
+def test_resumed_equals_uninterrupted(
+    start: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    workers: int,
+    accumulation: int,
+    dtype: str,
+) -> None:
     changes = {"DATALOADER__NUM_WORKERS": workers, "SOLVER__ACCUMULATION_STEPS": accumulation}
+    if dtype != "float32":
+        monkeypatch.setattr(trainer, "cpu_has_bfloat16", lambda: True)  # without it slower, but the same
+        changes |= {"SOLVER__AMP__ENABLED": True, "SOLVER__AMP__DTYPE": dtype}
     changes |= {"SOLVER__CHECKPOINT_PERIOD": 2, "TEST__EVAL_PERIOD": 2}
     run_stage(small_cfg(stage, tmp_path / "straight", start, **changes))
     run_killed(small_cfg(stage, tmp_path / "killed", start, **changes), 3)

@@ -7,14 +7,19 @@ keys beside existing ones. Symbols and equation numbers are those of arXiv 2504.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ast
+import importlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.projects.deeplab import add_deeplab_config
 
 from tmt_d2.config_file import load_config_file
-from tmt_d2.errors import UserError
+from tmt_d2.errors import UserError, did_you_mean
 
 STAGES = ("source", "estimator", "finetune")
 MASK_RULES = ("foreground", "uncertain")
@@ -109,6 +114,13 @@ def add_tmt_config(cfg: CfgNode) -> None:
     # official code; or "ignore": nothing, whatever is predicted there.
     cfg.MODEL.MASK_FORMER.IGNORED_PIXELS = "background"
 
+    timm = cfg.MODEL.TIMM = CfgNode()  # with MODEL.BACKBONE.NAME "timm"
+    timm.NAME = "tf_efficientnet_lite0"  # any model of the library timm with features; MODEL.WEIGHTS names its weights
+    timm.DROP_PATH_RATE = 0.0
+    timm.FROZEN = False  # nothing of it learns, but adapters do
+    timm.LORA_RANK = 0  # r: low-rank adapters on the projections to queries, keys and values; 0: none
+    timm.PYRAMID_CHANNELS = 256  # of each of the four maps made of a plain Vision Transformer's one
+
     tmt = cfg.MODEL.TMT = CfgNode()
     # Adaptive clustering (Eqs. 6-9), one entry per level the decoder attends to: strides 32, 16, 8.
     tmt.REGIONS = "adaptive"  # "square": equal patches instead of adaptive regions, the ablation "w/o ACTE"
@@ -192,11 +204,18 @@ def add_tmt_config(cfg: CfgNode) -> None:
 
     # IMS_PER_BATCH images are one step; each process takes its share of them in this many micro-batches.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
+    cfg.SOLVER.LAYER_DECAY = 1.0  # of a plain Vision Transformer: each block learns this much slower than the next one
     cfg.SOLVER.AMP.DTYPE = "float16"  # with a gradient scaler, as the official code; or "bfloat16", without
     cfg.SOLVER.CHECKPOINTS_KEPT = 3  # periodic ones; model_final does not count
     cfg.DATALOADER.MAX_BAD_FRACTION = 0.05  # of the training images may be unreadable, and are replaced by others
     transfer.DETECT_ANOMALY = False  # stop at the module that first makes a NaN or an infinity; slow
 
+    # The weights that are best at an evaluation (TEST.EVAL_PERIOD) of source training or fine-tuning are kept in
+    # model_best.pth; what they were, and all other evaluations, in best.json.
+    cfg.TEST.BEST = CfgNode()
+    cfg.TEST.BEST.METRIC = ""  # such as mIoU or IoU-car, higher is better; "": no such file
+    cfg.TEST.BEST.SPLIT = ""  # one of DATASETS.TEST; "": the first
+    cfg.TEST.BEST.PATIENCE = 0  # training ends after so many evaluations in a row that brought nothing better; 0: never
     cfg.TEST.SLIDING_WINDOW = CfgNode()
     cfg.TEST.SLIDING_WINDOW.ENABLED = False
     cfg.TEST.SLIDING_WINDOW.SIZE = [1024, 1024]  # height, width
@@ -208,19 +227,70 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 
     Nothing in the file is executed: see ``config_file``.
 
+    A whole number stands for a float, and a plain name for a list of one. The modules that the environment variable
+    TMT_IMPORT names (with commas between them) are imported first: they register a user's own data sets, backbones, ...
+
     Raises:
         FileNotFoundError: the file, or one of its bases, does not exist.
         UserError: an unknown key, a value of a wrong type, or a value that no stage could run with.
     """
+    if not config_file:
+        raise UserError("there is no config file: name one, e.g. --config-file configs/tiny/source.yaml")
+    _import_modules(os.environ.get("TMT_IMPORT", ""))
     cfg = get_cfg()
     add_tmt_config(cfg)
     try:
-        cfg.merge_from_other_cfg(CfgNode(load_config_file(config_file)))
-        cfg.merge_from_list(list(opts))
+        cfg.merge_from_other_cfg(CfgNode(_fitted(load_config_file(config_file), cfg)))
+        for key, value in zip(opts[::2], opts[1::2]):
+            cfg.merge_from_list([key, _fitted(value, _default_of(key, cfg))])
+        if len(opts) % 2:
+            raise UserError(f"{opts[-1]} has no value behind it: overrides are KEY VALUE ...")
     except (KeyError, AssertionError, ValueError) as error:
-        raise UserError(f"{config_file}: {_one_line(error)}") from error
+        raise UserError(f"{config_file}: {_one_line(error)}{_nearest_key(error, cfg)}") from error
     check_cfg(cfg)
     return cfg
+
+
+def _import_modules(names: str) -> None:
+    for name in filter(None, names.split(",")):
+        try:
+            importlib.import_module(name.strip())
+        except ModuleNotFoundError as error:
+            raise UserError(f"TMT_IMPORT names {name}: {error}; is its folder in PYTHONPATH?") from error
+
+
+def _fitted(value: Any, default: Any) -> Any:
+    """``value``, as text or not, as the kind of ``default`` that it plainly means; anything else as it is."""
+    if isinstance(value, dict) and isinstance(default, dict):
+        return {key: _fitted(item, default.get(key)) for key, item in value.items()}
+    try:
+        read = ast.literal_eval(value) if isinstance(value, str) else value  # as Detectron2 reads it
+    except (ValueError, SyntaxError):
+        read = value
+    if isinstance(default, float) and type(read) is int:
+        return float(read)
+    if isinstance(default, (tuple, list)) and isinstance(read, str) and all(isinstance(each, str) for each in default):
+        return (read,)
+    return value
+
+
+def _default_of(key: str, cfg: CfgNode) -> Any:
+    node: Any = cfg
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, CfgNode) else None
+    return node
+
+
+def _nearest_key(error: BaseException, cfg: CfgNode) -> str:
+    unknown = re.search(r"Non-existent (?:config )?key: (\S+)", str(error))
+    return did_you_mean(unknown[1].strip("'\""), _keys(cfg)) if unknown else ""
+
+
+def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{key}.")
 
 
 def check_cfg(cfg: CfgNode) -> None:
@@ -244,6 +314,10 @@ def check_cfg(cfg: CfgNode) -> None:
     for key in ("ACCUMULATION_STEPS", "CHECKPOINTS_KEPT"):
         if cfg.SOLVER[key] < 1:
             raise UserError(f"SOLVER.{key} is {cfg.SOLVER[key]}: it must be at least 1")
+    if not 0 < cfg.SOLVER.LAYER_DECAY <= 1:
+        raise UserError(f"SOLVER.LAYER_DECAY is {cfg.SOLVER.LAYER_DECAY}: it must be in (0, 1]")
+    if cfg.MODEL.TIMM.LORA_RANK < 0:
+        raise UserError(f"MODEL.TIMM.LORA_RANK is {cfg.MODEL.TIMM.LORA_RANK}: it must be >= 0")
     if not 0 <= cfg.DATALOADER.MAX_BAD_FRACTION <= 1:
         raise UserError(f"DATALOADER.MAX_BAD_FRACTION is {cfg.DATALOADER.MAX_BAD_FRACTION}: it must be in [0, 1]")
     if not 0 <= tmt.P_T < 1:
@@ -287,7 +361,7 @@ def check_cfg(cfg: CfgNode) -> None:
 
 def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise UserError(f"{key} is {value!r}: choose one of {', '.join(choices)}")
+        raise UserError(f"{key} is {value!r}: choose one of {', '.join(choices)}{did_you_mean(str(value), choices)}")
 
 
 def _one_line(error: BaseException) -> str:

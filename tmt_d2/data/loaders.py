@@ -16,12 +16,13 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from tmt_d2.data.labelled import LABEL, LabelChoice
 from tmt_d2.data.reader import DataError
+from tmt_d2.data.registration import records_of
 from tmt_d2.errors import UserError
 from tmt_d2.randomness import derived_seed, seeded
 
@@ -57,7 +58,7 @@ def build_train_loader(
         UserError: the processes cannot share ``batch_size`` equally.
     """
     _check_processes(batch_size, 1, "be shared equally by")
-    records = _records_of(names)
+    records = records_of(names)
     chosen = (labels or LabelChoice()).of(records)
     logger.info("%s: %d of %d training images", ", ".join(names), len(chosen), len(records))
     return build_group_loader([Group(chosen, batch_size)], mapper, seed, num_workers)
@@ -81,9 +82,9 @@ def build_paired_loader(
         UserError: a process's share of ``batch_size`` is odd.
     """
     _check_processes(batch_size, 2, "be half source, half target in each of")
-    targets = _records_of(target_names)
+    targets = records_of(target_names)
     targets = targets if labels is None else labels.of(targets)
-    groups = [_marked(_records_of(source_names), SOURCE_DOMAIN), _marked(targets, TARGET_DOMAIN)]
+    groups = [_marked(records_of(source_names), SOURCE_DOMAIN), _marked(targets, TARGET_DOMAIN)]
     logger.info("pairs of %d source and %d target images", *map(len, groups))
     return build_group_loader([Group(records, batch_size // 2) for records in groups], mapper, seed, num_workers)
 
@@ -141,10 +142,10 @@ def build_semi_supervised_loader(
     Raises:
         UserError: a group that has a share has no image.
     """
-    pictures = _records_of(target)
+    pictures = records_of(target)
     chosen = labels.of(pictures) if shares.labelled else []
-    more = _records_of(unlabelled) if unlabelled else []
-    sources = [record for record in _records_of(source) if LABEL in record] if shares.source and source else []
+    more = records_of(unlabelled) if unlabelled else []
+    sources = [record for record in records_of(source) if LABEL in record] if shares.source and source else []
     if shares.unlabelled and len(pictures) == len(chosen) and not more:
         raise UserError(
             f"no unlabelled picture: all {len(chosen)} of DATASETS.TRAIN are used with their labels; lower "
@@ -184,10 +185,6 @@ def _check_processes(batch_size: int, groups: int, what: str) -> None:
         raise UserError(
             f"batch size {batch_size} cannot {what} {comm.get_world_size()} process(es): use a multiple of {multiple}"
         )
-
-
-def _records_of(names: Sequence[str]) -> list[Record]:
-    return get_detection_dataset_dicts(list(names), filter_empty=False)
 
 
 def _marked(records: Sequence[Record], domain: int) -> list[Record]:

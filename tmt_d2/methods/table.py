@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from detectron2.config import CfgNode
 from torch import nn
 
-from tmt_d2.errors import UserError
+from tmt_d2.errors import UserError, did_you_mean
 from tmt_d2.methods.method_training import MethodTraining
 from tmt_d2.methods.self_training.training import self_training
 
@@ -77,5 +77,5 @@ def method_of(cfg: CfgNode) -> Method:
     """
     name = cfg.TRANSFER.METHOD
     if name not in METHODS:
-        raise UserError(f"TRANSFER.METHOD is {name!r}: choose one of {', '.join(METHODS)}")
+        raise UserError(f"TRANSFER.METHOD is {name!r}: choose one of {', '.join(METHODS)}{did_you_mean(name, METHODS)}")
     return METHODS[name]

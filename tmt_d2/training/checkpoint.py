@@ -23,7 +23,9 @@ from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.official import CLASS_HEAD, load_report, upgrade_names
+from tmt_d2.modeling.timm_backbone import timm_part
 from tmt_d2.modeling.tmt import TransferableMaskFormer
+from tmt_d2.training.pretrained import read_safetensors
 from tmt_d2.transferability.acte import TransferabilityEstimator
 from tmt_d2.transferability.settings import decode_settings, refuse_other_settings
 
@@ -89,11 +91,19 @@ class TMTCheckpointer(DetectionCheckpointer):
         path = Path(self.save_dir) / f"{name}.pth"
         with atomic_write(path) as file:
             torch.save({"model": self.model.state_dict(), **state, **extra}, file)
-        if name.startswith("model"):  # others are not to be resumed from
+        if name == FINAL or _PERIODIC.fullmatch(path.name):  # others are not to be resumed from
             self.tag_last_checkpoint(path.name)
             for old in self._newest_first()[self.keep :]:
                 old.unlink(missing_ok=True)
         self.logger.info("saved %s", path)
+
+    def save_weights(self, name: str, **extra: Any) -> None:
+        """The model alone, which no run can be resumed from."""
+        if self.save_dir and self.save_to_disk:
+            path = Path(self.save_dir) / f"{name}.pth"
+            with atomic_write(path) as file:
+                torch.save({"model": self.model.state_dict(), **extra}, file)
+            self.logger.info("saved %s", path)
 
     def _newest_first(self) -> list[Path]:
         """The periodic checkpoints. By time of writing: an earlier run's in the same folder may have larger numbers."""
@@ -154,6 +164,8 @@ class TMTCheckpointer(DetectionCheckpointer):
         try:
             if filename.endswith(".pkl"):
                 content = _read_pickle(filename)
+            elif filename.endswith(".safetensors"):
+                content = {"model": read_safetensors(filename)}
             elif filename.endswith(".pyth"):  # of pycls; Detectron2 would read it without `weights_only`
                 content = {"model": self._torch_load(filename)["model_state"], "matching_heuristics": True}
             else:
@@ -161,6 +173,8 @@ class TMTCheckpointer(DetectionCheckpointer):
             if not isinstance(content["model"], dict):
                 raise pickle.UnpicklingError(f"its model is a {type(content['model']).__name__}, not a dictionary")
             return content
+        except UserError:
+            raise
         except Exception as error:  # damaged bytes make the readers raise nearly anything
             if isinstance(error, OSError) and error.filename:  # the file system's own
                 raise
@@ -177,6 +191,11 @@ class TMTCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Any) -> _IncompatibleKeys:
         model_state = self.model.state_dict()
+        timm = timm_part(self.model)
+        if timm and not any(name.startswith(("backbone.", "sem_seg_head.")) for name in checkpoint["model"]):
+            self._convert_ndarray_to_tensor(checkpoint["model"])
+            converted = timm[1].convert(checkpoint["model"], self._loading)
+            checkpoint = {"model": {f"{timm[0]}.{name}": value for name, value in converted.items()}}
         weights = checkpoint["model"]
         _rename(weights)
         self._refuse_other_estimator(checkpoint)

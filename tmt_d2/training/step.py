@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tmt_d2.errors import UserError
+from tmt_d2.modeling.precision import mixed_precision
 
 Clip = Callable[[list[nn.Parameter]], Any]
 
@@ -50,7 +51,7 @@ class TrainingStep:
     def backward(self, batch: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Tensor], Tensor]:
         """Gradients of the mean loss over the micro-batches -> the losses, detached, and the gradient's norm."""
         micro_batches = split(batch, self.accumulation_steps)
-        with self._autocast():
+        with mixed_precision(self.device.type, self.amp_dtype):
             arguments = self._normalisers(micro_batches)
         self.optimizer.zero_grad()
         total: dict[str, Tensor] = {}
@@ -58,7 +59,7 @@ class TrainingStep:
             last = index == len(micro_batches) - 1
             waits = not last and isinstance(self.module, DistributedDataParallel)
             with self.module.no_sync() if waits else nullcontext():
-                with self._autocast():
+                with mixed_precision(self.device.type, self.amp_dtype):
                     losses = self.module(micro_batch, **arguments)
                     loss = sum(losses.values()) / len(micro_batches)
                 self.scaler.scale(loss).backward()
@@ -83,9 +84,6 @@ class TrainingStep:
     def may_overflow(self) -> bool:
         """Whether a gradient that is not finite is the scaler's business: its scale can still be lowered."""
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None)
 
     @property
     def _plain_module(self) -> Any:

@@ -13,6 +13,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,10 +34,12 @@ from tmt_d2.errors import UserError
 from tmt_d2.evaluation.inference import build_inference
 from tmt_d2.evaluation.semantic import SemanticEvaluator, evaluate_split, metrics_table
 from tmt_d2.files import atomic_write, write_json
+from tmt_d2.modeling.precision import cpu_has_bfloat16
 from tmt_d2.processes import signals
 from tmt_d2.randomness import seed_everything
 from tmt_d2.training.anomaly import find_anomalies
 from tmt_d2.training.bad_samples import BadSamples
+from tmt_d2.training.best import BEST, Best
 from tmt_d2.training.checkpoint import FINAL, TMTCheckpointer
 from tmt_d2.training.optimizer import build_lr_scheduler, build_optimizer
 from tmt_d2.training.step import TrainingStep, clipping
@@ -76,17 +79,13 @@ class StageTrainer(TrainerBase):
         optimizer = build_optimizer(cfg, module)
         if cfg.TRANSFER.DETECT_ANOMALY:
             find_anomalies(module)
-        amp = cfg.SOLVER.AMP.ENABLED
-        if amp and cfg.MODEL.DEVICE == "cpu":
-            logger.info("SOLVER.AMP.ENABLED has no effect on the CPU: training in float32")
-            amp = False
         devices = None if cfg.MODEL.DEVICE == "cpu" else [comm.get_local_rank()]
         clip = cfg.SOLVER.CLIP_GRADIENTS
         self.step = TrainingStep(
             create_ddp_model(module, broadcast_buffers=False, device_ids=devices),
             optimizer,
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
-            amp_dtype=getattr(torch, cfg.SOLVER.AMP.DTYPE) if amp else None,
+            amp_dtype=_amp_dtype(cfg),
             clip=clipping(clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE),
         )
         self.module, self.optimizer, self.data_loader, self.cfg = module, optimizer, data_loader, cfg
@@ -102,8 +101,10 @@ class StageTrainer(TrainerBase):
             trainer=weakref.proxy(self),
         )
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self._final_is_of = -1
         self.done = self.saved = -1  # the last iteration that was completed, and that a checkpoint has
         self._evaluate = evaluate or (lambda: evaluate_model(cfg, model))
+        self.best = Best.from_config(cfg)
         self._results: dict[str, Any] = {}
 
     def build_hooks(self) -> list[hooks.HookBase]:
@@ -123,10 +124,14 @@ class StageTrainer(TrainerBase):
         resume = resume and self.checkpointer.has_checkpoint()
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if not resume:
+            if self.best and comm.is_main_process():
+                self.best.forget()
             return
         if self.done < 0:
             raise UserError(f"{self.cfg.OUTPUT_DIR}: its checkpoint holds weights only, there is nothing to resume")
         self.start_iter, self.saved = self.done + 1, self.done
+        if self.best:
+            self.best.read(self.done)
         if self.start_iter > self.max_iter:
             raise UserError(
                 f"{self.cfg.OUTPUT_DIR} holds a checkpoint after {self.start_iter} iterations, but SOLVER.MAX_ITER is "
@@ -157,12 +162,16 @@ class StageTrainer(TrainerBase):
         with EventStorage(self.start_iter) as self.storage:
             try:
                 self.before_train()
+                self._make_up_for_an_evaluation()
                 for iteration in range(self.start_iter, self.max_iter):
+                    if self._is_stopped_early():
+                        break
                     self.iter = iteration
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                self.iter = self.max_iter
+                if not (self._is_stopped_early() and self._results):  # else the last evaluation is that of the end
+                    self.iter = self.max_iter
                 self.after_train()
             except signals.Stopped:
                 self.save_checkpoint()
@@ -179,6 +188,29 @@ class StageTrainer(TrainerBase):
                 del self._batches  # ends the loader's processes
         self._summarise_bad_samples()
         return self._results
+
+    def _make_up_for_an_evaluation(self) -> None:
+        """A run may be stopped between a checkpoint and the evaluation after the same step."""
+        period = self.cfg.TEST.EVAL_PERIOD
+        due = self.best and period > 0 and 0 < self.start_iter < self.max_iter and self.start_iter % period == 0
+        if self.best and due and self.done not in self.best.values:
+            self._evaluate_and_flatten()
+            self.module.train()
+
+    def _is_stopped_early(self) -> bool:
+        """Whether TEST.BEST.PATIENCE has run out; the weights are then final, and are saved as such once."""
+        if self.best is None or not self.best.exhausted or self.done + 1 >= self.max_iter:
+            return False
+        if self._final_is_of != self.done:
+            logger.info(
+                "stopping after %d of %d iterations: %d evaluations brought nothing better (TEST.BEST.PATIENCE)",
+                self.done + 1,
+                self.max_iter,
+                self.best.patience,
+            )
+            self._final_is_of = self.done
+            self.save_checkpoint(FINAL)
+        return True
 
     def _summarise_bad_samples(self) -> None:
         for reasons in comm.gather(self.bad_samples.reasons):
@@ -250,6 +282,10 @@ class StageTrainer(TrainerBase):
     def _evaluate_and_flatten(self) -> dict[str, Any]:
         self._share_buffers()
         self._results = self._evaluate()
+        if self.best:
+            save = partial(self.checkpointer.save_weights, BEST, iteration=self.done)
+            self.best.note(self.done, self._results, save)
+            comm.synchronize()
         return _nested_scalars(self._results)
 
     def state_dict(self) -> dict[str, Any]:
@@ -285,6 +321,19 @@ class _Save(hooks.HookBase):
             trainer.save_checkpoint()
         if trainer.stop_agreed:
             raise signals.Stopped
+
+
+def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    if cfg.MODEL.DEVICE == "cpu":
+        if cfg.SOLVER.AMP.DTYPE == "float16":
+            logger.info("SOLVER.AMP.DTYPE float16 is for GPUs: training in float32; bfloat16 works on some CPUs, too")
+            return None
+        if not cpu_has_bfloat16():
+            logger.info("SOLVER.AMP.DTYPE bfloat16: this processor is not faster with it: training in float32")
+            return None
+    return getattr(torch, cfg.SOLVER.AMP.DTYPE)
 
 
 def _check_share(sampler: StepSampler, accumulation_steps: int) -> None:

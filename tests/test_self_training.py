@@ -15,7 +15,7 @@ from tests.helpers.models import make_records, tiny_cfg
 from tests.helpers.small_runs import contents, differences, small_cfg
 from tests.test_resume import FINAL, run_killed, trainer_of
 from tmt_d2.methods.self_training.mixing import paste, pasted
-from tmt_d2.methods.self_training.pseudo_labels import labels_and_confidence, marginals
+from tmt_d2.methods.self_training.pseudo_labels import Statistics, Trust, labels_and_confidence, marginals, mask_weights
 from tmt_d2.methods.self_training.teacher import MovingAverage
 from tmt_d2.methods.self_training.training import SelfTraining, donor_of, outputs_of, self_training
 from tmt_d2.methods.self_training.views import StrongView
@@ -82,6 +82,60 @@ def test_labels_and_confidence_are_those_of_the_enlarged_map() -> None:
     ((labels, confidence),) = labels_and_confidence(probabilities, (1, 4))
     assert labels.tolist() == [[0, 0, 1, 1]]
     torch.testing.assert_close(confidence, torch.tensor([[0.9, 0.75, 0.55, 0.7]]))
+
+
+def test_confident_pixels_by_hand() -> None:
+    labels, confidence = torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0.5, 0.9, 0.5, 0.7]])
+    quantiles = torch.tensor([0.8, 0.6])
+
+    def confident(**settings: float) -> list[int]:
+        return Trust(**settings).confident(labels, confidence, quantiles)[0].int().tolist()
+
+    assert confident() == [1, 1, 1, 1]
+    assert confident(threshold=0.7) == [0, 1, 0, 1]
+    assert confident(quantile=0.3) == [0, 1, 0, 1]
+    assert confident(quantile=0.3, threshold=0.95) == [0, 1, 0, 1]  # the lower one of each class
+    assert confident(quantile=0.3, threshold=0.5) == [1, 1, 1, 1]
+
+
+def test_weights_of_masks_by_hand() -> None:
+    labels = torch.tensor([[2, 2, 2], [5, 5, 255]], dtype=torch.uint8)
+    confident = torch.tensor([[True, True, False], [False, False, True]])
+    for weighs, two, five in (("nothing", 1, 1), ("confident", 2 / 3, 0), ("picture", 0.5, 0.5)):
+        weights = mask_weights(labels, Trust(weighs=weighs).weights(confident))
+        assert weights[2] == pytest.approx(two) and weights[5] == pytest.approx(five)
+        assert weights[:2].eq(0).all() and weights.shape == (256,)
+
+
+def test_quantiles_are_of_each_class_and_take_effect_after_the_step() -> None:
+    statistics = Statistics(3, quantile=0.5)
+    confidence = torch.tensor([[0.2, 0.4, 0.6, 0.8, 0.9], [0.1, 0.1, 0.1, 0.3, 1.0]])
+    statistics.note(torch.tensor([[0] * 5, [1] * 5]), confidence)
+    assert statistics.quantiles().tolist() == [0, 0, 0]
+    statistics.after_step()
+    assert statistics.quantiles().tolist() == pytest.approx([0.6, 0.1, 0])  # to a bin of 1 / 200
+    split = Statistics(3, quantile=0.5)
+    for label in (0, 1):  # two micro-batches
+        split.note(torch.full((5,), label), confidence[label])
+    split.after_step()
+    assert torch.equal(split.said, statistics.said)
+    for _ in range(600):  # what was said long ago is forgotten
+        statistics.note(torch.tensor([0]), torch.tensor([0.333]))
+        statistics.after_step()
+    assert statistics.quantiles()[0] == pytest.approx(0.33)
+
+
+@pytest.mark.parametrize(("road", "labelled", "expected"), [(19, 10, True), (14, 10, False), (19, 18, False)])
+def test_a_collapse_is_named_once(road: int, labelled: int, expected: bool, caplog: Any) -> None:
+    statistics = Statistics(19)
+    for _ in range(45):
+        statistics.note(torch.tensor([0] * road + [1] * (20 - road)), torch.ones(20))
+        statistics.note_label(torch.tensor([0] * labelled + [3] * (20 - labelled) + [255] * 50, dtype=torch.uint8))
+        statistics.after_step()
+    told = [record.getMessage() for record in caplog.records if "collapse" in record.getMessage()]
+    assert len(told) == expected
+    if expected:
+        assert told[0].startswith("collapse? 95 % of the pseudo-labels are road, of the labels 50 %: ")
 
 
 # --- mixing and views
@@ -221,6 +275,36 @@ def test_losses_of_both_parts_are_those_of_the_model(build_tiny: Any) -> None:
         torch.testing.assert_close(value, parts[0][name])
 
 
+def test_what_the_teacher_is_not_sure_of_does_not_count(build_tiny: Any, monkeypatch: Any) -> None:
+    """An untrained model is equally sure of everything, so its confidence is invented here."""
+
+    def invented(probabilities: Tensor, size: tuple[int, int]) -> Any:
+        for labels, _ in labels_and_confidence(probabilities, size):
+            yield labels, torch.linspace(0, 1, size[1]).expand(size)
+
+    monkeypatch.setattr("tmt_d2.methods.self_training.training.labels_and_confidence", invented)
+    settings: dict[str, Any] = {"THRESHOLD": 0.5, "IGNORE_UNCONFIDENT": True, "WEIGHT_BY": "confident"}
+    settings["SCALE_NO_OBJECT"] = True
+    training = build(build_tiny, **{f"TRANSFER__SELF_TRAINING__{key}": value for key, value in settings.items()})
+    records, plain = batch(), batch()
+    training.prepare(records)
+    build(build_tiny).prepare(plain)
+    shares = []
+    for index in (1, 3):
+        label, ignored = records[index]["sem_seg"], records[index]["sem_seg"] == 255
+        assert torch.equal(label[~ignored], plain[index]["sem_seg"][~ignored])
+        share = 1 - ignored.float().mean()
+        assert records[index]["no_object"] == pytest.approx(float(share))
+        for class_id in plain[index]["sem_seg"].unique():
+            of_class = plain[index]["sem_seg"] == class_id
+            expected = 1 - ignored[of_class].float().mean()
+            assert records[index]["mask_weights"][int(class_id)] == pytest.approx(float(expected), abs=1e-6)
+        shares.append(float(share))
+    assert min(shares) > 0.05 and max(shares) < 1  # the test has something of both
+    assert torch.isfinite(torch.stack(list(training(records).values()))).all()
+    assert training.count_masks(records)[1] <= sum(len(record["sem_seg"].unique()) for record in plain[1::2])
+
+
 def test_without_unlabelled_pictures_it_is_the_model(build_tiny: Any) -> None:
     training = build(build_tiny)
     records = [record for record in batch() if "sem_seg" in record]
@@ -258,6 +342,12 @@ def test_settings_that_mean_nothing(key: str, value: Any, message: str) -> None:
 # --- whole stages
 
 FEW: dict[str, Any] = {"TRANSFER__LABEL_COUNT": 2, "TRANSFER__SELF_TRAINING__BURN_IN": 0.25}
+CAREFUL: dict[str, Any] = {
+    "TRANSFER__SELF_TRAINING__QUANTILE": 0.5,
+    "TRANSFER__SELF_TRAINING__IGNORE_UNCONFIDENT": True,
+    "TRANSFER__SELF_TRAINING__WEIGHT_BY": "confident",
+    "TRANSFER__SELF_TRAINING__SCALE_NO_OBJECT": True,
+}
 
 
 def self_training_cfg(output: Path, start: Path, method: str = "self-training", **changes: Any) -> Any:
@@ -270,6 +360,7 @@ def self_training_cfg(output: Path, start: Path, method: str = "self-training", 
 def test_resumed_equals_uninterrupted(start: Path, tmp_path: Path, accumulation: int, source: float) -> None:
     changes: dict[str, Any] = {"SOLVER__CHECKPOINT_PERIOD": 2, "SOLVER__ACCUMULATION_STEPS": accumulation}
     changes |= {"TRANSFER__SELF_TRAINING__SOURCE": source, "DATASETS__SOURCE_TRAIN": ("cityscapes_sem_seg_train",)}
+    changes |= CAREFUL if source else {}
     run_stage(self_training_cfg(tmp_path / "straight", start, **changes))
     run_killed(self_training_cfg(tmp_path / "killed", start, **changes), 3)
     run_stage(self_training_cfg(tmp_path / "killed", start, **changes), resume=True)
@@ -310,7 +401,9 @@ def test_full_ema_trains_as_full_and_saves_the_average(start: Path, tmp_path: Pa
 @pytest.mark.usefixtures("data_root")
 def test_gradients_do_not_depend_on_the_split(start: Path, tmp_path: Path) -> None:
     def gradients(steps: int) -> tuple[dict[str, float], list[Tensor]]:
-        run, records = trainer_of(self_training_cfg(tmp_path, start, SOLVER__ACCUMULATION_STEPS=steps))
+        cfg = self_training_cfg(tmp_path, start, SOLVER__ACCUMULATION_STEPS=steps, **CAREFUL)
+        run, records = trainer_of(cfg)
+        run.module.statistics.said += 1  # thresholds of 0.5
         for name, parameter in run.module.student.named_parameters():
             if name.endswith("sampling_offsets.bias"):
                 parameter.data += 0.3  # as in test_resume

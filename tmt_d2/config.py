@@ -30,6 +30,7 @@ RANKINGS = ("T", "random", "inverted")
 IGNORED_PIXELS = ("background", "ignore")
 AMP_DTYPES = ("float16", "bfloat16")
 MIXES = ("classmix", "none")
+PSEUDO_WEIGHTS = ("nothing", "confident", "picture")
 
 
 def add_maskformer2_config(cfg: CfgNode) -> None:
@@ -185,6 +186,15 @@ def add_tmt_config(cfg: CfgNode) -> None:
     training.EMA = 0.99  # m: the teacher keeps min(1 - 1 / (i + 1), m) of itself in step i after the burn-in
     training.BURN_IN = 0.0  # share of SOLVER.MAX_ITER in which the teacher stays the model that training starts from
     training.WEIGHT = 1.0  # of the loss on pseudo-labels
+    # The teacher is confident of a pixel from this probability on (the marginal over the queries, divided by its sum
+    # over the classes), or from the quantile of this order among the pixels of its class; with both, the lower counts.
+    training.THRESHOLD = 0.0
+    training.QUANTILE = 0.0
+    training.IGNORE_UNCONFIDENT = False  # the other pixels are ignored, as with IGNORED_PIXELS "ignore"
+    # The mask and dice losses of a mask are weighted by the mean over its pixels of: "nothing", 1 each; "confident", 1
+    # or 0; "picture", the share of the picture's pixels that are confident. Pasted pixels count 1.
+    training.WEIGHT_BY = "nothing"
+    training.SCALE_NO_OBJECT = False  # "no object" counts by the share of the picture that is confident
     training.MIX = "classmix"  # half of the classes of a labelled picture are pasted onto an unlabelled one; or "none"
     training.COLOUR = 0.8  # probability that the student sees an unlabelled picture in other colours
     training.COLOUR_STRENGTH = 0.2  # brightness, contrast and saturation times 1 -+ this, hue -+ this of a full turn
@@ -340,7 +350,8 @@ def check_cfg(cfg: CfgNode) -> None:
         raise UserError(f"TRANSFER.LABEL_COUNT is {transfer.LABEL_COUNT}: it must be at least 0")
     training = transfer.SELF_TRAINING
     _check_choice("TRANSFER.SELF_TRAINING.MIX", training.MIX, MIXES)
-    for key in ("EMA", "BURN_IN", "COLOUR", "BLUR"):
+    _check_choice("TRANSFER.SELF_TRAINING.WEIGHT_BY", training.WEIGHT_BY, PSEUDO_WEIGHTS)
+    for key in ("EMA", "BURN_IN", "COLOUR", "BLUR", "THRESHOLD", "QUANTILE"):
         if not 0 <= training[key] <= 1:
             raise UserError(f"TRANSFER.SELF_TRAINING.{key} is {training[key]}: it must be in [0, 1]")
     for key in ("WEIGHT", "COLOUR_STRENGTH"):

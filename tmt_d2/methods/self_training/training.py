@@ -14,10 +14,11 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from tmt_d2.data.label_spaces import IGNORE
 from tmt_d2.errors import UserError
 from tmt_d2.methods.method_training import MethodTraining
 from tmt_d2.methods.self_training.mixing import paste, pasted
-from tmt_d2.methods.self_training.pseudo_labels import labels_and_confidence, marginals
+from tmt_d2.methods.self_training.pseudo_labels import Statistics, Trust, labels_and_confidence, marginals, mask_weights
 from tmt_d2.methods.self_training.teacher import MovingAverage
 from tmt_d2.methods.self_training.views import StrongView
 from tmt_d2.modeling.mask_former import MaskFormer
@@ -45,17 +46,22 @@ class SelfTraining(MethodTraining):
         weight: float,
         mixes: bool,
         view: StrongView,
+        trust: Trust,
     ):
         """
         Args:
             momentum, burn_in: of ``MovingAverage``. weight: of the loss on pseudo-labels.
-            mixes: paste classes of labelled pictures onto unlabelled ones.
+            mixes: paste classes of labelled pictures onto unlabelled ones. view: what the student sees of them.
+            trust: what of the teacher's labels counts.
         """
         super().__init__()
         self.teacher = model
-        self.progress = nn.ModuleDict({STUDENT: copy.deepcopy(model), "average": MovingAverage(momentum, burn_in)})
+        self.statistics = Statistics(model.sem_seg_head.num_classes, trust.quantile)
+        self.progress = nn.ModuleDict(
+            {STUDENT: copy.deepcopy(model), "average": MovingAverage(momentum, burn_in), "statistics": self.statistics}
+        )
         self.teacher.requires_grad_(False)
-        self.weight, self.mixes, self.view = weight, mixes, view
+        self.weight, self.mixes, self.view, self.trust = weight, mixes, view, trust
 
     @property
     def student(self) -> MaskFormer:
@@ -74,6 +80,7 @@ class SelfTraining(MethodTraining):
 
     def after_update(self) -> None:
         self.progress["average"].update(self.teacher, self.student)
+        self.statistics.after_step()
 
     def count_masks(self, batched_inputs: Sequence[Record]) -> list[int]:
         """Of labels and of pseudo-labels."""
@@ -103,25 +110,38 @@ class SelfTraining(MethodTraining):
         if not records:
             return
         donors = [batched_inputs[i] for i in split(batched_inputs)[0]]
-        teacher = self.teacher
+        for donor in donors:
+            self.statistics.note_label(donor["sem_seg"])
+        teacher, quantiles = self.teacher, self.statistics.quantiles()
         images = teacher.preprocess(records)
         probabilities = marginals(teacher.run(images, records).outputs)
         padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
         labels = labels_and_confidence(probabilities, padded_size)
-        for place, (record, (height, width), (label, _)) in enumerate(zip(records, images.image_sizes, labels)):
-            record["sem_seg"] = label[:height, :width].to(torch.uint8)
-            record["image"] = record["image"].to(teacher.device)
+        for place, (record, (height, width), said) in enumerate(zip(records, images.image_sizes, labels)):
+            label, confidence = (values[:height, :width] for values in said)
+            self.statistics.note(label, confidence)
+            confident = self.trust.confident(label, confidence, quantiles)
+            weights = self.trust.weights(confident)
+            record["sem_seg"], record["image"] = label.to(torch.uint8), record["image"].to(teacher.device)
             if self.mixes:
-                self._mix(record, donor_of(place, record["seed"], donors, len(records)))
+                mask = self._mix(record, donor_of(place, record["seed"], donors, len(records)))
+                confident, weights = confident | mask, weights.where(~mask, 1.0)
+            if not self.trust.is_blind:
+                record["mask_weights"] = mask_weights(record["sem_seg"], weights)
+                record["no_object"] = float(confident.float().mean()) if self.trust.no_object else 1.0
+            if self.trust.ignores:
+                record["sem_seg"].masked_fill_(~confident, IGNORE)
             with seeded(record["seed"], VIEW_STREAM):
                 record["image"] = self.view(record["image"])
 
-    def _mix(self, record: Record, donor: Record) -> None:
+    def _mix(self, record: Record, donor: Record) -> Tensor:
+        """Paste; returns where, (H, W) bool."""
         label = donor["sem_seg"].to(self.teacher.device)
         with seeded(record["seed"], MIX_STREAM):
             mask = pasted(label, record["sem_seg"].shape)
         record["sem_seg"] = paste(record["sem_seg"], label, mask)
         record["image"] = paste(record["image"], donor["image"].to(self.teacher.device), mask)
+        return mask
 
 
 def split(batched_inputs: Sequence[Record]) -> tuple[list[int], list[int]]:
@@ -174,5 +194,12 @@ def self_training(cfg: CfgNode, model: nn.Module) -> SelfTraining:
         burn_in=round(keys.BURN_IN * cfg.SOLVER.MAX_ITER),
         weight=keys.WEIGHT,
         mixes=mixes,
+        trust=Trust(
+            keys.THRESHOLD,
+            keys.QUANTILE,
+            keys.IGNORE_UNCONFIDENT,
+            weighs=keys.WEIGHT_BY,
+            no_object=keys.SCALE_NO_OBJECT,
+        ),
         view=StrongView(keys.COLOUR, keys.COLOUR_STRENGTH, keys.BLUR, bgr=cfg.INPUT.FORMAT == "BGR"),
     )

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from tests.helpers.models import make_records, tiny_cfg
 from tests.helpers.small_runs import contents, differences, small_cfg
 from tests.test_resume import FINAL, run_killed, trainer_of
+from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN
+from tmt_d2.methods.self_training.fourier import in_style_of
 from tmt_d2.methods.self_training.mixing import paste, pasted
 from tmt_d2.methods.self_training.pseudo_labels import Statistics, Trust, labels_and_confidence, marginals, mask_weights
 from tmt_d2.methods.self_training.teacher import MovingAverage
-from tmt_d2.methods.self_training.training import SelfTraining, donor_of, outputs_of, self_training
-from tmt_d2.methods.self_training.views import StrongView
+from tmt_d2.methods.self_training.training import SelfTraining, neighbour, outputs_of, self_training
+from tmt_d2.methods.self_training.views import MaskedView, StrongView
 from tmt_d2.modeling.mask_logits import MaskLogits
 from tmt_d2.randomness import seeded
 from tmt_d2.training.stages import run_stage
@@ -172,10 +174,10 @@ def test_donors_lie_in_the_same_block() -> None:
         donors: Any = [(block, i) for block in range(blocks) for i in range(per_block)]
         seen = set()
         for place, seed in itertools.product(range(blocks * pictures), range(30)):
-            whole = donor_of(place, seed, donors, blocks * pictures)
+            whole = neighbour(place, seed, donors, blocks * pictures)
             block = place // pictures
             assert whole[0] == block
-            alone = donor_of(place - block * pictures, seed, donors[block * per_block :][:per_block], pictures)
+            alone = neighbour(place - block * pictures, seed, donors[block * per_block :][:per_block], pictures)
             assert alone == whole  # whatever the batch is split into
             seen.add(whole)
         assert len(seen) == len(donors)
@@ -199,6 +201,35 @@ def test_strong_views() -> None:
         with seeded(seed):
             changed.append(not torch.equal(StrongView(0.8, 0.2, 0)(image).round(), image.float()))
     assert 0.72 < sum(changed) / 300 < 0.88
+
+
+def test_masked_view_hides_whole_blocks() -> None:
+    image, fill = (random(3, 40, 70).sigmoid() * 255).to(torch.uint8), torch.full((3, 1, 1), -1.0)
+    shares = []
+    for seed in range(30):
+        with seeded(seed):
+            view = MaskedView(0.7, 0.25, fill)(image)
+        hidden = (view == -1).all(0)
+        assert torch.equal(view[:, ~hidden], image[:, ~hidden].float())
+        for row, column in itertools.product(range(0, 40, 10), range(0, 70, 10)):  # a quarter of the shorter side
+            assert len(hidden[row : row + 10, column : column + 10].unique()) == 1
+        shares.append(hidden.float().mean().item())
+    assert sum(shares) / 30 == pytest.approx(0.7, abs=0.05) and len(set(shares)) > 5
+
+
+def test_low_frequencies_take_the_other_pictures_amplitudes() -> None:
+    image, other = random(3, 24, 33).sigmoid() * 100 + 50, random(3, 24, 33, seed=1).sigmoid() * 60 + 150
+    found = in_style_of(image, other, 0.1)  # up to frequency 2
+    spectrum, expected = (torch.fft.fft2(each) for each in (found, image))
+    amplitudes = torch.fft.fft2(other).abs()
+    frequencies = list(itertools.product((0, 1, 2, 3, -1, -2, -3), repeat=2))
+    for y, x in frequencies:
+        wanted = amplitudes if max(abs(y), abs(x)) <= 2 else expected.abs()
+        torch.testing.assert_close(spectrum[:, y, x].abs(), wanted[:, y, x], rtol=1e-3, atol=0.1)
+    torch.testing.assert_close(spectrum[:, 3, 4].angle(), expected[:, 3, 4].angle(), rtol=1e-3, atol=1e-3)
+    assert found.mean() == pytest.approx(float(other.mean()), rel=1e-3)
+    torch.testing.assert_close(in_style_of(image, image, 0.1), image, rtol=1e-4, atol=1e-2)  # control
+    assert in_style_of(image, other[:, :10, :50], 0.5).shape == image.shape
 
 
 # --- the training module
@@ -305,6 +336,34 @@ def test_what_the_teacher_is_not_sure_of_does_not_count(build_tiny: Any, monkeyp
     assert training.count_masks(records)[1] <= sum(len(record["sem_seg"].unique()) for record in plain[1::2])
 
 
+def test_masked_views_come_on_top_and_keep_the_label(build_tiny: Any) -> None:
+    training = build(build_tiny, TRANSFER__SELF_TRAINING__MASKED_WEIGHT=0.25)
+    records, plain = batch(), batch()
+    build(build_tiny, TRANSFER__SELF_TRAINING__MIX="none").prepare(plain)
+    losses = training(records)
+    views = [records[index]["masked_view"] for index in (1, 3)]
+    for view, record in zip(views, plain[1::2]):
+        assert torch.equal(view["sem_seg"], record["sem_seg"])  # of the picture before anything was pasted
+        hidden = (view["image"] == training.teacher.pixel_mean).all(0)
+        assert 0.5 < hidden.float().mean() < 0.9
+    assert training.count_masks(records)[2] == sum(len(view["sem_seg"].unique()) for view in views)
+    student = training.student
+    seen = [*records, *views]
+    images = student.preprocess(seen)
+    alone = student.losses(outputs_of(student.run(images).outputs, [4, 5]), views, images)
+    torch.testing.assert_close(losses["loss_masked"], 0.25 * torch.stack(list(alone.values())).sum())
+
+
+def test_only_source_pictures_change_their_style(build_tiny: Any) -> None:
+    training = build(build_tiny, TRANSFER__SELF_TRAINING__FDA_BETA=0.05, TRANSFER__SELF_TRAINING__SOURCE=1.0)
+    records, plain = batch(), batch()
+    for each in (records, plain):
+        each[0]["domain"], each[2]["domain"] = SOURCE_DOMAIN, TARGET_DOMAIN
+    training.prepare(records)
+    assert torch.equal(records[0]["image"], in_style_of(plain[0]["image"], plain[1]["image"], 0.05))
+    assert torch.equal(records[2]["image"], plain[2]["image"])
+
+
 def test_without_unlabelled_pictures_it_is_the_model(build_tiny: Any) -> None:
     training = build(build_tiny)
     records = [record for record in batch() if "sem_seg" in record]
@@ -322,6 +381,8 @@ def test_only_the_student_learns_and_every_part_of_it(build_tiny: Any) -> None:
 
 def test_mixing_needs_a_label_somewhere() -> None:
     cfg = tiny_cfg(TRANSFER__SELF_TRAINING__LABELLED=0.0)
+    with pytest.raises(ValueError, match="FDA_BETA is 0.1: .* and SOURCE or UNLABELLED is 0"):
+        self_training(tiny_cfg(TRANSFER__SELF_TRAINING__FDA_BETA=0.1), nn.Module())
     with pytest.raises(ValueError, match=r"MIX classmix pastes from labelled pictures, .* set MIX none$"):
         self_training(cfg, nn.Module())
 
@@ -347,6 +408,7 @@ CAREFUL: dict[str, Any] = {
     "TRANSFER__SELF_TRAINING__IGNORE_UNCONFIDENT": True,
     "TRANSFER__SELF_TRAINING__WEIGHT_BY": "confident",
     "TRANSFER__SELF_TRAINING__SCALE_NO_OBJECT": True,
+    "TRANSFER__SELF_TRAINING__MASKED_WEIGHT": 1.0,
 }
 
 
@@ -360,7 +422,7 @@ def self_training_cfg(output: Path, start: Path, method: str = "self-training", 
 def test_resumed_equals_uninterrupted(start: Path, tmp_path: Path, accumulation: int, source: float) -> None:
     changes: dict[str, Any] = {"SOLVER__CHECKPOINT_PERIOD": 2, "SOLVER__ACCUMULATION_STEPS": accumulation}
     changes |= {"TRANSFER__SELF_TRAINING__SOURCE": source, "DATASETS__SOURCE_TRAIN": ("cityscapes_sem_seg_train",)}
-    changes |= CAREFUL if source else {}
+    changes |= CAREFUL | {"TRANSFER__SELF_TRAINING__FDA_BETA": 0.05} if source else {}
     run_stage(self_training_cfg(tmp_path / "straight", start, **changes))
     run_killed(self_training_cfg(tmp_path / "killed", start, **changes), 3)
     run_stage(self_training_cfg(tmp_path / "killed", start, **changes), resume=True)

@@ -199,6 +199,12 @@ def add_tmt_config(cfg: CfgNode) -> None:
     training.COLOUR = 0.8  # probability that the student sees an unlabelled picture in other colours
     training.COLOUR_STRENGTH = 0.2  # brightness, contrast and saturation times 1 -+ this, hue -+ this of a full turn
     training.BLUR = 0.5  # probability that it sees it blurred, with a sigma from 0.15 to 1.15 pixels
+    # The student also learns from the unlabelled pictures with blocks hidden (MIC), if MASKED_WEIGHT, of that loss, is
+    # not 0: one more view of each in a step.
+    training.MASKED_WEIGHT = 0.0
+    training.MASK_RATIO = 0.7  # of the blocks are hidden
+    training.MASK_BLOCK = 0.0625  # side of a block, as a share of the crop's shorter side
+    training.FDA_BETA = 0.0  # source pictures take low frequencies' amplitudes from a target picture, up to this share
     transfer.ESTIMATOR = CfgNode()
     transfer.ESTIMATOR.TARGET_ERROR = 0.0  # a level takes no step while its running training error is below this
     transfer.ESTIMATOR.HELD_OUT = 200  # images per domain on which the proxy A-distance is measured
@@ -351,10 +357,10 @@ def check_cfg(cfg: CfgNode) -> None:
     training = transfer.SELF_TRAINING
     _check_choice("TRANSFER.SELF_TRAINING.MIX", training.MIX, MIXES)
     _check_choice("TRANSFER.SELF_TRAINING.WEIGHT_BY", training.WEIGHT_BY, PSEUDO_WEIGHTS)
-    for key in ("EMA", "BURN_IN", "COLOUR", "BLUR", "THRESHOLD", "QUANTILE"):
+    for key in ("EMA", "BURN_IN", "COLOUR", "BLUR", "THRESHOLD", "QUANTILE", "MASK_RATIO", "MASK_BLOCK", "FDA_BETA"):
         if not 0 <= training[key] <= 1:
             raise UserError(f"TRANSFER.SELF_TRAINING.{key} is {training[key]}: it must be in [0, 1]")
-    for key in ("WEIGHT", "COLOUR_STRENGTH"):
+    for key in ("WEIGHT", "COLOUR_STRENGTH", "MASKED_WEIGHT"):
         if training[key] < 0:
             raise UserError(f"TRANSFER.SELF_TRAINING.{key} is {training[key]}: it must be at least 0")
     if not 0 <= transfer.ESTIMATOR.TARGET_ERROR < 0.5:

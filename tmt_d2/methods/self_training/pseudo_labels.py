@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from detectron2.utils import comm
@@ -74,6 +75,16 @@ class Trust:
         if self.quantile:
             least = torch.minimum(quantiles, least) if self.threshold else quantiles
         return confidence >= least[labels]
+
+    def entries(self, labels: Tensor, confident: Tensor, weights: Tensor) -> dict[str, Any]:
+        """What a record says of its pseudo-labels, for ``MaskFormer.losses``. labels: (H, W) uint8."""
+        if self.is_blind:
+            return {"sem_seg": labels}
+        return {
+            "sem_seg": labels.masked_fill(~confident, IGNORE) if self.ignores else labels,
+            "mask_weights": mask_weights(labels, weights),
+            "no_object": float(confident.float().mean()) if self.no_object else 1.0,
+        }
 
     def weights(self, confident: Tensor) -> Tensor:
         """(H, W) bool -> float."""

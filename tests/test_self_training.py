@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from tests.helpers.models import make_records, tiny_cfg
 from tests.helpers.small_runs import contents, differences, small_cfg
 from tests.test_resume import FINAL, run_killed, trainer_of
+from tmt_d2.data.label_spaces import CLASSES, LabelSpace
 from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN
+from tmt_d2.data.registration import register_split
 from tmt_d2.methods.self_training.fourier import in_style_of
 from tmt_d2.methods.self_training.mixing import paste, pasted
 from tmt_d2.methods.self_training.pseudo_labels import Statistics, Trust, labels_and_confidence, marginals, mask_weights
@@ -23,7 +26,7 @@ from tmt_d2.methods.self_training.training import SelfTraining, neighbour, outpu
 from tmt_d2.methods.self_training.views import MaskedView, StrongView
 from tmt_d2.modeling.mask_logits import MaskLogits
 from tmt_d2.randomness import seeded
-from tmt_d2.training.stages import run_stage
+from tmt_d2.training.stages import _check_source, run_stage
 
 STUDENT = "/method_training/student."
 
@@ -129,7 +132,7 @@ def test_quantiles_are_of_each_class_and_take_effect_after_the_step() -> None:
 
 @pytest.mark.parametrize(("road", "labelled", "expected"), [(19, 10, True), (14, 10, False), (19, 18, False)])
 def test_a_collapse_is_named_once(road: int, labelled: int, expected: bool, caplog: Any) -> None:
-    statistics = Statistics(19)
+    statistics = Statistics(19, names=CLASSES)
     for _ in range(45):
         statistics.note(torch.tensor([0] * road + [1] * (20 - road)), torch.ones(20))
         statistics.note_label(torch.tensor([0] * labelled + [3] * (20 - labelled) + [255] * 50, dtype=torch.uint8))
@@ -484,7 +487,22 @@ def test_the_checkpoint_of_a_stage_that_ended_holds_the_teacher_alone(start: Pat
 
     run_stage(self_training_cfg(tmp_path, start, SOLVER__MAX_ITER=1))
     keep_weights(tmp_path)
-    assert not [name for name in contents(tmp_path / FINAL) if not name.startswith(("/model/", "/ended_after"))]
+    assert not [
+        name for name in contents(tmp_path / FINAL) if not name.startswith(("/model/", "/classes/", "/ended_after"))
+    ]
+
+
+def test_a_source_of_other_classes(caplog: Any) -> None:
+    """Cityscapes as source and target, and two sources that have some and none of its classes."""
+    for name, ids in (("some", {0: 0}), ("none", {0: 3})):
+        register_split(name, list, LabelSpace(name, ids, frozenset({255})))
+    register_split("target", list, LabelSpace("target", {0: 0, 1: 1}, frozenset({255})))
+    message = "SOURCE_TRAIN none has none of the target's classes .road, sidewalk.: name another source"
+    for source, expected in (("some", nullcontext()), ("none", pytest.raises(ValueError, match=message))):
+        cfg = tiny_cfg(DATASETS__TRAIN=("target",), DATASETS__SOURCE_TRAIN=(source,))
+        with expected:
+            _check_source(cfg)
+    assert "the source has no sidewalk: only labels of the target can teach them" in caplog.text
 
 
 @pytest.mark.slow
@@ -494,7 +512,7 @@ def test_the_checkpoint_of_a_stage_that_ended_holds_the_teacher_alone(start: Pat
     [
         ({"TRANSFER__LABEL_COUNT": 6}, "^no unlabelled picture: all 6 of DATASETS.TRAIN are used with their labels; "),
         ({"TRANSFER__LABEL_COUNT": 7}, "TRANSFER.LABEL_COUNT is 7: DATASETS.TRAIN has 6 labelled images"),
-        ({"TRANSFER__SELF_TRAINING__SOURCE": 1.0}, "DATASETS.SOURCE_TRAIN is empty"),
+        ({"TRANSFER__SELF_TRAINING__SOURCE": 1.0, "DATASETS__SOURCE_TRAIN": ()}, "DATASETS.SOURCE_TRAIN is empty"),
         (
             {"TRANSFER__SELF_TRAINING__UNLABELLED": 0.3},
             r"UNLABELLED is 0.3: times SOLVER.IMS_PER_BATCH 4 it must be",

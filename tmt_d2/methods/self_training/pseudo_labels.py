@@ -6,7 +6,7 @@ Letters: B images, Q queries, N classes, (h, w) the size of the masks, (H, W) th
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from tmt_d2.data.label_spaces import CLASSES, IGNORE
+from tmt_d2.data.label_spaces import IGNORE
 from tmt_d2.modeling.mask_former import semantic_scores
 from tmt_d2.modeling.mask_logits import QueryOutputs
 from tmt_d2.modeling.resize import resize
@@ -113,8 +113,10 @@ class Statistics(nn.Module):
     _said_now: Tensor
     _labelled_now: Tensor
 
-    def __init__(self, classes: int, quantile: float = 0.0):
+    def __init__(self, classes: int, quantile: float = 0.0, names: Sequence[str] = ()):
+        """names: of the classes, for messages."""
         super().__init__()
+        self.names = names if len(names) == classes else [f"class {index}" for index in range(classes)]
         self.quantile, self.steps, self.has_warned = quantile, 0, False
         self.register_buffer("said", torch.zeros(classes, BINS, dtype=torch.float64))
         self.register_buffer("labelled", torch.zeros(classes, dtype=torch.float64))
@@ -158,11 +160,10 @@ class Statistics(nn.Module):
         worst = max(range(len(said)), key=shares.__getitem__)
         if shares[worst] > usual[worst] + SUSPICIOUS * (1 - usual[worst]):
             self.has_warned = True
-            name = CLASSES[worst] if len(CLASSES) == len(said) else f"class {worst}"
             logger.warning(
                 "collapse? %.0f %% of the pseudo-labels are %s, of the labels %.0f %%: the teacher may only agree with "
                 "itself; try TRANSFER.SELF_TRAINING.QUANTILE, WEIGHT or another BURN_IN",
                 100 * shares[worst],
-                name,
+                self.names[worst],
                 100 * usual[worst],
             )

@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from tmt_d2.data.loaders import SOURCE_DOMAIN
+from tmt_d2.data.registration import label_space_of
 from tmt_d2.errors import UserError
 from tmt_d2.methods.method_training import MethodTraining
 from tmt_d2.methods.self_training.fourier import in_style_of
@@ -52,6 +53,7 @@ class SelfTraining(MethodTraining):
         masked: MaskedView | None = None,
         masked_weight: float = 1.0,
         beta: float = 0.0,
+        class_names: Sequence[str] = (),
     ):
         """
         Args:
@@ -60,10 +62,11 @@ class SelfTraining(MethodTraining):
             trust: what of the teacher's labels counts.
             masked: the student also learns from this view of the unlabelled pictures, at masked_weight.
             beta: source pictures take the style of an unlabelled target picture, see ``in_style_of``; 0: as they are.
+            class_names: for messages.
         """
         super().__init__()
         self.teacher = model
-        self.statistics = Statistics(model.sem_seg_head.num_classes, trust.quantile)
+        self.statistics = Statistics(model.sem_seg_head.num_classes, trust.quantile, class_names)
         self.progress = nn.ModuleDict(
             {STUDENT: copy.deepcopy(model), "average": MovingAverage(momentum, burn_in), "statistics": self.statistics}
         )
@@ -229,6 +232,7 @@ def self_training(cfg: CfgNode, model: nn.Module) -> SelfTraining:
         masked=MaskedView(keys.MASK_RATIO, keys.MASK_BLOCK, model.pixel_mean) if keys.MASKED_WEIGHT else None,
         masked_weight=keys.MASKED_WEIGHT,
         beta=keys.FDA_BETA,
+        class_names=label_space_of(cfg.DATASETS.TRAIN[0]).classes.names if cfg.DATASETS.TRAIN else (),
         trust=Trust(
             keys.THRESHOLD,
             keys.QUANTILE,

@@ -20,7 +20,7 @@ from tmt_d2.data.class_lists import ClassList
 from tmt_d2.data.labelled import LabelChoice
 from tmt_d2.data.loaders import Shares, build_paired_loader, build_semi_supervised_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper
-from tmt_d2.data.registration import check_registered, common_classes, labelled_records
+from tmt_d2.data.registration import check_registered, common_classes, label_space_of, labelled_records
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import metric_names
 from tmt_d2.files import atomic_write, remove_temporaries, write_json
@@ -182,6 +182,8 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
     if stage != "estimator" and not eval_only:
         _check_best(cfg)
     used = [name for key in keys if key in says_classes for name in cfg.DATASETS[key]]
+    if stage == "finetune" and not eval_only and mixed.source:
+        _check_source(cfg)
     classes, configured = common_classes(used), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if configured not in (len(classes), *NUM_CLASSES_UNSET):
         raise UserError(
@@ -189,6 +191,23 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
             "leave it out, as it follows from the data sets"
         )
     return classes
+
+
+def _check_source(cfg: CfgNode) -> None:
+    """Of the target's classes the source has some; which it lacks, only the target's labels can teach."""
+    target, source = (
+        set().union(*({*space.train_ids.values()} - {*space.never_occurs} for space in map(label_space_of, names)))
+        for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.SOURCE_TRAIN)
+    )
+    names = label_space_of(cfg.DATASETS.TRAIN[0]).classes.names
+    lacking = ", ".join(names[index] for index in sorted(target - source))
+    if not target & source:
+        raise UserError(
+            f"DATASETS.SOURCE_TRAIN {', '.join(cfg.DATASETS.SOURCE_TRAIN)} has none of the target's classes "
+            f"({lacking}): name another source, or set TRANSFER.SELF_TRAINING.SOURCE 0.0"
+        )
+    if lacking:
+        logger.warning("the source has no %s: only labels of the target can teach them", lacking)
 
 
 def _check_best(cfg: CfgNode) -> None:

@@ -23,6 +23,7 @@ ACTE_FEATURES = ("source", "live")
 ATTENTIONS = ("hard", "soft", "off")
 RANKINGS = ("T", "random", "inverted")
 IGNORED_PIXELS = ("background", "ignore")
+PRECISIONS = ("float32", "bfloat16")
 AMP_DTYPES = ("float16", "bfloat16")
 
 
@@ -186,6 +187,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
     cfg.DATALOADER.MAX_BAD_FRACTION = 0.05  # of the training images may be unreadable, and are replaced by others
     transfer.DETECT_ANOMALY = False  # stop at the module that first makes a NaN or an infinity; slow
 
+    cfg.TEST.PRECISION = "float32"  # or "bfloat16": faster on GPUs and on CPUs that have it; scores are float32
     cfg.TEST.SLIDING_WINDOW = CfgNode()
     cfg.TEST.SLIDING_WINDOW.ENABLED = False
     cfg.TEST.SLIDING_WINDOW.SIZE = [1024, 1024]  # height, width
@@ -230,6 +232,7 @@ def check_cfg(cfg: CfgNode) -> None:
     _check_choice("MODEL.TMT.RANK_BY", tmt.RANK_BY, RANKINGS)
     _check_choice("MODEL.MASK_FORMER.IGNORED_PIXELS", cfg.MODEL.MASK_FORMER.IGNORED_PIXELS, IGNORED_PIXELS)
     _check_choice("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, AMP_DTYPES)
+    _check_choice("TEST.PRECISION", cfg.TEST.PRECISION, PRECISIONS)
     for key in ("ACCUMULATION_STEPS", "CHECKPOINTS_KEPT"):
         if cfg.SOLVER[key] < 1:
             raise UserError(f"SOLVER.{key} is {cfg.SOLVER[key]}: it must be at least 1")

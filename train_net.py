@@ -23,7 +23,7 @@ import tmt_d2  # noqa: F401  first, because it silences the warnings of Detectro
 from detectron2.engine import default_argument_parser
 
 from tmt_d2 import setup_cfg
-from tmt_d2.cli import one_line_errors
+from tmt_d2.cli import one_line_errors, parse
 from tmt_d2.processes.launch import launch
 from tmt_d2.training.stages import run_stage
 
@@ -37,6 +37,6 @@ if __name__ == "__main__":
     with one_line_errors():
         parser = default_argument_parser(epilog=__doc__)
         parser.add_argument("--detect-anomaly", action="store_true", help="find the module that makes a NaN; slow")
-        args = parser.parse_args()
+        args = parse(parser)
         launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
     sys.exit(0)

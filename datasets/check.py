@@ -45,6 +45,7 @@ from tmt_d2.data.reader import (
     read_pair,
 )
 from tmt_d2.data.registration import DATA_SETS, dataset_root
+from tmt_d2.errors import did_you_mean
 
 FAMILIES = tuple(family for family in DATA_SETS if family != "mapillary_b")  # that one has the files of "mapillary"
 QUICK_SAMPLE = 20  # pairs read per split
@@ -264,7 +265,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     for name in options.data_sets:
         if name not in FAMILIES and not name.endswith((".yaml", ".yml")):
-            parser.error(f"--data-sets {name}: should be one of {', '.join(FAMILIES)}, or a YAML file")
+            hint = did_you_mean(name, FAMILIES)
+            parser.error(f"--data-sets {name}: should be one of {', '.join(FAMILIES)}, or a YAML file{hint}")
     if options.workers < 1:
         parser.error(f"--workers {options.workers}: should be at least 1")
     if options.json and Path(options.json).resolve().is_relative_to(Path(options.root).resolve()):

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ from typing import Any
 import tmt_d2  # noqa: F401  first, because it silences the warnings of Detectron2's import
 
 # isort: split
-from tmt_d2.cli import one_line_errors
+from tmt_d2.cli import one_line_errors, parse
 from tmt_d2.errors import UserError
 from tmt_d2.files import write_json
 from tmt_d2.modeling.tmt import TransferableMaskFormer
@@ -42,12 +41,11 @@ from tmt_d2.pictures.inspection import AttentionReport, Selector
 from tmt_d2.pictures.panels import save
 from tmt_d2.pictures.reporting import LoadedModel, by_name, find_records, report_image, split_statistics
 
-CONFIG_KEY = re.compile(r"(DATALOADER|DATASETS|INPUT|MODEL|TEST|TRANSFER)\.[A-Z0-9_.]+")
 DEFAULT_TOP = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    args = parse(sys.argv[1:] if arguments is None else arguments)
+    args = parse(parser(), arguments)
     logging.getLogger("fvcore.common.checkpoint").setLevel(logging.WARNING)
     if not (args.input or args.statistics):
         raise UserError("nothing to show: give --input, --statistics, or both")
@@ -124,14 +122,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} should be a whole number from 1")
     return int(text)
-
-
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Overrides begin at the first config key, also behind an option of several values (--heads 0 2 MODEL.X ...)."""
-    start = next((i for i, argument in enumerate(arguments) if CONFIG_KEY.fullmatch(argument)), len(arguments))
-    args = parser().parse_args(arguments[:start])
-    args.opts += arguments[start:]
-    return args
 
 
 def parser() -> argparse.ArgumentParser:

@@ -207,7 +207,7 @@ def test_broken_files(text: str, message: str, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["MODEL.TMT.P_TT", 0.1], r"Non-existent key: MODEL.TMT.P_TT"),
-        (["MODEL.TMT.P_T"], r"Base-Mask2Former-R50.yaml: .*odd length"),
+        (["MODEL.TMT.P_T"], r"MODEL.TMT.P_T has no value behind it"),
         (["MODEL.TMT.P_T", "many"], r"MODEL.TMT.P_T"),
     ],
 )

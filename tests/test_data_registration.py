@@ -61,10 +61,10 @@ def test_every_name_is_registered_with_what_detectron2_looks_for() -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'gta5_train' is not known; there are: .*gtav_sem_seg_train") as error:
-        label_space_of("gta5_train")
+    with pytest.raises(ValueError, match=r"'gta5' is registered, .*; there are: .*gtav_sem_seg_train") as error:
+        label_space_of("gta5")
     assert "ade20k" not in str(error.value)
-    assert "gta5_train" not in MetadataCatalog.list()
+    assert "gta5" not in MetadataCatalog.list()
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
+import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +21,36 @@ LOGGERS = ("detectron2", "fvcore", "tmt_d2")
 USER_ERROR = 2  # exit status of a command that was given something it cannot use
 INTERRUPTED = 130  # ... that ended by Ctrl-C with nothing to save, as shells have it
 USER_ERRORS = (UserError, OSError, FloatingPointError)  # the last: a loss that is not finite
+
+
+CONFIG_KEY = re.compile(
+    r"(DATALOADER|DATASETS|GLOBAL|INPUT|MODEL|SOLVER|TEST|TRANSFER)(\.[A-Z0-9_]+)+|CUDNN_BENCHMARK|OUTPUT_DIR|SEED|VIS_PERIOD"
+)
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """``opts`` of the result has every KEY VALUE override, wherever it stands: also between and before options, and
+    behind an option of several values.
+
+    Args:
+        arguments: those of the process by default.
+
+    Raises:
+        UserError: the last key has no value.
+    """
+    rest, overrides = [], []
+    words = iter(sys.argv[1:] if arguments is None else arguments)
+    for word in words:
+        if not CONFIG_KEY.fullmatch(word):
+            rest.append(word)
+            continue
+        value = next(words, None)
+        if value is None or value.startswith("--"):
+            raise UserError(f"{word} has no value behind it: overrides are KEY VALUE ...")
+        overrides += [word, value]
+    parsed = parser.parse_args(rest)
+    parsed.opts = [*parsed.opts, *overrides]
+    return parsed
 
 
 @contextmanager

@@ -7,14 +7,19 @@ keys beside existing ones. Symbols and equation numbers are those of arXiv 2504.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ast
+import importlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.projects.deeplab import add_deeplab_config
 
 from tmt_d2.config_file import load_config_file
-from tmt_d2.errors import UserError
+from tmt_d2.errors import UserError, did_you_mean
 
 STAGES = ("source", "estimator", "finetune")
 MASK_RULES = ("foreground", "uncertain")
@@ -25,6 +30,7 @@ RANKINGS = ("T", "random", "inverted")
 IGNORED_PIXELS = ("background", "ignore")
 PRECISIONS = ("float32", "bfloat16")
 AMP_DTYPES = ("float16", "bfloat16")
+MIXES = ("classmix", "none")
 
 
 def add_maskformer2_config(cfg: CfgNode) -> None:
@@ -150,7 +156,9 @@ def add_tmt_config(cfg: CfgNode) -> None:
     transfer.STAGE = "source"
     transfer.METHOD = "full"  # of the fine-tuning stage: a row of methods/table.py
     transfer.LABEL_FRACTION = 1.0  # share of the target's labelled training images that fine-tuning may use
-    transfer.LABEL_SEED = 0  # which images these are; a smaller fraction is a subset of a larger one
+    transfer.LABEL_COUNT = 0  # so many labelled images instead; 0 = the fraction
+    transfer.LABEL_SEED = 0  # which images these are; a smaller fraction or count is a subset of a larger one
+    transfer.LABELLED = ""  # instead, a file that names the labelled images: image ids or file names, one a line
     transfer.REINIT_CLASS_HEAD = False  # begin with a new class head where that of MODEL.WEIGHTS has another size
     # leep, otce: before fine-tuning, whose budget this does not reduce, the score of the source model on labelled
     # pixels is raised by gradient. No publication fixes these choices: the two steps are Tan et al.'s (arXiv
@@ -167,6 +175,20 @@ def add_tmt_config(cfg: CfgNode) -> None:
     # plan exp((u + v - cost) / epsilon) depends on the features through its cost only. (A plan without any gradient
     # would leave H(Yt | Ys) none.)
     transfer.ALIGNMENT.DIFFERENTIATE_PLAN = True
+    # self-training, full-ema: a teacher, the moving average of the model, labels the pictures that have no label.
+    training = transfer.SELF_TRAINING = CfgNode()
+    # Images of a step, times SOLVER.IMS_PER_BATCH: labelled target, unlabelled target, labelled source. With LABELLED
+    # 1.0 the labelled ones are those of `full`, and the others come on top of them.
+    training.LABELLED = 1.0
+    training.UNLABELLED = 0.5
+    training.SOURCE = 0.0
+    training.EMA = 0.99  # m: the teacher keeps min(1 - 1 / (i + 1), m) of itself in step i after the burn-in
+    training.BURN_IN = 0.0  # share of SOLVER.MAX_ITER in which the teacher stays the model that training starts from
+    training.WEIGHT = 1.0  # of the loss on pseudo-labels
+    training.MIX = "classmix"  # half of the classes of a labelled picture are pasted onto an unlabelled one; or "none"
+    training.COLOUR = 0.8  # probability that the student sees an unlabelled picture in other colours
+    training.COLOUR_STRENGTH = 0.2  # brightness, contrast and saturation times 1 -+ this, hue -+ this of a full turn
+    training.BLUR = 0.5  # probability that it sees it blurred, with a sigma from 0.15 to 1.15 pixels
     transfer.ESTIMATOR = CfgNode()
     transfer.ESTIMATOR.TARGET_ERROR = 0.0  # a level takes no step while its running training error is below this
     transfer.ESTIMATOR.HELD_OUT = 200  # images per domain on which the proxy A-distance is measured
@@ -177,6 +199,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
 
     cfg.DATASETS.SOURCE_TRAIN = ()  # estimator: source-domain splits (DATASETS.TRAIN: target-domain splits)
     cfg.DATASETS.SOURCE_TEST = ()  # estimator: held-out source images (DATASETS.TEST: held-out target images)
+    cfg.DATASETS.UNLABELLED = ()  # self-training: more target splits, whose labels, if there are any, are not read
     cfg.DATASETS.CUSTOM = ()  # YAML files that each describe a data set of your own
 
     # IMS_PER_BATCH images are one step; each process takes its share of them in this many micro-batches.
@@ -188,6 +211,12 @@ def add_tmt_config(cfg: CfgNode) -> None:
     transfer.DETECT_ANOMALY = False  # stop at the module that first makes a NaN or an infinity; slow
 
     cfg.TEST.PRECISION = "float32"  # or "bfloat16": faster on GPUs and on CPUs that have it; scores are float32
+    # The weights that are best at an evaluation (TEST.EVAL_PERIOD) of source training or fine-tuning are kept in
+    # model_best.pth; what they were, and all other evaluations, in best.json.
+    cfg.TEST.BEST = CfgNode()
+    cfg.TEST.BEST.METRIC = ""  # such as mIoU or IoU-car, higher is better; "": no such file
+    cfg.TEST.BEST.SPLIT = ""  # one of DATASETS.TEST; "": the first
+    cfg.TEST.BEST.PATIENCE = 0  # training ends after so many evaluations in a row that brought nothing better; 0: never
     cfg.TEST.SLIDING_WINDOW = CfgNode()
     cfg.TEST.SLIDING_WINDOW.ENABLED = False
     cfg.TEST.SLIDING_WINDOW.SIZE = [1024, 1024]  # height, width
@@ -199,19 +228,70 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 
     Nothing in the file is executed: see ``config_file``.
 
+    A whole number stands for a float, and a plain name for a list of one. The modules that the environment variable
+    TMT_IMPORT names (with commas between them) are imported first: they register a user's own data sets, backbones, ...
+
     Raises:
         FileNotFoundError: the file, or one of its bases, does not exist.
         UserError: an unknown key, a value of a wrong type, or a value that no stage could run with.
     """
+    if not config_file:
+        raise UserError("there is no config file: name one, e.g. --config-file configs/tiny/source.yaml")
+    _import_modules(os.environ.get("TMT_IMPORT", ""))
     cfg = get_cfg()
     add_tmt_config(cfg)
     try:
-        cfg.merge_from_other_cfg(CfgNode(load_config_file(config_file)))
-        cfg.merge_from_list(list(opts))
+        cfg.merge_from_other_cfg(CfgNode(_fitted(load_config_file(config_file), cfg)))
+        for key, value in zip(opts[::2], opts[1::2]):
+            cfg.merge_from_list([key, _fitted(value, _default_of(key, cfg))])
+        if len(opts) % 2:
+            raise UserError(f"{opts[-1]} has no value behind it: overrides are KEY VALUE ...")
     except (KeyError, AssertionError, ValueError) as error:
-        raise UserError(f"{config_file}: {_one_line(error)}") from error
+        raise UserError(f"{config_file}: {_one_line(error)}{_nearest_key(error, cfg)}") from error
     check_cfg(cfg)
     return cfg
+
+
+def _import_modules(names: str) -> None:
+    for name in filter(None, names.split(",")):
+        try:
+            importlib.import_module(name.strip())
+        except ModuleNotFoundError as error:
+            raise UserError(f"TMT_IMPORT names {name}: {error}; is its folder in PYTHONPATH?") from error
+
+
+def _fitted(value: Any, default: Any) -> Any:
+    """``value``, as text or not, as the kind of ``default`` that it plainly means; anything else as it is."""
+    if isinstance(value, dict) and isinstance(default, dict):
+        return {key: _fitted(item, default.get(key)) for key, item in value.items()}
+    try:
+        read = ast.literal_eval(value) if isinstance(value, str) else value  # as Detectron2 reads it
+    except (ValueError, SyntaxError):
+        read = value
+    if isinstance(default, float) and type(read) is int:
+        return float(read)
+    if isinstance(default, (tuple, list)) and isinstance(read, str) and all(isinstance(each, str) for each in default):
+        return (read,)
+    return value
+
+
+def _default_of(key: str, cfg: CfgNode) -> Any:
+    node: Any = cfg
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, CfgNode) else None
+    return node
+
+
+def _nearest_key(error: BaseException, cfg: CfgNode) -> str:
+    unknown = re.search(r"Non-existent (?:config )?key: (\S+)", str(error))
+    return did_you_mean(unknown[1].strip("'\""), _keys(cfg)) if unknown else ""
+
+
+def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{key}.")
 
 
 def check_cfg(cfg: CfgNode) -> None:
@@ -258,6 +338,16 @@ def check_cfg(cfg: CfgNode) -> None:
             raise UserError(f"TRANSFER.ALIGNMENT.{key} is {alignment[key]}: it must be at least {least}")
     if not 0 < transfer.LABEL_FRACTION <= 1:
         raise UserError(f"TRANSFER.LABEL_FRACTION is {transfer.LABEL_FRACTION}: it must be in (0, 1]")
+    if transfer.LABEL_COUNT < 0:
+        raise UserError(f"TRANSFER.LABEL_COUNT is {transfer.LABEL_COUNT}: it must be at least 0")
+    training = transfer.SELF_TRAINING
+    _check_choice("TRANSFER.SELF_TRAINING.MIX", training.MIX, MIXES)
+    for key in ("EMA", "BURN_IN", "COLOUR", "BLUR"):
+        if not 0 <= training[key] <= 1:
+            raise UserError(f"TRANSFER.SELF_TRAINING.{key} is {training[key]}: it must be in [0, 1]")
+    for key in ("WEIGHT", "COLOUR_STRENGTH"):
+        if training[key] < 0:
+            raise UserError(f"TRANSFER.SELF_TRAINING.{key} is {training[key]}: it must be at least 0")
     if not 0 <= transfer.ESTIMATOR.TARGET_ERROR < 0.5:
         raise UserError(f"TRANSFER.ESTIMATOR.TARGET_ERROR is {transfer.ESTIMATOR.TARGET_ERROR}: it must be in [0, 0.5)")
     for key, value in (
@@ -273,7 +363,7 @@ def check_cfg(cfg: CfgNode) -> None:
 
 def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise UserError(f"{key} is {value!r}: choose one of {', '.join(choices)}")
+        raise UserError(f"{key} is {value!r}: choose one of {', '.join(choices)}{did_you_mean(str(value), choices)}")
 
 
 def _one_line(error: BaseException) -> str:

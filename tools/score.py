@@ -10,6 +10,7 @@ Higher is better, but for PAD. The images are of the training splits, below $DET
 """
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -19,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need 
 from tabulate import tabulate
 
 from tmt_d2 import setup_cfg
-from tmt_d2.cli import log_to_screen, one_line_errors
-from tmt_d2.data.registration import split_name
+from tmt_d2.cli import log_to_screen, one_line_errors, parse
+from tmt_d2.data import register_custom
+from tmt_d2.data.registration import check_registered, split_name
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.scoring import SCORES, ranked, score_checkpoint
 from tmt_d2.files import write_json
@@ -37,15 +39,24 @@ def parser():
     arguments.add_argument("--draws", type=int, default=5)
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--json", type=Path, help="also write the scores and the rankings to this file")
-    arguments.add_argument("opts", nargs="*", default=[], help="KEY VALUE ... overrides of the config (after --)")
+    arguments.add_argument("opts", nargs="*", default=[], help="KEY VALUE ... overrides of the config, anywhere")
     return arguments
 
 
 def main():
-    args = parser().parse_args()
+    args = parse(parser())
     log_to_screen()
     if args.sources and len(args.sources) != len(args.checkpoints):
         raise UserError(f"--sources names {len(args.sources)} data sets for {len(args.checkpoints)} checkpoints")
+    for path in setup_cfg(args.config_file, args.opts).DATASETS.CUSTOM:
+        register_custom(path)
+    for option, names in (("--target", [args.target]), ("--sources", args.sources)):
+        for name in names:
+            check_registered(split_name(name, "train"), f"{option} {name}")
+    if args.target in args.sources:
+        logging.getLogger("tmt_d2.score").warning(
+            "--target and --sources both name %s: its scores are those of one domain", args.target
+        )
     results = {}
     for index, checkpoint in enumerate(args.checkpoints):
         cfg = setup_cfg(args.config_file, [*args.opts, "MODEL.WEIGHTS", str(checkpoint)])

@@ -21,10 +21,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 # isort: split
 
-from tmt_d2.cli import log_to_screen, one_line_errors
+from tmt_d2.cli import log_to_screen, one_line_errors, parse
 from tmt_d2.experiments.plan import read_plan
 from tmt_d2.experiments.progress import Progress
-from tmt_d2.experiments.running import claimed, launch_unit, run_all
+from tmt_d2.experiments.running import check_names, claimed, launch_unit, run_all
 from tmt_d2.experiments.slurm import parse_parameters, run_on_slurm
 from tmt_d2.experiments.units import select, units_of
 
@@ -43,7 +43,7 @@ def parser():
     arguments.add_argument(
         "--slurm", nargs="+", metavar="KEY=VALUE", help="each unit as a Slurm job by submitit, e.g. slurm_partition=gpu"
     )
-    arguments.add_argument("opts", nargs="*", default=[], help="KEY VALUE ... overrides for every unit (after --)")
+    arguments.add_argument("opts", nargs="*", default=[], help="KEY VALUE ... overrides for every unit, anywhere")
     return arguments
 
 
@@ -58,10 +58,11 @@ def draw_data(plan, output):
 
 
 def main():
-    args = parser().parse_args()
+    args = parse(parser())
     log_to_screen()
     plan = read_plan(args.config)
     units = select(units_of(plan, args.output, args.opts), args.only)
+    check_names(units)
     if args.dry_run:
         print(Progress(units, args.output, plan.guess).text())
         return 0

@@ -18,9 +18,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 # isort: split
 
-from tmt_d2.cli import log_to_screen, one_line_errors
+from tmt_d2.cli import log_to_screen, one_line_errors, parse
 from tmt_d2.experiments.pair import pair_units, results_table, run_pair
-from tmt_d2.experiments.running import launch_unit
+from tmt_d2.experiments.running import check_names, launch_unit
 from tmt_d2.methods.table import METHODS
 
 
@@ -34,14 +34,15 @@ def parser():
     add("--methods", nargs="+", default=["full", "tmt"], help=methods)
     add("--output", type=Path, required=True, help="folder for everything that is written")
     add("--num-gpus", type=int, default=1, help="GPUs of this machine per unit (on a CPU: processes)")
-    add("opts", nargs="*", default=[], help="KEY VALUE ... overrides for every unit (after --)")
+    add("opts", nargs="*", default=[], help="KEY VALUE ... overrides for every unit, anywhere")
     return arguments
 
 
 def main():
-    args = parser().parse_args()
+    args = parse(parser())
     log_to_screen()
     units = pair_units(args.configs, args.source, args.target, args.methods, args.output, args.opts)
+    check_names(units)
     print(results_table(run_pair(units, args.output, partial(launch_unit, num_processes=args.num_gpus))))
 
 

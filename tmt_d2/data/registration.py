@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
 from tmt_d2.data import label_spaces, layouts
 from tmt_d2.data.label_spaces import IGNORE, PALETTE, SYNTHIA_13, SYNTHIA_16, LabelSpace
 from tmt_d2.data.layouts import Layout, Listing
 from tmt_d2.data.reader import DataError, read_label
-from tmt_d2.errors import UserError
+from tmt_d2.errors import UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -78,16 +79,53 @@ def register_split(name: str, load: Callable[[], list[Record]], label_space: Lab
         metadata.set(class_subsets={"16 classes": SYNTHIA_16, "13 classes": SYNTHIA_13})
 
 
-def label_space_of(dataset_name: str) -> LabelSpace:
-    """What the label files of a registered split hold.
+def check_registered(name: str, said_by: str) -> None:
+    """
+    Args:
+        said_by: where the name of the split stands, such as "--target city" or "DATASETS.TEST".
 
     Raises:
-        UserError: no such name, or one that was registered elsewhere without a label space.
+        UserError: nobody has registered a split of this name.
     """
-    known = [name for name in MetadataCatalog.list() if hasattr(MetadataCatalog.get(name), "label_space")]
-    if dataset_name not in known:
-        raise UserError(f"data set {dataset_name!r} is not known; there are: {', '.join(sorted(known))}")
-    return MetadataCatalog.get(dataset_name).label_space
+    if name in DatasetCatalog.list():
+        return
+    ours = sorted(each for each in DatasetCatalog.list() if hasattr(MetadataCatalog.get(each), "label_space"))
+    hint = did_you_mean(name, ours) or did_you_mean(name, DatasetCatalog.list()) or f"; there are: {', '.join(ours)}"
+    raise UserError(f"{said_by}: no data set {name!r} is registered, by name or by DATASETS.CUSTOM{hint}")
+
+
+def records_of(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Those of registered splits, whoever registered them; each says its data set and an id of its own."""
+    return [
+        {"dataset": name, "image_id": record["file_name"], **record}
+        for name in names
+        for record in get_detection_dataset_dicts(name, filter_empty=False)
+    ]
+
+
+def label_space_of(dataset_name: str) -> LabelSpace:
+    """What the label files of a registered split hold. One that was registered elsewhere, the Detectron2 way, has train
+    ids as they are: 0, 1, ... of its ``stuff_classes``, and ``ignore_label`` (255 too).
+
+    Raises:
+        UserError: no such name, or one without a label space and without ``stuff_classes``.
+    """
+    check_registered(dataset_name, "its labels")
+    metadata = MetadataCatalog.get(dataset_name)
+    space = metadata.get("label_space") or _plain_space(dataset_name, metadata)
+    if space is None:
+        raise UserError(
+            f"data set {dataset_name!r} does not say its classes: "
+            f"MetadataCatalog.get({dataset_name!r}).set(stuff_classes=[...], ignore_label=255)"
+        )
+    return space
+
+
+def _plain_space(name: str, metadata: Any) -> LabelSpace | None:
+    classes = tuple(metadata.get("stuff_classes", ()))
+    ignored = frozenset({IGNORE, metadata.get("ignore_label", IGNORE)})
+    ids = {index: index for index in range(len(classes)) if index not in ignored}
+    return LabelSpace(name, ids, frozenset(value for value in ignored if value <= 255), classes) if classes else None
 
 
 def read_record_label(record: Mapping[str, str]) -> np.ndarray:

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tmt_d2.config import setup_cfg
+from tmt_d2.data import register_custom
 from tmt_d2.data.mapper import model_input
 from tmt_d2.data.reader import ChannelOrder, read_image_of
 from tmt_d2.errors import UserError
@@ -93,7 +94,11 @@ class Predictor:
         """
         if precision:
             opts = [*opts, "TEST.PRECISION", {"bf16": "bfloat16"}.get(precision, precision)]
-        cfg, model = load_model(config_file, weights, opts)
+        return cls.of_model(*load_model(config_file, weights, opts))
+
+    @classmethod
+    def of_model(cls, cfg: CfgNode, model: MaskFormer) -> Predictor:
+        """What a model says, tested as its config says; see ``load_model``."""
         return cls(
             model,
             inference=cast(SinglePass, build_inference(cfg, WithTransferability(model))),
@@ -178,7 +183,8 @@ class WithTransferability(nn.Module):
 
 
 def load_model(config_file: str, weights: str = "", opts: Sequence[str] = ()) -> tuple[CfgNode, MaskFormer]:
-    """The model in evaluation mode with its weights, and its config; TMT models also say their transferability.
+    """The model in evaluation mode with its weights, and its config; TMT models also say their transferability. The
+    config's custom data sets are registered.
 
     Args:
         weights: checkpoint, path or URL; MODEL.WEIGHTS by default. opts: KEY VALUE ... overrides.
@@ -190,6 +196,8 @@ def load_model(config_file: str, weights: str = "", opts: Sequence[str] = ()) ->
     if weights:
         cfg.MODEL.WEIGHTS = weights
     cfg.MODEL.TMT.OUTPUT_TRANSFERABILITY = True  # also where attention does not use it ("w/o TMA")
+    for path in cfg.DATASETS.CUSTOM:
+        register_custom(path)
     return cfg, checkpoint.load_model(cfg)
 
 

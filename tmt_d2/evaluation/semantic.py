@@ -102,6 +102,13 @@ def metrics(matrix: np.ndarray, classes: Sequence[str], subsets: Mapping[str, It
     return {name: 100 * value for name, value in result.items()}
 
 
+def metric_names(dataset_name: str) -> list[str]:
+    """What is measured on a registered split: the keys of ``metrics``."""
+    metadata = MetadataCatalog.get(dataset_name)
+    size = len(metadata.stuff_classes)
+    return list(metrics(np.zeros((size, size)), metadata.stuff_classes, metadata.get("class_subsets", {})))
+
+
 def metrics_table(values: Mapping[str, float | None], classes: Sequence[str]) -> str:
     """IoU and accuracy of every class, in three columns of classes, and a line with the four means."""
 

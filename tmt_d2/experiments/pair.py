@@ -40,6 +40,8 @@ def pair_units(
         source, target: data set names such as "cityscapes"; their splits are ``<name>_sem_seg_train`` and ``_val``.
         opts: KEY VALUE ... overrides for every unit.
     """
+    if not configs.is_dir():
+        raise FileNotFoundError(f"--configs {configs} is not a folder")
     check_methods(configs, methods)
     return units_of(Plan(configs, ((source, target),), tuple(methods)), output, opts)
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from tmt_d2.config import setup_cfg
-from tmt_d2.errors import UserError
+from tmt_d2.errors import UserError, did_you_mean
 
 KINDS = ("source", "evaluation", "scores", "estimator", "finetune")
 
@@ -58,7 +58,8 @@ def check_methods(configs: Path, methods: Sequence[str]) -> None:
     unknown = [method for method in methods if method not in known]
     if unknown:
         remedy = ", ".join(known) or "another folder"
-        raise UserError(f"methods: {', '.join(unknown)} is no method or variant of {configs}: use {remedy}")
+        nearest = did_you_mean(unknown[0], known)
+        raise UserError(f"methods: {', '.join(unknown)} is no method or variant of {configs}: use {remedy}{nearest}")
     for method in methods:
         stage = setup_cfg(str(configs / f"{method}.yaml")).TRANSFER.STAGE
         if stage != "finetune":
@@ -160,7 +161,9 @@ def _mapping(value: Any, what: str, known: Collection[str] | None = None) -> dic
         raise UserError(f"{what} is {value!r:.60}: it must hold keys and values")
     for key in value:
         if known is not None and key not in known:
-            raise UserError(f"{what} has the unknown key {key!r}: use {', '.join(known)}")
+            raise UserError(
+                f"{what} has the unknown key {key!r}: use {', '.join(known)}{did_you_mean(str(key), known)}"
+            )
     return value
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from tmt_d2.cli import USER_ERRORS, one_line
 from tmt_d2.data import register_custom
+from tmt_d2.data.registration import check_registered
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.estimate import clock
 from tmt_d2.experiments.progress import Progress, headline
@@ -120,6 +121,20 @@ def _run_if_ready(unit: Unit, progress: Progress, run: RunUnit) -> bool:
     if mine:
         progress.log(f"{unit.name}: {headline(unit)} in {clock(time.perf_counter() - start)}")
     return mine
+
+
+def check_names(units: Sequence[Unit]) -> None:
+    """Raise a UserError for a data set that nobody has registered; nothing on disk but custom sets' files is read."""
+    for unit in units:
+        data = unit.cfg.DATASETS
+        for path in data.CUSTOM:
+            register_custom(path)
+        source, target = unit.about["source"], unit.about.get("target")
+        pair = f"pair {source}-{target}" if target else f"source {source}"
+        if source == target and unit.kind == "evaluation":
+            logger.warning("%s: source and target are one domain, T says nothing", pair)
+        for name in dict.fromkeys([*data.TRAIN, *data.TEST, *data.SOURCE_TRAIN, *data.SOURCE_TEST]):
+            check_registered(name, pair)
 
 
 def check_units(units: Sequence[Unit]) -> None:

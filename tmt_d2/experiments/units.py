@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 
 from tmt_d2.config import setup_cfg
 from tmt_d2.data.registration import split_name
-from tmt_d2.errors import UserError
+from tmt_d2.errors import UserError, did_you_mean
 from tmt_d2.experiments import records
 from tmt_d2.experiments.plan import Plan, Sweep
 from tmt_d2.experiments.records import About, Identity, StageRecord
@@ -196,7 +196,8 @@ def select(units: Sequence[Unit], pattern: str | None) -> list[Unit]:
     by_name = {unit.name: unit for unit in units}
     pending = [unit.name for unit in units if fnmatch.fnmatch(unit.name, f"*{pattern}*")]
     if not pending:
-        raise UserError(f"--only {pattern}: no unit is called so; --dry-run lists their names")
+        nearest = did_you_mean(pattern, by_name)
+        raise UserError(f"--only {pattern}: no unit is called so, --dry-run lists their names{nearest}")
     chosen = set()
     while pending:
         name = pending.pop()

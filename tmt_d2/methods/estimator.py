@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader
 from detectron2.utils import comm
 from scipy.stats import spearmanr
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from tmt_d2.data.label_spaces import CLASSES, IGNORE
 from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.reader import read_label
-from tmt_d2.data.registration import label_space_of
+from tmt_d2.data.registration import label_space_of, records_of
 from tmt_d2.modeling.mask_former import valid_positions
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.transferability import proxy_a_distance
@@ -141,7 +141,7 @@ def existing_regions(regions: Regions, valid: Tensor | None, cell_size: int) -> 
 
 def held_out_loader(cfg: CfgNode, names: Sequence[str], limit: int) -> Iterable[list[dict[str, Any]]]:
     """At most ``limit`` images, evenly spread over the registered splits, one a batch, in a fixed order."""
-    records = get_detection_dataset_dicts(list(names), filter_empty=False)
+    records = records_of(names)
     chosen = np.unique(np.linspace(0, len(records) - 1, min(limit, len(records))).round().astype(int))
     return build_detection_test_loader(
         [records[index] for index in chosen],

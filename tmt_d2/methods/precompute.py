@@ -13,14 +13,16 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from tmt_d2.data.loaders import UNREADABLE, label_subset
+from tmt_d2.data.labelled import LabelChoice
+from tmt_d2.data.loaders import UNREADABLE
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.maps import TransferabilityMaps
+from tmt_d2.data.registration import records_of
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.processes.signals import Stoppable
 
@@ -55,11 +57,7 @@ def prepare_maps(
     weights = PathManager.get_local_path(cfg.MODEL.WEIGHTS)
     parent = Path(weights).parent / FOLDER if cfg.TRANSFER.MAPS == "auto" else Path(cfg.TRANSFER.MAPS)
     maps = TransferabilityMaps(parent / _fingerprint(cfg, weights))
-    records = label_subset(
-        get_detection_dataset_dicts(list(cfg.DATASETS.TRAIN), filter_empty=False),
-        cfg.TRANSFER.LABEL_FRACTION,
-        cfg.TRANSFER.LABEL_SEED,
-    )
+    records = LabelChoice.from_config(cfg).of(records_of(cfg.DATASETS.TRAIN))
     missing = [record for record in records if os.path.isfile(record["file_name"]) and not maps.path(record).is_file()]
     comm.synchronize()  # everybody has looked before anybody writes
     if missing:

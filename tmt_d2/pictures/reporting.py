@@ -13,18 +13,16 @@ from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
 from tmt_d2.config import setup_cfg
-from tmt_d2.data import register_custom
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.reader import read_image_of, read_label, read_pair
-from tmt_d2.data.registration import label_space_of
+from tmt_d2.data.registration import check_registered, label_space_of, records_of
 from tmt_d2.deployment import load_model
-from tmt_d2.errors import UserError
+from tmt_d2.deployment.streaming import IMAGES
+from tmt_d2.errors import UserError, did_you_mean
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.pictures.exclusion import collect
 from tmt_d2.pictures.inspection import AttentionReport, Selector, attention_report
 from tmt_d2.pictures.sizes import Size, resized, size_within
-
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 
 
 @dataclass
@@ -39,14 +37,12 @@ class LoadedModel:
 
     @classmethod
     def load(cls, config_file: str, weights: str, opts: Sequence[str] = ()) -> LoadedModel:
-        """Named by its method or stage; its custom data sets are registered.
+        """Named by its method or stage.
 
         Raises:
             FileNotFoundError, UserError: config or checkpoint cannot be used; one line.
         """
         cfg, model = load_model(config_file, weights, opts)
-        for path in cfg.DATASETS.CUSTOM:
-            register_custom(path)
         name = cfg.TRANSFER.METHOD if cfg.TRANSFER.STAGE == "finetune" else cfg.TRANSFER.STAGE
         return cls(name, config_file, cfg.MODEL.WEIGHTS, model, SemanticMapper(cfg, is_train=False))
 
@@ -59,11 +55,12 @@ def find_records(place: str) -> tuple[list[dict[str, Any]], int]:
     """
     path = Path(place)
     if place in DatasetCatalog.list():
-        return list(DatasetCatalog.get(place)), 0
+        return records_of([place]), 0
     if path.is_file():
         return [{"file_name": place}], 0
     if not path.is_dir():
-        raise FileNotFoundError(f"--input {place}: no such image, folder or registered split")
+        nearest = did_you_mean(place, DatasetCatalog.list())
+        raise FileNotFoundError(f"--input {place}: no such image, folder or registered split{nearest}")
     files = sorted(file for file in path.iterdir() if file.is_file())
     images = [file for file in files if file.suffix.lower() in IMAGES]
     if not images:
@@ -122,8 +119,9 @@ def scaled(selector: Selector, whole: Size, shown: Size) -> Selector:
 
 def split_statistics(loaded: LoadedModel, split: str, limit: int | None = None) -> dict[str, Any]:
     """``Statistics.result`` of a registered split, with where it comes from and the measured proxy A-distance."""
+    check_registered(split, "--statistics")
     label_space = label_space_of(split)
-    records = tqdm(DatasetCatalog.get(split)[:limit], desc=split, unit="image")
+    records = tqdm(records_of([split])[:limit], desc=split, unit="image")
     items = ((loaded.mapper(record), read_label(record["sem_seg_file_name"], label_space)) for record in records)
     origin = {"split": split, "config_file": loaded.config_file, "weights": loaded.weights}
     result = origin | collect(loaded.model, items)

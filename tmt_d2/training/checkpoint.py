@@ -50,6 +50,7 @@ _ARRAY_PARTS = {
 
 
 FINAL = "model_final"
+METHOD_TRAINING = "method_training"  # what a method's training remembers, where there is a ``MethodTraining``
 ENDED_AFTER = "ended_after"  # iterations; a checkpoint has this entry where ``keep_weights`` took the trainer's state
 _PERIODIC = re.compile(r"model_\d{7}\.pth")
 
@@ -90,11 +91,19 @@ class TMTCheckpointer(DetectionCheckpointer):
         path = Path(self.save_dir) / f"{name}.pth"
         with atomic_write(path) as file:
             torch.save({"model": self.model.state_dict(), **state, **extra}, file)
-        if name.startswith("model"):  # others are not to be resumed from
+        if name == FINAL or _PERIODIC.fullmatch(path.name):  # others are not to be resumed from
             self.tag_last_checkpoint(path.name)
             for old in self._newest_first()[self.keep :]:
                 old.unlink(missing_ok=True)
         self.logger.info("saved %s", path)
+
+    def save_weights(self, name: str, **extra: Any) -> None:
+        """The model alone, which no run can be resumed from."""
+        if self.save_dir and self.save_to_disk:
+            path = Path(self.save_dir) / f"{name}.pth"
+            with atomic_write(path) as file:
+                torch.save({"model": self.model.state_dict(), **extra}, file)
+            self.logger.info("saved %s", path)
 
     def _newest_first(self) -> list[Path]:
         """The periodic checkpoints. By time of writing: an earlier run's in the same folder may have larger numbers."""
@@ -332,6 +341,7 @@ def keep_weights(folder: str | Path) -> None:
     for path in Path(folder).rglob("model_*.pth"):  # first, to make room; those of pre-alignment lie in a subfolder
         if path != final and (path.name == final.name or _PERIODIC.fullmatch(path.name)):
             path.unlink(missing_ok=True)
+    content.pop(METHOD_TRAINING, None)
     if "trainer" in content:
         content[ENDED_AFTER] = content.pop("trainer")["iteration"] + 1
         with atomic_write(final) as file:

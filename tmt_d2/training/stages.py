@@ -16,9 +16,12 @@ from torch import nn
 from tmt_d2.cli import log_file
 from tmt_d2.config import check_cfg
 from tmt_d2.data import register_custom
-from tmt_d2.data.loaders import build_paired_loader, build_train_loader
+from tmt_d2.data.labelled import LabelChoice
+from tmt_d2.data.loaders import Shares, build_paired_loader, build_semi_supervised_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper
+from tmt_d2.data.registration import check_registered
 from tmt_d2.errors import UserError
+from tmt_d2.evaluation.semantic import metric_names
 from tmt_d2.files import atomic_write, remove_temporaries, write_json
 from tmt_d2.methods.alignment import AlignmentTraining, build_alignment_loader, pixels_of_a_call
 from tmt_d2.methods.drift import DRIFT, build_drift
@@ -26,20 +29,25 @@ from tmt_d2.methods.estimator import DiscriminatorTraining, held_out_loader, mea
 from tmt_d2.methods.precompute import prepare_maps
 from tmt_d2.methods.table import Method, method_of
 from tmt_d2.modeling.tmt import TransferableMaskFormer
+from tmt_d2.processes.lock import sole_run
 from tmt_d2.processes.signals import Stoppable, stop_on_signals
+from tmt_d2.training.best import Best
 from tmt_d2.training.checkpoint import (
     ESTIMATOR,
     ESTIMATOR_TRAINING,
     FINAL,
+    METHOD_TRAINING,
     TMTCheckpointer,
     ended_after,
     on_this_machine,
 )
+from tmt_d2.training.environment import environment
 from tmt_d2.training.trainer import StageTrainer, evaluate_model
 
 logger = logging.getLogger(__name__)
 
 RESULTS = {"source": "evaluation.json", "estimator": "estimator.json", "finetune": "evaluation.json"}
+MEANS = ("mIoU", "fwIoU", "mACC", "pACC")
 ESTIMATED = "TransferableMaskFormer"  # the architecture that has discriminators
 
 
@@ -63,9 +71,13 @@ def run_stage(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> di
         raise FileNotFoundError(f"MODEL.WEIGHTS {weights} does not exist")
     folder = Path(cfg.OUTPUT_DIR)
     eval_only = eval_only or (resume and _has_ended(cfg))
-    with log_file(folder), stop_on_signals():
+    with sole_run(folder), log_file(folder), stop_on_signals():
         if comm.is_main_process():
             remove_temporaries(folder)
+            for line in environment():
+                logger.info(line)
+            if not (resume or eval_only):
+                _warn_of_a_run_in(folder)
         seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
         if comm.is_main_process():
             with atomic_write(folder / "config.yaml", "w") as file:
@@ -86,13 +98,34 @@ def run_stage(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> di
 def _has_ended(cfg: CfgNode) -> bool:
     """Whether OUTPUT_DIR holds this stage's weights and nothing to train on from: then only results may be missing."""
     iterations = ended_after(cfg.OUTPUT_DIR)
-    if iterations not in (None, cfg.SOLVER.MAX_ITER):
+    if iterations not in (None, cfg.SOLVER.MAX_ITER) and not _stopped_early(cfg, iterations):
         raise UserError(
             f"{cfg.OUTPUT_DIR} holds only the weights of a run that ended after {iterations} iterations, "
             f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}: it cannot go on; choose another OUTPUT_DIR, with MODEL.WEIGHTS "
             f"{cfg.OUTPUT_DIR}/{FINAL}.pth to begin from these weights"
         )
     return iterations is not None
+
+
+def _stopped_early(cfg: CfgNode, iterations: int) -> bool:
+    best = Best.from_config(cfg)
+    if best is not None:
+        best.read(iterations - 1)
+    return best is not None and best.exhausted
+
+
+def _warn_of_a_run_in(folder: Path) -> None:
+    files = TMTCheckpointer(nn.Module(), str(folder)).resumable()
+    names = [file.name for file in files] + [
+        name for name in ("metrics.json", *sorted(set(RESULTS.values()), reverse=True)) if (folder / name).is_file()
+    ]
+    if names:
+        logger.warning(
+            "%s holds a run already, and without --resume it begins anew: what it has is overwritten as the new run "
+            "goes on (%s)",
+            folder,
+            ", ".join(names),
+        )
 
 
 def check_stage(cfg: CfgNode, eval_only: bool = False) -> None:
@@ -108,8 +141,10 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> None:
             f"MODEL.WEIGHTS is empty: {what} starts from a checkpoint, e.g. the source stage's model_final.pth"
         )
     keys = ["TEST"] if eval_only else ["TRAIN", "TEST"]
-    if stage == "finetune" and method.reads_source and not eval_only:
-        keys += ["SOURCE_TRAIN"]
+    if stage == "finetune" and not eval_only:
+        mixed = Shares.from_config(cfg) if method.mixes_groups else Shares(cfg.SOLVER.IMS_PER_BATCH)
+        keys += ["SOURCE_TRAIN"] if method.reads_source or mixed.source else []
+        keys += ["UNLABELLED"] if method.mixes_groups and cfg.DATASETS.UNLABELLED else []
     if stage == "estimator":
         keys += ["SOURCE_TEST"] if eval_only else ["SOURCE_TRAIN", "SOURCE_TEST"]
     seen = {*cfg.DATASETS.SOURCE_TRAIN, *cfg.DATASETS.TRAIN} if stage == "estimator" else set()
@@ -118,16 +153,40 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> None:
         if not names:
             raise UserError(f"DATASETS.{key} is empty: name at least one registered split")
         for name in names:
-            if name not in DatasetCatalog.list():
-                raise UserError(
-                    f"DATASETS.{key} names {name!r}, which is not registered: check the spelling or DATASETS.CUSTOM"
-                )
+            check_registered(name, f"DATASETS.{key}")
             if key.endswith("TEST") and name in seen:
                 raise UserError(
                     f"DATASETS.{key} names {name!r}, on which the discriminators are trained: the proxy A-distance is "
                     "measured on images that they have not seen, name a held-out split"
                 )
             DatasetCatalog.get(name)  # a missing root or file speaks up now, not at the first evaluation
+    both = {*cfg.DATASETS.SOURCE_TRAIN} & {*cfg.DATASETS.TRAIN}
+    if both and "SOURCE_TRAIN" in keys:
+        logger.warning(
+            "DATASETS.SOURCE_TRAIN and DATASETS.TRAIN both name %s: source and target are one domain, T says nothing",
+            ", ".join(sorted(both)),
+        )
+    if stage != "estimator" and not eval_only:
+        _check_best(cfg)
+
+
+def _check_best(cfg: CfgNode) -> None:
+    best = cfg.TEST.BEST
+    if not best.METRIC:
+        if best.PATIENCE:
+            raise UserError(
+                f"TEST.BEST.PATIENCE is {best.PATIENCE}: name the metric that counts, TEST.BEST.METRIC mIoU"
+            )
+        return
+    if cfg.TEST.EVAL_PERIOD <= 0:
+        raise UserError("TEST.BEST.METRIC needs evaluations to choose from: set TEST.EVAL_PERIOD, in iterations")
+    if best.SPLIT and best.SPLIT not in cfg.DATASETS.TEST:
+        raise UserError(
+            f"TEST.BEST.SPLIT is {best.SPLIT!r}: choose one of DATASETS.TEST, {', '.join(cfg.DATASETS.TEST)}"
+        )
+    known = metric_names(best.SPLIT or cfg.DATASETS.TEST[0])
+    if best.METRIC not in known:
+        raise UserError(f"TEST.BEST.METRIC is {best.METRIC!r}: choose one of {', '.join(known)}")
 
 
 def apply_method(model: nn.Module, method: Method) -> None:
@@ -158,18 +217,22 @@ def _run_training(cfg: CfgNode, model: nn.Module, resume: bool, eval_only: bool)
         maps = prepare_maps(cfg, model, load_source_model)
         drift = build_drift(cfg, model)
         training = method.training(cfg, model) if method.training else None
-    loader = build_train_loader(
-        cfg.DATASETS.TRAIN,
-        SemanticMapper(cfg, is_train=True, maps=maps),
-        cfg.SOLVER.IMS_PER_BATCH,
-        label_fraction=cfg.TRANSFER.LABEL_FRACTION if fine_tunes else 1.0,
-        subset_seed=cfg.TRANSFER.LABEL_SEED,
-        seed=_seed(cfg),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-    )
+    mapper = SemanticMapper(cfg, is_train=True, maps=maps)
+    labels = LabelChoice.from_config(cfg) if fine_tunes else None
+    choices: dict[str, Any] = {"labels": labels, "seed": _seed(cfg), "num_workers": cfg.DATALOADER.NUM_WORKERS}
+    if fine_tunes and method.mixes_groups:
+        data = cfg.DATASETS
+        splits = {"target": data.TRAIN, "unlabelled": data.UNLABELLED, "source": data.SOURCE_TRAIN}
+        loader = build_semi_supervised_loader(Shares.from_config(cfg), **splits, mapper=mapper, **choices)
+    else:
+        loader = build_train_loader(cfg.DATASETS.TRAIN, mapper, cfg.SOLVER.IMS_PER_BATCH, **choices)
 
     def evaluate() -> dict[str, Any]:
         scores = evaluate_model(cfg, model)
+        if training is not None:
+            for name, other in training.also_evaluated().items():
+                for split, metrics in evaluate_model(cfg, other, f"inference/{name}").items():
+                    scores[split] |= {f"{metric}-{name}": metrics[metric] for metric in MEANS if metric in metrics}
         return scores if drift is None else scores | {DRIFT: drift.measure()}
 
     trainer = StageTrainer(
@@ -180,7 +243,11 @@ def _run_training(cfg: CfgNode, model: nn.Module, resume: bool, eval_only: bool)
         evaluate=evaluate,
         require_estimator=require_estimator,
     )
+    if training is not None:
+        trainer.checkpointer.add_checkpointable(METHOD_TRAINING, training.progress)
     trainer.resume_or_load(resume)
+    if training is not None and not trainer.start_iter:
+        training.begin()
     if drift is not None:
         drift.begin(trainer.start_iter)
     return trainer.train()
@@ -198,6 +265,7 @@ def _align(cfg: CfgNode, score: str, resume: bool) -> str:
     cfg.defrost()
     cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / "alignment")
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.TEST.EVAL_PERIOD = alignment.ITERATIONS, alignment.BASE_LR, 0
+    cfg.TEST.BEST.METRIC = ""
     cfg.freeze()
     model = build_model(cfg)  # of its own: what it freezes is learned again by fine-tuning
     training = AlignmentTraining(

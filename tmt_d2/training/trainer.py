@@ -13,6 +13,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,6 +39,7 @@ from tmt_d2.processes import signals
 from tmt_d2.randomness import seed_everything
 from tmt_d2.training.anomaly import find_anomalies
 from tmt_d2.training.bad_samples import BadSamples
+from tmt_d2.training.best import BEST, Best
 from tmt_d2.training.checkpoint import FINAL, TMTCheckpointer
 from tmt_d2.training.optimizer import build_lr_scheduler, build_optimizer
 from tmt_d2.training.step import TrainingStep, clipping
@@ -99,8 +101,10 @@ class StageTrainer(TrainerBase):
             trainer=weakref.proxy(self),
         )
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self._final_is_of = -1
         self.done = self.saved = -1  # the last iteration that was completed, and that a checkpoint has
         self._evaluate = evaluate or (lambda: evaluate_model(cfg, model))
+        self.best = Best.from_config(cfg)
         self._results: dict[str, Any] = {}
 
     def build_hooks(self) -> list[hooks.HookBase]:
@@ -120,10 +124,14 @@ class StageTrainer(TrainerBase):
         resume = resume and self.checkpointer.has_checkpoint()
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if not resume:
+            if self.best and comm.is_main_process():
+                self.best.forget()
             return
         if self.done < 0:
             raise UserError(f"{self.cfg.OUTPUT_DIR}: its checkpoint holds weights only, there is nothing to resume")
         self.start_iter, self.saved = self.done + 1, self.done
+        if self.best:
+            self.best.read(self.done)
         if self.start_iter > self.max_iter:
             raise UserError(
                 f"{self.cfg.OUTPUT_DIR} holds a checkpoint after {self.start_iter} iterations, but SOLVER.MAX_ITER is "
@@ -154,12 +162,16 @@ class StageTrainer(TrainerBase):
         with EventStorage(self.start_iter) as self.storage:
             try:
                 self.before_train()
+                self._make_up_for_an_evaluation()
                 for iteration in range(self.start_iter, self.max_iter):
+                    if self._is_stopped_early():
+                        break
                     self.iter = iteration
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                self.iter = self.max_iter
+                if not (self._is_stopped_early() and self._results):  # else the last evaluation is that of the end
+                    self.iter = self.max_iter
                 self.after_train()
             except signals.Stopped:
                 self.save_checkpoint()
@@ -176,6 +188,29 @@ class StageTrainer(TrainerBase):
                 del self._batches  # ends the loader's processes
         self._summarise_bad_samples()
         return self._results
+
+    def _make_up_for_an_evaluation(self) -> None:
+        """A run may be stopped between a checkpoint and the evaluation after the same step."""
+        period = self.cfg.TEST.EVAL_PERIOD
+        due = self.best and period > 0 and 0 < self.start_iter < self.max_iter and self.start_iter % period == 0
+        if self.best and due and self.done not in self.best.values:
+            self._evaluate_and_flatten()
+            self.module.train()
+
+    def _is_stopped_early(self) -> bool:
+        """Whether TEST.BEST.PATIENCE has run out; the weights are then final, and are saved as such once."""
+        if self.best is None or not self.best.exhausted or self.done + 1 >= self.max_iter:
+            return False
+        if self._final_is_of != self.done:
+            logger.info(
+                "stopping after %d of %d iterations: %d evaluations brought nothing better (TEST.BEST.PATIENCE)",
+                self.done + 1,
+                self.max_iter,
+                self.best.patience,
+            )
+            self._final_is_of = self.done
+            self.save_checkpoint(FINAL)
+        return True
 
     def _summarise_bad_samples(self) -> None:
         for reasons in comm.gather(self.bad_samples.reasons):
@@ -247,6 +282,10 @@ class StageTrainer(TrainerBase):
     def _evaluate_and_flatten(self) -> dict[str, Any]:
         self._share_buffers()
         self._results = self._evaluate()
+        if self.best:
+            save = partial(self.checkpointer.save_weights, BEST, iteration=self.done)
+            self.best.note(self.done, self._results, save)
+            comm.synchronize()
         return _nested_scalars(self._results)
 
     def state_dict(self) -> dict[str, Any]:
@@ -296,12 +335,10 @@ def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
 
 
 def _check_share(sampler: StepSampler, accumulation_steps: int) -> None:
-    share = sampler.per_group // sampler.processes
-    if share % accumulation_steps:
-        raise UserError(
-            f"SOLVER.ACCUMULATION_STEPS {accumulation_steps} does not divide a process's {share} image(s)"
-            + (" of each domain" if len(sampler.groups) > 1 else "")
-        )
+    shares = [share // sampler.processes for share in sampler.shares if share]
+    if any(share % accumulation_steps for share in shares):
+        own = " + ".join(map(str, shares)) + (" images of its groups" if len(shares) > 1 else " image(s)")
+        raise UserError(f"SOLVER.ACCUMULATION_STEPS {accumulation_steps} does not divide a process's {own}")
 
 
 def _forget_metrics(path: Path, start: int) -> None:
@@ -329,14 +366,17 @@ def _nested_scalars(value: Any) -> Any:
     return {key: _nested_scalars(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def evaluate_model(cfg: CfgNode, model: nn.Module) -> dict[str, dict[str, float]]:
-    """Metrics of every split of DATASETS.TEST: {split: {"mIoU", "fwIoU", "mACC", "pACC", "IoU-road", ...}}."""
+def evaluate_model(cfg: CfgNode, model: nn.Module, folder: str = "inference") -> dict[str, dict[str, float]]:
+    """Metrics of every split of DATASETS.TEST: {split: {"mIoU", "fwIoU", "mACC", "pACC", "IoU-road", ...}}.
+
+    folder: in OUTPUT_DIR, for what else the evaluator writes.
+    """
     results = {}
     for name in cfg.DATASETS.TEST:
         loader = build_detection_test_loader(
             cfg, name, mapper=SemanticMapper(cfg, is_train=False), num_workers=cfg.DATALOADER.NUM_WORKERS
         )
-        evaluator = SemanticEvaluator(name, f"{cfg.OUTPUT_DIR}/inference/{name}")
+        evaluator = SemanticEvaluator(name, f"{cfg.OUTPUT_DIR}/{folder}/{name}")
         scores = evaluate_split(build_inference(cfg, model), signals.Stoppable(loader), evaluator)
         results[name] = scores.get("sem_seg", {})
         if results[name]:

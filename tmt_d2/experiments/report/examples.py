@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from detectron2.data import get_detection_dataset_dicts
 
 from tmt_d2.config import setup_cfg
 from tmt_d2.data.reader import read_pair
-from tmt_d2.data.registration import label_space_of
+from tmt_d2.data.registration import label_space_of, records_of
 from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.experiments.report.results import Results
 from tmt_d2.pictures.html import data_uri
@@ -42,7 +41,7 @@ def examples(results: Results, images: int, fraction: float) -> list[Example]:
     views: dict[str, dict[str, str]] = {}
     for run in [*source, *runs]:
         loaded = LoadedModel.load(str(run.folder / "config.yaml"), str(run.folder / f"{FINAL}.pth"))
-        for record in get_detection_dataset_dicts(list(names), filter_empty=False)[:images]:
+        for record in records_of(names)[:images]:
             new = _views(loaded, record, run.method or "source model")
             views.setdefault(record["file_name"], {}).update({key: data_uri(view) for key, view in new.items()})
     return [Example(f"{pair[0]} → {pair[1]}, seed {seed}: {Path(file).name}", views[file]) for file in views]

@@ -1,0 +1,168 @@
+"""What a model says about many pictures, as files: labels, overlays, confidence, transferability."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import yaml
+from detectron2.config import CfgNode
+from tqdm import tqdm
+
+from tmt_d2.data.label_spaces import IGNORE, LabelSpace
+from tmt_d2.data.reader import PNG, DataError
+from tmt_d2.deployment.predictor import Prediction, Predictor
+from tmt_d2.deployment.streaming import Picture, Pictures, predictions
+from tmt_d2.errors import UserError
+from tmt_d2.files import atomic_write, write_json
+from tmt_d2.pictures.overlays import label_overlay
+
+KINDS = ("labels", "overlays", "confidence", "transferability")  # each a folder of PNG files
+IDENTITY = "predictions.json"
+Report = Callable[[str], Any]
+
+
+@dataclass
+class Outcome:
+    """What became of the pictures: how many were predicted now, how many before, and by name why one was not."""
+
+    predicted: int = 0
+    present: int = 0
+    broken: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        parts = [f"{self.predicted} pictures predicted"]
+        parts += [f"{self.present} were there already"] if self.present else []
+        parts += [f"{len(self.broken)} could not be read"] if self.broken else []
+        return ", ".join(parts)
+
+
+def ids_table(label_space: LabelSpace) -> np.ndarray:
+    """(256,) uint8: train id -> the data set's own id; 255 stays.
+
+    Raises:
+        UserError: several of its ids are one class.
+    """
+    table = np.full(256, IGNORE, np.uint8)
+    own: dict[int, int] = {}
+    for value, train_id in sorted(label_space.train_ids.items()):
+        if train_id in own:
+            name = label_space.classes[train_id]
+            raise UserError(f"{label_space.name} has ids {own[train_id]} and {value} for {name}: take train ids")
+        own[train_id] = table[train_id] = value
+    return table
+
+
+def predict_files(
+    predictor: Predictor,
+    pictures: Pictures,
+    output: Path,
+    kinds: Sequence[str] = KINDS[:2],
+    ids: np.ndarray | None = None,
+    batch: int = 8,
+    report: Report = tqdm.write,
+) -> Outcome:
+    """``output/KIND/NAME.png`` of every picture and kind; those that have all of them whole are not predicted again.
+
+    labels: grey PNG of train ids (or ``ids[train id]``). overlays: the picture in the colours of its classes.
+    confidence: the share of the best class in the sum of all classes' scores, 0-255. transferability: T, the mean of
+    the levels, 0-255.
+
+    Args:
+        ids: (256,) uint8 as of ``ids_table``. report: told, in a line, of each picture that cannot be read.
+    """
+    outcome = Outcome()
+    files = {kind: output / kind for kind in kinds}
+
+    with tqdm(total=pictures.count or None, unit="picture", desc=pictures.place) as progress:
+
+        def missing() -> Iterator[Picture]:
+            for picture in pictures:
+                if all(_is_whole(folder / f"{picture.name}.png") for folder in files.values()):
+                    outcome.present += 1
+                    progress.update()
+                else:
+                    yield picture
+
+        for picture, pixels, prediction in predictions(predictor, missing(), batch):
+            if pixels is None or isinstance(prediction, DataError):
+                outcome.broken[picture.name] = str(prediction)
+                report(f"left out: {prediction}")
+            else:
+                for kind, folder in files.items():
+                    _write_png(folder / f"{picture.name}.png", _drawn(kind, pixels, prediction, ids))
+                outcome.predicted += 1
+            progress.update()
+    return outcome
+
+
+def claim_output(output: Path, cfg: CfgNode, place: str, ids: str) -> None:
+    """Say in ``output`` what its files come from.
+
+    Raises:
+        UserError: they come from other pictures, another model, other settings or other ids: they would be mixed.
+    """
+    path = output / IDENTITY
+    settings = {key: cfg.INPUT[key] for key in ("MIN_SIZE_TEST", "MAX_SIZE_TEST", "FORMAT")}
+    settings |= {key: yaml.safe_load(cfg.TEST[key].dump()) for key in ("SLIDING_WINDOW", "AUG")}
+    identity = {
+        "--input": str(Path(place).resolve()) if Path(place).exists() else place,
+        "--weights": _digest(cfg.MODEL.WEIGHTS),
+        "--ids": ids,
+        "settings of INPUT and TEST": settings,
+        "MODEL.TMT": yaml.safe_load(cfg.MODEL.TMT.dump()),
+    }
+    if not path.is_file():
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(path, identity)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in identity.items():
+        if before.get(key) != value:
+            raise UserError(f"{output} holds predictions with other {key} ({IDENTITY}): choose another --output")
+
+
+def _digest(file: str) -> str:
+    if not Path(file).is_file():
+        return file  # a URL
+    with open(file, "rb") as content:
+        return hashlib.sha256(content.read()).hexdigest()
+
+
+def _drawn(kind: str, pixels: np.ndarray, prediction: Prediction, ids: np.ndarray | None) -> np.ndarray:
+    """(H, W) or (H, W, 3) uint8."""
+    labels = prediction.labels.numpy()
+    if kind == "labels":
+        return labels if ids is None else ids[labels]
+    if kind == "overlays":
+        return label_overlay(pixels, labels)
+    if kind == "confidence":
+        values = prediction.scores.amax(0) / prediction.scores.sum(0).clamp(min=1e-6)
+    else:
+        assert prediction.transferability is not None  # checked before the first picture
+        values = prediction.transferability.mean(0)
+    grey = (values.numpy() * 255).round().astype(np.uint8)
+    return cv2.resize(grey, labels.shape[::-1], interpolation=cv2.INTER_LINEAR) if grey.shape != labels.shape else grey
+
+
+def _write_png(path: Path, picture: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoded = cv2.imencode(".png", picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
+    with atomic_write(path) as file:
+        file.write(encoded)
+
+
+def _is_whole(path: Path) -> bool:
+    """A PNG file with its beginning and its end: files appear whole here, but a copy of them may not."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        begins = file.read(len(PNG)) == PNG
+        file.seek(max(0, path.stat().st_size - 8))
+        return begins and file.read(4) == b"IEND"

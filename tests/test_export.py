@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def test_onnx_file_of_tmt(files: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert re.search(
         r"tmt.onnx: [\d.]+ MiB, logits differ by \d.\de-\d\d \(median of 5 images, at worst \d.\de-\d\d\), ", said
     )
-    assert re.search(r"latency at 40x60 on \d+ CPU threads: PyTorch \d+ ms, onnx \d+ ms", said)
+    assert re.search(r"at 40x60 on \d+ CPU threads, median of 5 images: PyTorch \d+ ms, onnx \d+ ms", said)
     assert sorted(path.name for path in files.iterdir()) == ["tmt.onnx", "tmt.pth", "tmt.yaml"]
 
     assert any(node.op_type == "GridSample" for node in onnx.load(output).graph.node)
@@ -92,10 +93,17 @@ def test_onnx_file_of_tmt(files: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (fixed(image)[2] - found["class_logits"]).abs().max() > 1e-5
 
 
-def test_pt2_file_of_mask2former(tmp_path: Path) -> None:
+def test_pt2_file_of_mask2former(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = small_model("MaskFormer", MODEL__SEM_SEG_HEAD__NUM_CLASSES=2)
     model.classes = coloured(["lawn", "pond"], {"pond": (0, 90, 255)})
-    agreement = export_model(model, (64, 64), tmp_path / "plain.pt2", "pt2")
+    with caplog.at_level(logging.INFO, "tmt_d2.deployment"):
+        agreement = export_model(model, (64, 64), tmp_path / "plain.pt2", "pt2")
+    assert caplog.messages[:3] == [
+        "tracing the model at 64x64",
+        f"writing {tmp_path / 'plain.pt2'}",
+        "comparing: the model on picture 1 of 5",
+    ]
+    assert caplog.messages[-1] == "comparing: the file on picture 5 of 5"
     assert agreement.logits < 1e-3
     assert agreement.labels > 0.999
     assert min(agreement.model_seconds, agreement.file_seconds) > 0

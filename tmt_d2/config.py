@@ -28,6 +28,7 @@ ACTE_FEATURES = ("source", "live")
 ATTENTIONS = ("hard", "soft", "off")
 RANKINGS = ("T", "random", "inverted")
 IGNORED_PIXELS = ("background", "ignore")
+PRECISIONS = ("float32", "bfloat16")
 AMP_DTYPES = ("float16", "bfloat16")
 PSEUDO_WEIGHTS = ("nothing", "confident", "picture")
 NUM_CLASSES_UNSET = (54, 19)  # Detectron2's default and that of the base configs: give way to what the data sets have
@@ -230,6 +231,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
     cfg.DATALOADER.MAX_BAD_FRACTION = 0.05  # of the training images may be unreadable, and are replaced by others
     transfer.DETECT_ANOMALY = False  # stop at the module that first makes a NaN or an infinity; slow
 
+    cfg.TEST.PRECISION = "float32"  # or "bfloat16": faster on GPUs and on CPUs that have it; scores are float32
     # The weights that are best at an evaluation (TEST.EVAL_PERIOD) of source training or fine-tuning are kept in
     # model_best.pth; what they were, and all other evaluations, in best.json.
     cfg.TEST.BEST = CfgNode()
@@ -340,6 +342,7 @@ def check_cfg(cfg: CfgNode) -> None:
     _check_choice("MODEL.TMT.RANK_BY", tmt.RANK_BY, RANKINGS)
     _check_choice("MODEL.MASK_FORMER.IGNORED_PIXELS", cfg.MODEL.MASK_FORMER.IGNORED_PIXELS, IGNORED_PIXELS)
     _check_choice("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, AMP_DTYPES)
+    _check_choice("TEST.PRECISION", cfg.TEST.PRECISION, PRECISIONS)
     for key in ("ACCUMULATION_STEPS", "CHECKPOINTS_KEPT"):
         if cfg.SOLVER[key] < 1:
             raise UserError(f"SOLVER.{key} is {cfg.SOLVER[key]}: it must be at least 1")

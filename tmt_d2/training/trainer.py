@@ -21,7 +21,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import TrainerBase, create_ddp_model, hooks
-from detectron2.engine.defaults import default_writers
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
@@ -42,6 +41,7 @@ from tmt_d2.training.best import BEST, Best
 from tmt_d2.training.checkpoint import FINAL, TMTCheckpointer
 from tmt_d2.training.optimizer import build_lr_scheduler, build_optimizer
 from tmt_d2.training.step import TrainingStep, clipping
+from tmt_d2.training.writers import build_writers
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class StageTrainer(TrainerBase):
         registered: list[hooks.HookBase] = [hooks.IterationTimer(), hooks.LRScheduler(), _Save()]
         registered.append(hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_and_flatten))
         if comm.is_main_process():
-            writers = default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+            writers = build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
             registered.append(hooks.PeriodicWriter(writers, period=20))
         return registered
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 import gradio
 from starlette.middleware import Middleware
 
+from tmt_d2.errors import UserError
 from tmt_d2.pictures.viewer.page import CSS, build
 from tmt_d2.pictures.viewer.trained_models import Viewer
 from tmt_d2.pictures.viewer.uploads import MAX_MEGABYTES
@@ -51,8 +53,16 @@ def serve(viewer: Viewer, examples: Sequence[Path], host: str, port: int) -> Non
         _launch(build(viewer, examples, Path(folder)), host, port)
 
 
+def _refuse_taken(host: str, port: int) -> None:
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise UserError(f"port {port} of {host} cannot be had ({error.strerror}): choose another by --port") from error
+
+
 def _launch(page: gradio.Blocks, host: str, port: int) -> None:
     fonts, fixed_width = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # of the machine
+    _refuse_taken(host, port)
     _, url, _ = page.launch(
         server_name=host,
         server_port=port,

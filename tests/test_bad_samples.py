@@ -71,7 +71,7 @@ def make_records(root: Path, count: int, broken: list[str]) -> list[dict[str, An
 
 def make_loader(records: list[dict[str, Any]], workers: int) -> Any:
     mapper = SemanticMapper(is_train=True, label_spaces={"d": CITYSCAPES}, min_sizes=(24,), max_size=64)
-    return loaders._loader(records, mapper, loaders.StepSampler([range(len(records))], 20, 5), workers)
+    return loaders._loader(records, mapper, loaders.StepSampler([range(len(records))], [20], 5), workers)
 
 
 @pytest.mark.slow
@@ -103,7 +103,7 @@ def test_replacements_do_not_depend_on_loader_processes(tmp_path: Path) -> None:
 
 def test_a_replacement_is_of_the_same_domain(tmp_path: Path) -> None:
     records = make_records(tmp_path, 20, ["text"])
-    sampler = loaders.StepSampler([range(2), range(2, 20)], 4, 1)
+    sampler = loaders.StepSampler([range(2), range(2, 20)], [2, 2], 1)
     data = loaders.MappedRecords(
         records, SemanticMapper(is_train=True, label_spaces={"d": CITYSCAPES}, min_sizes=(24,), max_size=64)
     )

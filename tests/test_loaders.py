@@ -13,11 +13,15 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
-from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN, build_paired_loader, build_train_loader, label_subset
+from tmt_d2.data.labelled import LabelChoice, label_subset
+from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN, build_paired_loader, build_train_loader
 
 
 def records(count: int, dataset: str = "d") -> list[dict[str, Any]]:
-    return [{"file_name": f"{dataset}{i}.png", "image_id": f"{i:04d}", "dataset": dataset} for i in range(count)]
+    return [
+        {"file_name": f"{dataset}{i}.png", "sem_seg_file_name": "l.png", "image_id": f"{i:04d}", "dataset": dataset}
+        for i in range(count)
+    ]
 
 
 @pytest.fixture
@@ -80,7 +84,7 @@ def test_impossible_share_is_named(fraction: float) -> None:
 
 def test_train_loader_only_serves_the_subset_and_all_of_it(split: Any) -> None:
     name = split(40)
-    loader = build_train_loader([name], keep, 2, label_fraction=0.1, subset_seed=3, seed=0)
+    loader = build_train_loader([name], keep, 2, labels=LabelChoice(0.1, seed=3), seed=0)
     served = [item["image_id"] for batch in itertools.islice(loader, 8) for item in batch]
     expected = set(ids(label_subset(records(40, name), 0.1, 3)))
     assert len(expected) == 4
@@ -89,7 +93,7 @@ def test_train_loader_only_serves_the_subset_and_all_of_it(split: Any) -> None:
 
 
 def test_single_image_fills_a_batch(split: Any) -> None:
-    loader = build_train_loader([split(3)], keep, 4, label_fraction=0.01, seed=0)
+    loader = build_train_loader([split(3)], keep, 4, labels=LabelChoice(0.01), seed=0)
     assert len(next(iter(loader))) == 4
 
 

@@ -15,9 +15,14 @@ from tmt_d2 import setup_cfg
 from tmt_d2.methods.alignment import SCORES
 from tmt_d2.methods.table import BASELINE, METHODS, OURS, Method, method_of
 
-FOLDERS = [ROOT / "configs" / name for name in ("tiny", "R50", "SwinL")]
+FOLDERS = [ROOT / "configs" / name for name in ("tiny", "lite0", "R50", "SwinL")]
 STAGES = ("source", "estimator")  # files of the stages before fine-tuning
-OF_A_METHOD = {"tmt": "MODEL.TMT.", "leep": "TRANSFER.ALIGNMENT.", "otce": "TRANSFER.ALIGNMENT."}  # its keys
+OF_A_METHOD = {  # its keys
+    "tmt": "MODEL.TMT.",
+    "leep": "TRANSFER.ALIGNMENT.",
+    "otce": "TRANSFER.ALIGNMENT.",
+    "self-training": "TRANSFER.SELF_TRAINING.",
+}
 COMPARED = {  # (file, name) that is compared all the same
     ("tmt_d2/methods/alignment.py", "leep"): "names of scores, which are those of the methods that raise them",
     ("tmt_d2/methods/alignment.py", "otce"): "as above",

@@ -29,6 +29,7 @@ ATTENTIONS = ("hard", "soft", "off")
 RANKINGS = ("T", "random", "inverted")
 IGNORED_PIXELS = ("background", "ignore")
 AMP_DTYPES = ("float16", "bfloat16")
+MIXES = ("classmix", "none")
 
 
 def add_maskformer2_config(cfg: CfgNode) -> None:
@@ -113,6 +114,13 @@ def add_tmt_config(cfg: CfgNode) -> None:
     # official code; or "ignore": nothing, whatever is predicted there.
     cfg.MODEL.MASK_FORMER.IGNORED_PIXELS = "background"
 
+    timm = cfg.MODEL.TIMM = CfgNode()  # with MODEL.BACKBONE.NAME "timm"
+    timm.NAME = "tf_efficientnet_lite0"  # any model of the library timm with features; MODEL.WEIGHTS names its weights
+    timm.DROP_PATH_RATE = 0.0
+    timm.FROZEN = False  # nothing of it learns, but adapters do
+    timm.LORA_RANK = 0  # r: low-rank adapters on the projections to queries, keys and values; 0: none
+    timm.PYRAMID_CHANNELS = 256  # of each of the four maps made of a plain Vision Transformer's one
+
     tmt = cfg.MODEL.TMT = CfgNode()
     # Adaptive clustering (Eqs. 6-9), one entry per level the decoder attends to: strides 32, 16, 8.
     tmt.REGIONS = "adaptive"  # "square": equal patches instead of adaptive regions, the ablation "w/o ACTE"
@@ -147,7 +155,9 @@ def add_tmt_config(cfg: CfgNode) -> None:
     transfer.STAGE = "source"
     transfer.METHOD = "full"  # of the fine-tuning stage: a row of methods/table.py
     transfer.LABEL_FRACTION = 1.0  # share of the target's labelled training images that fine-tuning may use
-    transfer.LABEL_SEED = 0  # which images these are; a smaller fraction is a subset of a larger one
+    transfer.LABEL_COUNT = 0  # so many labelled images instead; 0 = the fraction
+    transfer.LABEL_SEED = 0  # which images these are; a smaller fraction or count is a subset of a larger one
+    transfer.LABELLED = ""  # instead, a file that names the labelled images: image ids or file names, one a line
     transfer.REINIT_CLASS_HEAD = False  # begin with a new class head where that of MODEL.WEIGHTS has another size
     # leep, otce: before fine-tuning, whose budget this does not reduce, the score of the source model on labelled
     # pixels is raised by gradient. No publication fixes these choices: the two steps are Tan et al.'s (arXiv
@@ -164,6 +174,20 @@ def add_tmt_config(cfg: CfgNode) -> None:
     # plan exp((u + v - cost) / epsilon) depends on the features through its cost only. (A plan without any gradient
     # would leave H(Yt | Ys) none.)
     transfer.ALIGNMENT.DIFFERENTIATE_PLAN = True
+    # self-training, full-ema: a teacher, the moving average of the model, labels the pictures that have no label.
+    training = transfer.SELF_TRAINING = CfgNode()
+    # Images of a step, times SOLVER.IMS_PER_BATCH: labelled target, unlabelled target, labelled source. With LABELLED
+    # 1.0 the labelled ones are those of `full`, and the others come on top of them.
+    training.LABELLED = 1.0
+    training.UNLABELLED = 0.5
+    training.SOURCE = 0.0
+    training.EMA = 0.99  # m: the teacher keeps min(1 - 1 / (i + 1), m) of itself in step i after the burn-in
+    training.BURN_IN = 0.0  # share of SOLVER.MAX_ITER in which the teacher stays the model that training starts from
+    training.WEIGHT = 1.0  # of the loss on pseudo-labels
+    training.MIX = "classmix"  # half of the classes of a labelled picture are pasted onto an unlabelled one; or "none"
+    training.COLOUR = 0.8  # probability that the student sees an unlabelled picture in other colours
+    training.COLOUR_STRENGTH = 0.2  # brightness, contrast and saturation times 1 -+ this, hue -+ this of a full turn
+    training.BLUR = 0.5  # probability that it sees it blurred, with a sigma from 0.15 to 1.15 pixels
     transfer.ESTIMATOR = CfgNode()
     transfer.ESTIMATOR.TARGET_ERROR = 0.0  # a level takes no step while its running training error is below this
     transfer.ESTIMATOR.HELD_OUT = 200  # images per domain on which the proxy A-distance is measured
@@ -174,10 +198,12 @@ def add_tmt_config(cfg: CfgNode) -> None:
 
     cfg.DATASETS.SOURCE_TRAIN = ()  # estimator: source-domain splits (DATASETS.TRAIN: target-domain splits)
     cfg.DATASETS.SOURCE_TEST = ()  # estimator: held-out source images (DATASETS.TEST: held-out target images)
+    cfg.DATASETS.UNLABELLED = ()  # self-training: more target splits, whose labels, if there are any, are not read
     cfg.DATASETS.CUSTOM = ()  # YAML files that each describe a data set of your own
 
     # IMS_PER_BATCH images are one step; each process takes its share of them in this many micro-batches.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
+    cfg.SOLVER.LAYER_DECAY = 1.0  # of a plain Vision Transformer: each block learns this much slower than the next one
     cfg.SOLVER.AMP.DTYPE = "float16"  # with a gradient scaler, as the official code; or "bfloat16", without
     cfg.SOLVER.CHECKPOINTS_KEPT = 3  # periodic ones; model_final does not count
     cfg.DATALOADER.MAX_BAD_FRACTION = 0.05  # of the training images may be unreadable, and are replaced by others
@@ -287,6 +313,10 @@ def check_cfg(cfg: CfgNode) -> None:
     for key in ("ACCUMULATION_STEPS", "CHECKPOINTS_KEPT"):
         if cfg.SOLVER[key] < 1:
             raise UserError(f"SOLVER.{key} is {cfg.SOLVER[key]}: it must be at least 1")
+    if not 0 < cfg.SOLVER.LAYER_DECAY <= 1:
+        raise UserError(f"SOLVER.LAYER_DECAY is {cfg.SOLVER.LAYER_DECAY}: it must be in (0, 1]")
+    if cfg.MODEL.TIMM.LORA_RANK < 0:
+        raise UserError(f"MODEL.TIMM.LORA_RANK is {cfg.MODEL.TIMM.LORA_RANK}: it must be >= 0")
     if not 0 <= cfg.DATALOADER.MAX_BAD_FRACTION <= 1:
         raise UserError(f"DATALOADER.MAX_BAD_FRACTION is {cfg.DATALOADER.MAX_BAD_FRACTION}: it must be in [0, 1]")
     if not 0 <= tmt.P_T < 1:
@@ -305,6 +335,16 @@ def check_cfg(cfg: CfgNode) -> None:
             raise UserError(f"TRANSFER.ALIGNMENT.{key} is {alignment[key]}: it must be at least {least}")
     if not 0 < transfer.LABEL_FRACTION <= 1:
         raise UserError(f"TRANSFER.LABEL_FRACTION is {transfer.LABEL_FRACTION}: it must be in (0, 1]")
+    if transfer.LABEL_COUNT < 0:
+        raise UserError(f"TRANSFER.LABEL_COUNT is {transfer.LABEL_COUNT}: it must be at least 0")
+    training = transfer.SELF_TRAINING
+    _check_choice("TRANSFER.SELF_TRAINING.MIX", training.MIX, MIXES)
+    for key in ("EMA", "BURN_IN", "COLOUR", "BLUR"):
+        if not 0 <= training[key] <= 1:
+            raise UserError(f"TRANSFER.SELF_TRAINING.{key} is {training[key]}: it must be in [0, 1]")
+    for key in ("WEIGHT", "COLOUR_STRENGTH"):
+        if training[key] < 0:
+            raise UserError(f"TRANSFER.SELF_TRAINING.{key} is {training[key]}: it must be at least 0")
     if not 0 <= transfer.ESTIMATOR.TARGET_ERROR < 0.5:
         raise UserError(f"TRANSFER.ESTIMATOR.TARGET_ERROR is {transfer.ESTIMATOR.TARGET_ERROR}: it must be in [0, 0.5)")
     for key, value in (

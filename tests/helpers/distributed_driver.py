@@ -22,7 +22,7 @@ from tmt_d2.processes.launch import launch
 from tmt_d2.training.stages import run_stage
 from tmt_d2.training.step import TrainingStep
 
-STAGES = {"source": 1, "estimator": 1, "linear": 2, "tmt": 2}  # name: accumulation steps
+STAGES = {"source": 1, "estimator": 1, "linear": 2, "tmt": 2, "self-training": 2}  # name: accumulation steps
 
 
 def changes(accumulation: int, stage: str = "") -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""Batches: of one split with a share of its labels, or balanced between a source and a target split."""
+"""Batches of one or several groups of pictures: labelled and unlabelled target, labelled source."""
 
 from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import signal
 import threading
@@ -14,10 +15,12 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from tmt_d2.data.labelled import LABEL, LabelChoice
 from tmt_d2.data.reader import DataError
 from tmt_d2.data.registration import records_of
 from tmt_d2.errors import UserError
@@ -34,29 +37,12 @@ Record = dict[str, Any]
 Mapper = Callable[[Record], Mapping[str, Any]]
 
 
-def label_subset(records: Sequence[Record], fraction: float, seed: int) -> list[Record]:
-    """A fixed share of the records, at least one: a smaller share with the same seed lies inside a larger one.
-
-    The choice depends on the data sets' names and image ids only, not on the order of the records.
-
-    Raises:
-        UserError: ``fraction`` is not in (0, 1].
-    """
-    if not 0 < fraction <= 1:
-        raise UserError(f"TRANSFER.LABEL_FRACTION={fraction}: must be above 0 and at most 1, e.g. 0.125")
-    by_id = sorted(range(len(records)), key=lambda i: (str(records[i]["dataset"]), str(records[i]["image_id"])))
-    shuffled = np.random.default_rng(seed).permutation(by_id)
-    chosen = sorted(shuffled[: max(1, round(len(records) * fraction))].tolist())
-    return [records[i] for i in chosen]
-
-
 def build_train_loader(
     names: Sequence[str],
     mapper: Mapper,
     batch_size: int,
     *,
-    label_fraction: float = 1.0,
-    subset_seed: int = 0,
+    labels: LabelChoice | None = None,
     seed: int | None = None,
     num_workers: int = 0,
 ) -> DataLoader:
@@ -64,17 +50,18 @@ def build_train_loader(
 
     Args:
         batch_size: images per step over all processes.
-        label_fraction: share of the images that may be used (see ``label_subset``).
-        subset_seed: chooses them; apart from ``seed``, so that repeated runs share the subset.
+        labels: which of the images may be used, None: all with a label; its seed is apart from ``seed``, so that
+            repeated runs share them.
         seed: of the order and of the augmentation; None draws one.
 
     Raises:
         UserError: the processes cannot share ``batch_size`` equally.
     """
+    _check_processes(batch_size, 1, "be shared equally by")
     records = records_of(names)
-    chosen = label_subset(records, label_fraction, subset_seed)
+    chosen = (labels or LabelChoice()).of(records)
     logger.info("%s: %d of %d training images", ", ".join(names), len(chosen), len(records))
-    return _loader(chosen, mapper, StepSampler([range(len(chosen))], batch_size, seed), num_workers)
+    return build_group_loader([Group(chosen, batch_size)], mapper, seed, num_workers)
 
 
 def build_paired_loader(
@@ -83,24 +70,125 @@ def build_paired_loader(
     mapper: Mapper,
     batch_size: int,
     *,
-    label_fraction: float = 1.0,
-    subset_seed: int = 0,
+    labels: LabelChoice | None = None,
     seed: int | None = None,
     num_workers: int = 0,
 ) -> DataLoader:
     """Endless batches that are half source, half target; each item says which in ``domain``.
 
-    Args: as of ``build_train_loader``; label_fraction: of the target images.
+    Args: as of ``build_train_loader``; labels: of the target images; None: all images, with a label or without.
 
     Raises:
         UserError: a process's share of ``batch_size`` is odd.
     """
-    sources = [record | {"domain": SOURCE_DOMAIN} for record in records_of(source_names)]
-    targets = label_subset(records_of(target_names), label_fraction, subset_seed)
-    targets = [record | {"domain": TARGET_DOMAIN} for record in targets]
-    logger.info("pairs of %d source and %d target images", len(sources), len(targets))
-    groups = [range(len(sources)), range(len(sources), len(sources) + len(targets))]
-    return _loader(sources + targets, mapper, StepSampler(groups, batch_size, seed), num_workers)
+    _check_processes(batch_size, 2, "be half source, half target in each of")
+    targets = records_of(target_names)
+    targets = targets if labels is None else labels.of(targets)
+    groups = [_marked(records_of(source_names), SOURCE_DOMAIN), _marked(targets, TARGET_DOMAIN)]
+    logger.info("pairs of %d source and %d target images", *map(len, groups))
+    return build_group_loader([Group(records, batch_size // 2) for records in groups], mapper, seed, num_workers)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Images per step of each group, over all processes."""
+
+    labelled: int
+    unlabelled: int = 0
+    source: int = 0
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> Shares:
+        """TRANSFER.SELF_TRAINING.{LABELLED,UNLABELLED,SOURCE} times SOLVER.IMS_PER_BATCH.
+
+        Raises:
+            UserError: one is no whole number of images, or all are 0.
+        """
+        images = []
+        for key in ("LABELLED", "UNLABELLED", "SOURCE"):
+            share = cfg.TRANSFER.SELF_TRAINING[key]
+            exact = share * cfg.SOLVER.IMS_PER_BATCH
+            if share < 0 or abs(exact - round(exact)) > 0.01:
+                raise UserError(
+                    f"TRANSFER.SELF_TRAINING.{key} is {share}: times SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} "
+                    "it must be a whole number of images"
+                )
+            images.append(round(exact))
+        if not any(images):
+            raise UserError("TRANSFER.SELF_TRAINING.LABELLED, UNLABELLED and SOURCE are all 0: no image is in a batch")
+        return cls(*images)
+
+
+def build_semi_supervised_loader(
+    shares: Shares,
+    *,
+    target: Sequence[str],
+    unlabelled: Sequence[str] = (),
+    source: Sequence[str] = (),
+    mapper: Mapper,
+    labels: LabelChoice,
+    seed: int | None = None,
+    num_workers: int = 0,
+) -> DataLoader:
+    """Endless batches of labelled target, unlabelled target and labelled source images, in this order within a block.
+
+    Items have ``domain``, and ``labelled``, False where the label must not be read. The unlabelled ones are all
+    pictures of ``target`` and ``unlabelled``, those that are also among the labelled ones included.
+
+    Args:
+        shares: images per step of each group over all processes.
+        target, unlabelled, source: registered splits.
+
+    Raises:
+        UserError: a group that has a share has no image.
+    """
+    pictures = records_of(target)
+    chosen = labels.of(pictures) if shares.labelled else []
+    more = records_of(unlabelled) if unlabelled else []
+    sources = [record for record in records_of(source) if LABEL in record] if shares.source and source else []
+    if shares.unlabelled and len(pictures) == len(chosen) and not more:
+        raise UserError(
+            f"no unlabelled picture: all {len(chosen)} of DATASETS.TRAIN are used with their labels; lower "
+            "TRANSFER.LABEL_COUNT or LABEL_FRACTION, or name splits in DATASETS.UNLABELLED"
+        )
+    if shares.source and not sources:
+        names = ", ".join(source) or "()"
+        raise UserError(f"TRANSFER.SELF_TRAINING.SOURCE is not 0: DATASETS.SOURCE_TRAIN {names} has no labelled image")
+    groups = [
+        Group(_marked(chosen, TARGET_DOMAIN), shares.labelled),
+        Group([record | {"labelled": False} for record in _marked(pictures + more, TARGET_DOMAIN)], shares.unlabelled),
+        Group(_marked(sources, SOURCE_DOMAIN), shares.source),
+    ]
+    counts = [f"{group.share} of {len(group.records)}" for group in groups]
+    logger.info("images per step: labelled target %s, unlabelled target %s, labelled source %s", *counts)
+    return build_group_loader(groups, mapper, seed, num_workers)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Records, and how many of them are in a step over all processes."""
+
+    records: list[Record]
+    share: int
+
+
+def build_group_loader(groups: Sequence[Group], mapper: Mapper, seed: int | None, num_workers: int) -> DataLoader:
+    """Endless batches of which each group has its share; see ``StepSampler``."""
+    ends = list(itertools.accumulate((len(group.records) for group in groups), initial=0))
+    sampler = StepSampler(list(itertools.starmap(range, itertools.pairwise(ends))), [g.share for g in groups], seed)
+    return _loader([record for group in groups for record in group.records], mapper, sampler, num_workers)
+
+
+def _check_processes(batch_size: int, groups: int, what: str) -> None:
+    multiple = groups * comm.get_world_size()
+    if batch_size < 1 or batch_size % multiple:
+        raise UserError(
+            f"batch size {batch_size} cannot {what} {comm.get_world_size()} process(es): use a multiple of {multiple}"
+        )
+
+
+def _marked(records: Sequence[Record], domain: int) -> list[Record]:
+    return [record | {"domain": domain} for record in records]
 
 
 @dataclass(frozen=True)
@@ -115,28 +203,28 @@ class Draw:
 class StepSampler:
     """What this process reads in each step: a function of (seed, step) that no earlier step need be asked for.
 
-    The groups (one, or source and target) alternate within a batch; each is shuffled anew every time round. All
-    processes together read what a single one would.
+    A batch is made of blocks, which are as small as they can be if each is to hold every group in the proportion of
+    the shares; so blocks, and with them what is next to what, are the same however processes and micro-batches share
+    them. Each group is shuffled anew every time round. All processes together read what a single one would.
 
     Attributes:
         seed: of the whole run; a resumed run sets it to that of its first sitting.
         first_step: where iteration starts.
     """
 
-    def __init__(self, groups: Sequence[range], batch_size: int, seed: int | None) -> None:
+    def __init__(self, groups: Sequence[range], shares: Sequence[int], seed: int | None) -> None:
         """
         Args:
-            groups: indices of the records of each group. batch_size: images per step over all processes.
+            groups: indices of the records of each group. shares: of each group the images per step over all processes.
         """
         self.rank, self.processes = comm.get_rank(), comm.get_world_size()
-        multiple = len(groups) * self.processes
-        if batch_size < 1 or batch_size % multiple:
-            what = "be half source, half target in each of" if len(groups) > 1 else "be shared equally by"
+        self.groups, self.shares = groups, shares
+        self.blocks = math.gcd(*shares)
+        if self.blocks < 1 or self.blocks % self.processes:
             raise UserError(
-                f"batch size {batch_size} cannot {what} {self.processes} process(es): use a multiple of {multiple}"
+                f"{self.processes} processes cannot share {' + '.join(map(str, shares))} images per step equally: each "
+                f"number must be a multiple of {self.processes}"
             )
-        self.groups = groups
-        self.per_group = batch_size // len(groups)
         self.seed = comm.shared_random_seed() if seed is None else seed
         self.first_step = 0
         self._orders: dict[int, tuple[tuple[int, int], np.ndarray]] = {}
@@ -145,8 +233,13 @@ class StepSampler:
         return (self.batch(step) for step in itertools.count(self.first_step))
 
     def batch(self, step: int) -> list[Draw]:
-        positions = range(step * self.per_group + self.rank, (step + 1) * self.per_group, self.processes)
-        return [self._draw(group, position) for position in positions for group in range(len(self.groups))]
+        draws = []
+        for block in range(self.rank, self.blocks, self.processes):
+            for group, share in enumerate(self.shares):
+                size = share // self.blocks
+                first = step * share + block * size
+                draws += [self._draw(group, position) for position in range(first, first + size)]
+        return draws
 
     def _draw(self, group: int, position: int) -> Draw:
         records = self.groups[group]

@@ -28,16 +28,16 @@ from tmt_d2.data.registration import label_space_of
 from tmt_d2.errors import UserError
 
 CROP_ATTEMPTS = 10  # draws until no class fills more than SINGLE_CATEGORY_MAX_AREA of a crop
-PASSED_ON = ("file_name", "sem_seg_file_name", "image_id", "dataset", "domain")
+PASSED_ON = ("file_name", "sem_seg_file_name", "image_id", "dataset", "domain", "labelled")
 
 
 class SemanticMapper:
     """A record {"file_name", "sem_seg_file_name", "image_id", "dataset"} -> one model input.
 
-    In training: ``image`` uint8 (3, h, w) and, unless ``with_label`` is off, ``sem_seg`` uint8 (h, w)
-    of train ids, at most as large as the crop. Nothing is padded here, for padding must be known as such;
-    ``padded_size`` (H, W) is what the model shall pad to: of the crop, so that positions are encoded alike
-    in every micro-batch and process. In testing: ``image`` only, its shortest edge resized. Both carry
+    In training: ``image`` uint8 (3, h, w) and, unless ``with_label`` is off or the record's "labelled" is False,
+    ``sem_seg`` uint8 (h, w) of train ids, at most as large as the crop. Nothing is padded here, for padding must be
+    known as such; ``padded_size`` (H, W) is what the model shall pad to: of the crop, so that positions are encoded
+    alike in every micro-batch and process. In testing: ``image`` only, its shortest edge resized. Both carry
     ``height`` and ``width`` of the label, or of a lone image, and the record's names.
     """
 
@@ -130,7 +130,7 @@ class SemanticMapper:
             image = reader.read_image_of(record, self.image_format)
             return sample | model_input(image, self.min_sizes[0], self.max_size)
 
-        if self.with_label:
+        if self.with_label and record.get("labelled", True):
             pixels, sem_seg, crop = self._read_crop(record)
         else:
             image = reader.read_image_of(record, self.image_format)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tmt_d2.data.label_spaces import IGNORE
+from tmt_d2.data.labelled import LabelChoice
 from tmt_d2.data.loaders import TARGET_DOMAIN, build_paired_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.targets import padded_labels
@@ -184,11 +185,10 @@ def pixels_of_a_call(cfg: CfgNode) -> int:
 
 
 def build_alignment_loader(cfg: CfgNode, seed: int | None) -> DataLoader:
-    """Labelled target images within TRANSFER.LABEL_FRACTION; for ``otce`` half of a batch is labelled source images."""
+    """Labelled target images that ``LabelChoice`` admits; for ``otce`` half of a batch is labelled source images."""
     mapper, batch_size = SemanticMapper(cfg, is_train=True), cfg.SOLVER.IMS_PER_BATCH
     choices: dict[str, Any] = {
-        "label_fraction": cfg.TRANSFER.LABEL_FRACTION,
-        "subset_seed": cfg.TRANSFER.LABEL_SEED,
+        "labels": LabelChoice.from_config(cfg),
         "seed": seed,
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
     }

@@ -18,7 +18,8 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from tmt_d2.data.loaders import UNREADABLE, label_subset
+from tmt_d2.data.labelled import LabelChoice
+from tmt_d2.data.loaders import UNREADABLE
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.maps import TransferabilityMaps
 from tmt_d2.data.registration import records_of
@@ -56,11 +57,7 @@ def prepare_maps(
     weights = PathManager.get_local_path(cfg.MODEL.WEIGHTS)
     parent = Path(weights).parent / FOLDER if cfg.TRANSFER.MAPS == "auto" else Path(cfg.TRANSFER.MAPS)
     maps = TransferabilityMaps(parent / _fingerprint(cfg, weights))
-    records = label_subset(
-        records_of(cfg.DATASETS.TRAIN),
-        cfg.TRANSFER.LABEL_FRACTION,
-        cfg.TRANSFER.LABEL_SEED,
-    )
+    records = LabelChoice.from_config(cfg).of(records_of(cfg.DATASETS.TRAIN))
     missing = [record for record in records if os.path.isfile(record["file_name"]) and not maps.path(record).is_file()]
     comm.synchronize()  # everybody has looked before anybody writes
     if missing:

@@ -12,6 +12,8 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from tmt_d2.errors import UserError, did_you_mean
+from tmt_d2.methods.method_training import MethodTraining
+from tmt_d2.methods.self_training.training import self_training
 
 PREDICTION_LAYERS = ("sem_seg_head.predictor.class_embed.", "sem_seg_head.predictor.mask_embed.")
 
@@ -27,6 +29,7 @@ class Method:
         trains: prefixes of the parameters that learn; none: the whole model. An estimator never learns here.
         raises: the transferability score that is raised by gradient before fine-tuning, or none.
         reads_source: that step also needs labelled source images, DATASETS.SOURCE_TRAIN.
+        mixes_groups: a batch has labelled and unlabelled target and source images, as TRANSFER.SELF_TRAINING says.
         training: config and model -> the module whose losses are minimised, batch -> dict of them; None: the model.
     """
 
@@ -37,7 +40,8 @@ class Method:
     trains: tuple[str, ...] = ()
     raises: str = ""
     reads_source: bool = False
-    training: Callable[[CfgNode, nn.Module], nn.Module] | None = None
+    mixes_groups: bool = False
+    training: Callable[[CfgNode, nn.Module], MethodTraining] | None = None
 
 
 METHODS = {
@@ -47,6 +51,18 @@ METHODS = {
         Method("full", "the whole model learns"),
         Method("leep", "LEEP is raised first, then as full", raises="leep"),
         Method("otce", "F-OTCE is raised first, then as full", raises="otce", reads_source=True),
+        Method(
+            "full-ema",
+            "as full; the moving average of its weights counts",
+            mixes_groups=True,
+            training=self_training,
+        ),
+        Method(
+            "self-training",
+            "the moving average of the model labels pictures without a label",
+            mixes_groups=True,
+            training=self_training,
+        ),
         Method("tmt", "as full, and attention obeys transferability", "estimator", "TransferableMaskFormer"),
     )
 }

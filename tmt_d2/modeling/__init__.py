@@ -7,6 +7,7 @@ from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.mask_former_head import MaskFormerHead
 from tmt_d2.modeling.masked_attention import attention_mask
 from tmt_d2.modeling.pixel_decoder import MSDeformAttnPixelDecoder
+from tmt_d2.modeling.timm_backbone import TimmBackbone
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.modeling.transformer_decoder import MultiScaleMaskedTransformerDecoder
 
@@ -18,6 +19,7 @@ __all__ = [
     "MaskFormerHead",
     "MultiScaleMaskedTransformerDecoder",
     "SetCriterion",
+    "TimmBackbone",
     "TransferableMaskFormer",
     "attention_mask",
     "ms_deform_attn",

@@ -176,8 +176,10 @@ class MSDeformAttn(nn.Module):
         B, Q, _ = query.shape
         M, L, P = self.n_heads, self.n_levels, self.n_points
         value = self.value_proj(inputs).unflatten(-1, (M, -1))
-        offsets = self.sampling_offsets(query).view(B, Q, M, L, P, 2)
+        query = query.to(torch.promote_types(query.dtype, torch.float32))
+        with torch.autocast(query.device.type, enabled=False):  # rounded, points would be off by parts of a cell
+            offsets = self.sampling_offsets(query).view(B, Q, M, L, P, 2)
+            weights = self.attention_weights(query).view(B, Q, M, L * P).softmax(-1).view(B, Q, M, L, P)
         cells = reference_points.new_tensor([(1 / w, 1 / h) for h, w in spatial_shapes])
         locations = torch.addcmul(reference_points[:, None, None, None], offsets, cells[:, None])
-        weights = self.attention_weights(query).view(B, Q, M, L * P).softmax(-1).view(B, Q, M, L, P)
         return self.output_proj(ms_deform_attn(value, spatial_shapes, locations, weights))

@@ -104,6 +104,8 @@ class MaskFormer(nn.Module):
         backbone = build_backbone(cfg)
         head = build_sem_seg_head(cfg, backbone.output_shape())
         former = cfg.MODEL.MASK_FORMER
+        # timm knows what its weights have learned with
+        mean, std = getattr(backbone, "normalization", (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
         unused = unused_settings(cfg)
         if unused:
             logger.info("settings without a meaning here: %s", ", ".join(unused))
@@ -128,8 +130,8 @@ class MaskFormer(nn.Module):
             "size_divisibility": former.SIZE_DIVISIBILITY
             if former.SIZE_DIVISIBILITY > 0
             else backbone.size_divisibility,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "pixel_mean": mean,
+            "pixel_std": std,
             "postprocess_before_inference": former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
             "attend_padding": former.ATTEND_PADDING,
         }

@@ -1,12 +1,14 @@
 """Mask2Former's pixel decoder: a deformable-attention encoder over three backbone levels, then an FPN step to 1/4.
 
-It runs in float32 under autocast too, as the official one: half precision would round what deformable attention
-samples.
+On a GPU it runs in float32 under autocast too, as the official one: half precision would round what deformable
+attention samples. On a CPU, where it is a larger share of the time, its convolutions and linear layers obey autocast;
+where they sample, with which weights, and what layers add to stay in float32 (docs/speed.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +27,7 @@ from tmt_d2.modeling.resize import resize
 
 
 class PixelFeatures(NamedTuple):
-    """mask_features: (B, C_mask, H/4, W/4); levels: (B, C, H/s, W/s) for s = 32, 16, 8, what the decoder attends to;
+    """mask_features: (B, C_mask, H/4, W/4); levels: (B, C, H/s, W/s) for s = 32, 16, 8, what the decoder attends to,
     float32."""
 
     mask_features: Tensor
@@ -187,8 +189,10 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor]) -> PixelFeatures:
         """``features``: name -> (B, C, H/s, W/s) of the backbone, of any precision."""
-        features = {name: features[name].float() for name in (*self.level_names, self.lateral_name)}
-        with torch.autocast(features[self.lateral_name].device.type, enabled=False):
+        device = features[self.lateral_name].device.type
+        with nullcontext() if device == "cpu" else torch.autocast(device, enabled=False):
+            if device != "cpu":
+                features = {name: feature.float() for name, feature in features.items()}
             levels = [project(features[name]) for name, project in zip(self.level_names, self.input_proj)]
             levels = self.transformer(levels)
             lateral = self.adapter_1(features[self.lateral_name])

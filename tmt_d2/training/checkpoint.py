@@ -23,7 +23,9 @@ from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.official import CLASS_HEAD, load_report, upgrade_names
+from tmt_d2.modeling.timm_backbone import timm_part
 from tmt_d2.modeling.tmt import TransferableMaskFormer
+from tmt_d2.training.pretrained import read_safetensors
 from tmt_d2.transferability.acte import TransferabilityEstimator
 from tmt_d2.transferability.settings import decode_settings, refuse_other_settings
 
@@ -48,6 +50,7 @@ _ARRAY_PARTS = {
 
 
 FINAL = "model_final"
+METHOD_TRAINING = "method_training"  # what a method's training remembers, where there is a ``MethodTraining``
 ENDED_AFTER = "ended_after"  # iterations; a checkpoint has this entry where ``keep_weights`` took the trainer's state
 _PERIODIC = re.compile(r"model_\d{7}\.pth")
 
@@ -161,6 +164,8 @@ class TMTCheckpointer(DetectionCheckpointer):
         try:
             if filename.endswith(".pkl"):
                 content = _read_pickle(filename)
+            elif filename.endswith(".safetensors"):
+                content = {"model": read_safetensors(filename)}
             elif filename.endswith(".pyth"):  # of pycls; Detectron2 would read it without `weights_only`
                 content = {"model": self._torch_load(filename)["model_state"], "matching_heuristics": True}
             else:
@@ -168,6 +173,8 @@ class TMTCheckpointer(DetectionCheckpointer):
             if not isinstance(content["model"], dict):
                 raise pickle.UnpicklingError(f"its model is a {type(content['model']).__name__}, not a dictionary")
             return content
+        except UserError:
+            raise
         except Exception as error:  # damaged bytes make the readers raise nearly anything
             if isinstance(error, OSError) and error.filename:  # the file system's own
                 raise
@@ -184,6 +191,11 @@ class TMTCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Any) -> _IncompatibleKeys:
         model_state = self.model.state_dict()
+        timm = timm_part(self.model)
+        if timm and not any(name.startswith(("backbone.", "sem_seg_head.")) for name in checkpoint["model"]):
+            self._convert_ndarray_to_tensor(checkpoint["model"])
+            converted = timm[1].convert(checkpoint["model"], self._loading)
+            checkpoint = {"model": {f"{timm[0]}.{name}": value for name, value in converted.items()}}
         weights = checkpoint["model"]
         _rename(weights)
         self._refuse_other_estimator(checkpoint)
@@ -329,6 +341,7 @@ def keep_weights(folder: str | Path) -> None:
     for path in Path(folder).rglob("model_*.pth"):  # first, to make room; those of pre-alignment lie in a subfolder
         if path != final and (path.name == final.name or _PERIODIC.fullmatch(path.name)):
             path.unlink(missing_ok=True)
+    content.pop(METHOD_TRAINING, None)
     if "trainer" in content:
         content[ENDED_AFTER] = content.pop("trainer")["iteration"] + 1
         with atomic_write(final) as file:

@@ -6,14 +6,17 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from detectron2.solver import LRMultiplier, WarmupParamScheduler
 from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 from torch import nn
 
 from tmt_d2.errors import UserError
+from tmt_d2.modeling.timm_backbone import timm_part
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
-_SWIN_POSITIONS = ("relative_position_bias_table", "absolute_pos_embed")
+_POSITIONS = ("relative_position_bias_table", "absolute_pos_embed", "pos_embed")
+_TOKENS = ("cls_token", "reg_token", "dist_token")
 
 
 def parameter_groups(
@@ -24,11 +27,14 @@ def parameter_groups(
     weight_decay_norm: float,
     weight_decay_embed: float,
     backbone_multiplier: float,
+    layer_decay: float = 1.0,
+    num_layers: int = 0,
 ) -> list[dict[str, Any]]:
     """One group for every combination of learning rate and weight decay, over the trainable parameters.
 
-    The backbone learns ``backbone_multiplier`` times slower; norms and embeddings have their own decay and Swin's
-    position tables none.
+    The backbone learns ``backbone_multiplier`` times slower, and each of a Vision Transformer's ``num_layers`` blocks
+    ``layer_decay`` times slower than the next one; norms and embeddings have their own weight decay, positions and
+    tokens none.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
@@ -37,13 +43,17 @@ def parameter_groups(
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            lr = base_lr * backbone_multiplier if "backbone" in module_name.split(".") else base_lr
+            lr = base_lr
+            path = f"{module_name}.{name}".split(".")
+            if "backbone" in path:
+                within = "pos_embed" if name in _TOKENS else ".".join(path[path.index("backbone") + 1 :])
+                lr *= backbone_multiplier * get_vit_lr_decay_rate(f"backbone.{within}", layer_decay, num_layers)
             decay = weight_decay
             if isinstance(module, _NORMS):
                 decay = weight_decay_norm
             elif isinstance(module, nn.Embedding):
                 decay = weight_decay_embed
-            elif name in _SWIN_POSITIONS:
+            elif name in (*_POSITIONS, *_TOKENS):
                 decay = 0.0
             groups.setdefault((lr, decay), []).append(parameter)
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
@@ -53,6 +63,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     solver = cfg.SOLVER
     if solver.OPTIMIZER not in ("ADAMW", "SGD"):
         raise UserError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}: choose ADAMW or SGD")
+    found = timm_part(model)
+    num_layers = found[1].blocks if found else 0
+    if solver.LAYER_DECAY != 1 and not num_layers:
+        raise UserError(f"SOLVER.LAYER_DECAY is {solver.LAYER_DECAY}: it is for plain Vision Transformers of timm only")
     groups = parameter_groups(
         model,
         base_lr=solver.BASE_LR,
@@ -60,6 +74,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
         backbone_multiplier=solver.BACKBONE_MULTIPLIER,
+        layer_decay=solver.LAYER_DECAY,
+        num_layers=num_layers,
     )
     if not groups:
         raise UserError("nothing to train: every parameter of the model is frozen")

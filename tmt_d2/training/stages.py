@@ -16,7 +16,8 @@ from torch import nn
 from tmt_d2.cli import log_file
 from tmt_d2.config import check_cfg
 from tmt_d2.data import register_custom
-from tmt_d2.data.loaders import build_paired_loader, build_train_loader
+from tmt_d2.data.labelled import LabelChoice
+from tmt_d2.data.loaders import Shares, build_paired_loader, build_semi_supervised_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.registration import check_registered
 from tmt_d2.errors import UserError
@@ -35,6 +36,7 @@ from tmt_d2.training.checkpoint import (
     ESTIMATOR,
     ESTIMATOR_TRAINING,
     FINAL,
+    METHOD_TRAINING,
     TMTCheckpointer,
     ended_after,
     on_this_machine,
@@ -45,6 +47,7 @@ from tmt_d2.training.trainer import StageTrainer, evaluate_model
 logger = logging.getLogger(__name__)
 
 RESULTS = {"source": "evaluation.json", "estimator": "estimator.json", "finetune": "evaluation.json"}
+MEANS = ("mIoU", "fwIoU", "mACC", "pACC")
 ESTIMATED = "TransferableMaskFormer"  # the architecture that has discriminators
 
 
@@ -138,8 +141,10 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> None:
             f"MODEL.WEIGHTS is empty: {what} starts from a checkpoint, e.g. the source stage's model_final.pth"
         )
     keys = ["TEST"] if eval_only else ["TRAIN", "TEST"]
-    if stage == "finetune" and method.reads_source and not eval_only:
-        keys += ["SOURCE_TRAIN"]
+    if stage == "finetune" and not eval_only:
+        mixed = Shares.from_config(cfg) if method.mixes_groups else Shares(cfg.SOLVER.IMS_PER_BATCH)
+        keys += ["SOURCE_TRAIN"] if method.reads_source or mixed.source else []
+        keys += ["UNLABELLED"] if method.mixes_groups and cfg.DATASETS.UNLABELLED else []
     if stage == "estimator":
         keys += ["SOURCE_TEST"] if eval_only else ["SOURCE_TRAIN", "SOURCE_TEST"]
     seen = {*cfg.DATASETS.SOURCE_TRAIN, *cfg.DATASETS.TRAIN} if stage == "estimator" else set()
@@ -212,18 +217,22 @@ def _run_training(cfg: CfgNode, model: nn.Module, resume: bool, eval_only: bool)
         maps = prepare_maps(cfg, model, load_source_model)
         drift = build_drift(cfg, model)
         training = method.training(cfg, model) if method.training else None
-    loader = build_train_loader(
-        cfg.DATASETS.TRAIN,
-        SemanticMapper(cfg, is_train=True, maps=maps),
-        cfg.SOLVER.IMS_PER_BATCH,
-        label_fraction=cfg.TRANSFER.LABEL_FRACTION if fine_tunes else 1.0,
-        subset_seed=cfg.TRANSFER.LABEL_SEED,
-        seed=_seed(cfg),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-    )
+    mapper = SemanticMapper(cfg, is_train=True, maps=maps)
+    labels = LabelChoice.from_config(cfg) if fine_tunes else None
+    choices: dict[str, Any] = {"labels": labels, "seed": _seed(cfg), "num_workers": cfg.DATALOADER.NUM_WORKERS}
+    if fine_tunes and method.mixes_groups:
+        data = cfg.DATASETS
+        splits = {"target": data.TRAIN, "unlabelled": data.UNLABELLED, "source": data.SOURCE_TRAIN}
+        loader = build_semi_supervised_loader(Shares.from_config(cfg), **splits, mapper=mapper, **choices)
+    else:
+        loader = build_train_loader(cfg.DATASETS.TRAIN, mapper, cfg.SOLVER.IMS_PER_BATCH, **choices)
 
     def evaluate() -> dict[str, Any]:
         scores = evaluate_model(cfg, model)
+        if training is not None:
+            for name, other in training.also_evaluated().items():
+                for split, metrics in evaluate_model(cfg, other, f"inference/{name}").items():
+                    scores[split] |= {f"{metric}-{name}": metrics[metric] for metric in MEANS if metric in metrics}
         return scores if drift is None else scores | {DRIFT: drift.measure()}
 
     trainer = StageTrainer(
@@ -234,7 +243,11 @@ def _run_training(cfg: CfgNode, model: nn.Module, resume: bool, eval_only: bool)
         evaluate=evaluate,
         require_estimator=require_estimator,
     )
+    if training is not None:
+        trainer.checkpointer.add_checkpointable(METHOD_TRAINING, training.progress)
     trainer.resume_or_load(resume)
+    if training is not None and not trainer.start_iter:
+        training.begin()
     if drift is not None:
         drift.begin(trainer.start_iter)
     return trainer.train()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tmt_d2.errors import UserError
+from tmt_d2.modeling.precision import mixed_precision
 
 Clip = Callable[[list[nn.Parameter]], Any]
 
@@ -21,7 +22,8 @@ class TrainingStep:
 
     The mean over micro-batches and processes is the loss of all their images in one batch: a module that divides by
     counts of the batch says them beforehand in ``count_masks`` and takes their mean as ``num_masks``. One whose parts
-    stop learning takes their gradients away in ``withhold_gradients``; what has none is not stepped.
+    stop learning takes their gradients away in ``withhold_gradients``; what has none is not stepped. One that does
+    something after each step does it in ``after_update``.
     """
 
     def __init__(
@@ -49,14 +51,15 @@ class TrainingStep:
     def backward(self, batch: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Tensor], Tensor]:
         """Gradients of the mean loss over the micro-batches -> the losses, detached, and the gradient's norm."""
         micro_batches = split(batch, self.accumulation_steps)
-        arguments = self._normalisers(micro_batches)
+        with mixed_precision(self.device.type, self.amp_dtype):
+            arguments = self._normalisers(micro_batches)
         self.optimizer.zero_grad()
         total: dict[str, Tensor] = {}
         for index, micro_batch in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             waits = not last and isinstance(self.module, DistributedDataParallel)
             with self.module.no_sync() if waits else nullcontext():
-                with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
+                with mixed_precision(self.device.type, self.amp_dtype):
                     losses = self.module(micro_batch, **arguments)
                     loss = sum(losses.values()) / len(micro_batches)
                 self.scaler.scale(loss).backward()
@@ -75,6 +78,8 @@ class TrainingStep:
             self.clip(self.parameters)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if hasattr(self._plain_module, "after_update"):
+            self._plain_module.after_update()
 
     def may_overflow(self) -> bool:
         """Whether a gradient that is not finite is the scaler's business: its scale can still be lowered."""
@@ -88,7 +93,8 @@ class TrainingStep:
         module = self._plain_module
         if len(micro_batches) == 1 or not hasattr(module, "count_masks"):
             return {}
-        total = torch.tensor(float(sum(module.count_masks(batch) for batch in micro_batches)), device=self.device)
+        counts = [module.count_masks(batch) for batch in micro_batches]
+        total = torch.tensor(counts, dtype=torch.float32, device=self.device).sum(0)
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(total)
         return {"num_masks": total / (comm.get_world_size() * len(micro_batches))}

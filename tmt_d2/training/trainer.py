@@ -33,6 +33,7 @@ from tmt_d2.errors import UserError
 from tmt_d2.evaluation.inference import build_inference
 from tmt_d2.evaluation.semantic import SemanticEvaluator, evaluate_split, metrics_table
 from tmt_d2.files import atomic_write, write_json
+from tmt_d2.modeling.precision import cpu_has_bfloat16
 from tmt_d2.processes import signals
 from tmt_d2.randomness import seed_everything
 from tmt_d2.training.anomaly import find_anomalies
@@ -78,17 +79,13 @@ class StageTrainer(TrainerBase):
         optimizer = build_optimizer(cfg, module)
         if cfg.TRANSFER.DETECT_ANOMALY:
             find_anomalies(module)
-        amp = cfg.SOLVER.AMP.ENABLED
-        if amp and cfg.MODEL.DEVICE == "cpu":
-            logger.info("SOLVER.AMP.ENABLED has no effect on the CPU: training in float32")
-            amp = False
         devices = None if cfg.MODEL.DEVICE == "cpu" else [comm.get_local_rank()]
         clip = cfg.SOLVER.CLIP_GRADIENTS
         self.step = TrainingStep(
             create_ddp_model(module, broadcast_buffers=False, device_ids=devices),
             optimizer,
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
-            amp_dtype=getattr(torch, cfg.SOLVER.AMP.DTYPE) if amp else None,
+            amp_dtype=_amp_dtype(cfg),
             clip=clipping(clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE),
         )
         self.module, self.optimizer, self.data_loader, self.cfg = module, optimizer, data_loader, cfg
@@ -326,13 +323,24 @@ class _Save(hooks.HookBase):
             raise signals.Stopped
 
 
+def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    if cfg.MODEL.DEVICE == "cpu":
+        if cfg.SOLVER.AMP.DTYPE == "float16":
+            logger.info("SOLVER.AMP.DTYPE float16 is for GPUs: training in float32; bfloat16 works on some CPUs, too")
+            return None
+        if not cpu_has_bfloat16():
+            logger.info("SOLVER.AMP.DTYPE bfloat16: this processor is not faster with it: training in float32")
+            return None
+    return getattr(torch, cfg.SOLVER.AMP.DTYPE)
+
+
 def _check_share(sampler: StepSampler, accumulation_steps: int) -> None:
-    share = sampler.per_group // sampler.processes
-    if share % accumulation_steps:
-        raise UserError(
-            f"SOLVER.ACCUMULATION_STEPS {accumulation_steps} does not divide a process's {share} image(s)"
-            + (" of each domain" if len(sampler.groups) > 1 else "")
-        )
+    shares = [share // sampler.processes for share in sampler.shares if share]
+    if any(share % accumulation_steps for share in shares):
+        own = " + ".join(map(str, shares)) + (" images of its groups" if len(shares) > 1 else " image(s)")
+        raise UserError(f"SOLVER.ACCUMULATION_STEPS {accumulation_steps} does not divide a process's {own}")
 
 
 def _forget_metrics(path: Path, start: int) -> None:
@@ -360,14 +368,17 @@ def _nested_scalars(value: Any) -> Any:
     return {key: _nested_scalars(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def evaluate_model(cfg: CfgNode, model: nn.Module) -> dict[str, dict[str, float]]:
-    """Metrics of every split of DATASETS.TEST: {split: {"mIoU", "fwIoU", "mACC", "pACC", "IoU-road", ...}}."""
+def evaluate_model(cfg: CfgNode, model: nn.Module, folder: str = "inference") -> dict[str, dict[str, float]]:
+    """Metrics of every split of DATASETS.TEST: {split: {"mIoU", "fwIoU", "mACC", "pACC", "IoU-road", ...}}.
+
+    folder: in OUTPUT_DIR, for what else the evaluator writes.
+    """
     results = {}
     for name in cfg.DATASETS.TEST:
         loader = build_detection_test_loader(
             cfg, name, mapper=SemanticMapper(cfg, is_train=False), num_workers=cfg.DATALOADER.NUM_WORKERS
         )
-        evaluator = SemanticEvaluator(name, f"{cfg.OUTPUT_DIR}/inference/{name}")
+        evaluator = SemanticEvaluator(name, f"{cfg.OUTPUT_DIR}/{folder}/{name}")
         scores = evaluate_split(build_inference(cfg, model), signals.Stoppable(loader), evaluator)
         results[name] = scores.get("sem_seg", {})
         if results[name]:

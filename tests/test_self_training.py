@@ -1,0 +1,352 @@
+"""Self-training: the teacher, its labels, what is mixed and changed; that a run is exact, and `full` without it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.helpers.models import make_records, tiny_cfg
+from tests.helpers.small_runs import contents, differences, small_cfg
+from tests.test_resume import FINAL, run_killed, trainer_of
+from tmt_d2.methods.self_training.mixing import paste, pasted
+from tmt_d2.methods.self_training.pseudo_labels import labels_and_confidence, marginals
+from tmt_d2.methods.self_training.teacher import MovingAverage
+from tmt_d2.methods.self_training.training import SelfTraining, donor_of, outputs_of, self_training
+from tmt_d2.methods.self_training.views import StrongView
+from tmt_d2.modeling.mask_logits import MaskLogits
+from tmt_d2.randomness import seeded
+from tmt_d2.training.stages import run_stage
+
+STUDENT = "/method_training/student."
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- the teacher
+
+
+class Model(nn.Module):
+    def __init__(self, value: float, count: int = 0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(value))
+        self.register_buffer("statistic", torch.tensor(10 * value))
+        self.register_buffer("count", torch.tensor(count))
+
+
+def test_moving_average_by_hand() -> None:
+    teacher, average = Model(8.0), MovingAverage(0.75, burn_in=2)
+    expected = [8, 8, 2, 3, 3 * 2 / 3 + 4 / 3, (3 * 2 / 3 + 4 / 3) * 0.75 + 6 / 4, None]
+    kept = [1, 1, 0, 0.5, 2 / 3, 0.75, 0.75]
+    for step, (value, share) in enumerate(zip(expected, kept)):
+        student = Model(float([0, 1, 2, 4, 4, 6, 0][step]), count=step)
+        assert average.kept() == pytest.approx(share)
+        average.update(teacher, student)
+        if value is not None:
+            assert teacher.weight.item() == pytest.approx(value)
+            assert float(teacher.statistic) == pytest.approx(10 * value)  # buffers too
+            assert int(teacher.count) == (0 if step < 2 else step)  # copied
+
+
+def test_the_step_of_the_average_is_kept() -> None:
+    average, other = MovingAverage(0.9, 0), MovingAverage(0.9, 0)
+    for _ in range(3):
+        average.update(Model(0.0), Model(1.0))
+    other.load_state_dict(average.state_dict())
+    assert other.kept() == average.kept() == 0.75
+
+
+# --- pseudo-labels
+
+
+def test_marginals_by_hand() -> None:
+    """Two queries, two classes, two pixels: class times mask probabilities, then divided by their sum."""
+    class_logits = torch.tensor([[[0.8, 0.1, 0.1], [0.2, 0.2, 0.6]]]).log()
+    masks = torch.tensor([[[0.5, 0.01], [0.25, 0.02]]]).logit()  # (1, Q, pixels)
+    outputs: Any = {"pred_logits": class_logits, "pred_masks": MaskLogits(masks, torch.eye(2)[None, :, None])}
+    found = marginals(outputs)[0, :, 0]
+    first = torch.tensor([0.8 * 0.5 + 0.2 * 0.25, 0.1 * 0.5 + 0.2 * 0.25])
+    second = torch.tensor([0.8 * 0.01 + 0.2 * 0.02, 0.1 * 0.01 + 0.2 * 0.02])  # of almost nothing, still sums to 1
+    torch.testing.assert_close(found, torch.stack([first / first.sum(), second / second.sum()], 1))
+
+
+def test_labels_and_confidence_are_those_of_the_enlarged_map() -> None:
+    probabilities = torch.tensor([[[[0.9, 0.3]], [[0.1, 0.7]]]])  # (1, 2, 1, 2)
+    ((labels, confidence),) = labels_and_confidence(probabilities, (1, 4))
+    assert labels.tolist() == [[0, 0, 1, 1]]
+    torch.testing.assert_close(confidence, torch.tensor([[0.9, 0.75, 0.55, 0.7]]))
+
+
+# --- mixing and views
+
+
+def test_half_of_the_classes_are_pasted() -> None:
+    label = torch.tensor([[3, 3, 5], [7, 255, 9], [11, 11, 11]])
+    counts = []
+    for seed in range(20):
+        with seeded(seed):
+            mask = pasted(label, torch.Size((3, 3)))
+        chosen = set(label[mask].tolist())
+        assert torch.equal(mask, torch.isin(label, torch.tensor(sorted(chosen))))  # whole classes
+        assert 255 not in chosen
+        counts.append(len(chosen))
+    assert set(counts) == {3}  # of five
+    with seeded(0):
+        assert not pasted(torch.full((2, 2), 255), torch.Size((2, 2))).any()
+
+
+def test_pixels_and_labels_are_pasted_together_where_both_pictures_are() -> None:
+    below, above = torch.zeros(1, 2, 4), torch.ones(1, 3, 2)
+    with seeded(0):
+        mask = pasted(torch.full((3, 2), 4), torch.Size((2, 4)))
+    assert mask.tolist() == [[True, True, False, False]] * 2
+    assert paste(below, above, mask)[0].tolist() == [[1, 1, 0, 0]] * 2
+    assert not below.any()
+
+
+def test_donors_lie_in_the_same_block() -> None:
+    """Blocks of two labelled and one unlabelled, or of one and two: each is served from its own block, and all are."""
+    for per_block, pictures in ((2, 1), (1, 2), (3, 2), (1, 1)):
+        blocks = 4
+        donors: Any = [(block, i) for block in range(blocks) for i in range(per_block)]
+        seen = set()
+        for place, seed in itertools.product(range(blocks * pictures), range(30)):
+            whole = donor_of(place, seed, donors, blocks * pictures)
+            block = place // pictures
+            assert whole[0] == block
+            alone = donor_of(place - block * pictures, seed, donors[block * per_block :][:per_block], pictures)
+            assert alone == whole  # whatever the batch is split into
+            seen.add(whole)
+        assert len(seen) == len(donors)
+
+
+def test_strong_views() -> None:
+    image = (random(3, 9, 13).sigmoid() * 255).to(torch.uint8)
+    with seeded(1):
+        assert torch.equal(StrongView(0, 0.2, 0)(image).round(), image.float())  # control: nothing
+    with seeded(1):
+        coloured = StrongView(1, 0.2, 0)(image)
+    with seeded(1):
+        swapped = StrongView(1, 0.2, 0, bgr=True)(image.flip(0)).flip(0)
+    torch.testing.assert_close(coloured, swapped)
+    assert (coloured - image).abs().mean() > 2 and coloured.min() >= 0 and coloured.max() <= 255
+    with seeded(3):
+        blurred = StrongView(0, 0.2, 1)(image)
+    assert blurred.std() < 0.95 * image.float().std()
+    changed = []
+    for seed in range(300):
+        with seeded(seed):
+            changed.append(not torch.equal(StrongView(0.8, 0.2, 0)(image).round(), image.float()))
+    assert 0.72 < sum(changed) / 300 < 0.88
+
+
+# --- the training module
+
+
+def build(build_tiny: Any, **changes: Any) -> SelfTraining:
+    cfg = tiny_cfg(TRANSFER__METHOD="self-training", MODEL__RESNETS__NORM="FrozenBN", **changes)
+    training = self_training(cfg, build_tiny("MaskFormer", MODEL__RESNETS__NORM="FrozenBN"))
+    training.begin()
+    return training.train()
+
+
+def batch(sizes: Any = ((48, 64), (48, 64), (40, 64), (48, 50))) -> list[dict[str, Any]]:
+    """Labelled and unlabelled, in turn."""
+    records = [record | {"seed": index} for index, record in enumerate(make_records(sizes))]
+    for record in records:
+        record["sem_seg"] = record["sem_seg"].to(torch.uint8)
+    for record in records[1::2]:
+        del record["sem_seg"]
+        record["labelled"] = False
+    return records
+
+
+def test_pseudo_labels_are_the_teachers_of_the_picture_as_it_is(build_tiny: Any) -> None:
+    training = build(build_tiny, TRANSFER__SELF_TRAINING__MIX="none")
+    records = batch()
+    plain = [dict(record) for record in records]
+    with torch.no_grad():
+        for parameter in training.student.parameters():
+            parameter.add_(1)  # whatever the student says
+        training.prepare(records)
+        for index in (1, 3):
+            images = training.teacher.preprocess(plain[1::2])
+            outputs = training.teacher.run(images).outputs
+            labels = list(labels_and_confidence(marginals(outputs), images.tensor.shape[-2:]))[index // 2][0]
+            h, w = records[index]["sem_seg"].shape
+            assert (h, w) == plain[index]["image"].shape[-2:]
+            assert torch.equal(records[index]["sem_seg"], labels[:h, :w].to(torch.uint8))
+            assert not torch.equal(records[index]["image"], plain[index]["image"].float())  # the student's view
+    before = [record["image"] for record in records]
+    training.prepare(records)  # once
+    assert all(record["image"] is image for record, image in zip(records, before))
+    assert torch.equal(records[0]["image"], plain[0]["image"])  # labelled pictures are left alone
+
+
+def test_classmix_pastes_the_label_of_people(build_tiny: Any) -> None:
+    mixed, plain = batch(), batch()
+    build(build_tiny, TRANSFER__SELF_TRAINING__COLOUR=0.0, TRANSFER__SELF_TRAINING__BLUR=0.0).prepare(mixed)
+    build(
+        build_tiny,
+        TRANSFER__SELF_TRAINING__COLOUR=0.0,
+        TRANSFER__SELF_TRAINING__BLUR=0.0,
+        TRANSFER__SELF_TRAINING__MIX="none",
+    ).prepare(plain)
+    for index in (1, 3):
+        donor = mixed[index - 1]
+        h, w = (min(pair) for pair in zip(mixed[index]["sem_seg"].shape, donor["sem_seg"].shape))
+        changed = (mixed[index]["image"] - plain[index]["image"]).abs().sum(0)[:h, :w] > 1e-3
+        assert 0.05 < changed.float().mean() < 1
+        assert torch.equal(mixed[index]["sem_seg"][:h, :w][changed], donor["sem_seg"][:h, :w][changed])
+
+
+def test_losses_of_both_parts_are_those_of_the_model(build_tiny: Any) -> None:
+    training = build(build_tiny, TRANSFER__SELF_TRAINING__WEIGHT=0.5)
+    records = batch()
+    losses = training(records)
+    student = training.student
+    images = student.preprocess(records)
+    outputs = student.run(images).outputs
+    parts = [student.losses(outputs_of(outputs, part), [records[i] for i in part], images) for part in ([0, 2], [1, 3])]
+    torch.testing.assert_close(losses.pop("loss_pseudo"), 0.5 * torch.stack(list(parts[1].values())).sum())
+    assert losses.keys() == parts[0].keys()
+    for name, value in losses.items():
+        torch.testing.assert_close(value, parts[0][name])
+
+
+def test_without_unlabelled_pictures_it_is_the_model(build_tiny: Any) -> None:
+    training = build(build_tiny)
+    records = [record for record in batch() if "sem_seg" in record]
+    found, expected = training(records), training.teacher.train()(records)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_only_the_student_learns_and_every_part_of_it(build_tiny: Any) -> None:
+    training = build(build_tiny)
+    torch.stack(list(training(batch()).values())).sum().backward()
+    assert all(p.grad is None for p in training.teacher.parameters())
+    assert not [name for name, p in training.student.named_parameters() if p.grad is None]
+    assert not training.teacher.training and training.student.training
+
+
+def test_mixing_needs_a_label_somewhere() -> None:
+    cfg = tiny_cfg(TRANSFER__SELF_TRAINING__LABELLED=0.0)
+    with pytest.raises(ValueError, match=r"MIX classmix pastes from labelled pictures, .* set MIX none$"):
+        self_training(cfg, nn.Module())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("EMA", 1.5, r"SELF_TRAINING.EMA is 1.5: it must be in \[0, 1\]"),
+        ("WEIGHT", -1.0, "SELF_TRAINING.WEIGHT is -1.0: it must be at least 0"),
+        ("MIX", "cut", "SELF_TRAINING.MIX is 'cut': choose one of classmix, none"),
+    ],
+)
+def test_settings_that_mean_nothing(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_cfg(**{f"TRANSFER__SELF_TRAINING__{key}": value})
+
+
+# --- whole stages
+
+FEW: dict[str, Any] = {"TRANSFER__LABEL_COUNT": 2, "TRANSFER__SELF_TRAINING__BURN_IN": 0.25}
+
+
+def self_training_cfg(output: Path, start: Path, method: str = "self-training", **changes: Any) -> Any:
+    return small_cfg(method, output, start, **FEW | changes)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+@pytest.mark.parametrize(("accumulation", "source"), [(1, 0.0), (2, 0.5)])
+def test_resumed_equals_uninterrupted(start: Path, tmp_path: Path, accumulation: int, source: float) -> None:
+    changes: dict[str, Any] = {"SOLVER__CHECKPOINT_PERIOD": 2, "SOLVER__ACCUMULATION_STEPS": accumulation}
+    changes |= {"TRANSFER__SELF_TRAINING__SOURCE": source, "DATASETS__SOURCE_TRAIN": ("cityscapes_sem_seg_train",)}
+    run_stage(self_training_cfg(tmp_path / "straight", start, **changes))
+    run_killed(self_training_cfg(tmp_path / "killed", start, **changes), 3)
+    run_stage(self_training_cfg(tmp_path / "killed", start, **changes), resume=True)
+    assert not differences(tmp_path / "straight" / FINAL, tmp_path / "killed" / FINAL)
+    saved = contents(tmp_path / "killed" / FINAL)
+    assert saved["/method_training/average._extra_state/steps"] == 4
+    names = [name for name in saved if name.startswith("/model/")]
+    assert any((saved[name] != saved[STUDENT + name.removeprefix("/model/")]).any() for name in names)
+    scores = json.loads((tmp_path / "killed" / "evaluation.json").read_text())["bdd100k_sem_seg_val"]
+    assert {"mIoU", "mIoU-student", "fwIoU-student", "mACC-student", "pACC-student"} <= scores.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+def test_full_ema_trains_as_full_and_saves_the_average(start: Path, tmp_path: Path) -> None:
+    changes = {"TRANSFER__LABEL_COUNT": 2, "MODEL__RESNETS__NORM": "BN"}
+    run_stage(small_cfg("full", tmp_path / "full", start, **changes))
+    run_stage(small_cfg("full-ema", tmp_path / "ema", start, **changes))
+    full, ema = contents(tmp_path / "full" / FINAL), contents(tmp_path / "ema" / FINAL)
+    names = [name.removeprefix("/model/") for name in full if name.startswith("/model/")]
+    assert all(torch.equal(full[f"/model/{name}"], ema[STUDENT + name]) for name in names)
+    scores = [
+        json.loads((tmp_path / name / "evaluation.json").read_text())["bdd100k_sem_seg_val"] for name in ("full", "ema")
+    ]
+    assert scores[0]["mIoU"] == scores[1]["mIoU-student"]
+    moved = [name for name in names if not torch.equal(full[f"/model/{name}"], ema[f"/model/{name}"])]
+    assert any("running_mean" in name for name in moved)
+    mean = ema["/model/sem_seg_head.predictor.class_embed.bias"]  # min(1 - 1 / (i + 1), m): so far the plain mean
+    steps = [contents(tmp_path / "full" / f"model_000000{i}.pth") for i in (1, 2)] + [full]
+    first = small_cfg("full", tmp_path / "one", start, SOLVER__CHECKPOINT_PERIOD=1, **changes)
+    run_killed(first, 1)
+    steps.insert(0, contents(tmp_path / "one" / "model_0000000.pth"))
+    values = [each["/model/sem_seg_head.predictor.class_embed.bias"] for each in steps]
+    torch.testing.assert_close(mean, torch.stack(values).mean(0))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+def test_gradients_do_not_depend_on_the_split(start: Path, tmp_path: Path) -> None:
+    def gradients(steps: int) -> tuple[dict[str, float], list[Tensor]]:
+        run, records = trainer_of(self_training_cfg(tmp_path, start, SOLVER__ACCUMULATION_STEPS=steps))
+        for name, parameter in run.module.student.named_parameters():
+            if name.endswith("sampling_offsets.bias"):
+                parameter.data += 0.3  # as in test_resume
+        values, _ = run.step.backward(records)
+        return {name: float(value) for name, value in values.items()}, [p.grad.clone() for p in run.step.parameters]
+
+    (whole_losses, whole), (split_losses, split) = gradients(1), gradients(2)
+    assert whole_losses == pytest.approx(split_losses, rel=1e-4)
+    assert max(float((a - b).abs().max()) for a, b in zip(whole, split)) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+def test_the_checkpoint_of_a_stage_that_ended_holds_the_teacher_alone(start: Path, tmp_path: Path) -> None:
+    from tmt_d2.training.checkpoint import keep_weights
+
+    run_stage(self_training_cfg(tmp_path, start, SOLVER__MAX_ITER=1))
+    keep_weights(tmp_path)
+    assert not [name for name in contents(tmp_path / FINAL) if not name.startswith(("/model/", "/ended_after"))]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"TRANSFER__LABEL_COUNT": 6}, "^no unlabelled picture: all 6 of DATASETS.TRAIN are used with their labels; "),
+        ({"TRANSFER__LABEL_COUNT": 7}, "TRANSFER.LABEL_COUNT is 7: DATASETS.TRAIN has 6 labelled images"),
+        ({"TRANSFER__SELF_TRAINING__SOURCE": 1.0}, "DATASETS.SOURCE_TRAIN is empty"),
+        (
+            {"TRANSFER__SELF_TRAINING__UNLABELLED": 0.3},
+            r"UNLABELLED is 0.3: times SOLVER.IMS_PER_BATCH 4 it must be",
+        ),
+        ({"SOLVER__ACCUMULATION_STEPS": 4}, r"ACCUMULATION_STEPS 4 does not divide a process's 4 \+ 2 images of its"),
+    ],
+)
+def test_bad_input_is_one_line(start: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_stage(self_training_cfg(tmp_path, start, **changes))

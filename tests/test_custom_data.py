@@ -12,11 +12,11 @@ from PIL import Image
 
 from tests.helpers.checkout import CONFIGS
 from tests.helpers.small_runs import unit_options
+from tmt_d2.commands import train_pair
 from tmt_d2.data import label_space_of, register_custom
 from tmt_d2.data.custom import read_custom
 from tmt_d2.data.label_spaces import IGNORE, OUTSIDE
 from tmt_d2.data.reader import DataError, UndefinedIdError, read_pair
-from tools import train_pair
 
 SPLITS = {"train": {"images": "rgb/{stem}.png", "labels": "ids/{stem}_ids.png"}}
 

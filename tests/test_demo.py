@@ -15,11 +15,11 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from demo import figures
-from demo import visualize_attention as tool
 from tests.helpers.checkout import CONFIGS
 from tests.helpers.small_runs import store_anew
 from tmt_d2 import setup_cfg
 from tmt_d2.cli import one_line_errors
+from tmt_d2.commands import show_attention as tool
 from tmt_d2.data.label_spaces import TRAIN_IDS
 from tmt_d2.data.registration import register_split
 from tmt_d2.pictures import showcase

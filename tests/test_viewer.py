@@ -19,11 +19,11 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-from demo import app
 from demo.run import fine_tuned
 from tests.helpers.checkout import CONFIGS, ROOT, environment
 from tmt_d2 import setup_cfg
 from tmt_d2.cli import one_line_errors
+from tmt_d2.commands import app
 from tmt_d2.pictures.panels import Panel, Row, Scale
 from tmt_d2.pictures.sizes import LONGEST
 from tmt_d2.pictures.viewer.pixel_view import TEMPLATES

@@ -18,7 +18,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.projects.deeplab import add_deeplab_config
 
-from tmt_d2.config_file import load_config_file
+from tmt_d2.config_file import find_config, load_config_file
 from tmt_d2.errors import UserError, did_you_mean
 
 STAGES = ("source", "estimator", "finetune")
@@ -224,7 +224,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
 def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """Read a config file with its ``_BASE_`` files, then the ``KEY VALUE ...`` overrides, and check the result.
 
-    Nothing in the file is executed: see ``config_file``.
+    Nothing in the file is executed: see ``config_file``, which also says where ``configs/...`` is found.
 
     A whole number stands for a float, and a plain name for a list of one. The modules that the environment variable
     TMT_IMPORT names (with commas between them) are imported first: they register a user's own data sets, backbones, ...
@@ -239,7 +239,7 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     add_tmt_config(cfg)
     try:
-        cfg.merge_from_other_cfg(CfgNode(_fitted(load_config_file(config_file), cfg)))
+        cfg.merge_from_other_cfg(CfgNode(_fitted(load_config_file(find_config(config_file)), cfg)))
         for key, value in zip(opts[::2], opts[1::2]):
             cfg.merge_from_list([key, _fitted(value, _default_of(key, cfg))])
         if len(opts) % 2:

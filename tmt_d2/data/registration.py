@@ -143,7 +143,9 @@ def to_records(name: str, listing: Listing, label_space: LabelSpace, unlabelled_
     if alone and not (unlabelled_allowed and listing.pairs):
         raise DataError(f"{name}: {alone} images have no label, the first is {listing.images_alone[0]}")
     if not listing.pairs:
-        raise DataError(f"{name}: no frame of this split is on disk; `python -m datasets.check` says what is there")
+        raise DataError(
+            f"{name}: no frame of this split is on disk; `python -m tmt_d2.datasets.check` says what is there"
+        )
     logger.info("%s: %d images, labels read as %s", name, len(listing.pairs), label_space.name)
     if listing.left_out:
         logger.info("%s: left out %d known bad frames", name, len(listing.left_out))

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -25,7 +25,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from tmt_d2.cli import log_to_screen, one_line_errors
+from tmt_d2.cli import log_to_screen, run
 from tmt_d2.config import add_tmt_config, setup_cfg
 from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
@@ -114,6 +114,9 @@ def parser() -> argparse.ArgumentParser:
     return arguments
 
 
+def command() -> NoReturn:
+    run(main)
+
+
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    command()

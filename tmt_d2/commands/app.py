@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(INSTALL)
     from tmt_d2.pictures.viewer.server import serve
 
-    serve(Viewer(find_checkpoints(args.output)), find_examples(args.output / "data"), args.host, args.port)
+    serve(Viewer(find_checkpoints(args.output)), find_examples(args.output / "data"), args.host, args.port, args.name)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add = arguments.add_argument
     add("--output", type=Path, default=Path("output/demo"), metavar="FOLDER", help="trained models; %(default)s")
     add("--host", default="127.0.0.1", help="%(default)s: this machine only; 0.0.0.0: whoever reaches it may upload")
+    add("--name", nargs="+", default=[], help="further host names of this machine that are answered, e.g. a proxy's")
     add("--port", type=int, default=7860, help="%(default)s")
     return arguments
 

@@ -21,7 +21,7 @@ FLOORS = (  # from below; rooms of one floor do not know each other, but for tho
     {"deployment"},
     {"pictures", "interop"},
     {"experiments"},
-    {"commands"},
+    {"commands", "notebook"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

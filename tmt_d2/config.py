@@ -196,6 +196,8 @@ def add_tmt_config(cfg: CfgNode) -> None:
     transfer.MAPS = "auto"
     transfer.DRIFT_IMAGES = 20  # held-out images per domain on which the drift of T is measured with every evaluation
 
+    transfer.WANDB = ""  # project of Weights & Biases that scalars and pictures also go to; needs the package wandb
+
     cfg.DATASETS.SOURCE_TRAIN = ()  # estimator: source-domain splits (DATASETS.TRAIN: target-domain splits)
     cfg.DATASETS.SOURCE_TEST = ()  # estimator: held-out source images (DATASETS.TEST: held-out target images)
     cfg.DATASETS.UNLABELLED = ()  # self-training: more target splits, whose labels, if there are any, are not read
@@ -215,6 +217,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
     cfg.TEST.BEST.METRIC = ""  # such as mIoU or IoU-car, higher is better; "": no such file
     cfg.TEST.BEST.SPLIT = ""  # one of DATASETS.TEST; "": the first
     cfg.TEST.BEST.PATIENCE = 0  # training ends after so many evaluations in a row that brought nothing better; 0: never
+    cfg.TEST.PICTURES = 0  # so many of the first of DATASETS.TEST, as predicted and with their T, into TensorBoard
     cfg.TEST.SLIDING_WINDOW = CfgNode()
     cfg.TEST.SLIDING_WINDOW.ENABLED = False
     cfg.TEST.SLIDING_WINDOW.SIZE = [1024, 1024]  # height, width

@@ -23,6 +23,7 @@ from detectron2.engine import default_argument_parser
 
 from tmt_d2.cli import parse, run
 from tmt_d2.config import setup_cfg
+from tmt_d2.pictures.board import EvaluationPictures
 from tmt_d2.processes.launch import launch
 from tmt_d2.training.stages import run_stage
 
@@ -30,7 +31,8 @@ from tmt_d2.training.stages import run_stage
 def run_process(args: argparse.Namespace) -> dict[str, Any]:
     """What every process of the run does."""
     opts = [*args.opts, *(["TRANSFER.DETECT_ANOMALY", "True"] if args.detect_anomaly else [])]
-    return run_stage(setup_cfg(args.config_file, opts), resume=args.resume, eval_only=args.eval_only)
+    cfg = setup_cfg(args.config_file, opts)
+    return run_stage(cfg, args.resume, args.eval_only, hooks=[EvaluationPictures(cfg)])
 
 
 def main() -> None:

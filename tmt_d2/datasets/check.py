@@ -236,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             f"nothing found in {options.root}: none of the folders "
             f"{', '.join(DATA_SETS[name].layout.folder for name in absent)} is there; set DETECTRON2_DATASETS "
-            "(or --root), or make small embedded scenes with `python -m datasets.render`"
+            "(or --root), or make small embedded scenes with `python -m tmt_d2.datasets.render`"
         )
         return 2
     _print_report(report)

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -61,6 +61,7 @@ class StageTrainer(TrainerBase):
         training_module: nn.Module | None = None,
         evaluate: Callable[[], dict[str, Any]] | None = None,
         require_estimator: bool = False,
+        extra_hooks: Sequence[hooks.HookBase] = (),
     ):
         """
         Args:
@@ -70,8 +71,10 @@ class StageTrainer(TrainerBase):
             evaluate: -> nested results for the logs, every TEST.EVAL_PERIOD iterations and at the end; the metrics of
                 DATASETS.TEST by default.
             require_estimator: refuse to start from a checkpoint without trained discriminators.
+            extra_hooks: a user's own, called behind the evaluation and before the storage is written.
         """
         super().__init__()
+        self.extra_hooks = list(extra_hooks)
         self.sampler = cast(StepSampler, data_loader.batch_sampler)
         records: Any = data_loader.dataset
         _check_share(self.sampler, cfg.SOLVER.ACCUMULATION_STEPS)
@@ -110,8 +113,9 @@ class StageTrainer(TrainerBase):
     def build_hooks(self) -> list[hooks.HookBase]:
         registered: list[hooks.HookBase] = [hooks.IterationTimer(), hooks.LRScheduler(), _Save()]
         registered.append(hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_and_flatten))
+        registered += self.extra_hooks
         if comm.is_main_process():
-            writers = build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+            writers = build_writers(self.cfg)
             registered.append(hooks.PeriodicWriter(writers, period=20))
         return registered
 

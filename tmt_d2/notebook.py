@@ -112,7 +112,8 @@ def train(
     """A source model of a data set such as "cityscapes"; goes on where a run in ``output`` was interrupted.
 
     Args:
-        options: overrides of the config, such as {"SOLVER.MAX_ITER": 1000}. config: a source.yaml; its folder is where ``adapt`` finds the methods. hooks: Detectron2's, of your own.
+        config: a source.yaml; its folder is where ``adapt`` finds the methods. options: overrides of it, such as
+            {"SOLVER.MAX_ITER": 1000}. hooks: Detectron2's, of your own.
     """
     datasets = {"DATASETS.TRAIN": (split_name(data, "train"),), "DATASETS.TEST": (split_name(data, "val"),)}
     path = find_config(config)

@@ -89,6 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.command == "to-hf":
         cfg = setup_cfg(args.config_file, ["MODEL.DEVICE", "cpu"])
         write_huggingface(cfg, state, args.output)
+        step = cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY
+        if step > 1:
+            print(  # noqa: T201  the command's answer
+                f"note: the processor of transformers stretches images to multiples of {step} pixels, this project "
+                "pads them: labels are the same only where the sizes fit"
+            )
     else:
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         write_official(state, args.output)

@@ -166,7 +166,10 @@ def test_a_data_set_registered_the_detectron2_way(foreign: str, start: Path, tmp
     assert "LEEP" in score_checkpoint(cfg, [train], images=2, pixels=20, draws=1)
     assert len(find_pictures(val)) == 1 and find_records(val)[0][0]["dataset"] == val
     record = records_of([val])[0]
-    assert label_space_of(val).classes == CLASSES and read_label(record["sem_seg_file_name"], label_space_of(val)).size
+    assert (
+        label_space_of(val).classes.names == CLASSES
+        and read_label(record["sem_seg_file_name"], label_space_of(val)).size
+    )
 
 
 def test_its_labels_are_train_ids_as_they_are(tmp_path: Path) -> None:

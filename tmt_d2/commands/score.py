@@ -19,7 +19,7 @@ from tabulate import tabulate
 
 from tmt_d2.cli import log_to_screen, parse, run
 from tmt_d2.config import setup_cfg
-from tmt_d2.data import register_custom
+from tmt_d2.data import register_data
 from tmt_d2.data.registration import check_registered, split_name
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.scoring import SCORES, ranked, score_checkpoint
@@ -46,8 +46,7 @@ def main():
     log_to_screen()
     if args.sources and len(args.sources) != len(args.checkpoints):
         raise UserError(f"--sources names {len(args.sources)} data sets for {len(args.checkpoints)} checkpoints")
-    for path in setup_cfg(args.config_file, args.opts).DATASETS.CUSTOM:
-        register_custom(path)
+    register_data(setup_cfg(args.config_file, args.opts))
     for option, names in (("--target", [args.target]), ("--sources", args.sources)):
         for name in names:
             check_registered(split_name(name, "train"), f"{option} {name}")

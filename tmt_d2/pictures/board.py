@@ -53,7 +53,7 @@ class EvaluationPictures(HookBase):
             picture = resized(image, size_within(image.shape[:2], LONGEST))
             (result,) = model([self.mapper(record)])
             labels = labels_at_size(result["sem_seg"], picture.shape[:2]).cpu().numpy()
-            self._put(f"{self.split}/{index} prediction", label_overlay(picture, labels))
+            self._put(f"{self.split}/{index} prediction", label_overlay(picture, labels, model.classes))
             for t in result.get("transferability", [])[-1:]:
                 t = resized(t.float().cpu().numpy(), picture.shape[:2])
                 self._put(f"{self.split}/{index} T", heat_overlay(picture, t, TRANSFERABILITY_MAP))

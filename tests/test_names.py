@@ -17,6 +17,7 @@ from tests.helpers.checkout import CONFIGS
 from tests.helpers.small_runs import small_cfg, small_units
 from tmt_d2 import setup_cfg
 from tmt_d2.cli import parse
+from tmt_d2.commands import score, train_matrix, train_pair
 from tmt_d2.data.label_spaces import CITYSCAPES_CLASSES, CLASSES
 from tmt_d2.data.reader import UndefinedIdError, read_label
 from tmt_d2.data.registration import check_registered, label_space_of, records_of
@@ -26,7 +27,6 @@ from tmt_d2.experiments.running import check_names
 from tmt_d2.experiments.scoring import score_checkpoint
 from tmt_d2.pictures.reporting import find_records
 from tmt_d2.training.stages import run_stage
-from tools import score, train_matrix, train_pair
 
 TMT = str(CONFIGS / "tmt.yaml")
 

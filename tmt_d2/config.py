@@ -18,7 +18,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.projects.deeplab import add_deeplab_config
 
-from tmt_d2.config_file import load_config_file
+from tmt_d2.config_file import find_config, load_config_file
 from tmt_d2.errors import UserError, did_you_mean
 
 STAGES = ("source", "estimator", "finetune")
@@ -217,6 +217,8 @@ def add_tmt_config(cfg: CfgNode) -> None:
     transfer.MAPS = "auto"
     transfer.DRIFT_IMAGES = 20  # held-out images per domain on which the drift of T is measured with every evaluation
 
+    transfer.WANDB = ""  # project of Weights & Biases that scalars and pictures also go to; needs the package wandb
+
     cfg.DATASETS.SOURCE_TRAIN = ()  # estimator: source-domain splits (DATASETS.TRAIN: target-domain splits)
     cfg.DATASETS.SOURCE_TEST = ()  # estimator: held-out source images (DATASETS.TEST: held-out target images)
     cfg.DATASETS.UNLABELLED = ()  # self-training: more target splits, whose labels, if there are any, are not read
@@ -238,6 +240,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
     cfg.TEST.BEST.METRIC = ""  # such as mIoU or IoU-car, higher is better; "": no such file
     cfg.TEST.BEST.SPLIT = ""  # one of DATASETS.TEST; "": the first
     cfg.TEST.BEST.PATIENCE = 0  # training ends after so many evaluations in a row that brought nothing better; 0: never
+    cfg.TEST.PICTURES = 0  # so many of the first of DATASETS.TEST, as predicted and with their T, into TensorBoard
     cfg.TEST.SLIDING_WINDOW = CfgNode()
     cfg.TEST.SLIDING_WINDOW.ENABLED = False
     cfg.TEST.SLIDING_WINDOW.SIZE = [1024, 1024]  # height, width
@@ -247,7 +250,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
 def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """Read a config file with its ``_BASE_`` files, then the ``KEY VALUE ...`` overrides, and check the result.
 
-    Nothing in the file is executed: see ``config_file``.
+    Nothing in the file is executed: see ``config_file``, which also says where ``configs/...`` is found.
 
     A whole number stands for a float, and a plain name for a list of one. The modules that the environment variable
     TMT_IMPORT names (with commas between them) are imported first: they register a user's own data sets, backbones, ...
@@ -262,7 +265,7 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     add_tmt_config(cfg)
     try:
-        cfg.merge_from_other_cfg(CfgNode(_fitted(load_config_file(config_file), cfg)))
+        cfg.merge_from_other_cfg(CfgNode(_fitted(load_config_file(find_config(config_file)), cfg)))
         for key, value in zip(opts[::2], opts[1::2]):
             cfg.merge_from_list([key, _fitted(value, _default_of(key, cfg))])
         if len(opts) % 2:

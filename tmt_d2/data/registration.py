@@ -185,7 +185,9 @@ def to_records(name: str, listing: Listing, label_space: LabelSpace, unlabelled_
         way_out = "; DATASETS.SUBSETS, or `subset: true` in a YAML file, leaves such out" if listing.pairs else ""
         raise DataError(f"{name}: {alone} images have no label, the first is {listing.images_alone[0]}{way_out}")
     if not (listing.pairs or listing.unlabelled):
-        raise DataError(f"{name}: no frame of this split is on disk; `python -m datasets.check` says what is there")
+        raise DataError(
+            f"{name}: no frame of this split is on disk; `python -m tmt_d2.datasets.check` says what is there"
+        )
     logger.info("%s: %d images, labels read as %s", name, len(listing.pairs), label_space.name)
     if listing.unlabelled:
         logger.info("%s: %d images without a label", name, len(listing.unlabelled))

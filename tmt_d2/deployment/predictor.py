@@ -43,6 +43,14 @@ class Prediction(NamedTuple):
     scores: Tensor
     transferability: Tensor | None
 
+    def __repr__(self) -> str:
+        def shape(tensor: Tensor | None) -> str:
+            return "None" if tensor is None else f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+        ids = ", ".join(map(str, self.labels.unique().tolist()))
+        parts = (f"{name} {shape(value)}" for name, value in self._asdict().items())
+        return f"Prediction({', '.join(parts)}; classes {ids})"
+
 
 class Predictor:
     """Labels, scores and transferability of images of any size.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
+from detectron2.engine import HookBase
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -52,8 +55,13 @@ MEANS = ("mIoU", "fwIoU", "mACC", "pACC")
 ESTIMATED = "TransferableMaskFormer"  # the architecture that has discriminators
 
 
-def run_stage(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> dict[str, Any]:
+def run_stage(
+    cfg: CfgNode, resume: bool = False, eval_only: bool = False, hooks: Sequence[HookBase] = ()
+) -> dict[str, Any]:
     """Run the stage that ``cfg`` describes and write its results to OUTPUT_DIR.
+
+    Args:
+        hooks: Detectron2's, of your own, for source training and fine-tuning; in every process of the run.
 
     Returns:
         source and fine-tuning: {split: metrics}; estimator: as ``measure``. The same is in ``RESULTS[stage]``.
@@ -86,7 +94,7 @@ def run_stage(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> di
         model = build_model(cfg)
         model.classes = classes
         logger.info("predicting %s", classes)
-        run = _run_estimator if cfg.TRANSFER.STAGE == "estimator" else _run_training
+        run = _run_estimator if cfg.TRANSFER.STAGE == "estimator" else partial(_run_training, hooks=hooks)
         results = run(cfg, model, resume, eval_only)
         drift = results.pop(DRIFT, None)
         if comm.is_main_process():
@@ -236,7 +244,9 @@ def apply_method(model: nn.Module, method: Method) -> None:
             parameter.requires_grad_(False)
 
 
-def _run_training(cfg: CfgNode, model: nn.Module, resume: bool, eval_only: bool) -> dict[str, Any]:
+def _run_training(
+    cfg: CfgNode, model: nn.Module, resume: bool, eval_only: bool, hooks: Sequence[HookBase]
+) -> dict[str, Any]:
     require_estimator = isinstance(model, TransferableMaskFormer)
     if eval_only:
         TMTCheckpointer(model, cfg.OUTPUT_DIR, require_estimator=require_estimator).resume_or_load(
@@ -282,6 +292,7 @@ def _run_training(cfg: CfgNode, model: nn.Module, resume: bool, eval_only: bool)
         data_loader=loader,
         evaluate=evaluate,
         require_estimator=require_estimator,
+        extra_hooks=hooks,
     )
     if training is not None:
         trainer.checkpointer.add_checkpointable(METHOD_TRAINING, training.progress)

@@ -4,13 +4,14 @@
     python -m datasets.check --quick                    # names and counts, and 20 files of every split
     python -m datasets.check --root /data --data-sets cityscapes gtav
     python -m datasets.check --data-sets my_city.yaml   # a data set of your own (see tmt_d2/data/custom.py)
+    python -m datasets.check --subsets                  # only parts of the data sets are there, on purpose
 
 Checked for every split: the number of images against the full data set's, images without labels and labels without
 images, files that are empty, truncated or damaged, label ids that the data set does not define (such as labels of
 Mapillary Vistas v2.0), labels of another size than their image, and the frames that are left out because they are
 known to be bad. A warning, not a problem, are pictures with an EXIF orientation: they are read as stored, or turned
-where only the turned picture has the size of its label (see `read_image` in tmt_d2/data/reader.py). Nothing is written
-below the root.
+where only the turned picture has the size of its label (see `read_image` in tmt_d2/data/reader.py). Of a data set of
+your own also the classes are named, and those that no id leads to. Nothing is written below the root.
 
 Exit status: 0 all is well, 1 there are problems, 2 nothing was found.
 """
@@ -33,7 +34,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from tmt_d2.data.custom import read_custom
-from tmt_d2.data.label_spaces import LabelSpace
+from tmt_d2.data.label_spaces import CITYSCAPES_CLASSES, LabelSpace
 from tmt_d2.data.layouts import Listing
 from tmt_d2.data.reader import (
     DataError,
@@ -71,6 +72,7 @@ class Split:
     listing: Callable[[], Listing]
     label_space: LabelSpace
     expected: int | None
+    subset: bool = False  # on purpose: what is missing is no problem
 
 
 @dataclass
@@ -78,7 +80,8 @@ class Findings:
     """What was found in one split.
 
     `problems` are messages by kind (the keys of `KINDS`), `sizes` counts (width, height);
-    `oriented` are the pictures with an EXIF orientation other than 1, which is no problem.
+    `oriented` are the pictures with an EXIF orientation other than 1, which is no problem; `unlabelled` counts those
+    that are meant to have no label; `notes` are about what is on purpose.
     """
 
     found: int = 0
@@ -89,6 +92,8 @@ class Findings:
     problems: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     oriented: list[str] = field(default_factory=list)
+    unlabelled: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def has_problems(self) -> bool:
         """Whether there is any problem of any kind."""
@@ -110,6 +115,8 @@ class Findings:
             "known bad, left out": self.known_bad,
             "sizes": {name: f"{size[0][0]}x{size[0][1]}" for name, size in shown.items() if size},
             "EXIF orientation": self.oriented,
+            "unlabelled on purpose": self.unlabelled,
+            "notes": self.notes,
             "problems": {kind: messages for kind, messages in self.problems.items() if messages},
         }
 
@@ -122,18 +129,32 @@ def check_split(split: Split, workers: int, quick: bool) -> Findings:
     except (FileNotFoundError, DataError) as error:
         findings.problems["missing"].append(str(error))
         return findings
-    findings.pairs = len(listing.pairs)
+    findings.pairs, findings.unlabelled = len(listing.pairs), len(listing.unlabelled)
     findings.known_bad = len(listing.left_out)
-    findings.found = len(listing.pairs) + len(listing.images_alone) + len(listing.left_out)
-    findings.problems["unlabelled"] = listing.images_alone
-    findings.problems["unused"] = listing.labels_alone
-    if split.expected not in (None, findings.found):
+    findings.found = findings.pairs + findings.unlabelled + len(listing.images_alone) + findings.known_bad
+    findings.notes = _class_notes(split.label_space)
+    subset = split.subset or listing.subset
+    if not subset:
+        findings.problems["unlabelled"] = listing.images_alone
+        findings.problems["unused"] = listing.labels_alone
+    elif left_out := [
+        f"{len(paths)} {what}, the first is {paths[0]}"
+        for what, paths in (
+            (KINDS["unlabelled"], listing.images_alone),
+            (KINDS["unused"], listing.labels_alone),
+            ("names of its list without an image", listing.absent),
+        )
+        if paths
+    ]:
+        findings.notes.append(f"a subset on purpose, left out are {'; '.join(left_out)}")
+    if not subset and split.expected not in (None, findings.found):
         message = f"{findings.found} of {split.expected} images found"
         if listing.absent:
             message += f"; the first frame that is missing is {listing.absent[0]}"
         findings.problems["missing"].append(message)
 
-    pairs = list(listing.pairs.values())
+    pairs: list[tuple[str, str | None]] = list(listing.pairs.values())
+    pairs += [(image, None) for image in listing.unlabelled.values()]
     if quick and len(pairs) > QUICK_SAMPLE:
         pairs = [pairs[index * (len(pairs) - 1) // (QUICK_SAMPLE - 1)] for index in range(QUICK_SAMPLE)]
     findings.read = len(pairs)
@@ -155,25 +176,39 @@ def check_split(split: Split, workers: int, quick: bool) -> Findings:
     return findings
 
 
+def _class_notes(label_space: LabelSpace) -> list[str]:
+    """Which classes a data set has, where they are not the 19, and those that none of its ids leads to."""
+    classes = label_space.classes
+    if classes.names == CITYSCAPES_CLASSES.names:
+        return []
+    absent = ", ".join(classes.names[index] for index in label_space.never_occurs)
+    names = f"{len(classes)} classes of its own: {', '.join(classes.names)}"
+    return [f"{names}; no id leads to: {absent}" if absent else names]
+
+
 def _check_pair(
-    pair: tuple[str, str], label_space: LabelSpace
+    pair: tuple[str, str | None], label_space: LabelSpace
 ) -> tuple[str, tuple[int, int] | None, list[tuple[str, str]]]:
     """Read one (image, label): the image, its (width, height) where it can be read, (kind, message) of each problem."""
-    record = dict(zip(("file_name", "sem_seg_file_name"), pair))
-    try:
-        image, _ = read_pair(record, label_space)
-        return pair[0], (image.shape[1], image.shape[0]), []
-    except DataError:
-        pass  # once more, one file at a time, so that one wrong file does not hide another
+    image_path, label_path = pair
+    record = {"file_name": image_path, "sem_seg_file_name": label_path}
+    if label_path is not None:
+        try:
+            image, _ = read_pair(record, label_space)
+            return image_path, (image.shape[1], image.shape[0]), []
+        except DataError:
+            pass  # once more, one file at a time, so that one wrong file does not hide another
     size: tuple[int, int] | None = None
     problems: list[tuple[str, str]] = []
     try:
-        height, width = read_image(pair[0]).shape[:2]
+        height, width = read_image(image_path).shape[:2]
         size = (width, height)
     except DataError as error:
         problems.append(("unreadable", str(error)))
+    if label_path is None:
+        return image_path, size, problems
     try:
-        read_label(pair[1], label_space)
+        read_label(label_path, label_space)
     except UndefinedIdError as error:
         problems.append(("undefined ids", str(error)))
     except DataError as error:
@@ -183,11 +218,13 @@ def _check_pair(
             read_pair(record, label_space)
         except SizeError as error:
             problems.append(("sizes", str(error)))
-    return pair[0], size, problems
+    return image_path, size, problems
 
 
-def splits_of(name: str, root: str) -> list[Split]:
+def splits_of(name: str, root: str, subsets: bool = False) -> list[Split]:
     """The splits of a data set of `FAMILIES`, or of a YAML file; none where the data set's folder is not there.
+
+    subsets: they are parts of the data sets, on purpose.
 
     Raises:
         FileNotFoundError, DataError: the YAML file is missing or wrong.
@@ -195,7 +232,7 @@ def splits_of(name: str, root: str) -> list[Split]:
     if name not in FAMILIES:
         custom = read_custom(name)
         return [
-            Split(custom.name, split, partial(custom.listing, split), custom.label_space, None)
+            Split(custom.name, split, partial(custom.listing, split), custom.label_space, None, subsets)
             for split in custom.splits
         ]
     layout, label_space = DATA_SETS[name].layout, DATA_SETS[name].label_space
@@ -204,18 +241,20 @@ def splits_of(name: str, root: str) -> list[Split]:
         return []
     complete = not any((above / MANIFEST).is_file() for above in (folder, Path(root) / Path(layout.folder).parts[0]))
     return [
-        Split(name, split, partial(layout.listing, root, split), label_space, count if complete else None)
+        Split(name, split, partial(layout.listing, root, split), label_space, count if complete else None, subsets)
         for split, (_, count) in layout.splits.items()
         # All frames of GTAV are looked through only where the list of its splits is missing.
         if split != "all" or not (folder / "split.mat").is_file()
     ]
 
 
-def check(names: Sequence[str], root: str, workers: int, quick: bool) -> dict[str, dict[str, Findings]]:
+def check(
+    names: Sequence[str], root: str, workers: int, quick: bool, subsets: bool = False
+) -> dict[str, dict[str, Findings]]:
     """Data set -> split -> findings, of the data sets that are there."""
     report: dict[str, dict[str, Findings]] = {}
     for name in names:
-        for split in splits_of(name, root):
+        for split in splits_of(name, root, subsets):
             report.setdefault(split.data_set, {})[split.name] = check_split(split, workers, quick)
     return report
 
@@ -224,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     options = _parse(arguments)
     try:
-        report = check(options.data_sets or FAMILIES, options.root, options.workers, options.quick)
+        report = check(options.data_sets or FAMILIES, options.root, options.workers, options.quick, options.subsets)
     except (FileNotFoundError, DataError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -262,6 +301,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--workers", type=int, default=os.cpu_count() or 1, help="files read at once (now: %(default)s)"
     )
     parser.add_argument("--quick", action="store_true", help=f"read only {QUICK_SAMPLE} pairs of every split")
+    parser.add_argument("--subsets", action="store_true", help="only parts of the data sets are there, on purpose")
     options = parser.parse_args(arguments)
     for name in options.data_sets:
         if name not in FAMILIES and not name.endswith((".yaml", ".yml")):
@@ -295,6 +335,8 @@ def _print_report(report: dict[str, dict[str, Findings]]) -> None:
                     print(f"{data_set} {split}, {KINDS[kind]}: {message}")
                 if len(messages) > SHOWN:
                     print(f"{data_set} {split}, {KINDS[kind]}: ... {len(messages)} in all (--json lists them)")
+            for note in findings.notes:
+                print(f"{data_set} {split}: {note}")
             if findings.oriented:
                 print(
                     f"{data_set} {split}, warning: {len(findings.oriented)} of {findings.read} pictures have an EXIF "

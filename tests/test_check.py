@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from scipy.io import savemat
 
@@ -215,6 +216,51 @@ def test_a_custom_data_set(root: Path, tmp_path: Path, capsys: pytest.CaptureFix
     file.write_text("name: 3")
     assert main(["--root", str(root), "--data-sets", str(file)]) == 1
     assert "town.yaml: name: should be a word" in capsys.readouterr().err
+
+
+def test_classes_subsets_and_images_without_labels(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stem in "abcd":
+        save(root / "rgb" / f"{stem}.png")
+    for stem in "abx":
+        save(root / "ids" / f"{stem}.png", 1)
+    (tmp_path / "some.txt").write_text("a\nc\ny\n")
+    (root / "rgb" / "d.png").write_bytes(b"")
+
+    def found(**split: object) -> tuple[int, dict, str]:
+        patterns = {"images": "rgb/{stem}.png", "labels": "ids/{stem}.png", **split}
+        content = {"name": "town", "root": "root", "classes": ["lawn", "pond"], "train_ids": {1: "pond"}}
+        (tmp_path / "town.yaml").write_text(yaml.safe_dump(content | {"splits": {"train": patterns}}))
+        status, report = run(root, "--data-sets", str(tmp_path / "town.yaml"))
+        return status, report["town"]["train"], capsys.readouterr().out
+
+    classes = "2 classes of its own: lawn, pond; no id leads to: lawn"
+    status, report, output = found()
+    assert status == 1 and set(report["problems"]) == {"unlabelled", "unused"} and report["notes"] == [classes]
+    assert f"town train: {classes}" in output
+    status, report, output = found(subset=True)
+    assert status == 0 and report["pairs"] == 2 and report["problems"] == {}
+    assert f"2 images without a label, the first is {root}/rgb/c.png; 1 labels without an image" in output
+    status, report, _ = found(list="some.txt")
+    assert status == 1 and "names 1 of 3 that images does not have: y" in report["problems"]["missing"][0]
+    status, report, output = found(list="some.txt", subset=True)
+    assert (status, report["pairs"]) == (0, 1) and "1 names of its list without an image, the first is y" in output
+    status, report, _ = found(unlabelled="rgb/{stem}.png", subset=True)  # they are read, too
+    assert (status, report["pairs"], report["unlabelled on purpose"], report["read"]) == (1, 2, 2, 4)
+    assert report["problems"] == {"unreadable": [f"{root}/rgb/d.png: the file is empty (0 bytes)"]}
+
+
+def test_a_part_of_a_built_in_data_set_on_purpose(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("training", "validation"):
+        for stem in "ab":
+            mapillary(root, split, stem)
+    (root / "mapillary_vistas/training/labels/b.png").unlink()
+    assert run(root)[0] == 1
+    capsys.readouterr()
+    status, report = run(root, "--subsets")
+    assert status == 0 and report["mapillary"]["train"]["problems"] == {}
+    assert "mapillary train: a subset on purpose, left out are 1 images without a label" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from tests.helpers.checkout import CONFIGS
 from tests.helpers.small_runs import unit_options
-from tmt_d2.data import label_space_of, register_custom
+from tmt_d2 import add_tmt_config
+from tmt_d2.data import label_space_of, register_custom, register_data
 from tmt_d2.data.custom import read_custom
-from tmt_d2.data.label_spaces import IGNORE, OUTSIDE
+from tmt_d2.data.label_spaces import CLASSES, IGNORE, OUTSIDE
 from tmt_d2.data.reader import DataError, UndefinedIdError, read_pair
+from tmt_d2.data.registration import labelled_records
+from tmt_d2.errors import UserError
 from tools import train_pair
 
 SPLITS = {"train": {"images": "rgb/{stem}.png", "labels": "ids/{stem}_ids.png"}}
@@ -93,21 +98,75 @@ def test_several_captures_tell_frames_of_several_drives_apart(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"colour": 1}, "the file: knows only the keys classes, ignore_ids, name, root, splits, train_ids"),
+        ({"colour": 1}, "the file: knows only the keys class_list, classes, ignore_ids, name, root, splits"),
         ({"name": None}, "name: should be a word .* (it is None)"),
         ({"name": "my/town"}, "name: should be a word .* (it is 'my/town')"),
         ({"root": 3}, "root: should be a folder"),
         ({"splits": None}, "splits: should hold `key: value` lines (it is None)"),
         ({"splits": {"train": "x"}}, "splits.train: should hold `key: value` lines"),
-        ({"splits": {"train": {"image": "x"}}}, "splits.train: knows only the keys images, labels (it is 'image')"),
+        ({"splits": {"train": {"image": "x"}}}, "splits.train: knows only the keys images, labels, .* (it is 'image')"),
         ({"splits": {"train": {"images": "{stem}.png"}}}, "splits.train.labels: should be a pattern .* (it is None)"),
         ({"splits": {"train": {"images": "*.png", "labels": "{stem}.png"}}}, "splits.train.images: .*{stem}"),
         ({"splits": {"train": {"images": "**/{stem}.png", "labels": "x"}}}, "splits.train.images: ** is not known"),
         ({"splits": {"a b": {"images": "{stem}", "labels": "{stem}"}}}, "splits.a b: the name of a split"),
         ({"splits": {1: {"images": "{a}", "labels": "{a}"}}}, "splits.1: the name of a split"),
         ({"splits": {"t": {"images": "{a}/{b}.png", "labels": "{b}.png"}}}, "splits.t.labels: should capture the same"),
-        ({"train_ids": None}, "give one of the keys train_ids and classes"),
-        ({"classes": ["road"]}, "give one of the keys train_ids and classes"),
+        (
+            {"splits": {"train": SPLITS["train"] | {"images": []}}},
+            "splits.train.images: should be a pattern .* (it is []",
+        ),
+        (
+            {"splits": {"train": SPLITS["train"] | {"images": ["{stem}.png", "x"]}}},
+            "splits.train.images.1: should be a pattern .* (it is 'x')",
+        ),
+        ({"splits": {"train": SPLITS["train"] | {"unlabelled": "*.png"}}}, "splits.train.unlabelled: should be a patt"),
+        ({"splits": {"train": SPLITS["train"] | {"subset": 1}}}, "splits.train.subset: should be true or false (it is"),
+        ({"splits": {"train": SPLITS["train"] | {"list": ["a"]}}}, "splits.train.list: should be a text file"),
+        (
+            {"train_ids": None},
+            "give train_ids, or one of the keys classes and class_list, with train_ids or alone; there is none of them",
+        ),
+        ({"classes": ["lawn"], "class_list": "a.yaml"}, "give train_ids, or .*; there is classes and class_list"),
+        (
+            {"train_ids": {0: 0}, "classes": ["lawn"]},
+            "train_ids.0: should be ignore, or a name of the class list: 1 cl",
+        ),
+        (
+            {"train_ids": {0: "road"}, "classes": ["lawn", "a", "b", "c", "d"]},
+            "5 classes (lawn, a, b, c, ...) (it is 'r",
+        ),
+        ({"train_ids": {0: "ignore"}, "classes": ["lawn"]}, "train_ids: should name at least one class"),
+        ({"train_ids": {0: None}, "classes": ["lawn"]}, "train_ids.0: should be ignore, or .* (it is None)"),
+        ({"train_ids": {256: "lawn"}, "classes": ["lawn"]}, "train_ids: an id in a label file .* (it is 256)"),
+        ({"classes": ["lawn", "pond", "lawn"]}, "classes.2: is already the name of classes.0 (it is 'lawn')"),
+        (
+            {"train_ids": None, "classes": ["lawn", 13]},
+            "classes.1: should be ignore, a class name, or {name: .* (it is 13)",
+        ),
+        ({"train_ids": None, "classes": ["lawn", True]}, "classes.1: .* (it is True)"),
+        ({"train_ids": None, "classes": ["lawn", "a\nb"]}, "classes.1: .* (it is 'a\\nb')"),
+        ({"train_ids": None, "classes": ["lawn", ""]}, "classes.1: .* (it is '')"),
+        ({"train_ids": None, "classes": [{"color": [0, 0, 0]}]}, "classes.0: .* (it is {'color': [0, 0, 0]})"),
+        (
+            {"train_ids": None, "classes": [{"name": "a", "colour": 1}]},
+            "classes.0: knows only the keys color, name (it",
+        ),
+        (
+            {"train_ids": None, "classes": [{"name": "a", "color": [0, 256, 0]}]},
+            "classes.0.color: should be [red, green, blue], whole numbers 0-255 (it is [0, 256, 0])",
+        ),
+        ({"train_ids": None, "classes": [{"name": "a", "color": [True, 0, 0]}]}, "classes.0.color: should be [red"),
+        ({"train_ids": None, "classes": [{"name": "a", "color": "red"}]}, "classes.0.color: .* (it is 'red')"),
+        (
+            {"train_ids": None, "classes": [f"c{i}" for i in range(255)]},
+            "classes: should have 1 to 254 classes (it is 255)",
+        ),
+        ({"train_ids": None, "classes": [{"name": "ignore"}]}, "classes: should have 1 to 254 classes (it is 0)"),
+        (
+            {"train_ids": None, "classes": ["lawn"], "ignore_ids": [0]},
+            "ignore_ids: classes gives this id a class (it is 0",
+        ),
+        ({"train_ids": None, "class_list": 3}, "class_list: should be a YAML file with a list of classes"),
         ({"train_ids": ["road"]}, "train_ids: should hold `key: value` lines"),
         (
             {"train_ids": {7: "raod"}},
@@ -137,6 +196,215 @@ def test_a_wrong_key_is_named_with_the_reason(tmp_path: Path, changes: dict[str,
         position = text.find(part, position) + 1
         assert position, f"{part!r} is not in {text!r}"
     assert "town_sem_seg_train" not in DatasetCatalog
+
+
+def test_an_id_in_two_places_of_a_mapping_is_an_error(tmp_path: Path) -> None:
+    """YAML readers take the last."""
+    text = (
+        "name: town\nsplits: {train: {images: '{stem}.png', labels: '{stem}.gif'}}\ntrain_ids:\n  7: road\n  7: sky\n"
+    )
+    with pytest.raises(DataError, match=r"town\.yaml: not valid YAML: the key 7 stands there twice .*line 5") as error:
+        read_custom(write(tmp_path, text))
+    assert "\n" not in str(error.value)
+
+
+# ---- Class lists of its own
+
+
+def test_a_list_of_its_own(tmp_path: Path) -> None:
+    classes = ["lawn", "ignore", {"name": "pond", "color": [0, 90, 255]}, "sky", "ignore", {"name": "shed"}]
+    space = read_custom(write(tmp_path, train_ids=None, classes=classes, ignore_ids=[200])).label_space
+    assert space.classes.names == ("lawn", "pond", "sky", "shed")
+    assert space.classes.colors[1:3] == ((0, 90, 255), (70, 130, 180))  # given, and that of the 19
+    assert space.lookup()[:7].tolist() == [0, IGNORE, 1, 2, IGNORE, 3, OUTSIDE]
+    assert space.lookup()[200] == IGNORE and space.never_occurs == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"classes": ["road", "sky"], "train_ids": None}, CLASSES),  # names of the 19 are the 19, as they always were
+        ({"classes": ["road", "sky"], "train_ids": {4: "sky", 5: "road"}}, ("road", "sky")),
+        ({"classes": ["road", {"name": "sky"}], "train_ids": None}, ("road", "sky")),
+        ({"classes": ["road", "sky", "roof"], "train_ids": None}, ("road", "sky", "roof")),
+        ({"train_ids": {4: "sky"}}, CLASSES),
+    ],
+)
+def test_when_a_list_is_one_of_its_own(tmp_path: Path, changes: dict[str, object], names: tuple[str, ...]) -> None:
+    assert read_custom(write(tmp_path, **changes)).label_space.classes.names == names
+
+
+def test_two_data_sets_on_a_common_list(tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "common.yaml").write_text("[lawn, {name: pond, color: [1, 2, 3]}, shed]")
+    first = read_custom(write(tmp_path, train_ids=None, class_list="lists/common.yaml")).label_space
+    mapping = {3: "shed", 4: "lawn", 5: "lawn", 9: "ignore"}
+    second = read_custom(write(tmp_path, class_list="lists/common.yaml", train_ids=mapping)).label_space
+    assert first.classes == second.classes and first.classes.names == ("lawn", "pond", "shed")
+    assert first.lookup()[:4].tolist() == [0, 1, 2, OUTSIDE]
+    assert second.lookup()[3:10].tolist() == [2, 0, 0, OUTSIDE, OUTSIDE, OUTSIDE, IGNORE]
+    assert second.never_occurs == (1,)  # no id leads to the pond: absent, not 0
+
+
+def test_a_wrong_class_list_is_named_itself(tmp_path: Path) -> None:
+    file = write(tmp_path, train_ids=None, class_list="common.yaml")
+    with pytest.raises(FileNotFoundError, match=r"common\.yaml: no such file \(class_list of .*town\.yaml\)"):
+        read_custom(file)
+    (tmp_path / "common.yaml").write_text("[lawn, lawn]")
+    with pytest.raises(DataError, match=r"/common\.yaml: class_list\.1: is already the name of class_list\.0"):
+        read_custom(file)
+    (tmp_path / "common.yaml").write_text("lawn: 1")
+    with pytest.raises(DataError, match=r"/common\.yaml: the file: should be a list of class names"):
+        read_custom(file)
+
+
+@pytest.mark.parametrize("count", [1, 2, 150, 254])
+def test_any_number_of_classes(tmp_path: Path, count: int) -> None:
+    save(tmp_path / "rgb" / "a.png", [[0] * count])
+    save(tmp_path / "ids" / "a_ids.png", [list(range(count))])
+    register_custom(write(tmp_path, train_ids=None, classes=[f"thing {i}" for i in range(count)]))
+    (record,) = DatasetCatalog.get("town_sem_seg_train")
+    assert read_pair(record, label_space_of("town_sem_seg_train"))[1].tolist() == [list(range(count))]
+    metadata = MetadataCatalog.get("town_sem_seg_train")
+    assert len(metadata.stuff_classes) == len({tuple(color) for color in metadata.stuff_colors}) == count
+
+
+# ---- Splits
+
+
+def frames(folder: Path, *stems: str, ids: bool = True) -> None:
+    for stem in stems:
+        save(folder / "rgb" / f"{stem}.png", [[0]])
+        if ids:
+            save(folder / "ids" / f"{stem}_ids.png", [[7]])
+
+
+def stems_of(file: Path, caplog: pytest.LogCaptureFixture | None = None) -> dict[str, bool]:
+    """stem -> whether the record has a label."""
+    register_custom(file)
+    records = DatasetCatalog.get("town_sem_seg_train")
+    assert all(Path(record["file_name"]).stem == record["image_id"].split("_")[-1] for record in records)
+    return {record["image_id"]: "sem_seg_file_name" in record for record in records}
+
+
+def test_a_list_file_restricts_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames(tmp_path, "a", "b", "c", "d")
+    frames(tmp_path, "e", ids=False)  # not in the list: no label is missed
+    (tmp_path / "some.txt").write_text("# the good ones\n\n  c   # by its stem\n./rgb/a.png\nc\n")
+    monkeypatch.chdir(tmp_path)
+    file = write(Path("."), splits={"train": SPLITS["train"] | {"list": "some.txt"}})
+    register_custom(file)
+    monkeypatch.chdir("/")
+    assert stems_of(tmp_path / file) == {"a": True, "c": True}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a\nx\nrgb/y.png\n", "names 2 of 3 that images does not have: x, rgb/y.png; write stems such as a, or paths"),
+        ("v\nw\nx\ny\n", "names 4 of 4 that images does not have: v, w, x, ...; write stems"),
+        ("# nothing\n", "is empty; write stems such as a, or paths below"),
+        ("\udcff", "is no text in UTF-8"),
+    ],
+)
+def test_a_list_that_names_what_is_not_there(tmp_path: Path, text: str, message: str) -> None:
+    frames(tmp_path, "a", "b")
+    (tmp_path / "some.txt").write_text(text, errors="surrogateescape")
+    with pytest.raises(DataError) as error:
+        stems_of(write(tmp_path, splits={"train": SPLITS["train"] | {"list": "some.txt"}}))
+    assert str(error.value).startswith(f"{tmp_path}/town.yaml: splits.train.list: {tmp_path}/some.txt: {message}")
+
+
+def test_a_list_that_is_not_there(tmp_path: Path) -> None:
+    frames(tmp_path, "a")
+    with pytest.raises(FileNotFoundError, match=r"splits\.train\.list: .*/gone\.txt: no such file"):
+        stems_of(write(tmp_path, splits={"train": SPLITS["train"] | {"list": "gone.txt"}}))
+
+
+def test_a_subset_on_purpose(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    frames(tmp_path, "a", "b")
+    frames(tmp_path, "c", ids=False)
+    (tmp_path / "all.txt").write_text("a\nc\nx\n")
+    file = write(tmp_path, splits={"train": SPLITS["train"] | {"list": "all.txt", "subset": True}})
+    assert stems_of(file) == {"a": True}
+    assert "1 frames of the split's list are not on disk" in caplog.text
+    assert "left out 1 images without a label and 0 labels without an image" in caplog.text
+
+
+def test_a_subset_of_a_built_in_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    for stem in ("a", "b"):
+        save(tmp_path / "mapillary_vistas" / "training" / "images" / f"{stem}.jpg", [[0]])
+    save(tmp_path / "mapillary_vistas" / "training" / "labels" / "b.png", [[13]])
+    name, cfg = "mapillary_sem_seg_train", get_cfg()
+    add_tmt_config(cfg)
+    register_data(cfg)
+    with pytest.raises(DataError, match="1 images have no label.*; DATASETS.SUBSETS, or `subset: true` in a YAML file"):
+        DatasetCatalog.get(name)
+    try:
+        cfg.DATASETS.SUBSETS = (name,)
+        register_data(cfg)
+        assert [record["image_id"] for record in DatasetCatalog.get(name)] == ["b"]
+    finally:
+        del MetadataCatalog.get(name).subset
+    assert "left out 1 images without a label" in caplog.text
+    cfg.DATASETS.SUBSETS = ("mapilary_sem_seg_train",)
+    with pytest.raises(UserError, match="DATASETS.SUBSETS: no data set 'mapilary_sem_seg_train' is registered"):
+        register_data(cfg)
+
+
+def test_several_patterns(tmp_path: Path) -> None:
+    frames(tmp_path, "a", "b")
+    save(tmp_path / "more" / "c.png", [[0]])
+    save(tmp_path / "ids" / "c_ids.png", [[7]])
+    split = SPLITS["train"] | {"images": ["rgb/{stem}.png", "more/{stem}.png", "rgb/b{stem}.png"]}
+    with pytest.raises(FileNotFoundError, match=r"splits\.train\.images: no file like .*/rgb/b\{stem\}\.png"):
+        stems_of(write(tmp_path, name="town", splits={"train": split}))
+    split["images"] = ["rgb/{stem}.png", "more/{stem}.png", "rgb/{stem}.png"]  # the same files once more
+    DatasetCatalog.remove("town_sem_seg_train")
+    assert stems_of(write(tmp_path, splits={"train": split})) == dict.fromkeys("abc", True)
+    save(tmp_path / "more" / "a.png", [[0]])
+    DatasetCatalog.remove("town_sem_seg_train")
+    with pytest.raises(DataError, match=r"rgb/a\.png and .*/more/a\.png both have the name 'a'; capture the folder"):
+        stems_of(write(tmp_path, splits={"train": split}))
+
+
+def test_images_without_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An image that has a label is not there once more; one whose label is meant to be missing is no error."""
+    frames(tmp_path, "a")
+    frames(tmp_path, "b", ids=False)
+    save(tmp_path / "more" / "c.png", [[0]])
+    split = SPLITS["train"] | {"unlabelled": ["rgb/{stem}.png", "more/{stem}.png"]}
+    caplog.set_level(logging.INFO)
+    assert stems_of(write(tmp_path, splits={"train": split})) == {"a": True, "b": False, "c": False}
+    assert "town_sem_seg_train: 2 images without a label" in caplog.text
+    records = DatasetCatalog.get("town_sem_seg_train")
+    assert records[1] == {"file_name": f"{tmp_path}/rgb/b.png", "image_id": "b", "dataset": "town_sem_seg_train"}
+    assert labelled_records(["town_sem_seg_train"]) == records[:1]
+    save(tmp_path / "more" / "a.png", [[0]])
+    with pytest.raises(DataError, match=r"splits\.train\.unlabelled: .* both have the name 'a'"):
+        DatasetCatalog.get("town_sem_seg_train")
+    (tmp_path / "rgb" / "a.png").rename(tmp_path / "rgb" / "d.png")
+    (tmp_path / "ids" / "a_ids.png").rename(tmp_path / "ids" / "d_ids.png")
+    assert len(DatasetCatalog.get("town_sem_seg_train")) == 4  # control
+
+
+def test_a_list_says_which_are_labelled_and_the_rest_are_not(tmp_path: Path) -> None:
+    frames(tmp_path, "a", "b", "c")
+    (tmp_path / "few.txt").write_text("b\n")
+    split = SPLITS["train"] | {"list": "few.txt", "unlabelled": "rgb/{stem}.png"}
+    assert stems_of(write(tmp_path, splits={"train": split})) == {"b": True, "a": False, "c": False}
+
+
+def test_a_split_of_unlabelled_images_alone(tmp_path: Path) -> None:
+    frames(tmp_path, "a", "b", ids=False)
+    (tmp_path / "few.txt").write_text("b\n")
+    split = {"unlabelled": "rgb/{stem}.png", "list": "few.txt"}
+    assert stems_of(write(tmp_path, splits={"train": split})) == {"b": False}
+    with pytest.raises(UserError, match="town_sem_seg_train has no image with a label, and labels are trained or meas"):
+        labelled_records(["town_sem_seg_train"])
 
 
 @pytest.mark.parametrize("pattern", ["../{stem}.png", "a/../../{stem}.png", "/etc/{stem}", "~/{stem}", "..\\{stem}"])

@@ -125,7 +125,10 @@ def test_an_image_without_a_label_is_an_error(root: Path) -> None:
     first = f"{root}/cityscapes/leftImg8bit/train/ulm/ulm_0_leftImg8bit.png"
     with pytest.raises(DataError) as error:
         DatasetCatalog.get("cityscapes_sem_seg_train")
-    assert str(error.value) == f"cityscapes_sem_seg_train: 3 images have no label, the first is {first}"
+    assert str(error.value) == (
+        f"cityscapes_sem_seg_train: 3 images have no label, the first is {first}; DATASETS.SUBSETS, or `subset: true` "
+        "in a YAML file, leaves such out"
+    )
 
 
 def test_a_label_without_an_image_is_left_out_with_a_warning(root: Path, caplog: pytest.LogCaptureFixture) -> None:

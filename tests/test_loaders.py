@@ -19,7 +19,7 @@ from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN, build_paired_loade
 
 def records(count: int, dataset: str = "d") -> list[dict[str, Any]]:
     return [
-        {"file_name": f"{dataset}{i}.png", "sem_seg_file_name": "l.png", "image_id": f"{i:04d}", "dataset": dataset}
+        {"file_name": f"{dataset}{i}.png", "sem_seg_file_name": f"{i}.png", "image_id": f"{i:04d}", "dataset": dataset}
         for i in range(count)
     ]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tmt_d2.data.label_spaces import PALETTE
+from tmt_d2.data.label_spaces import CITYSCAPES_CLASSES, PALETTE
 from tmt_d2.pictures.grid import Grid
 from tmt_d2.pictures.overlays import (
     BORDER,
@@ -70,7 +70,7 @@ def test_overlays_have_the_size_of_the_picture(size: tuple[int, int]) -> None:
     labels = rng.integers(0, 19, size).astype(np.uint8)
     mask = rng.random(size) < 0.5
     for result in (
-        label_overlay(picture, labels),
+        label_overlay(picture, labels, CITYSCAPES_CLASSES),
         heat_overlay(picture, rng.random(size), "viridis"),
         mask_overlay(picture, mask),
         mask_overlay(picture, mask, ~mask),
@@ -85,7 +85,7 @@ def test_overlays_show_what_they_say() -> None:
     picture = np.full((4, 6, 3), 100, np.uint8)
     labels = np.full((4, 6), 13, np.uint8)
     labels[:, 3:] = 255
-    overlay = label_overlay(picture, labels, strength=1.0)
+    overlay = label_overlay(picture, labels, CITYSCAPES_CLASSES, strength=1.0)
     assert tuple(overlay[0, 0]) == PALETTE[13] and tuple(overlay[0, 5]) == (0, 0, 0)
     heat = heat_overlay(picture, np.linspace(0, 1, 24).reshape(4, 6), "viridis", strength=1.0)
     assert tuple(heat[0, 0]) == (68, 1, 84) and tuple(heat[-1, -1]) == (253, 231, 37)  # viridis from end to end

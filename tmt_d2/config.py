@@ -30,6 +30,7 @@ RANKINGS = ("T", "random", "inverted")
 IGNORED_PIXELS = ("background", "ignore")
 AMP_DTYPES = ("float16", "bfloat16")
 MIXES = ("classmix", "none")
+NUM_CLASSES_UNSET = (54, 19)  # Detectron2's default and that of the base configs: give way to what the data sets have
 
 
 def add_maskformer2_config(cfg: CfgNode) -> None:
@@ -158,7 +159,9 @@ def add_tmt_config(cfg: CfgNode) -> None:
     transfer.LABEL_COUNT = 0  # so many labelled images instead; 0 = the fraction
     transfer.LABEL_SEED = 0  # which images these are; a smaller fraction or count is a subset of a larger one
     transfer.LABELLED = ""  # instead, a file that names the labelled images: image ids or file names, one a line
-    transfer.REINIT_CLASS_HEAD = False  # begin with a new class head where that of MODEL.WEIGHTS has another size
+    # Where MODEL.WEIGHTS has other classes: classes that both know by name keep their rows of the class head, others
+    # begin anew; all do where the file names none and has another number of them.
+    transfer.REINIT_CLASS_HEAD = False
     # leep, otce: before fine-tuning, whose budget this does not reduce, the score of the source model on labelled
     # pixels is raised by gradient. No publication fixes these choices: the two steps are Tan et al.'s (arXiv
     # 2207.05510), every value below is our reading.
@@ -200,6 +203,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
     cfg.DATASETS.SOURCE_TEST = ()  # estimator: held-out source images (DATASETS.TEST: held-out target images)
     cfg.DATASETS.UNLABELLED = ()  # self-training: more target splits, whose labels, if there are any, are not read
     cfg.DATASETS.CUSTOM = ()  # YAML files that each describe a data set of your own
+    cfg.DATASETS.SUBSETS = ()  # splits with images without a label, which are left out: an error where not named here
 
     # IMS_PER_BATCH images are one step; each process takes its share of them in this many micro-batches.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
@@ -290,6 +294,15 @@ def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{key}"
         if isinstance(value, CfgNode):
             yield from _keys(value, f"{prefix}{key}.")
+
+
+def with_num_classes(cfg: CfgNode, count: int) -> CfgNode:
+    """A copy with MODEL.SEM_SEG_HEAD.NUM_CLASSES ``count``."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = count
+    cfg.freeze()
+    return cfg
 
 
 def check_cfg(cfg: CfgNode) -> None:

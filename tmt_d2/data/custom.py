@@ -12,28 +12,64 @@ In a pattern ``*`` is any text within one name, and ``{stem}`` captures what ima
 repeat between folders, capture the folder as well: ``rgb/{drive}/{stem}.jpg``. Instead of ``train_ids`` there may be
 ``classes: [road, ignore, sky]``, the names of ids 0, 1, 2, ... An id that the file does not name is an error where it
 occurs in a label.
+
+So far the classes are among the 19 of Cityscapes, and the model has these. A class list of its own, of 1 to 254:
+
+    classes: [lawn, {name: pond, color: [0, 90, 255]}, ignore, shed]   # ids 0, 1, 2, 3; train ids 0, 1, -, 2
+    class_list: garden_classes.yaml       # or these entries in a file of their own, relative to this one
+    train_ids: {3: lawn, 4: lawn, 9: shed}      # with either: other ids in the label files -> its names, or `ignore`
+
+A list is one of its own where a name is not among the 19, an entry has a colour, ``train_ids`` stands beside it, or it
+is a ``class_list``. Splits of several data sets go together in one run where their lists are the same: one
+``class_list``, and ``train_ids`` in each.
+
+Of a split:
+
+    images: ["a/{stem}.jpg", "b/{stem}.jpg"]    # several patterns; labels and unlabelled likewise
+    list: train.txt                       # only these: stems, or paths below root, one a line, # comments
+    subset: true                          # images without a label, and names in the list without an image, are left out
+    unlabelled: "more/{stem}.jpg"         # images without a label; with images and labels, or alone
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from tmt_d2.data.label_spaces import CLASSES, IGNORE, TRAIN_ID, LabelSpace
+from tmt_d2.data.class_lists import MAX_CLASSES, RGB, ClassList, coloured
+from tmt_d2.data.label_spaces import CLASSES, IGNORE, PALETTE, TRAIN_ID, LabelSpace
 from tmt_d2.data.layouts import CAPTURE, Listing, find, pair
 from tmt_d2.data.reader import DataError
-from tmt_d2.data.registration import Record, register_split, split_name, to_records
+from tmt_d2.data.registration import Record, check_registered, register_split, split_name, to_records
 
-KEYS = {"name", "root", "splits", "train_ids", "classes", "ignore_ids"}
-SPLIT_KEYS = {"images", "labels"}
+KEYS = {"name", "root", "splits", "train_ids", "classes", "class_list", "ignore_ids"}
+PATTERN_KEYS = ("images", "labels", "unlabelled")
+SPLIT_KEYS = {*PATTERN_KEYS, "list", "subset"}
+NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class CustomSplit:
+    """What the YAML file says of one split.
+
+    Attributes:
+        patterns: by key of ``PATTERN_KEYS``, below the data set's root; images and labels, or unlabelled, or all three.
+        list_file: names the images of the split.
+        subset: images without a label, and names of `list_file` without an image, are no error.
+    """
+
+    patterns: Mapping[str, tuple[str, ...]]
+    list_file: Path | None = None
+    subset: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,30 +79,80 @@ class CustomDataSet:
     Attributes:
         file: the YAML file, absolute.
         root: the folder below which all files lie, absolute, symbolic links resolved.
-        splits: split -> (pattern of the images, pattern of the labels), both below `root`.
     """
 
     file: Path
     name: str
     root: Path
-    splits: Mapping[str, tuple[str, str]]
+    splits: Mapping[str, CustomSplit]
     label_space: LabelSpace
 
     def listing(self, split: str) -> Listing:
         """Pair the files of one split.
 
         Raises:
-            FileNotFoundError: no image, or no label, matches its pattern.
-            DataError: a file lies outside the root, or two have the same name.
+            FileNotFoundError: nothing matches a pattern, or the list of the split is not there.
+            DataError: a file lies outside the root, two have the same name, or the list names what is not there.
         """
-        found = []
-        for key, pattern in zip(("images", "labels"), self.splits[split]):
+        wanted = self.splits[split]
+        files = {key: self._find(split, key, patterns) for key, patterns in wanted.patterns.items()}
+        absent: list[str] = []
+        if wanted.list_file is not None:
+            key = "images" if "images" in files else "unlabelled"
+            files[key], absent = self._listed(split, key, files[key], wanted.list_file)
+            if key == "images":
+                files["labels"] = {stem: path for stem, path in files["labels"].items() if stem in files["images"]}
+        listing = pair(files.get("images", {}), files.get("labels", {}))
+        listing.absent, listing.subset = absent, wanted.subset
+        unlabelled, labelled = files.get("unlabelled", {}), {image for image, _ in listing.pairs.values()}
+        listing.unlabelled = {stem: path for stem, path in sorted(unlabelled.items()) if path not in labelled}
+        for stem in listing.unlabelled.keys() & listing.pairs.keys():
+            raise DataError(
+                f"{self.file}: splits.{split}.unlabelled: {unlabelled[stem]} has the name {stem!r}, as the labelled "
+                f"{listing.pairs[stem][0]}; capture the folder as well: {{folder}}/{{stem}}"
+            )
+        meant = set(unlabelled.values())
+        listing.images_alone = [path for path in listing.images_alone if path not in meant]
+        return listing
+
+    def _find(self, split: str, key: str, patterns: Iterable[str]) -> dict[str, str]:
+        """stem -> path, of all patterns together."""
+        found: dict[str, str] = {}
+        for pattern in patterns:
             files = find(self.root, pattern)
             if not files:
                 raise FileNotFoundError(f"{self.file}: splits.{split}.{key}: no file like {self.root}/{pattern}")
-            self._check_inside(files, f"splits.{split}.{key}")
-            found.append(files)
-        return pair(*found)
+            for stem in sorted(files.keys() & found.keys()):
+                if files[stem] != found[stem]:
+                    raise DataError(
+                        f"{self.file}: splits.{split}.{key}: {found[stem]} and {files[stem]} both have the name "
+                        f"{stem!r}; capture the folder as well: {{folder}}/{{stem}}"
+                    )
+            found |= files
+        self._check_inside(found, f"splits.{split}.{key}")
+        return found
+
+    def _listed(
+        self, split: str, key: str, files: Mapping[str, str], list_file: Path
+    ) -> tuple[dict[str, str], list[str]]:
+        """The files that the list names, and the names that none of them has."""
+        where = f"{self.file}: splits.{split}.list: {list_file}"
+        if not list_file.is_file():
+            raise FileNotFoundError(f"{where}: no such file (the names of the split's images)")
+        try:
+            lines = list_file.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}: is no text in UTF-8") from error
+        names = list(dict.fromkeys(filter(None, (re.split(r"(?:^|\s)#", line)[0].strip() for line in lines))))
+        stem_of = {stem: stem for stem in files}
+        stem_of |= {os.path.relpath(path, self.root): stem for stem, path in files.items()}
+        unknown = [name for name in names if os.path.normpath(name) not in stem_of]
+        if not names or len(unknown) == len(names) or (unknown and not self.splits[split].subset):
+            shown = ", ".join(unknown[:NAMES_SHOWN]) + (", ..." if len(unknown) > NAMES_SHOWN else "")
+            what = f"names {len(unknown)} of {len(names)} that {key} does not have: {shown}" if names else "is empty"
+            raise DataError(f"{where}: {what}; write stems such as {next(iter(files))}, or paths below {self.root}")
+        stems = {stem_of[path] for name in names if (path := os.path.normpath(name)) in stem_of}
+        return {stem: path for stem, path in files.items() if stem in stems}, unknown
 
     def _check_inside(self, files: Mapping[str, str], key: str) -> None:
         """A pattern cannot climb out of the root, but a symbolic link can."""
@@ -105,19 +191,25 @@ def register_custom(yaml_path: str | Path) -> list[str]:
     return names
 
 
+def register_data(cfg: CfgNode) -> None:
+    """Register DATASETS.CUSTOM and note DATASETS.SUBSETS; a second call changes nothing.
+
+    Raises: as `register_custom`; UserError: a subset is not registered.
+    """
+    for path in cfg.DATASETS.CUSTOM:
+        register_custom(path)
+    for name in cfg.DATASETS.SUBSETS:
+        check_registered(name, "DATASETS.SUBSETS")
+        MetadataCatalog.get(name).set(subset=True)
+
+
 def read_custom(yaml_path: str | Path) -> CustomDataSet:
     """Read and check the YAML file; see the head of this module for its keys.
 
     Raises: as `register_custom`.
     """
     file = Path(yaml_path).expanduser()
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file (the description of a custom data set)")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
-    content = _mapping(file, "the file", content, KEYS)
+    content = _mapping(file, "the file", _load_yaml(file, "the description of a custom data set"), KEYS)
     name = content.get("name")
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name):
         raise _wrong(file, "name", "should be a word of letters, digits and _", name)
@@ -133,22 +225,73 @@ def read_custom(yaml_path: str | Path) -> CustomDataSet:
     )
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML takes the last of equal keys without a word: an id would silently change its class."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                mark = node.value[index][0].start_mark
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key!r} stands there twice", problem_mark=mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _load_yaml(file: Path, what: str) -> Any:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file ({what})")
+    try:
+        return yaml.load(file.read_text(encoding="utf-8"), _UniqueKeys)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
 def _load(data_set: CustomDataSet, split: str) -> list[Record]:
     return to_records(split_name(data_set.name, split), data_set.listing(split), data_set.label_space)
 
 
-def _read_splits(file: Path, content: Any) -> dict[str, tuple[str, str]]:
+def _read_splits(file: Path, content: Any) -> dict[str, CustomSplit]:
     splits = {}
-    for split, patterns in _mapping(file, "splits", content).items():
+    for split, values in _mapping(file, "splits", content).items():
         key = f"splits.{split}"
         if not isinstance(split, str) or not re.fullmatch(r"\w+", split):
             raise _wrong(file, key, "the name of a split should be a word, such as train", split)
-        patterns = _mapping(file, key, patterns, SPLIT_KEYS)
-        images, labels = (_read_pattern(file, f"{key}.{what}", patterns.get(what)) for what in ("images", "labels"))
-        if set(CAPTURE.findall(images)) != set(CAPTURE.findall(labels)):
-            raise _wrong(file, f"{key}.labels", f"should capture the same as images ({images!r})", labels)
-        splits[split] = (images, labels)
+        values = _mapping(file, key, values, SPLIT_KEYS)
+        wanted = ("images", "labels") if {"images", "labels"} & values.keys() or "unlabelled" not in values else ()
+        patterns = {
+            what: _read_patterns(file, f"{key}.{what}", values.get(what))
+            for what in PATTERN_KEYS
+            if what in wanted or what in values
+        }
+        for what in wanted:
+            for pattern in patterns[what]:
+                first = patterns["images"][0]
+                if set(CAPTURE.findall(pattern)) != set(CAPTURE.findall(first)):
+                    raise _wrong(file, f"{key}.{what}", f"should capture the same as images ({first!r})", pattern)
+        splits[split] = CustomSplit(patterns, _read_list_file(file, key, values), _read_subset(file, key, values))
     return splits
+
+
+def _read_list_file(file: Path, key: str, values: Mapping[str, Any]) -> Path | None:
+    path = values.get("list")
+    if path is not None and not isinstance(path, str):
+        raise _wrong(file, f"{key}.list", "should be a text file, relative to this file", path)
+    return None if path is None else (file.parent / Path(path).expanduser()).resolve()
+
+
+def _read_subset(file: Path, key: str, values: Mapping[str, Any]) -> bool:
+    subset = values.get("subset", False)
+    if not isinstance(subset, bool):
+        raise _wrong(file, f"{key}.subset", "should be true or false", subset)
+    return subset
+
+
+def _read_patterns(file: Path, key: str, patterns: Any) -> tuple[str, ...]:
+    if isinstance(patterns, list) and patterns:
+        return tuple(_read_pattern(file, f"{key}.{index}", pattern) for index, pattern in enumerate(patterns))
+    return (_read_pattern(file, key, patterns),)
 
 
 def _read_pattern(file: Path, key: str, pattern: Any) -> str:
@@ -162,18 +305,35 @@ def _read_pattern(file: Path, key: str, pattern: Any) -> str:
 
 
 def _read_label_space(file: Path, name: str, content: Mapping[str, Any]) -> LabelSpace:
-    if ("train_ids" in content) == ("classes" in content):
-        raise DataError(f"{file}: give one of the keys train_ids and classes, and not both")
-    key = "train_ids" if "train_ids" in content else "classes"
-    values = content[key]
-    if key == "classes":
+    lists = [key for key in ("classes", "class_list") if key in content]
+    if len(lists) != 1 and ("train_ids" not in content or lists):
+        raise DataError(
+            f"{file}: give train_ids, or one of the keys classes and class_list, with train_ids or alone; "
+            f"there is {' and '.join(lists) or 'none of them'}"
+        )
+    classes, own_ids = None, content.get("train_ids")
+    if lists:
+        (key,) = lists
+        values, source = content[key], file
+        if key == "class_list":
+            source = _class_list_file(file, values)
+            values = _load_yaml(source, f"class_list of {file}")
         if not isinstance(values, list) or not values:
-            raise _wrong(file, key, "should be a list of class names, in the order of the ids from 0", values)
-        values = dict(enumerate(values))
+            where = key if source == file else "the file"
+            raise _wrong(source, where, "should be a list of class names, in the order of the ids from 0", values)
+        if key == "class_list" or own_ids is not None or any(map(_is_own, values)):
+            names, classes = _read_classes(source, key, values)
+            values = names
+        if own_ids is None:
+            own_ids = dict(enumerate(values))
+        else:
+            key = "train_ids"
+    else:
+        key = "train_ids"
     train_ids: dict[int, int] = {}
     ignored = set()
-    for value, meaning in _mapping(file, key, values).items():
-        train_id = _read_train_id(file, f"{key}.{value}", meaning)
+    for value, meaning in _mapping(file, key, own_ids).items():
+        train_id = _read_train_id(file, f"{key}.{value}", meaning, classes)
         if train_id == IGNORE:
             ignored.add(_read_id(file, key, value))
         else:
@@ -187,13 +347,66 @@ def _read_label_space(file: Path, name: str, content: Mapping[str, Any]) -> Labe
         ignored.add(value)
     if not train_ids:
         raise _wrong(file, key, "should name at least one class", content[key])
-    missing = tuple(sorted(set(range(len(CLASSES))) - set(train_ids.values())))
-    return LabelSpace(name, train_ids, frozenset(ignored), never_occurs=missing)
+    space = LabelSpace(name, train_ids, frozenset(ignored))
+    if classes is not None:
+        space = replace(space, classes=classes)
+    return replace(space, never_occurs=tuple(sorted(set(range(len(space.classes))) - set(train_ids.values()))))
 
 
-def _read_train_id(file: Path, key: str, meaning: Any) -> int:
-    if meaning in ("ignore", IGNORE):
+def _is_own(entry: Any) -> bool:
+    """Whether an entry of ``classes`` cannot be meant as one of the 19."""
+    return isinstance(entry, dict) or (isinstance(entry, str) and entry != "ignore" and entry not in TRAIN_ID)
+
+
+def _class_list_file(file: Path, path: Any) -> Path:
+    if not isinstance(path, str):
+        raise _wrong(file, "class_list", "should be a YAML file with a list of classes, relative to this file", path)
+    return file.parent / Path(path).expanduser()
+
+
+def _read_classes(file: Path, key: str, entries: list[Any]) -> tuple[list[str], ClassList]:
+    """The name of each entry, `ignore` among them, and the class list."""
+    names: list[str] = []
+    colors: dict[str, RGB] = {}
+    for index, entry in enumerate(entries):
+        where = f"{key}.{index}"
+        name, color = entry, None
+        if isinstance(entry, dict):
+            _mapping(file, where, entry, {"name", "color"})
+            name, color = entry.get("name"), entry.get("color")
+        if name == IGNORE and not isinstance(entry, dict):
+            name = "ignore"
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise _wrong(file, where, "should be ignore, a class name, or {name: ..., color: [r, g, b]}", entry)
+        if name != "ignore" and name in names:
+            raise _wrong(file, where, f"is already the name of {key}.{names.index(name)}", name)
+        if color is not None:
+            colors[name] = _read_color(file, f"{where}.color", color)
+        names.append(name)
+    classes = [name for name in names if name != "ignore"]
+    if not 1 <= len(classes) <= MAX_CLASSES:
+        raise _wrong(file, key, f"should have 1 to {MAX_CLASSES} classes", len(classes))
+    for name in classes:
+        if name in TRAIN_ID and name not in colors and PALETTE[TRAIN_ID[name]] not in colors.values():
+            colors[name] = PALETTE[TRAIN_ID[name]]
+    return names, coloured(classes, colors)
+
+
+def _read_color(file: Path, key: str, color: Any) -> RGB:
+    if isinstance(color, list) and len(color) == 3 and all(type(value) is int and 0 <= value <= 255 for value in color):
+        red, green, blue = color
+        return red, green, blue
+    raise _wrong(file, key, "should be [red, green, blue], whole numbers 0-255", color)
+
+
+def _read_train_id(file: Path, key: str, meaning: Any, classes: ClassList | None) -> int:
+    """classes: the list of its own; None: the 19, which train ids may stand for, too."""
+    if meaning == "ignore" or (meaning == IGNORE and not isinstance(meaning, bool)):
         return IGNORE
+    if classes is not None:
+        if isinstance(meaning, str) and meaning in classes.names:
+            return classes.names.index(meaning)
+        raise _wrong(file, key, f"should be ignore, or a name of the class list: {classes}", meaning)
     if isinstance(meaning, str) and meaning in TRAIN_ID:
         return TRAIN_ID[meaning]
     if isinstance(meaning, int) and not isinstance(meaning, bool) and 0 <= meaning < len(CLASSES):

@@ -1,8 +1,8 @@
-"""The 19 Cityscapes train classes, and for each data set the one table from its own ids to them.
+"""The 19 Cityscapes train classes, and for each of the five data sets the one table from its own ids to them.
 
-Training, evaluation, drawing and the embedded renderer all read these tables; nothing else in the
-project knows a class name, a colour or a data set's id. Sources of the tables: the data sets' own
-documentation and the label definitions of ``cityscapesScripts`` (see docs/data.md).
+Training, evaluation and the embedded renderer all read these tables; nothing else in the project knows a class name, a
+colour or a data set's id, but the YAML file of a user's own data set (``custom``). Sources of the tables: the data
+sets' own documentation and the label definitions of ``cityscapesScripts`` (see docs/data.md).
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+
+from tmt_d2.data.class_lists import ClassList
 
 IGNORE = 255  # train id of pixels that neither train nor count
 OUTSIDE = 254  # lookup value of an id that the data set does not define: a wrong file, reported as an error
@@ -42,6 +44,7 @@ MAPILLARY_PALETTE = (
 MAPILLARY_2_COLOUR = (250, 170, 31)  # of id 2 in label files of v2.0, whose ids mean other things
 
 TRAIN_ID = {name: index for index, name in enumerate(CLASSES)}
+CITYSCAPES_CLASSES = ClassList(CLASSES, PALETTE)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class LabelSpace:
         name: for messages, e.g. ``"Mapillary Vistas v1.2, mapping A"``.
         train_ids: id on disk -> train id, for the ids that have one.
         ignored: the other ids that the data set defines; they become ``IGNORE``.
-        classes: class names in train-id order; all five data sets share ``CLASSES``.
+        classes: what the train ids mean; all five data sets share ``CITYSCAPES_CLASSES``.
         encoding: ``"index"``, an 8-bit PNG, grey or palette, whose stored value is the id; ``"synthia"``, a 16-bit
             PNG with three channels, the first (red) of which is the id.
         never_occurs: train ids that no file of the data set holds, even where ``train_ids`` leads to them.
@@ -61,7 +64,7 @@ class LabelSpace:
     name: str
     train_ids: Mapping[int, int]
     ignored: frozenset[int]
-    classes: tuple[str, ...] = CLASSES
+    classes: ClassList = CITYSCAPES_CLASSES
     encoding: Literal["index", "synthia"] = "index"
     never_occurs: tuple[int, ...] = ()
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tmt_d2.data.labelled import LABEL, LabelChoice
 from tmt_d2.data.reader import DataError
-from tmt_d2.data.registration import records_of
+from tmt_d2.data.registration import labelled_records, records_of
 from tmt_d2.errors import UserError
 from tmt_d2.randomness import derived_seed, seeded
 
@@ -46,7 +46,7 @@ def build_train_loader(
     seed: int | None = None,
     num_workers: int = 0,
 ) -> DataLoader:
-    """Endless shuffled batches of the registered splits ``names``; see ``StepSampler`` for their order.
+    """Endless shuffled batches of the labelled images of registered splits; see ``StepSampler`` for their order.
 
     Args:
         batch_size: images per step over all processes.
@@ -58,7 +58,7 @@ def build_train_loader(
         UserError: the processes cannot share ``batch_size`` equally.
     """
     _check_processes(batch_size, 1, "be shared equally by")
-    records = records_of(names)
+    records = labelled_records(names)
     chosen = (labels or LabelChoice()).of(records)
     logger.info("%s: %d of %d training images", ", ".join(names), len(chosen), len(records))
     return build_group_loader([Group(chosen, batch_size)], mapper, seed, num_workers)
@@ -73,10 +73,12 @@ def build_paired_loader(
     labels: LabelChoice | None = None,
     seed: int | None = None,
     num_workers: int = 0,
+    with_label: bool = True,
 ) -> DataLoader:
     """Endless batches that are half source, half target; each item says which in ``domain``.
 
     Args: as of ``build_train_loader``; labels: of the target images; None: all images, with a label or without.
+    with_label: of the source, only images with a label, else all.
 
     Raises:
         UserError: a process's share of ``batch_size`` is odd.
@@ -84,7 +86,8 @@ def build_paired_loader(
     _check_processes(batch_size, 2, "be half source, half target in each of")
     targets = records_of(target_names)
     targets = targets if labels is None else labels.of(targets)
-    groups = [_marked(records_of(source_names), SOURCE_DOMAIN), _marked(targets, TARGET_DOMAIN)]
+    sources = labelled_records(source_names) if with_label else records_of(source_names)
+    groups = [_marked(sources, SOURCE_DOMAIN), _marked(targets, TARGET_DOMAIN)]
     logger.info("pairs of %d source and %d target images", *map(len, groups))
     return build_group_loader([Group(records, batch_size // 2) for records in groups], mapper, seed, num_workers)
 

@@ -18,14 +18,15 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
 from tmt_d2.data import label_spaces, layouts
-from tmt_d2.data.label_spaces import IGNORE, PALETTE, SYNTHIA_13, SYNTHIA_16, LabelSpace
+from tmt_d2.data.class_lists import ClassList, coloured
+from tmt_d2.data.label_spaces import IGNORE, SYNTHIA_13, SYNTHIA_16, LabelSpace
 from tmt_d2.data.layouts import Layout, Listing
 from tmt_d2.data.reader import DataError, read_label
 from tmt_d2.errors import UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
-Record = dict[str, str]
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def register_split(name: str, load: Callable[[], list[Record]], label_space: Lab
         return
     DatasetCatalog.register(name, load)
     metadata = MetadataCatalog.get(name).set(
-        stuff_classes=list(label_space.classes),
-        stuff_colors=[list(colour) for colour in PALETTE],
+        stuff_classes=list(label_space.classes.names),
+        stuff_colors=[list(colour) for colour in label_space.classes.colors],
         ignore_label=IGNORE,
         evaluator_type="sem_seg",
         label_space=label_space,
@@ -125,7 +126,48 @@ def _plain_space(name: str, metadata: Any) -> LabelSpace | None:
     classes = tuple(metadata.get("stuff_classes", ()))
     ignored = frozenset({IGNORE, metadata.get("ignore_label", IGNORE)})
     ids = {index: index for index in range(len(classes)) if index not in ignored}
-    return LabelSpace(name, ids, frozenset(value for value in ignored if value <= 255), classes) if classes else None
+    if not classes:
+        return None
+    colours = dict(zip(classes, map(tuple, metadata.get("stuff_colors", ()))))
+    return LabelSpace(name, ids, frozenset(value for value in ignored if value <= 255), coloured(classes, colours))
+
+
+def common_classes(splits: Sequence[str]) -> ClassList:
+    """The one class list of registered splits, at least one; the colours are those of the first.
+
+    Raises:
+        UserError: their lists differ, or as ``label_space_of``.
+    """
+    first, *others = splits
+    classes = label_space_of(first).classes
+    for name in others:
+        if (other := label_space_of(name).classes).names != classes.names:
+            raise UserError(
+                f"{first} has {classes} and {name} has {other}: the splits of one run share one class list, see "
+                "`class_list` and `train_ids` in docs/data.md"
+            )
+    return classes
+
+
+def labelled_records(splits: Sequence[str]) -> list[Record]:
+    """Those of registered splits that have a label.
+
+    Raises:
+        UserError: a split has none.
+    """
+    records = []
+    for name in splits:
+        own = [record for record in records_of([name]) if is_labelled(record)]
+        if not own:
+            raise UserError(
+                f"{name} has no image with a label, and labels are trained or measured on: name another split"
+            )
+        records += own
+    return records
+
+
+def is_labelled(record: Mapping[str, Any]) -> bool:
+    return "sem_seg_file_name" in record
 
 
 def read_record_label(record: Mapping[str, str]) -> np.ndarray:
@@ -134,17 +176,23 @@ def read_record_label(record: Mapping[str, str]) -> np.ndarray:
 
 
 def to_records(name: str, listing: Listing, label_space: LabelSpace, unlabelled_allowed: bool = False) -> list[Record]:
-    """One dict per pair, as Detectron2's catalogs want them; says in the log what was left out.
+    """One dict per pair, as Detectron2's catalogs want them, then one without ``sem_seg_file_name`` per image that is
+    meant to have no label; says in the log what was left out.
 
     Raises:
-        DataError: there is no pair, or an image without a label where that is not `unlabelled_allowed`.
+        DataError: there is neither, or an image lacks a label where that is not `unlabelled_allowed`, nor the split a
+            subset on purpose.
     """
     alone = len(listing.images_alone)
-    if alone and not (unlabelled_allowed and listing.pairs):
-        raise DataError(f"{name}: {alone} images have no label, the first is {listing.images_alone[0]}")
-    if not listing.pairs:
+    may_be_alone = unlabelled_allowed or listing.subset or MetadataCatalog.get(name).get("subset", False)
+    if alone and not (may_be_alone and listing.pairs):
+        way_out = "; DATASETS.SUBSETS, or `subset: true` in a YAML file, leaves such out" if listing.pairs else ""
+        raise DataError(f"{name}: {alone} images have no label, the first is {listing.images_alone[0]}{way_out}")
+    if not (listing.pairs or listing.unlabelled):
         raise DataError(f"{name}: no frame of this split is on disk; `python -m datasets.check` says what is there")
     logger.info("%s: %d images, labels read as %s", name, len(listing.pairs), label_space.name)
+    if listing.unlabelled:
+        logger.info("%s: %d images without a label", name, len(listing.unlabelled))
     if listing.left_out:
         logger.info("%s: left out %d known bad frames", name, len(listing.left_out))
     if listing.absent:
@@ -152,9 +200,12 @@ def to_records(name: str, listing: Listing, label_space: LabelSpace, unlabelled_
     if alone or listing.labels_alone:
         counts = alone, len(listing.labels_alone)
         logger.warning("%s: left out %d images without a label and %d labels without an image", name, *counts)
-    return [
+    pairs = [
         {"file_name": image, "sem_seg_file_name": label, "image_id": stem, "dataset": name}
         for stem, (image, label) in listing.pairs.items()
+    ]
+    return pairs + [
+        {"file_name": image, "image_id": stem, "dataset": name} for stem, image in listing.unlabelled.items()
     ]
 
 

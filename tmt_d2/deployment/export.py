@@ -10,6 +10,9 @@ The exported function: ``image`` (1, 3, H, W) float32, values 0 to 255 in the ch
     class_logits     (1, Q, K + 1), mask_logits (1, Q, h, w): what the decoder says of its Q queries
     transferability  (1, L, H, W) in [0, 1], coarsest level first; TMT models only
 
+The names and colours of the classes stand in the file: ``classes`` in the metadata of ONNX, the extra file
+``classes.json`` of torch.export, {"names": [...], "colors": [[r, g, b], ...]}.
+
 Normalisation, padding, adaptive clustering and transferable masked attention are part of the file. It is only written
 when it agrees with the model on five images: their largest difference of logits has a median of at most 1e-3, and at
 least 99.9 % of the labels are equal. Not every image can pass: masked attention asks whether a logit is above 0, and
@@ -20,6 +23,7 @@ one that is 0 but for rounding changes what a query attends to (PyTorch does the
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import statistics
 import time
@@ -38,6 +42,7 @@ from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.resize import resize
+from tmt_d2.training.checkpoint import CLASSES, encode_classes
 
 FORMATS = ("onnx", "pt2")
 OPSET = 18  # GridSample came with 16, LayerNormalization with 17
@@ -50,12 +55,16 @@ Outputs = Mapping[str, Tensor]
 
 
 class FixedSizeModel(nn.Module):
-    """A model as a function of one tensor; ``names`` are those of the outputs, in order."""
+    """A model as a function of one tensor.
+
+    names: of the outputs, in order. classes: what the labels mean, as JSON.
+    """
 
     def __init__(self, model: MaskFormer) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.names = ["labels", "scores", "class_logits", "mask_logits"]
+        self.classes = json.dumps(encode_classes(model.class_list))
         if hasattr(model, "transferability"):
             self.names.append("transferability")
 
@@ -114,10 +123,10 @@ def export_model(model: MaskFormer, size: tuple[int, int], path: str | Path, fil
         with atomic_write(path) as file:
             temporary = Path(file.name)
             if file_format == "onnx":
-                _write_onnx(program, image, fixed.names, temporary)
+                _write_onnx(program, image, fixed, temporary)
                 run = _onnx_runner(temporary)
             else:
-                torch.export.save(program, file)
+                torch.export.save(program, file, extra_files={f"{CLASSES}.json": fixed.classes})
                 file.flush()
                 run = _pt2_runner(temporary, fixed.names)
             agreement = compare(fixed, run, size)
@@ -159,12 +168,19 @@ def _answers(function: Callable[[Tensor], Outputs], images: Sequence[Tensor]) ->
     return answers, statistics.median(seconds)
 
 
-def _write_onnx(program: torch.export.ExportedProgram, image: Tensor, names: Sequence[str], path: Path) -> None:
+def _write_onnx(program: torch.export.ExportedProgram, image: Tensor, fixed: FixedSizeModel, path: Path) -> None:
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it reports each node that it leaves as it is
     onnx_program = torch.onnx.export(
-        program, (image,), dynamo=True, opset_version=OPSET, input_names=["image"], output_names=names, verbose=False
+        program,
+        (image,),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["image"],
+        output_names=fixed.names,
+        verbose=False,
     )
     assert onnx_program is not None  # the dynamo exporter always returns one
+    onnx_program.model.metadata_props[CLASSES] = fixed.classes
     onnx_program.save(path, external_data=False)
 
 

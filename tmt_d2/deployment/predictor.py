@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tmt_d2.config import setup_cfg
-from tmt_d2.data import register_custom
+from tmt_d2.data import register_data
 from tmt_d2.data.mapper import model_input
 from tmt_d2.data.reader import ChannelOrder, read_image_of
 from tmt_d2.errors import UserError
@@ -49,12 +49,16 @@ class Predictor:
 
         predictor = Predictor.from_config("configs/R50/tmt.yaml", "output/R50/tmt/model_final.pth")
         labels = predictor("street.png").labels
+        shares = {name: float((labels == i).float().mean()) for i, name in enumerate(predictor.classes.names)}
         for prediction in predictor.batch(["a.png", numpy_image, pil_image]): ...
 
     Images are resized as in testing (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST); results have the size of the image as given:
     a file, as in its data set, as stored. An EXIF orientation is not applied (of a file, the log says so), and that of
     a PIL image not looked at: ``ImageOps.exif_transpose(Image.open("photo.jpg"))`` is the photo as a person sees it.
     TEST.SLIDING_WINDOW and TEST.AUG are obeyed.
+
+    Attributes:
+        classes: names and colours of the labels, as the checkpoint has them.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Predictor:
             image_format: channel order that the model was trained with.
         """
         self.model = model.eval()
+        self.classes = model.class_list
         self.inference = inference.eval()
         self.batched = batched
         self.min_size, self.max_size = min_size, max_size
@@ -191,8 +196,7 @@ def load_model(config_file: str, weights: str = "", opts: Sequence[str] = ()) ->
     if weights:
         cfg.MODEL.WEIGHTS = weights
     cfg.MODEL.TMT.OUTPUT_TRANSFERABILITY = True  # also where attention does not use it ("w/o TMA")
-    for path in cfg.DATASETS.CUSTOM:
-        register_custom(path)
+    register_data(cfg)
     return cfg, checkpoint.load_model(cfg)
 
 

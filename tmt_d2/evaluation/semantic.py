@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from tabulate import tabulate
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from tmt_d2.data import reader
 from tmt_d2.data.label_spaces import IGNORE
-from tmt_d2.data.registration import label_space_of
+from tmt_d2.data.registration import label_space_of, labelled_records
 from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write, write_json
 from tmt_d2.modeling.resize import resize
@@ -136,7 +136,8 @@ class SemanticEvaluator(DatasetEvaluator):
     def __init__(self, dataset_name: str, output_dir: str | None = None, per_image: bool = False) -> None:
         """
         Args:
-            dataset_name: a registered split; its metadata names the classes and the subsets.
+            dataset_name: a registered split, of which the labelled images count; its metadata names the classes and
+                the subsets.
             output_dir: where ``confusion_matrix.npz`` and ``sem_seg_evaluation.json`` go; None writes nothing.
             per_image: also write ``sem_seg_per_image.json``, the metrics of each image.
         """
@@ -147,7 +148,7 @@ class SemanticEvaluator(DatasetEvaluator):
         self.classes = tuple(metadata.stuff_classes)
         self.subsets: Mapping[str, Iterable[int]] = getattr(metadata, "class_subsets", {})
         self.label_space = label_space_of(dataset_name)
-        self.label_files = {r["file_name"]: r["sem_seg_file_name"] for r in DatasetCatalog.get(dataset_name)}
+        self.label_files = {r["file_name"]: r["sem_seg_file_name"] for r in labelled_records([dataset_name])}
         self.absent_classes: list[str] = []
         self.reset()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tmt_d2.cli import USER_ERRORS, one_line
-from tmt_d2.data import register_custom
+from tmt_d2.data import register_data
 from tmt_d2.data.registration import check_registered
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.estimate import clock
@@ -127,8 +127,7 @@ def check_names(units: Sequence[Unit]) -> None:
     """Raise a UserError for a data set that nobody has registered; nothing on disk but custom sets' files is read."""
     for unit in units:
         data = unit.cfg.DATASETS
-        for path in data.CUSTOM:
-            register_custom(path)
+        register_data(unit.cfg)
         source, target = unit.about["source"], unit.about.get("target")
         pair = f"pair {source}-{target}" if target else f"source {source}"
         if source == target and unit.kind == "evaluation":
@@ -146,7 +145,6 @@ def check_units(units: Sequence[Unit]) -> None:
         cfg = unit.cfg
         settings = unit.kind, cfg.TRANSFER.METHOD, cfg.DATASETS.dump()
         if settings not in seen:
-            for path in cfg.DATASETS.CUSTOM:
-                register_custom(path)
+            register_data(cfg)
             check_stage(cfg, eval_only=unit.kind == "evaluation")
         seen.add(settings)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from tmt_d2.data import register_custom
+from tmt_d2.data import register_data
 from tmt_d2.data.reader import read_label
 from tmt_d2.data.registration import label_space_of
 from tmt_d2.data.targets import padded_labels
@@ -70,12 +70,11 @@ def score_checkpoint(
     """
     if images < 2 or pixels < 2 or draws < 1:
         raise UserError(f"images {images} and pixels {pixels} must be >= 2 and draws {draws} >= 1")
-    for path in cfg.DATASETS.CUSTOM:
-        register_custom(path)
+    register_data(cfg)
     model = load_model(cfg)
     per_image = -(-pixels * draws // images)
     sides = [
-        pixel_samples(model, held_out_loader(cfg, names, images), per_image, derived_seed(seed, side))
+        pixel_samples(model, held_out_loader(cfg, names, images, with_label=True), per_image, derived_seed(seed, side))
         for side, names in enumerate((target, source))
         if names
     ]

@@ -31,7 +31,7 @@ from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
 from tmt_d2.interop.huggingface import from_huggingface, read_huggingface, write_huggingface
 from tmt_d2.modeling.official import ESTIMATOR, write_official
-from tmt_d2.training.checkpoint import read_state
+from tmt_d2.training.checkpoint import read_classes, read_state
 
 
 def convert_from_huggingface(source: str, output: str | Path) -> Path:
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     state = read_state(args.weights)
     if args.command == "to-hf":
         cfg = setup_cfg(args.config_file, ["MODEL.DEVICE", "cpu"])
-        write_huggingface(cfg, state, args.output)
+        write_huggingface(cfg, state, args.output, read_classes(args.weights))
     else:
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         write_official(state, args.output)

@@ -15,6 +15,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from tmt_d2.data.class_lists import ClassList
 from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write, write_json
 from tmt_d2.interop.huggingface_config import backbone_type, config_of, processor_of, settings_from
@@ -61,13 +62,17 @@ def from_huggingface(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     return Converted(state, settings)
 
 
-def to_huggingface(cfg: CfgNode, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def to_huggingface(
+    cfg: CfgNode, state: Mapping[str, Tensor], classes: ClassList | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(config.json, tensors) of the plain Mask2Former in ``state``; its estimator has no place there and stays behind.
+
+    classes: of the checkpoint, where it names them.
 
     Raises:
         UserError: a variant that ``transformers`` does not have, or an entry without a counterpart.
     """
-    config = config_of(cfg)
+    config = config_of(cfg, classes)
     backbone = backbone_type(config)
     tensors = {}
     for ours, tensor in state.items():
@@ -126,14 +131,16 @@ def _download(name: str) -> Path:
         raise FileNotFoundError(f"{name} is no folder here and cannot be had from the hub: {reason}") from error
 
 
-def write_huggingface(cfg: CfgNode, state: Mapping[str, Tensor], folder: str | Path) -> None:
+def write_huggingface(
+    cfg: CfgNode, state: Mapping[str, Tensor], folder: str | Path, classes: ClassList | None = None
+) -> None:
     """Write config.json, model.safetensors and preprocessor_config.json to ``folder``, each atomically.
 
-    Raises: as ``to_huggingface``.
+    Args, raises: as ``to_huggingface``.
     """
     from safetensors.torch import save  # optional: pip install "tmt_d2[hf]"
 
-    config, tensors = to_huggingface(cfg, state)
+    config, tensors = to_huggingface(cfg, state, classes)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "model.safetensors") as file:

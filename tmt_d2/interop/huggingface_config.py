@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
 
+from tmt_d2.data.class_lists import ClassList
 from tmt_d2.data.label_spaces import CLASSES
 from tmt_d2.errors import UserError
 
@@ -128,8 +129,8 @@ def _resnet_settings(backbone: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def config_of(cfg: CfgNode) -> dict[str, Any]:
-    """Our config as config.json.
+def config_of(cfg: CfgNode, classes: ClassList | None = None) -> dict[str, Any]:
+    """Our config as config.json. classes: of the checkpoint, where it names them.
 
     Raises:
         UserError: a variant that ``transformers`` does not have.
@@ -142,7 +143,9 @@ def config_of(cfg: CfgNode) -> dict[str, Any]:
         raise UserError(f"MODEL.BACKBONE.NAME is {name!r}: only Swin and ResNet are converted")
     backbone = _swin_config(cfg) if name == "D2SwinTransformer" else _resnet_config(cfg)
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    names = CLASSES if count == len(CLASSES) else [f"LABEL_{i}" for i in range(count)]
+    names: Sequence[str] = CLASSES if count == len(CLASSES) else [f"LABEL_{i}" for i in range(count)]
+    if classes is not None:
+        names = classes.names
     return {
         "architectures": ["Mask2FormerForUniversalSegmentation"],
         "model_type": "mask2former",

@@ -18,11 +18,11 @@ from detectron2.utils import comm
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from tmt_d2.data.label_spaces import CLASSES, IGNORE
+from tmt_d2.data.label_spaces import IGNORE
 from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.reader import read_label
-from tmt_d2.data.registration import label_space_of, records_of
+from tmt_d2.data.registration import is_labelled, label_space_of, labelled_records, records_of
 from tmt_d2.modeling.mask_former import valid_positions
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.transferability import proxy_a_distance
@@ -139,9 +139,14 @@ def existing_regions(regions: Regions, valid: Tensor | None, cell_size: int) -> 
     return F.max_pool2d(valid[:, None].float(), cell_size, ceil_mode=True)[:, 0] > 0
 
 
-def held_out_loader(cfg: CfgNode, names: Sequence[str], limit: int) -> Iterable[list[dict[str, Any]]]:
-    """At most ``limit`` images, evenly spread over the registered splits, one a batch, in a fixed order."""
-    records = records_of(names)
+def held_out_loader(
+    cfg: CfgNode, names: Sequence[str], limit: int, with_label: bool = False
+) -> Iterable[list[dict[str, Any]]]:
+    """At most ``limit`` images, evenly spread over the registered splits, one a batch, in a fixed order.
+
+    with_label: only images with a label.
+    """
+    records = labelled_records(names) if with_label else records_of(names)
     chosen = np.unique(np.linspace(0, len(records) - 1, min(limit, len(records))).round().astype(int))
     return build_detection_test_loader(
         [records[index] for index in chosen],
@@ -172,8 +177,9 @@ def measure(
     logits: dict[str, list[list[Tensor]]] = {domain: [[] for _ in levels] for domain in loaders}
     spread: list[list[float]] = [[] for _ in levels]
     stability: list[list[float]] = [[] for _ in levels]
-    sums = np.zeros((len(levels), len(CLASSES)))
-    counts = np.zeros((len(levels), len(CLASSES)))
+    classes = training.model.class_list.names
+    sums = np.zeros((len(levels), len(classes)))
+    counts = np.zeros((len(levels), len(classes)))
     training.eval()
     for domain, loader in loaders.items():
         for batch in loader:
@@ -190,7 +196,8 @@ def measure(
                 stability[level].append(
                     spearman(result.region_logits[exists].cpu(), twin) if has_twin else float("nan")
                 )
-                _add_by_class(sums[level], counts[level], t_map, batch[0])
+                if is_labelled(batch[0]):
+                    _add_by_class(sums[level], counts[level], t_map, batch[0])
     training.train()
     distances = [
         proxy_a_distance(torch.cat(logits["source"][level]), torch.cat(logits["target"][level])) for level in levels
@@ -201,7 +208,7 @@ def measure(
         "std_of_t_within_image": [float(np.mean(values)) for values in spread],
         "rank_stability": [float(np.mean(values)) for values in stability],
         "mean_t_by_class": [
-            {name: float(s / n) for name, s, n in zip(CLASSES, sums[level], counts[level]) if n} for level in levels
+            {name: float(s / n) for name, s, n in zip(classes, sums[level], counts[level]) if n} for level in levels
         ],
     }
 

@@ -21,6 +21,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, bu
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from tmt_d2.data.class_lists import ClassList, unnamed
+from tmt_d2.data.label_spaces import CITYSCAPES_CLASSES
 from tmt_d2.data.targets import padded_labels, semantic_targets
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.criterion import SetCriterion
@@ -63,8 +65,13 @@ class Inspection(TypedDict):
 
 @META_ARCH_REGISTRY.register()
 class MaskFormer(nn.Module):
-    """Mask2Former with semantic inference. State-dict names are the official ones."""
+    """Mask2Former with semantic inference. State-dict names are the official ones.
 
+    Attributes:
+        classes: what it predicts, where that is known: of the data sets that it is trained on, or of its checkpoint.
+    """
+
+    classes: ClassList | None = None
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -139,6 +146,12 @@ class MaskFormer(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
+
+    @property
+    def class_list(self) -> ClassList:
+        """``classes``; where they are not known the 19 of Cityscapes for as many, and else numbered ones."""
+        count = self.sem_seg_head.num_classes
+        return self.classes or (CITYSCAPES_CLASSES if count == len(CITYSCAPES_CLASSES) else unnamed(count))
 
     def train(self, mode: bool = True) -> MaskFormer:
         super().train(mode)

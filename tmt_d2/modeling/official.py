@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,21 @@ def upgrade_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def load_report(
-    file: str, loaded: int, missing: Iterable[str], unexpected: Iterable[str], reset: Iterable[str] = ()
+    file: str,
+    loaded: int,
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    reset: Iterable[str] = (),
+    class_rows: Mapping[str, Sequence[str]] = {},
 ) -> str:
-    """What a person wants to know about a checkpoint that was read; names of one module are counted together."""
+    """What a person wants to know about a checkpoint that was read; names of one module are counted together.
+
+    class_rows: what became of the rows of the class head -> names of classes, where they were matched by name.
+    """
     lines = [f"{file}: {loaded} entries loaded"]
+    for what, classes in class_rows.items():
+        shown = ", ".join(classes[:SHOWN]) + (", ..." if len(classes) > SHOWN else "")
+        lines.append(f"  class head, {what} ({len(classes)}): {shown or 'none'}")
     for what, names in (
         ("missing in the file, left as initialised", missing),
         ("initialised anew, as TRANSFER.REINIT_CLASS_HEAD asks", reset),

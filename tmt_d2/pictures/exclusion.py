@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tmt_d2.data.label_spaces import CLASSES, IGNORE, PALETTE
+from tmt_d2.data.class_lists import ClassList
+from tmt_d2.data.label_spaces import IGNORE
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.pictures.inspection import View, look
@@ -22,9 +23,10 @@ from tmt_d2.pictures.panels import DPI, MUTED, TEXT
 class Statistics:
     """Sums over images; ``result`` divides them."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: ClassList) -> None:
         self.images = 0
-        self._pixels = np.zeros(len(CLASSES))
+        self._classes = classes
+        self._pixels = np.zeros(len(classes))
         self._levels: list[np.ndarray] = []  # per level (2, N): sums of T and of excluded pixels
         self._layers: list[np.ndarray] = []  # per layer (4,): queries with an empty mask, left with nothing, ...
         self._strides: list[int] = []
@@ -41,16 +43,16 @@ class Statistics:
         ids = truth[labelled]
         if not self.images:
             self._strides = [level.grid.stride for level in levels]
-            self._levels = [np.zeros((2, len(CLASSES))) for _ in levels]
+            self._levels = [np.zeros((2, len(self._classes))) for _ in levels]
             self._layers = [np.zeros(4) for _ in view.layers]
             self._layer_strides = [view.grid(trace.positions.predicted.shape[-2:]).stride for trace in view.layers]
         self.images += 1
         self._p_t = view.p_t
-        self._pixels += np.bincount(ids, minlength=len(CLASSES))
+        self._pixels += np.bincount(ids, minlength=len(self._classes))
         for sums, level in zip(self._levels, levels):
             maps = [level.t] if level.excluded is None else [level.t, level.excluded]
             for total, values in zip(sums, maps):
-                total += np.bincount(ids, level.grid.to_picture(values, truth.shape)[labelled], len(CLASSES))
+                total += np.bincount(ids, level.grid.to_picture(values, truth.shape)[labelled], len(self._classes))
         something = view.has_class()
         self._queries += len(something), int(something.sum())
         for trace, counts in zip(view.layers, self._layers):
@@ -61,11 +63,11 @@ class Statistics:
         """Per level and class the mean T and the share of excluded pixels; per layer the shares of queries."""
         if not self.images:
             raise UserError("no image to take statistics of")
-        present = self._pixels.nonzero()[0]
+        present, names = self._pixels.nonzero()[0], self._classes.names
         levels = []
         for stride, sums in zip(self._strides, self._levels):
             means = sums[:, present] / self._pixels[present]
-            mean_t, excluded = (dict(zip((CLASSES[i] for i in present), values)) for values in means.tolist())
+            mean_t, excluded = (dict(zip((names[i] for i in present), values)) for values in means.tolist())
             levels.append(
                 {"stride": stride, "mean_t": mean_t, "excluded_share": None if self._p_t is None else excluded}
             )
@@ -85,7 +87,8 @@ class Statistics:
         return {
             "images": self.images,
             "p_t": self._p_t,
-            "share_of_pixels": {CLASSES[i]: float(self._pixels[i] / total) for i in present},
+            "colors": {names[i]: list(self._classes.colors[i]) for i in present},
+            "share_of_pixels": {names[i]: float(self._pixels[i] / total) for i in present},
             "levels": levels,
             "layers": layers,
             "queries": int(queries),
@@ -95,7 +98,7 @@ class Statistics:
 
 def collect(model: MaskFormer, items: Iterable[tuple[Mapping[str, Any], np.ndarray]]) -> dict[str, Any]:
     """``Statistics.result`` over (model input, truth) pairs."""
-    statistics = Statistics()
+    statistics = Statistics(model.class_list)
     for record, truth in items:
         height, width = record["image"].shape[-2:]
         statistics.add(look(model, {**record, "height": height, "width": width}), truth)
@@ -115,19 +118,23 @@ def table(result: Mapping[str, Any]) -> str:
     levels = result["levels"]
     has_mask = result["p_t"] is not None
     strides = "".join(f"  stride {level['stride']:<3d}" for level in levels)
-    width = len(strides)
+    width, name_width = len(strides), max(15, 1 + max(map(len, result["share_of_pixels"])))
     lines = [
-        f"{'':15}{'':8}  {'mean T':<{width}}" + (f"  {'share excluded from attention':<{width}}" if has_mask else ""),
-        f"{'class':15}{'pixels':>8}  {strides}" + (f"  {strides}" if has_mask else ""),
+        f"{'':{name_width}}{'':8}  {'mean T':<{width}}"
+        + (f"  {'share excluded from attention':<{width}}" if has_mask else ""),
+        f"{'class':{name_width}}{'pixels':>8}  {strides}" + (f"  {strides}" if has_mask else ""),
     ]
     for name in ranked_classes(result):
-        line = f"{name:15}{100 * result['share_of_pixels'][name]:6.1f} %  "
+        line = f"{name:{name_width}}{100 * result['share_of_pixels'][name]:6.1f} %  "
         line += "".join(f"{level['mean_t'][name]:12.3f}" for level in levels)
         if has_mask:
             line += "  " + "".join(f"{100 * level['excluded_share'][name]:10.1f} %" for level in levels)
         lines.append(line.rstrip())
     if result.get("proxy_a_distance"):
-        lines.append(f"{'proxy A-distance':25}" + "".join(f"{value:12.2f}" for value in result["proxy_a_distance"]))
+        lines.append(
+            f"{'proxy A-distance':{name_width + 10}}"
+            + "".join(f"{value:12.2f}" for value in result["proxy_a_distance"])
+        )
     lines += ["", "layer  stride  mask empty  left with nothing by T   (of queries that predict a class)"]
     for layer in result["layers"]:
         of_class = layer["mask_empty_of_queries_with_class"], layer["none_transferable_of_queries_with_class"]
@@ -144,11 +151,12 @@ def statistics_figure(result: Mapping[str, Any], heading: str) -> Figure:
     names = ranked_classes(result)
     levels = result["levels"]
     height = 1.6 + 0.27 * len(names)
-    figure = Figure(figsize=(1.6 + 3.3 * len(levels), height), dpi=DPI, facecolor="white")
+    left = max(1.25, 0.3 + 0.068 * max(map(len, names)))  # inches, for the names
+    figure = Figure(figsize=(0.35 + left + 3.3 * len(levels), height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     axes_row = figure.subplots(1, len(levels), sharey=True, squeeze=False)[0]
     y = np.arange(len(names))
-    colours = [np.array(PALETTE[CLASSES.index(name)]) / 255 for name in names]
+    colours = [np.array(result["colors"][name]) / 255 for name in names]
     for index, (axes, level) in enumerate(zip(axes_row, levels)):
         axes.grid(axis="x", color="#d8dee4", linewidth=0.6)
         axes.set_axisbelow(True)
@@ -183,6 +191,6 @@ def statistics_figure(result: Mapping[str, Any], heading: str) -> Figure:
     )
     figure.text(0.2 / figure.get_figwidth(), 0.15 / height, f"{bars}dot: mean T", fontsize=9, color=MUTED)
     figure.subplots_adjust(
-        left=1.25 / figure.get_figwidth(), right=0.985, top=1 - 0.85 / height, bottom=0.6 / height, wspace=0.1
+        left=left / figure.get_figwidth(), right=0.985, top=1 - 0.85 / height, bottom=0.6 / height, wspace=0.1
     )
     return figure

@@ -5,13 +5,14 @@ Each function takes one report, or several of the same image to be shown side by
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
-from tmt_d2.data.label_spaces import CLASSES, IGNORE, PALETTE
+from tmt_d2.data.label_spaces import IGNORE
 from tmt_d2.errors import UserError
 from tmt_d2.pictures.inspection import AttentionReport, LayerReport, LevelReport, QueryReport
 from tmt_d2.pictures.overlays import (
@@ -43,20 +44,19 @@ def report_figures(reports: Sequence[AttentionReport], name: str, heads: Sequenc
         query, reason = queries[0].choice.query, queries[0].choice.reason
         heading = f"{name}: {queries[0].name}, query {query} (chosen by {reason})"
         file = f"query{query:02d}_{queries[0].name}" + ("" if reason == "number" else f"_{reason}")
-        yield file.replace(" ", "-"), query_figure(reports, queries, heading, heads)
+        yield re.sub(r"[^\w.-]", "-", file), query_figure(reports, queries, heading, heads)
 
 
 def prediction_figure(reports: Sequence[AttentionReport], heading: str) -> Figure:
     """The image, what each model predicts, and, where it is known, the truth and the errors."""
     first = reports[0]
     picture = enlarge(first.picture)
-    class_ids = {int(i) for report in reports for i in np.unique(report.prediction)}
     predictions: list[Panel | None] = [
-        Panel(label_overlay(picture, report.prediction), _named("prediction", report, reports)) for report in reports
+        Panel(label_overlay(picture, report.prediction, report.classes), _named("prediction", report, reports))
+        for report in reports
     ]
     rows = [Row([Panel(picture, "image"), *predictions])]
     if first.truth is not None:
-        class_ids |= {int(i) for i in np.unique(first.truth)} - {IGNORE}
         errors: list[Panel | None] = [
             Panel(
                 error_overlay(picture, report.prediction, first.truth),
@@ -65,8 +65,12 @@ def prediction_figure(reports: Sequence[AttentionReport], heading: str) -> Figur
             )
             for report in reports
         ]
-        rows.append(Row([Panel(label_overlay(picture, first.truth), "ground truth"), *errors]))
-    legend = [(CLASSES[i], PALETTE[i]) for i in sorted(class_ids)]
+        rows.append(Row([Panel(label_overlay(picture, first.truth, first.classes), "ground truth"), *errors]))
+    legend = []
+    for classes in dict.fromkeys(report.classes for report in reports):
+        shown = [report.prediction for report in reports if report.classes == classes]
+        shown += [first.truth[first.truth != IGNORE]] if first.truth is not None and first.classes == classes else []
+        legend += classes.legend(np.concatenate([ids.ravel() for ids in shown]))
     return draw(rows, heading, legend + ([("error", REMOVED)] if first.truth is not None else []))
 
 
@@ -92,7 +96,7 @@ def query_figure(
     for report, query in zip(reports, queries):
         of = "" if len(reports) == 1 else f" ({report.name})"
         layers = [layer_panels(picture, layer, of, report.p_t is not None, heads) for layer in query.layers]
-        prediction = label_overlay(picture, report.prediction)
+        prediction = label_overlay(picture, report.prediction, report.classes)
         summary: list[Panel | None] = [
             Panel(mask_overlay(picture, query.mask), _named("final mask", report, reports), query_summary(query)),
             Panel(prediction, _named("prediction", report, reports), "all queries together"),

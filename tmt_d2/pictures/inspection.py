@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tmt_d2.data.label_spaces import CLASSES, IGNORE, TRAIN_ID
+from tmt_d2.data.class_lists import ClassList
+from tmt_d2.data.label_spaces import IGNORE
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.modeling.mask_former import Inspection, MaskFormer
@@ -100,13 +101,14 @@ class QueryReport:
     """probabilities: (N,), of the classes; mask: (H, W) bool, the last mask."""
 
     choice: Choice
+    classes: ClassList
     probabilities: np.ndarray
     mask: np.ndarray
     layers: list[LayerReport]
 
     @property
     def name(self) -> str:
-        return CLASSES[self.choice.train_id]
+        return self.classes.names[self.choice.train_id]
 
     @property
     def confidence(self) -> float:
@@ -119,7 +121,7 @@ class QueryReport:
             "chosen_by": self.choice.reason,
             "class": self.name,
             "confidence": self.confidence,
-            "most_probable_class": CLASSES[best],
+            "most_probable_class": self.classes.names[best],
             "mask_share_of_image": float(self.mask.mean()),
             "layers": [layer.numbers() for layer in self.layers],
         }
@@ -127,10 +129,11 @@ class QueryReport:
 
 @dataclass(frozen=True)
 class AttentionReport:
-    """picture: (H, W, 3) uint8 RGB; prediction, truth: (H, W) uint8 train ids; levels: [] for plain Mask2Former; p_t:
-    None where transferability masks no attention."""
+    """picture: (H, W, 3) uint8 RGB; classes: of the model; prediction, truth: (H, W) uint8, their train ids; levels: []
+    for plain Mask2Former; p_t: None where transferability masks no attention."""
 
     picture: np.ndarray
+    classes: ClassList
     prediction: np.ndarray
     truth: np.ndarray | None
     levels: list[LevelReport]
@@ -147,12 +150,12 @@ class AttentionReport:
 
     def numbers(self) -> dict[str, Any]:
         """Everything as plain numbers, for JSON."""
-        counts = np.bincount(self.prediction.ravel(), minlength=len(CLASSES))
+        counts = np.bincount(self.prediction.ravel())
         return {
             "model": self.name,
             "p_t": self.p_t,
             "pixel_error": self.error,
-            "predicted_share": {CLASSES[i]: float(counts[i] / counts.sum()) for i in counts.nonzero()[0]},
+            "predicted_share": {self.classes.names[i]: float(counts[i] / counts.sum()) for i in counts.nonzero()[0]},
             "levels": [level_numbers(level) for level in self.levels],
             "queries": [query.numbers() for query in self.queries],
         }
@@ -211,20 +214,22 @@ def attention_report(
     queries = [
         QueryReport(
             choice,
+            view.classes,
             probabilities[choice.query],
             _numpy(view.mask(choice.query, size)),
             [view.layer_report(layer, choice.query) for layer in chosen_layers],
         )
         for choice in choose_queries(view, prediction, selectors, top)
     ]
-    return AttentionReport(picture, prediction, truth, view.levels(), queries, view.p_t, name)
+    return AttentionReport(picture, view.classes, prediction, truth, view.levels(), queries, view.p_t, name)
 
 
 class View:
     """One ``inspect`` pass of one image, with the padding left behind."""
 
-    def __init__(self, inspected: Inspection, p_t: float | None):
-        """p_t: that of the pass; None where transferability masked no attention."""
+    def __init__(self, inspected: Inspection, p_t: float | None, classes: ClassList):
+        """p_t: that of the pass; None where transferability masked no attention. classes: of the model."""
+        self.classes = classes
         images = inspected["images"]
         self.padded: Size = tuple(images.tensor.shape[-2:])
         self.image: Size = tuple(images.image_sizes[0])
@@ -234,11 +239,6 @@ class View:
         self._masks = outputs["pred_masks"]
         self._class_logits = outputs["pred_logits"][0]
         self.probabilities: Tensor = self._class_logits.softmax(-1)[:, :-1]
-        if self.probabilities.shape[1] != len(CLASSES):
-            raise UserError(
-                f"the model has {self.probabilities.shape[1]} classes (MODEL.SEM_SEG_HEAD.NUM_CLASSES): pictures are "
-                f"made for the {len(CLASSES)} Cityscapes classes"
-            )
         self.transferability = inspected["transferability"]
         self.p_t = p_t
 
@@ -307,9 +307,9 @@ def look(model: MaskFormer, record: Mapping[str, Any], p_t: float | None = None)
     """One pass over one record. p_t: instead of the model's own; without effect where it masks no attention."""
     trained = masking_p_t(model)
     if trained is None:
-        return View(model.inspect([record]), None)
+        return View(model.inspect([record]), None, model.class_list)
     p_t = trained if p_t is None else p_t
-    return View(model.inspect([record], p_t=p_t), p_t)
+    return View(model.inspect([record], p_t=p_t), p_t, model.class_list)
 
 
 def choose_queries(view: View, prediction: np.ndarray, selectors: Sequence[Selector], top: int) -> list[Choice]:
@@ -321,6 +321,7 @@ def choose_queries(view: View, prediction: np.ndarray, selectors: Sequence[Selec
         prediction: (H, W) train ids.
     """
     confidence, best = view.probabilities.max(1)
+    names = view.classes.names
     choices = []
     for item in selectors:
         if isinstance(item, int):
@@ -328,10 +329,11 @@ def choose_queries(view: View, prediction: np.ndarray, selectors: Sequence[Selec
                 raise UserError(f"query {item} does not exist: the model has queries 0 to {len(best) - 1}")
             choices.append(Choice(item, int(best[item]), item, "number"))
         elif isinstance(item, str):
-            if item not in TRAIN_ID:
-                raise UserError(f"class {item!r} is not known: choose from {', '.join(CLASSES)}")
-            query = int(view.probabilities[:, TRAIN_ID[item]].argmax())
-            choices.append(Choice(query, TRAIN_ID[item], item, "class"))
+            if item not in names:
+                raise UserError(f"class {item!r} is not known: choose from {', '.join(names)}")
+            train_id = names.index(item)
+            query = int(view.probabilities[:, train_id].argmax())
+            choices.append(Choice(query, train_id, item, "class"))
         else:
             x, y = item
             height, width = prediction.shape
@@ -346,7 +348,7 @@ def choose_queries(view: View, prediction: np.ndarray, selectors: Sequence[Selec
     for rank, query in enumerate(confidence.argsort(descending=True, stable=True)[:top].tolist(), 1):
         if query not in numbers:
             train_id = int(best[query])
-            choices.append(Choice(query, train_id, CLASSES[train_id], f"rank {rank}"))
+            choices.append(Choice(query, train_id, names[train_id], f"rank {rank}"))
     return choices
 
 

@@ -9,7 +9,8 @@ import cv2
 import matplotlib
 import numpy as np
 
-from tmt_d2.data.label_spaces import IGNORE, PALETTE
+from tmt_d2.data.class_lists import ClassList
+from tmt_d2.data.label_spaces import IGNORE
 from tmt_d2.pictures.sizes import resized
 
 KEPT = (46, 204, 113)  # what a query may attend to
@@ -19,11 +20,9 @@ TRANSFERABILITY_MAP = "viridis"
 ATTENTION_MAP = "inferno"
 
 
-def label_overlay(picture: np.ndarray, labels: np.ndarray, strength: float = 0.7) -> np.ndarray:
-    """labels: (H, W) train ids in the Cityscapes palette; ignored pixels become black."""
-    colours = np.zeros((IGNORE + 1, 3), np.uint8)
-    colours[: len(PALETTE)] = PALETTE
-    return _mix(picture, colours[resized(labels, picture.shape[:2])], strength)
+def label_overlay(picture: np.ndarray, labels: np.ndarray, classes: ClassList, strength: float = 0.7) -> np.ndarray:
+    """labels: (H, W) train ids, in the colours of their classes; ignored pixels become black."""
+    return _mix(picture, classes.palette()[resized(labels, picture.shape[:2])], strength)
 
 
 def heat_overlay(picture: np.ndarray, values: np.ndarray, colour_map: str, strength: float = 0.72) -> np.ndarray:

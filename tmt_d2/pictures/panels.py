@@ -72,7 +72,8 @@ def draw(
     left = MARGIN + (ROW_LABEL if any(row.label for row in rows) else 0)
     cell = max(NARROWEST, *(_picture_size(panel)[0] for panel in panels))
     width = left + columns * cell + (columns - 1) * GAP + MARGIN
-    per_line = max(1, int((width - 2 * MARGIN) // 1.2))
+    longest = max((len(name) for name, _ in legend), default=0)
+    per_line = max(1, int((width - 2 * MARGIN) // max(1.2, 0.3 + 0.068 * longest)))
     legend_lines = -(-len(legend) // per_line)
     heights = [_row_height(row) for row in rows]
     top = MARGIN + (HEADING if heading else 0)

@@ -15,6 +15,7 @@ import yaml
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
+from tmt_d2.data.class_lists import ClassList
 from tmt_d2.data.label_spaces import IGNORE, LabelSpace
 from tmt_d2.data.reader import PNG, DataError
 from tmt_d2.deployment.predictor import Prediction, Predictor
@@ -96,7 +97,7 @@ def predict_files(
                 report(f"left out: {prediction}")
             else:
                 for kind, folder in files.items():
-                    _write_png(folder / f"{picture.name}.png", _drawn(kind, pixels, prediction, ids))
+                    _write_png(folder / f"{picture.name}.png", _drawn(kind, pixels, prediction, ids, predictor.classes))
                 outcome.predicted += 1
             progress.update()
     return outcome
@@ -135,13 +136,15 @@ def _digest(file: str) -> str:
         return hashlib.sha256(content.read()).hexdigest()
 
 
-def _drawn(kind: str, pixels: np.ndarray, prediction: Prediction, ids: np.ndarray | None) -> np.ndarray:
+def _drawn(
+    kind: str, pixels: np.ndarray, prediction: Prediction, ids: np.ndarray | None, classes: ClassList
+) -> np.ndarray:
     """(H, W) or (H, W, 3) uint8."""
     labels = prediction.labels.numpy()
     if kind == "labels":
         return labels if ids is None else ids[labels]
     if kind == "overlays":
-        return label_overlay(pixels, labels)
+        return label_overlay(pixels, labels, classes)
     if kind == "confidence":
         values = prediction.scores.amax(0) / prediction.scores.sum(0).clamp(min=1e-6)
     else:

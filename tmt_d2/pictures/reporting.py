@@ -13,9 +13,10 @@ from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
 from tmt_d2.config import setup_cfg
+from tmt_d2.data.label_spaces import LabelSpace
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.reader import read_image_of, read_label, read_pair
-from tmt_d2.data.registration import check_registered, label_space_of, records_of
+from tmt_d2.data.registration import check_registered, is_labelled, label_space_of, labelled_records, records_of
 from tmt_d2.deployment import load_model
 from tmt_d2.deployment.streaming import IMAGES
 from tmt_d2.errors import UserError, did_you_mean
@@ -92,8 +93,8 @@ def report_image(
 ) -> AttentionReport:
     """One image through one model, at the size of the file or smaller; see ``attention_report``."""
     truth = None
-    if "sem_seg_file_name" in record:
-        picture, truth = read_pair(record, label_space_of(record["dataset"]))
+    if is_labelled(record):
+        picture, truth = read_pair(record, label_space_for(loaded, record["dataset"]))
     else:
         picture = read_image_of(record)
     whole: Size = (picture.shape[0], picture.shape[1])
@@ -110,6 +111,20 @@ def report_image(
     )
 
 
+def label_space_for(loaded: LoadedModel, split: str) -> LabelSpace:
+    """That of a registered split.
+
+    Raises:
+        UserError: the model has other classes: its predictions cannot be held against these labels.
+    """
+    space = label_space_of(split)
+    if space.classes.names != loaded.model.class_list.names:
+        raise UserError(
+            f"{split} has {space.classes}, {loaded.weights} has {loaded.model.class_list}: show other images"
+        )
+    return space
+
+
 def scaled(selector: Selector, whole: Size, shown: Size) -> Selector:
     """A pixel of the file as one of the picture that is shown."""
     if not isinstance(selector, tuple) or whole == shown:
@@ -120,8 +135,8 @@ def scaled(selector: Selector, whole: Size, shown: Size) -> Selector:
 def split_statistics(loaded: LoadedModel, split: str, limit: int | None = None) -> dict[str, Any]:
     """``Statistics.result`` of a registered split, with where it comes from and the measured proxy A-distance."""
     check_registered(split, "--statistics")
-    label_space = label_space_of(split)
-    records = tqdm(records_of([split])[:limit], desc=split, unit="image")
+    label_space = label_space_for(loaded, split)
+    records = tqdm(labelled_records([split])[:limit], desc=split, unit="image")
     items = ((loaded.mapper(record), read_label(record["sem_seg_file_name"], label_space)) for record in records)
     origin = {"split": split, "config_file": loaded.config_file, "weights": loaded.weights}
     result = origin | collect(loaded.model, items)

@@ -16,9 +16,12 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
 from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import Tensor, nn
 
+from tmt_d2.config import with_num_classes
+from tmt_d2.data.class_lists import MAX_CLASSES, ClassList
 from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
 from tmt_d2.modeling.mask_former import MaskFormer
@@ -34,6 +37,7 @@ logger = logging.getLogger(__name__)
 ESTIMATOR = "transferability."
 FROZEN_ENCODER = (f"{ESTIMATOR}backbone.", f"{ESTIMATOR}pixel_decoder.")  # filled from the model's own where missing
 SETTINGS = f"{ESTIMATOR}_extra_state"  # PyTorch's name for it
+EMPTY_WEIGHT = "criterion.empty_weight"  # of the loss, one value a class
 ESTIMATOR_TRAINING = "estimator_training"  # a checkpoint of the estimator stage has this entry, no other one
 # What a NumPy pickle of plain arrays is made of; anything else in a .pkl file is refused.
 _ARRAY_PARTS = {
@@ -51,6 +55,7 @@ _ARRAY_PARTS = {
 
 FINAL = "model_final"
 METHOD_TRAINING = "method_training"  # what a method's training remembers, where there is a ``MethodTraining``
+CLASSES = "classes"  # {"names": [str], "colors": [[red, green, blue]]}, of ``ClassList``; not in files of others
 ENDED_AFTER = "ended_after"  # iterations; a checkpoint has this entry where ``keep_weights`` took the trainer's state
 _PERIODIC = re.compile(r"model_\d{7}\.pth")
 
@@ -77,7 +82,8 @@ class TMTCheckpointer(DetectionCheckpointer):
         Args:
             require_estimator: refuse a checkpoint without trained discriminators.
             keep: how many periodic checkpoints stay; the final one does not count.
-            reinit_class_head: leave the class head as initialised where the file's is of another size.
+            reinit_class_head: where the file has other classes, take its rows of the class head by name, and leave the
+                others as initialised; all of them where the file names no classes and its head is of another size.
         """
         super().__init__(model, save_dir, **others)
         self.require_estimator, self.keep = require_estimator, keep
@@ -88,6 +94,9 @@ class TMTCheckpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         state = {key: item.state_dict() for key, item in self.checkpointables.items()}
+        classes = getattr(self.model, "classes", None)
+        if classes is not None:
+            state[CLASSES] = encode_classes(classes)
         path = Path(self.save_dir) / f"{name}.pth"
         with atomic_write(path) as file:
             torch.save({"model": self.model.state_dict(), **state, **extra}, file)
@@ -202,8 +211,9 @@ class TMTCheckpointer(DetectionCheckpointer):
         model_names = set(model_state) - {SETTINGS}
         names = set(weights)
         reset = set()
+        class_rows = self._match_classes(checkpoint, model_state)
         if self.reinit_class_head:
-            for name in (*CLASS_HEAD, "criterion.empty_weight"):
+            for name in (*CLASS_HEAD, EMPTY_WEIGHT):
                 if name in weights and name in model_state and tuple(weights[name].shape) != model_state[name].shape:
                     del weights[name]
                     reset.add(name)
@@ -213,7 +223,7 @@ class TMTCheckpointer(DetectionCheckpointer):
         copied = {name for name in model_names - names if name.startswith(FROZEN_ENCODER)}
         loaded = len(model_names - copied) - len(incompatible.missing_keys) - len(misfits) - len(reset)
         unused = [*incompatible.unexpected_keys, *misfits]
-        self.logger.info(load_report(self._loading, loaded, incompatible.missing_keys, unused, reset))
+        self.logger.info(load_report(self._loading, loaded, incompatible.missing_keys, unused, reset, class_rows))
         if any(name.startswith("sem_seg_head.") for name in names):
             self._refuse_misfit(incompatible)
         elif not self.require_estimator:
@@ -229,6 +239,56 @@ class TMTCheckpointer(DetectionCheckpointer):
         for keys in (incompatible.missing_keys, incompatible.unexpected_keys):
             keys[:] = [name for name in keys if not name.startswith(ESTIMATOR)]
         return incompatible
+
+    def _match_classes(self, checkpoint: Mapping[str, Any], model_state: Mapping[str, Tensor]) -> dict[str, list[str]]:
+        """Put the rows of the file's class head in the order of the model's classes, or refuse other classes.
+
+        A model that does not know its classes takes those of the file.
+
+        Returns:
+            what became of the rows -> names of classes; empty where the classes are the same or not known.
+        """
+        weights, there = checkpoint["model"], self._classes_of(checkpoint)
+        here: ClassList | None = getattr(self.model, "classes", None)
+        if there is None or any(name not in weights or name not in model_state for name in CLASS_HEAD):
+            return {}
+        if here is None:
+            if weights[CLASS_HEAD[0]].shape == model_state[CLASS_HEAD[0]].shape:
+                self.model.classes = there
+            return {}
+        if here.names == there.names:
+            return {}
+        if not self.reinit_class_head:
+            raise UserError(
+                f"checkpoint {self._loading} has {there}, the data sets have {here}: to keep what both know by name "
+                "and begin anew with the rest, set TRANSFER.REINIT_CLASS_HEAD True"
+            )
+        row = {name: index for index, name in enumerate(there.names)}
+        for name in CLASS_HEAD:
+            rows = model_state[name].clone()
+            rows[-1] = weights[name][-1]  # "no object"
+            for index, known in enumerate(here.names):
+                if known in row:
+                    rows[index] = weights[name][row[known]]
+            weights[name] = rows
+        return {
+            "rows kept by name": [name for name in here.names if name in row],
+            "begun anew": [name for name in here.names if name not in row],
+            "in the file only, not used": [name for name in there.names if name not in here.names],
+        }
+
+    def _classes_of(self, checkpoint: Mapping[str, Any]) -> ClassList | None:
+        """
+        Raises:
+            DamagedCheckpoint: what the file says of its classes does not fit its class head.
+        """
+        classes = decode_classes(checkpoint.get(CLASSES))
+        head = checkpoint["model"].get(CLASS_HEAD[0])
+        if CLASSES in checkpoint and (classes is None or (head is not None and len(head) != len(classes) + 1)):
+            raise DamagedCheckpoint(
+                f"checkpoint {self._loading} is damaged: its entry {CLASSES!r} is no list of classes"
+            )
+        return classes
 
     def _refuse_other_estimator(self, checkpoint: Mapping[str, Any]) -> None:
         """Compare the settings of the file's estimator with the model's, and take them out of the file."""
@@ -269,12 +329,12 @@ class TMTCheckpointer(DetectionCheckpointer):
         problems = [
             f"{name} is {there} in the file and {here} in the model"
             for name, there, here in incompatible.incorrect_shapes
-            if name != "criterion.empty_weight"
+            if name != EMPTY_WEIGHT
         ]
         problems += [f"{name} is not in the file" for name in essential(incompatible.missing_keys)]
         problems += [f"{name} is not in the model" for name in essential(incompatible.unexpected_keys)]
         if problems:
-            if {name for name, _, _ in incompatible.incorrect_shapes} - {"criterion.empty_weight"} == set(CLASS_HEAD):
+            if {name for name, _, _ in incompatible.incorrect_shapes} - {EMPTY_WEIGHT} == set(CLASS_HEAD):
                 there, here = (shape[0] - 1 for shape in incompatible.incorrect_shapes[0][1:])
                 raise UserError(
                     f"checkpoint {self._loading} has {there} classes, MODEL.SEM_SEG_HEAD.NUM_CLASSES is {here}: to "
@@ -302,13 +362,50 @@ def on_this_machine(cfg: CfgNode) -> CfgNode:
 def load_model(cfg: CfgNode) -> MaskFormer:
     """The config's model with the weights MODEL.WEIGHTS, in evaluation mode; on the CPU where there is no GPU.
 
+    Its classes are those that the checkpoint names, whatever the config was written for.
+
     Raises: as ``TMTCheckpointer.load``; and UserError without weights.
     """
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty: name a checkpoint")
+    classes = read_classes(cfg.MODEL.WEIGHTS)
+    if classes is not None:
+        cfg = with_num_classes(cfg, len(classes))
     model = build_model(on_this_machine(cfg))
+    model.classes = classes
     TMTCheckpointer(model, require_estimator=isinstance(model, TransferableMaskFormer)).load(cfg.MODEL.WEIGHTS)
     return model.eval()
+
+
+def read_classes(path: str) -> ClassList | None:
+    """What a checkpoint (path or URL) says of its classes, without reading its weights.
+
+    Returns:
+        None where it says nothing, or cannot be read, which is said when it is loaded.
+    """
+    try:
+        local = PathManager.get_local_path(path)
+        return decode_classes(torch.load(local, map_location="cpu", weights_only=True, mmap=True).get(CLASSES))
+    except Exception:
+        return None
+
+
+def encode_classes(classes: ClassList) -> dict[str, list[Any]]:
+    """As the entry ``CLASSES``: plain strings and numbers."""
+    return {"names": list(classes.names), "colors": [list(color) for color in classes.colors]}
+
+
+def decode_classes(entry: Any) -> ClassList | None:
+    """The entry ``CLASSES`` of a checkpoint; None for anything else."""
+    try:
+        names, colors = tuple(entry["names"]), tuple((red, green, blue) for red, green, blue in entry["colors"])
+    except (TypeError, KeyError, ValueError):
+        return None
+    if not all(type(name) is str for name in names) or len(set(names)) != len(names):
+        return None
+    if not all(type(value) is int and 0 <= value <= 255 for color in colors for value in color):
+        return None
+    return ClassList(names, colors) if 0 < len(names) == len(colors) <= MAX_CLASSES else None
 
 
 class _Reader(TMTCheckpointer):

@@ -14,12 +14,13 @@ from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 from tmt_d2.cli import log_file
-from tmt_d2.config import check_cfg
-from tmt_d2.data import register_custom
+from tmt_d2.config import NUM_CLASSES_UNSET, check_cfg, with_num_classes
+from tmt_d2.data import register_data
+from tmt_d2.data.class_lists import ClassList
 from tmt_d2.data.labelled import LabelChoice
 from tmt_d2.data.loaders import Shares, build_paired_loader, build_semi_supervised_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper
-from tmt_d2.data.registration import check_registered
+from tmt_d2.data.registration import check_registered, common_classes, labelled_records
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import metric_names
 from tmt_d2.files import atomic_write, remove_temporaries, write_json
@@ -63,9 +64,9 @@ def run_stage(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> di
     """
     check_cfg(cfg)
     cfg = on_this_machine(cfg)
-    for path in cfg.DATASETS.CUSTOM:
-        register_custom(path)
-    check_stage(cfg, eval_only)
+    register_data(cfg)
+    classes = check_stage(cfg, eval_only)
+    cfg = with_num_classes(cfg, len(classes))
     weights = cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not Path(weights).is_file():
         raise FileNotFoundError(f"MODEL.WEIGHTS {weights} does not exist")
@@ -83,6 +84,8 @@ def run_stage(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> di
             with atomic_write(folder / "config.yaml", "w") as file:
                 file.write(cfg.dump())
         model = build_model(cfg)
+        model.classes = classes
+        logger.info("predicting %s", classes)
         run = _run_estimator if cfg.TRANSFER.STAGE == "estimator" else _run_training
         results = run(cfg, model, resume, eval_only)
         drift = results.pop(DRIFT, None)
@@ -128,8 +131,12 @@ def _warn_of_a_run_in(folder: Path) -> None:
         )
 
 
-def check_stage(cfg: CfgNode, eval_only: bool = False) -> None:
-    """Raise one-line errors for what would otherwise fail, or mislead, long after the start."""
+def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
+    """Raise one-line errors for what would otherwise fail, or mislead, long after the start.
+
+    Returns:
+        what all splits of the stage call their classes, which the model will have.
+    """
     stage, method = cfg.TRANSFER.STAGE, method_of(cfg)
     architecture = {"source": None, "estimator": ESTIMATED, "finetune": method.architecture}[stage]
     if architecture not in (None, cfg.MODEL.META_ARCHITECTURE):
@@ -147,6 +154,8 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> None:
         keys += ["UNLABELLED"] if method.mixes_groups and cfg.DATASETS.UNLABELLED else []
     if stage == "estimator":
         keys += ["SOURCE_TEST"] if eval_only else ["SOURCE_TRAIN", "SOURCE_TEST"]
+    labelled = {"TEST", "SOURCE_TRAIN", *(() if method.mixes_groups else ("TRAIN",))} if stage != "estimator" else set()
+    used: list[str] = []
     seen = {*cfg.DATASETS.SOURCE_TRAIN, *cfg.DATASETS.TRAIN} if stage == "estimator" else set()
     for key in keys:
         names = cfg.DATASETS[key]
@@ -159,7 +168,9 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> None:
                     f"DATASETS.{key} names {name!r}, on which the discriminators are trained: the proxy A-distance is "
                     "measured on images that they have not seen, name a held-out split"
                 )
-            DatasetCatalog.get(name)  # a missing root or file speaks up now, not at the first evaluation
+            # A missing root or file speaks up now, not at the first evaluation.
+            _ = labelled_records([name]) if key in labelled else DatasetCatalog.get(name)
+            used.append(name)
     both = {*cfg.DATASETS.SOURCE_TRAIN} & {*cfg.DATASETS.TRAIN}
     if both and "SOURCE_TRAIN" in keys:
         logger.warning(
@@ -168,6 +179,13 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> None:
         )
     if stage != "estimator" and not eval_only:
         _check_best(cfg)
+    classes, configured = common_classes(used), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if configured not in (len(classes), *NUM_CLASSES_UNSET):
+        raise UserError(
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {configured}, {used[0]} has {classes}: set it to {len(classes)}, or "
+            "leave it out, as it follows from the data sets"
+        )
+    return classes
 
 
 def _check_best(cfg: CfgNode) -> None:
@@ -212,7 +230,7 @@ def _run_training(cfg: CfgNode, model: nn.Module, resume: bool, eval_only: bool)
         if method.raises and cfg.TRANSFER.ALIGNMENT.ITERATIONS and not started:
             cfg = cfg.clone()
             cfg.defrost()
-            cfg.MODEL.WEIGHTS = _align(cfg, method.raises, resume)
+            cfg.MODEL.WEIGHTS = _align(cfg, model, method.raises, resume)
             cfg.freeze()
         maps = prepare_maps(cfg, model, load_source_model)
         drift = build_drift(cfg, model)
@@ -258,8 +276,11 @@ def load_source_model(cfg: CfgNode, model: nn.Module) -> None:
     checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
 
 
-def _align(cfg: CfgNode, score: str, resume: bool) -> str:
-    """Raise the score of the source model, in OUTPUT_DIR/alignment; return the checkpoint to fine-tune from."""
+def _align(cfg: CfgNode, model: nn.Module, score: str, resume: bool) -> str:
+    """Raise the score of the source model, in OUTPUT_DIR/alignment; return the checkpoint to fine-tune from.
+
+    model: the one to fine-tune, which stays as it is.
+    """
     alignment = cfg.TRANSFER.ALIGNMENT
     cfg = cfg.clone()
     cfg.defrost()
@@ -267,9 +288,10 @@ def _align(cfg: CfgNode, score: str, resume: bool) -> str:
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.TEST.EVAL_PERIOD = alignment.ITERATIONS, alignment.BASE_LR, 0
     cfg.TEST.BEST.METRIC = ""
     cfg.freeze()
-    model = build_model(cfg)  # of its own: what it freezes is learned again by fine-tuning
+    aligned = build_model(cfg)  # of its own: what it freezes is learned again by fine-tuning
+    aligned.classes = model.classes
     training = AlignmentTraining(
-        model,
+        aligned,
         score,
         weight=alignment.WEIGHT,
         pixels=pixels_of_a_call(cfg),
@@ -279,7 +301,7 @@ def _align(cfg: CfgNode, score: str, resume: bool) -> str:
     )
     loader = build_alignment_loader(cfg, _seed(cfg))
     with log_file(cfg.OUTPUT_DIR):
-        trainer = StageTrainer(cfg, model=model, training_module=training, data_loader=loader, evaluate=dict)
+        trainer = StageTrainer(cfg, model=aligned, training_module=training, data_loader=loader, evaluate=dict)
         trainer.resume_or_load(resume)
         trainer.train()
     return f"{cfg.OUTPUT_DIR}/{FINAL}.pth"
@@ -306,6 +328,7 @@ def _run_estimator(cfg: CfgNode, model: TransferableMaskFormer, resume: bool, ev
         cfg.SOLVER.IMS_PER_BATCH,
         seed=_seed(cfg),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        with_label=False,
     )
     trainer = StageTrainer(
         cfg, model=model, training_module=training, data_loader=loader, evaluate=lambda: measure(training, held_out)

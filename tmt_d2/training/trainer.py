@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader
 from tmt_d2.cli import USER_ERRORS
 from tmt_d2.data.loaders import StepSampler
 from tmt_d2.data.mapper import SemanticMapper
+from tmt_d2.data.registration import labelled_records
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.inference import build_inference
 from tmt_d2.evaluation.semantic import SemanticEvaluator, evaluate_split, metrics_table
@@ -376,7 +377,9 @@ def evaluate_model(cfg: CfgNode, model: nn.Module, folder: str = "inference") ->
     results = {}
     for name in cfg.DATASETS.TEST:
         loader = build_detection_test_loader(
-            cfg, name, mapper=SemanticMapper(cfg, is_train=False), num_workers=cfg.DATALOADER.NUM_WORKERS
+            labelled_records([name]),
+            mapper=SemanticMapper(cfg, is_train=False),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
         evaluator = SemanticEvaluator(name, f"{cfg.OUTPUT_DIR}/{folder}/{name}")
         scores = evaluate_split(build_inference(cfg, model), signals.Stoppable(loader), evaluator)

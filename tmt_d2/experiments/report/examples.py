@@ -11,12 +11,12 @@ import torch
 
 from tmt_d2.config import setup_cfg
 from tmt_d2.data.reader import read_pair
-from tmt_d2.data.registration import label_space_of, records_of
+from tmt_d2.data.registration import labelled_records
 from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.experiments.report.results import Results
 from tmt_d2.pictures.html import data_uri
 from tmt_d2.pictures.overlays import TRANSFERABILITY_MAP, error_overlay, heat_overlay, label_overlay
-from tmt_d2.pictures.reporting import LoadedModel
+from tmt_d2.pictures.reporting import LoadedModel, label_space_for
 from tmt_d2.pictures.sizes import resized
 from tmt_d2.training.checkpoint import FINAL
 
@@ -41,7 +41,7 @@ def examples(results: Results, images: int, fraction: float) -> list[Example]:
     views: dict[str, dict[str, str]] = {}
     for run in [*source, *runs]:
         loaded = LoadedModel.load(str(run.folder / "config.yaml"), str(run.folder / f"{FINAL}.pth"))
-        for record in records_of(names)[:images]:
+        for record in labelled_records(names)[:images]:
             new = _views(loaded, record, run.method or "source model")
             views.setdefault(record["file_name"], {}).update({key: data_uri(view) for key, view in new.items()})
     return [Example(f"{pair[0]} → {pair[1]}, seed {seed}: {Path(file).name}", views[file]) for file in views]
@@ -50,15 +50,16 @@ def examples(results: Results, images: int, fraction: float) -> list[Example]:
 @torch.no_grad()
 def _views(loaded: LoadedModel, record: dict[str, Any], name: str) -> dict[str, np.ndarray]:
     """The picture, its truth, and what the model of that name makes of it, WIDTH wide."""
-    whole, truth = read_pair(record, label_space_of(record["dataset"]))
+    whole, truth = read_pair(record, label_space_for(loaded, record["dataset"]))
+    classes = loaded.model.class_list
     height, width = whole.shape[:2]
     picture = resized(whole, (round(height * WIDTH / width), WIDTH))
     result = loaded.model([loaded.mapper(record)])[0]
     prediction = labels_at_size(result["sem_seg"], (height, width)).cpu().numpy()
     views = {
         "picture": picture,
-        "truth": label_overlay(picture, truth, 0.75),
-        name: label_overlay(picture, prediction, 0.75),
+        "truth": label_overlay(picture, truth, classes, 0.75),
+        name: label_overlay(picture, prediction, classes, 0.75),
         f"{name}: errors": error_overlay(picture, prediction, truth),
     }
     if "transferability" in result:

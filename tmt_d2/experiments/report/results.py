@@ -14,6 +14,7 @@ from tmt_d2.experiments.records import STAGE_RECORD, read_values
 from tmt_d2.methods.table import METHODS
 
 METRICS = ("mIoU", "fwIoU", "mACC")
+IOU = "IoU-"  # before the name of a class
 Pair = tuple[str, str]
 
 
@@ -91,6 +92,12 @@ def read_results(output: Path) -> Results:
     if not (results.fine_tuned or results.evaluation):
         raise FileNotFoundError(f"{output} holds no finished unit of train_matrix.py")
     return results
+
+
+def classes_of(runs: Iterable[Run]) -> list[str]:
+    """Names of the classes that were measured, in the order of their train ids."""
+    names = (name.removeprefix(IOU) for run in runs for name in run.values if name.startswith(IOU))
+    return list(dict.fromkeys(names))
 
 
 def by_cell(runs: Iterable[Run], metric: str) -> dict[tuple[Pair, int], float]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from tmt_d2.data.label_spaces import CLASSES
-from tmt_d2.experiments.report.results import METRICS, Results, by_cell, by_pair
+from tmt_d2.experiments.report.results import IOU, METRICS, Results, by_cell, by_pair, classes_of
 from tmt_d2.experiments.report.statistics import gains_by_pair, paired_difference, spread
 from tmt_d2.files import atomic_write
 from tmt_d2.methods.table import BASELINE
@@ -16,11 +15,12 @@ COLUMNS = ("kind", "source", "target", "method", "seed", "label_fraction", "swee
 
 def write_csv(results: Results, path: Path) -> None:
     """Every evaluation of the matrix, metrics in percent; a class that the target lacks has an empty field."""
-    measured = ("mIoU", "fwIoU", "mACC", "pACC", *(f"IoU-{name}" for name in CLASSES))
+    runs = [*results.source, *results.evaluation, *results.fine_tuned, *results.swept]
+    measured = ("mIoU", "fwIoU", "mACC", "pACC", *(f"{IOU}{name}" for name in classes_of(runs)))
     with atomic_write(path, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*COLUMNS, "seconds", *measured])
-        for run in [*results.source, *results.evaluation, *results.fine_tuned, *results.swept]:
+        for run in runs:
             about = dict(run.about)
             if about["kind"] == "source":
                 about["target"] = about["source"]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from tmt_d2.data.label_spaces import CLASSES, PALETTE
 from tmt_d2.pictures.figures import layer_panels, level_row, query_summary
 from tmt_d2.pictures.html import templates
 from tmt_d2.pictures.inspection import AttentionReport
@@ -26,7 +23,7 @@ def pixel_html(report: AttentionReport, at: tuple[float, float]) -> str:
     image = Row(
         [
             Panel(picture, "image", "click any picture to choose a pixel"),
-            Panel(label_overlay(picture, report.prediction), "prediction", "all queries together"),
+            Panel(label_overlay(picture, report.prediction, report.classes), "prediction", "all queries together"),
             Panel(mask_overlay(picture, query.mask), "final mask of the pixel's query", query_summary(query)),
         ]
     )
@@ -40,7 +37,7 @@ def pixel_html(report: AttentionReport, at: tuple[float, float]) -> str:
         panels = level_row(picture, level, report.p_t).panels[-3:]  # T by rank, excluded, regions
         t = f"T of this image is {level.t.min():.3g} to {level.t.max():.3g}, mean {level.t.mean():.3g}"
         transferability.append(Row(panels, f"Transferability at stride {level.grid.stride}: {t}"))
-    classes = [(CLASSES[i], PALETTE[i]) for i in np.unique(report.prediction)]
+    classes = report.classes.legend(report.prediction)
     marks = [("attended to", KEPT)] + ([("excluded by T", REMOVED)] if report.p_t is not None else [])
     return TEMPLATES.get_template("pixel.html").render(
         image=image, classes=classes, attention=attention, marks=marks, transferability=transferability, at=at

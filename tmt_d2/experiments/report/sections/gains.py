@@ -6,9 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tmt_d2.data.label_spaces import CLASSES
 from tmt_d2.experiments.report.charts import HeatTable, IntervalChart
-from tmt_d2.experiments.report.results import Pair, Run, by_cell, by_pair
+from tmt_d2.experiments.report.results import IOU, Pair, Run, by_cell, by_pair, classes_of
 from tmt_d2.experiments.report.sections import Section
 from tmt_d2.experiments.report.statistics import spread
 from tmt_d2.experiments.report.view import MIOU, View, share
@@ -49,19 +48,20 @@ def _means(runs: list[Run]) -> dict[Pair, float]:
 
 
 def classes(view: View) -> Section:
+    names = classes_of(view.runs(BASELINE))
     gains = {
         (name, method): difference.mean
         for method in view.others
-        for name in CLASSES
-        if (difference := view.difference(method, f"IoU-{name}")) is not None
+        for name in names
+        if (difference := view.difference(method, f"{IOU}{name}")) is not None
     }
     if not gains:
         return Section("classes", "Classes", {})
     column = f"IoU of {BASELINE}"
     ious = {
         (name, column): float(np.mean(list(values)))
-        for name in CLASSES
-        if (values := by_cell(view.runs(BASELINE), f"IoU-{name}").values())
+        for name in names
+        if (values := by_cell(view.runs(BASELINE), f"{IOU}{name}").values())
     }
     rows = [name for name, _ in ious]
     columns = [method for method in view.others if any(key[1] == method for key in gains)]

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from tmt_d2.data.label_spaces import CLASSES
 from tmt_d2.experiments.report.charts import Chart, HeatTable, Point, Series, colour_of
-from tmt_d2.experiments.report.results import by_cell
+from tmt_d2.experiments.report.results import by_cell, classes_of
 from tmt_d2.experiments.report.sections import NOTHING, Cell, Row, Section, Table
 from tmt_d2.experiments.report.statistics import correlation
 from tmt_d2.experiments.report.view import MIOU, View
@@ -38,10 +37,12 @@ def estimators(view: View) -> Section:
         (caption, _by_level(pairs, [(" → ".join(run.pair), run.values[key]) for run in runs]))
         for key, caption in MEASURES
     ]
+    # The classes in the order of their train ids; means of T are of those that occur.
+    classes = classes_of([*view.results.fine_tuned, *view.results.evaluation])
     t_of_classes = [
-        (name, [means.get(name) for means in run.values["mean_t_by_class"]]) for run in runs for name in CLASSES
+        (name, [means.get(name) for means in run.values["mean_t_by_class"]]) for run in runs for name in classes
     ]
-    parts.append(("mean T by class, over all pairs", _by_level(CLASSES, t_of_classes)))
+    parts.append(("mean T by class, over all pairs", _by_level(classes, t_of_classes)))
     drifts = [
         (method, json.loads(file.read_text()))
         for method in view.methods

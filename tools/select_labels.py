@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Propose which pictures of a target to label next: from a folder of unlabelled pictures to a list, and back.
 
-    python tools/select_labels.py --config-file configs/lite0/source.yaml --weights output/lite0/source/model_final.pth \\
+    python tools/select_labels.py --config-file configs/lite0/full.yaml --weights output/lite0/full/model_final.pth \\
         --target photos --budget 20 --output proposed
 
 --output receives
@@ -98,7 +98,7 @@ def main(arguments=None):
         raise UserError(f"--budget is {args.budget}: there are {len(pool) - len(labelled)} pictures without a label")
     strategy = AUTO if args.strategy == "auto" else args.strategy
     choice = STRATEGIES[strategy](Question(pool, args.budget, labelled, np.random.default_rng(args.seed)))
-    rows = rows_of(pool, choice, labelled, model.class_names)
+    rows = rows_of(pool, choice, labelled, model.class_list.names)
     about = {
         "proposed": f"{len(rows)} of {len(pool)} pictures",
         "target": args.target,

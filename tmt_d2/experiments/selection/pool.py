@@ -117,7 +117,7 @@ def describe(describer: Describer, pictures: Pictures, folder: Path, identity: d
             file = folder / f"pool_{number:05d}.npz"
             if not file.is_file():
                 with atomic_write(file) as stream:
-                    np.savez(stream, **_rows(describer, part, batch))
+                    np.savez(stream, **_rows(describer, part, batch))  # type: ignore[arg-type]
             with np.load(file, allow_pickle=False) as content:
                 parts.append({key: content[key] for key in content.files})
             progress.update(len(part))

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from tmt_d2.data.reader import read_image
 from tmt_d2.deployment.predictor import Predictor
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.selection.pool import Pool
@@ -124,17 +125,13 @@ def write_page(path: Path, rows: Sequence[Row], predictor: Predictor, about: dic
 
     about: facts for the head of the page, in their order.
     """
-    thumbnails: Callable[[str], tuple[np.ndarray, np.ndarray]] = lambda file: _thumbnails(predictor, file)
+
+    def thumbnails(file: str) -> list[np.ndarray]:
+        pixels = read_image(file, "RGB")
+        overlay = label_overlay(pixels, predictor.batch([pixels])[0].labels.numpy(), predictor.classes)
+        size = (WIDTH, max(1, round(WIDTH * pixels.shape[0] / pixels.shape[1])))
+        return [cv2.resize(each, size, interpolation=cv2.INTER_AREA) for each in (pixels, overlay)]
+
     page = templates(__package__).get_template("proposal.html")
     with atomic_write(path, "w") as file:
         file.write(page.render(rows=rows, about=about, thumbnails=thumbnails, list_name=LIST))
-
-
-def _thumbnails(predictor: Predictor, file: str) -> tuple[np.ndarray, np.ndarray]:
-    """A picture and what is predicted on it, ``WIDTH`` wide."""
-    from tmt_d2.data.reader import read_image
-
-    pixels = read_image(file, "RGB")
-    labels = predictor.batch([pixels])[0].labels.numpy()
-    size = (WIDTH, max(1, round(WIDTH * pixels.shape[0] / pixels.shape[1])))
-    return tuple(cv2.resize(each, size, interpolation=cv2.INTER_AREA) for each in (pixels, label_overlay(pixels, labels)))  # type: ignore[return-value]

@@ -29,6 +29,7 @@ COMMANDS = {
     "tmt-report": "tmt_d2.commands.report",
     "tmt-score": "tmt_d2.commands.score",
     "tmt-predict": "tmt_d2.commands.predict",
+    "tmt-select-labels": "tmt_d2.commands.select_labels",
     "tmt-show-attention": "tmt_d2.commands.show_attention",
     "tmt-app": "tmt_d2.commands.app",
     "tmt-export": "tmt_d2.deployment.export",

@@ -28,7 +28,7 @@ from tmt_d2.data.loaders import (
 
 def records(count: int, dataset: str = "d") -> list[dict[str, Any]]:
     return [
-        {"file_name": f"{dataset}{i}.png", "sem_seg_file_name": f"{i}.png", "image_id": f"{i:04d}", "dataset": dataset}
+        {"file_name": f"{dataset}{i}.png", "sem_seg_file_name": "l.png", "image_id": f"{i:04d}", "dataset": dataset}
         for i in range(count)
     ]
 

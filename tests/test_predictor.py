@@ -14,8 +14,9 @@ from torch import nn
 
 from tests.helpers.models import make_records, tiny_cfg
 from tmt_d2.data.mapper import SemanticMapper
-from tmt_d2.deployment import Predictor, load_model
+from tmt_d2.deployment import Prediction, Predictor, load_model
 from tmt_d2.evaluation import inference as inference_module
+from tmt_d2.modeling import precision
 
 pytestmark = pytest.mark.slow
 
@@ -69,6 +70,13 @@ def test_every_kind_of_image(load: Callable[..., Predictor], tmp_path: Path) -> 
     assert not torch.equal(predictor(rgb[:, :, ::-1]).scores, predictions[0].scores)  # the order of channels counts
 
 
+def test_a_prediction_says_what_it_is_in_one_line() -> None:
+    labels = torch.tensor([[0, 0, 13]], dtype=torch.uint8)
+    prediction = Prediction(labels, torch.zeros(19, 1, 3), None)
+    said = "Prediction(labels (1, 3) uint8, scores (19, 1, 3) float32, transferability None; classes 0, 13)"
+    assert repr(prediction) == said
+
+
 def test_a_picture_alone_is_as_stored_whoever_opens_it(
     load: Callable[..., Predictor], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -111,6 +119,20 @@ def test_the_answers_are_those_of_the_model(load: Callable[..., Predictor]) -> N
     level = result["transferability"][0][None, None]
     expected = nn.functional.interpolate(level, (45, 70), mode="bilinear", align_corners=False)[0, 0]
     assert torch.equal(prediction.transferability[0], expected)
+
+
+def test_precision(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
+    path = files["TransferableMaskFormer"]
+    rgb = picture(45, 70)
+    exact, close, same = (
+        Predictor.from_config(f"{path}.yaml", f"{path}.pth", precision=each).batch([rgb, rgb])[0]
+        for each in ("float32", "bf16", "bfloat16")
+    )
+    assert close.scores.dtype == torch.float32 and torch.equal(close.scores, same.scores)
+    assert 0 < (close.scores - exact.scores).abs().mean() < 0.05 * exact.scores.abs().mean()
+    with pytest.raises(ValueError, match="TEST.PRECISION is 'int8': choose one of float32, bfloat16"):
+        Predictor.from_config(f"{path}.yaml", f"{path}.pth", precision="int8")
 
 
 def test_images_are_resized_as_in_testing(load: Callable[..., Predictor]) -> None:

@@ -12,9 +12,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from datasets.render import render
 from tests.helpers.checkout import CONFIGS
 from tmt_d2 import setup_cfg
+from tmt_d2.datasets.render import render
 from tmt_d2.methods.table import METHODS
 from tmt_d2.training.stages import apply_method, run_stage
 

@@ -18,7 +18,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.projects.deeplab import add_deeplab_config
 
-from tmt_d2.config_file import load_config_file
+from tmt_d2.config_file import find_config, load_config_file
 from tmt_d2.errors import UserError, did_you_mean
 
 STAGES = ("source", "estimator", "finetune")
@@ -28,6 +28,7 @@ ACTE_FEATURES = ("source", "live")
 ATTENTIONS = ("hard", "soft", "off")
 RANKINGS = ("T", "random", "inverted")
 IGNORED_PIXELS = ("background", "ignore")
+PRECISIONS = ("float32", "bfloat16")
 AMP_DTYPES = ("float16", "bfloat16")
 MIXES = ("classmix", "none")
 PSEUDO_WEIGHTS = ("nothing", "confident", "picture", "T", "1-T")
@@ -217,6 +218,8 @@ def add_tmt_config(cfg: CfgNode) -> None:
     transfer.MAPS = "auto"
     transfer.DRIFT_IMAGES = 20  # held-out images per domain on which the drift of T is measured with every evaluation
 
+    transfer.WANDB = ""  # project of Weights & Biases that scalars and pictures also go to; needs the package wandb
+
     cfg.DATASETS.SOURCE_TRAIN = ()  # estimator: source-domain splits (DATASETS.TRAIN: target-domain splits)
     cfg.DATASETS.SOURCE_TEST = ()  # estimator: held-out source images (DATASETS.TEST: held-out target images)
     cfg.DATASETS.UNLABELLED = ()  # self-training: more target splits, whose labels, if there are any, are not read
@@ -231,12 +234,14 @@ def add_tmt_config(cfg: CfgNode) -> None:
     cfg.DATALOADER.MAX_BAD_FRACTION = 0.05  # of the training images may be unreadable, and are replaced by others
     transfer.DETECT_ANOMALY = False  # stop at the module that first makes a NaN or an infinity; slow
 
+    cfg.TEST.PRECISION = "float32"  # or "bfloat16": faster on GPUs and on CPUs that have it; scores are float32
     # The weights that are best at an evaluation (TEST.EVAL_PERIOD) of source training or fine-tuning are kept in
     # model_best.pth; what they were, and all other evaluations, in best.json.
     cfg.TEST.BEST = CfgNode()
     cfg.TEST.BEST.METRIC = ""  # such as mIoU or IoU-car, higher is better; "": no such file
     cfg.TEST.BEST.SPLIT = ""  # one of DATASETS.TEST; "": the first
     cfg.TEST.BEST.PATIENCE = 0  # training ends after so many evaluations in a row that brought nothing better; 0: never
+    cfg.TEST.PICTURES = 0  # so many of the first of DATASETS.TEST, as predicted and with their T, into TensorBoard
     cfg.TEST.SLIDING_WINDOW = CfgNode()
     cfg.TEST.SLIDING_WINDOW.ENABLED = False
     cfg.TEST.SLIDING_WINDOW.SIZE = [1024, 1024]  # height, width
@@ -246,7 +251,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
 def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """Read a config file with its ``_BASE_`` files, then the ``KEY VALUE ...`` overrides, and check the result.
 
-    Nothing in the file is executed: see ``config_file``.
+    Nothing in the file is executed: see ``config_file``, which also says where ``configs/...`` is found.
 
     A whole number stands for a float, and a plain name for a list of one. The modules that the environment variable
     TMT_IMPORT names (with commas between them) are imported first: they register a user's own data sets, backbones, ...
@@ -261,7 +266,7 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     add_tmt_config(cfg)
     try:
-        cfg.merge_from_other_cfg(CfgNode(_fitted(load_config_file(config_file), cfg)))
+        cfg.merge_from_other_cfg(CfgNode(_fitted(load_config_file(find_config(config_file)), cfg)))
         for key, value in zip(opts[::2], opts[1::2]):
             cfg.merge_from_list([key, _fitted(value, _default_of(key, cfg))])
         if len(opts) % 2:
@@ -269,6 +274,15 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     except (KeyError, AssertionError, ValueError) as error:
         raise UserError(f"{config_file}: {_one_line(error)}{_nearest_key(error, cfg)}") from error
     check_cfg(cfg)
+    return cfg
+
+
+def with_num_classes(cfg: CfgNode, count: int) -> CfgNode:
+    """A copy with MODEL.SEM_SEG_HEAD.NUM_CLASSES ``count``."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = count
+    cfg.freeze()
     return cfg
 
 
@@ -314,15 +328,6 @@ def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
             yield from _keys(value, f"{prefix}{key}.")
 
 
-def with_num_classes(cfg: CfgNode, count: int) -> CfgNode:
-    """A copy with MODEL.SEM_SEG_HEAD.NUM_CLASSES ``count``."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = count
-    cfg.freeze()
-    return cfg
-
-
 def check_cfg(cfg: CfgNode) -> None:
     """Raise a UserError that names the key for values that would only fail (or mislead) after training began."""
     tmt, transfer = cfg.MODEL.TMT, cfg.TRANSFER
@@ -341,6 +346,7 @@ def check_cfg(cfg: CfgNode) -> None:
     _check_choice("MODEL.TMT.RANK_BY", tmt.RANK_BY, RANKINGS)
     _check_choice("MODEL.MASK_FORMER.IGNORED_PIXELS", cfg.MODEL.MASK_FORMER.IGNORED_PIXELS, IGNORED_PIXELS)
     _check_choice("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, AMP_DTYPES)
+    _check_choice("TEST.PRECISION", cfg.TEST.PRECISION, PRECISIONS)
     for key in ("ACCUMULATION_STEPS", "CHECKPOINTS_KEPT"):
         if cfg.SOLVER[key] < 1:
             raise UserError(f"SOLVER.{key} is {cfg.SOLVER[key]}: it must be at least 1")

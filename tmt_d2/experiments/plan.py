@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from tmt_d2.config import setup_cfg
+from tmt_d2.config_file import find_config
 from tmt_d2.errors import UserError, did_you_mean
 
 KINDS = ("source", "evaluation", "scores", "estimator", "finetune")
@@ -73,7 +74,7 @@ def read_plan(path: str | Path) -> Plan:
     Raises:
         FileNotFoundError, UserError: one line with the file and the key.
     """
-    path = Path(path)
+    path = find_config(path)
     if not path.is_file():
         raise FileNotFoundError(f"matrix file {path} does not exist")
     try:

@@ -51,7 +51,7 @@ def examples(results: Results, images: int, labels: Labels) -> list[Example]:
 @torch.no_grad()
 def _views(loaded: LoadedModel, record: dict[str, Any], name: str) -> dict[str, np.ndarray]:
     """The picture, its truth, and what the model of that name makes of it, WIDTH wide."""
-    whole, truth = read_pair(record, label_space_for(loaded, record["dataset"]))
+    whole, truth = read_pair(record, label_space_for(loaded.model, record["dataset"]))
     classes = loaded.model.class_list
     height, width = whole.shape[:2]
     picture = resized(whole, (round(height * WIDTH / width), WIDTH))

@@ -131,4 +131,4 @@ def curve(run: Run, metric: str) -> list[tuple[int, float]]:
     if not path.is_file():
         return []
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [(line["iteration"], line[metric]) for line in lines if metric in line]
+    return [(line["iteration"], line[metric]) for line in lines if line.get(metric) is not None]

@@ -22,6 +22,7 @@ OF_A_METHOD = {  # its keys
     "leep": "TRANSFER.ALIGNMENT.",
     "otce": "TRANSFER.ALIGNMENT.",
     "self-training": "TRANSFER.SELF_TRAINING.",
+    "tmt-self-training": "TRANSFER.SELF_TRAINING.",
 }
 COMPARED = {  # (file, name) that is compared all the same
     ("tmt_d2/methods/alignment.py", "leep"): "names of scores, which are those of the methods that raise them",

@@ -20,13 +20,21 @@ from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN
 from tmt_d2.data.registration import register_split
 from tmt_d2.methods.self_training.fourier import in_style_of
 from tmt_d2.methods.self_training.mixing import paste, pasted
-from tmt_d2.methods.self_training.pseudo_labels import Statistics, Trust, labels_and_confidence, marginals, mask_weights
+from tmt_d2.methods.self_training.pseudo_labels import (
+    Statistics,
+    Trust,
+    labels_and_confidence,
+    marginals,
+    mask_weights,
+    transferability_ranks,
+)
 from tmt_d2.methods.self_training.teacher import MovingAverage
 from tmt_d2.methods.self_training.training import SelfTraining, neighbour, outputs_of, self_training
 from tmt_d2.methods.self_training.views import MaskedView, StrongView
 from tmt_d2.modeling.mask_logits import MaskLogits
 from tmt_d2.randomness import seeded
 from tmt_d2.training.stages import _check_source, run_stage
+from tmt_d2.transferability.map import TransferabilityMap
 
 STUDENT = "/method_training/student."
 
@@ -110,6 +118,18 @@ def test_weights_of_masks_by_hand() -> None:
         weights = mask_weights(labels, Trust(weighs=weighs).weights(confident))
         assert weights[2] == pytest.approx(two) and weights[5] == pytest.approx(five)
         assert weights[:2].eq(0).all() and weights.shape == (256,)
+
+
+def test_weights_by_t_are_ranks_within_the_picture() -> None:
+    logits = torch.tensor([[[9.0, -3.0, 2.0, 0.0]], [[1.0, 2.0, 8.0, 8.0]]])  # of E: T is 1 minus it
+    valid = torch.tensor([[[True] * 4], [[True, True, False, False]]])
+    ranks = transferability_ranks([TransferabilityMap(logits, valid)], (1, 4))
+    torch.testing.assert_close(ranks, torch.tensor([[[0, 1, 1 / 3, 2 / 3]], [[1, 0, 0.5, 0.5]]]))
+    confident = torch.ones(1, 4, dtype=torch.bool)
+    torch.testing.assert_close(Trust(weighs="T").weights(confident, ranks[0]), 2 * ranks[0])
+    torch.testing.assert_close(Trust(weighs="1-T").weights(confident, ranks[0]), 2 - 2 * ranks[0])
+    two = transferability_ranks([TransferabilityMap(logits, valid), TransferabilityMap(-logits, valid)], (1, 4))
+    torch.testing.assert_close(two, torch.full((2, 1, 4), 0.5))  # the mean over levels
 
 
 def test_quantiles_are_of_each_class_and_take_effect_after_the_step() -> None:
@@ -436,6 +456,26 @@ def test_resumed_equals_uninterrupted(start: Path, tmp_path: Path, accumulation:
     assert any((saved[name] != saved[STUDENT + name.removeprefix("/model/")]).any() for name in names)
     scores = json.loads((tmp_path / "killed" / "evaluation.json").read_text())["bdd100k_sem_seg_val"]
     assert {"mIoU", "mIoU-student", "fwIoU-student", "mACC-student", "pACC-student"} <= scores.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+def test_t_weighs_pseudo_labels_and_nothing_else(start: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"SOLVER__MAX_ITER": 2, "DATASETS__SOURCE_TEST": ("cityscapes_sem_seg_val",)}
+    losses: dict[str, list[float]] = {}
+    for name in ("tmt-self-training", "tmt-self-training-inverted"):
+        run_stage(self_training_cfg(tmp_path / name, start, name, **changes))
+        losses[name] = [logged["loss_pseudo"] for logged in lines(tmp_path / name)]
+        saved, before = contents(tmp_path / name / FINAL), contents(start)
+        assert all(torch.equal(saved[key], before[key]) for key in before if key.startswith("/model/transferability.d"))
+    assert losses["tmt-self-training"] != losses["tmt-self-training-inverted"]
+    with pytest.raises(ValueError, match="WEIGHT_BY is T: it needs discriminators, use the method tmt-self-training"):
+        run_stage(self_training_cfg(tmp_path / "no", start, TRANSFER__SELF_TRAINING__WEIGHT_BY="T"))
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    values = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    return [line for line in values if "loss_pseudo" in line]
 
 
 @pytest.mark.slow

@@ -30,9 +30,9 @@ RANKINGS = ("T", "random", "inverted")
 IGNORED_PIXELS = ("background", "ignore")
 PRECISIONS = ("float32", "bfloat16")
 AMP_DTYPES = ("float16", "bfloat16")
-PSEUDO_WEIGHTS = ("nothing", "confident", "picture")
-NUM_CLASSES_UNSET = (54, 19)  # Detectron2's default and that of the base configs: give way to what the data sets have
 MIXES = ("classmix", "none")
+PSEUDO_WEIGHTS = ("nothing", "confident", "picture", "T", "1-T")
+NUM_CLASSES_UNSET = (54, 19)  # Detectron2's default and that of the base configs: give way to what the data sets have
 
 
 def add_maskformer2_config(cfg: CfgNode) -> None:
@@ -196,7 +196,8 @@ def add_tmt_config(cfg: CfgNode) -> None:
     training.QUANTILE = 0.0
     training.IGNORE_UNCONFIDENT = False  # the other pixels are ignored, as with IGNORED_PIXELS "ignore"
     # The mask and dice losses of a mask are weighted by the mean over its pixels of: "nothing", 1 each; "confident", 1
-    # or 0; "picture", the share of the picture's pixels that are confident. Pasted pixels count 1.
+    # or 0; "picture", the share of the picture's pixels that are confident; "T" or "1-T" (tmt-self-training), twice the
+    # rank of the pixel's T in its picture, the highest first or last. Pasted pixels count 1.
     training.WEIGHT_BY = "nothing"
     training.SCALE_NO_OBJECT = False  # "no object" counts by the share of the picture that is confident
     training.MIX = "classmix"  # half of the classes of a labelled picture are pasted onto an unlabelled one; or "none"

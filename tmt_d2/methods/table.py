@@ -63,6 +63,14 @@ METHODS = {
             mixes_groups=True,
             training=self_training,
         ),
+        Method(
+            "tmt-self-training",
+            "as self-training; labels of the teacher are weighted by T",
+            "estimator",
+            "TransferableMaskFormer",
+            mixes_groups=True,
+            training=self_training,
+        ),
         Method("tmt", "as full, and attention obeys transferability", "estimator", "TransferableMaskFormer"),
     )
 }

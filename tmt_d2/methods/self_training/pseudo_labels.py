@@ -18,9 +18,11 @@ from tmt_d2.data.label_spaces import IGNORE
 from tmt_d2.modeling.mask_former import semantic_scores
 from tmt_d2.modeling.mask_logits import QueryOutputs
 from tmt_d2.modeling.resize import resize
+from tmt_d2.transferability.map import TransferabilityMap
 
 logger = logging.getLogger(__name__)
 
+BY_T = ("T", "1-T")
 BINS = 200  # of a confidence between 0 and 1
 MEMORY = 0.99  # of the counts after a step
 STEPS_BETWEEN_LOOKS = 20
@@ -54,7 +56,8 @@ class Trust:
         order among the pixels of its class; 0: none of this kind. Without both, every pixel is confident.
     ignores: pixels that are not confident are ignored.
     weighs: masks by the mean of their pixels' weights: "nothing"; "confident": 1 where confident, else 0; "picture": of
-        all pixels of a picture the share that is confident (DAFormer, arXiv 2111.14887).
+        all pixels of a picture the share that is confident (DAFormer, arXiv 2111.14887); "T" or "1-T": see
+        ``transferability_ranks``.
     no_object: "no object" counts by the share of pixels that are confident: what a query was to find may lie in the
         others.
     """
@@ -86,12 +89,33 @@ class Trust:
             "no_object": float(confident.float().mean()) if self.no_object else 1.0,
         }
 
-    def weights(self, confident: Tensor) -> Tensor:
-        """(H, W) bool -> float."""
+    @property
+    def asks_t(self) -> bool:
+        return self.weighs in BY_T
+
+    def weights(self, confident: Tensor, ranks: Tensor | None = None) -> Tensor:
+        """(H, W) bool -> float. ranks: (H, W) of T, where ``asks_t``."""
+        if ranks is not None:
+            return 2 * (ranks if self.weighs == "T" else 1 - ranks)  # 1 on average
         if self.weighs == "nothing":
             return torch.ones_like(confident, dtype=torch.float32)
         weights = confident.float()
         return weights if self.weighs == "confident" else weights.mean().expand_as(weights)
+
+
+def transferability_ranks(levels: Sequence[TransferabilityMap], size: tuple[int, int]) -> Tensor:
+    """(B, *size): which share of its picture has a lower T than a pixel, the mean over levels. Ranks, because a
+    confident discriminator's T is 0 or 1 almost everywhere."""
+    ranks = [torch.stack(list(map(_ranks, -level.logits, level.valid))) for level in levels]  # T falls with the logit
+    return torch.stack([resize(each[:, None], size)[:, 0] for each in ranks]).mean(0)
+
+
+def _ranks(values: Tensor, valid: Tensor) -> Tensor:
+    """(h, w) -> [0, 1], mean 1/2 over what is valid; 1/2 elsewhere. Of equal values the earlier is the lower."""
+    ranks = torch.full_like(values, 0.5, dtype=torch.float32)
+    order = values[valid].argsort(stable=True).argsort(stable=True)
+    ranks[valid] = order / max(len(order) - 1, 1)
+    return ranks
 
 
 def mask_weights(labels: Tensor, weights: Tensor) -> Tensor:

@@ -20,11 +20,19 @@ from tmt_d2.errors import UserError
 from tmt_d2.methods.method_training import MethodTraining
 from tmt_d2.methods.self_training.fourier import in_style_of
 from tmt_d2.methods.self_training.mixing import paste, pasted
-from tmt_d2.methods.self_training.pseudo_labels import Statistics, Trust, labels_and_confidence, marginals
+from tmt_d2.methods.self_training.pseudo_labels import (
+    BY_T,
+    Statistics,
+    Trust,
+    labels_and_confidence,
+    marginals,
+    transferability_ranks,
+)
 from tmt_d2.methods.self_training.teacher import MovingAverage
 from tmt_d2.methods.self_training.views import MaskedView, StrongView
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.mask_logits import DecoderOutputs, MaskLogits, QueryOutputs
+from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.randomness import derived_seed, seeded
 
 Record = dict[str, Any]
@@ -132,14 +140,20 @@ class SelfTraining(MethodTraining):
                 donor["image"] = in_style_of(donor["image"].to(style.device), style, self.beta)
         teacher, quantiles = self.teacher, self.statistics.quantiles()
         images = teacher.preprocess(pictures)
-        probabilities = marginals(teacher.run(images, pictures).outputs)
+        passed = teacher.run(images, pictures)
+        probabilities = marginals(passed.outputs)
         padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
+        ranks: Sequence[Tensor | None] = [None] * len(pictures)
+        if self.trust.asks_t:
+            assert isinstance(teacher, TransferableMaskFormer)
+            ranks = transferability_ranks(teacher.estimate(images, passed.inputs), padded_size).unbind()
         labels = labels_and_confidence(probabilities, padded_size)
         for place, (record, (height, width), said) in enumerate(zip(pictures, images.image_sizes, labels)):
             label, confidence = (values[:height, :width] for values in said)
             self.statistics.note(label, confidence)
             confident = self.trust.confident(label, confidence, quantiles)
-            weights = self.trust.weights(confident)
+            rank = ranks[place]
+            weights = self.trust.weights(confident, None if rank is None else rank[:height, :width])
             label = label.to(torch.uint8)
             record["image"] = record["image"].to(teacher.device)
             if self.masked is not None:
@@ -223,6 +237,11 @@ def self_training(cfg: CfgNode, model: nn.Module) -> SelfTraining:
             "ones, and SOURCE or UNLABELLED is 0"
         )
     assert isinstance(model, MaskFormer)
+    if keys.WEIGHT_BY in BY_T and not isinstance(model, TransferableMaskFormer):
+        raise UserError(
+            f"TRANSFER.SELF_TRAINING.WEIGHT_BY is {keys.WEIGHT_BY}: it needs discriminators, use the method "
+            "tmt-self-training"
+        )
     return SelfTraining(
         model,
         momentum=keys.EMA,

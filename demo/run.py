@@ -14,10 +14,10 @@ import os
 import sys
 from pathlib import Path
 
-from datasets.render import render
-from demo import visualize_attention
 from tmt_d2.cli import log_to_screen, one_line_errors
+from tmt_d2.commands import show_attention
 from tmt_d2.data.registration import split_name
+from tmt_d2.datasets.render import render
 from tmt_d2.experiments.pair import pair_units, results_table, run_pair
 from tmt_d2.experiments.units import Unit
 
@@ -47,7 +47,7 @@ def main() -> None:
     render(data, [SOURCE, TARGET], train=16 if args.short else 160, val=4 if args.short else 40)
     results = run_pair(demo_units(args.output, args.short), args.output)
     folders, pictures = fine_tuned(args.output), args.output / "pictures"
-    visualize_attention.main(
+    show_attention.main(
         ["--config-file", str(CONFIGS / "tmt.yaml"), "--weights", str(folders["tmt"] / "model_final.pth")]
         + ["--compare", str(CONFIGS / "full.yaml"), str(folders["full"] / "model_final.pth")]
         + ["--input", split_name(TARGET, "val"), "--limit", "1" if args.short else "4", "--output", str(pictures)]

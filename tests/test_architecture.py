@@ -14,13 +14,14 @@ PACKAGE = ROOT / "tmt_d2"
 FLOORS = (  # from below; rooms of one floor do not know each other, but for those on the ground
     {"errors", "cli", "files", "randomness", "config_file", "config"},
     {"data", "transferability"},
-    {"modeling"},
+    {"modeling", "datasets"},
     {"evaluation", "processes"},
     {"methods"},
     {"training"},
     {"deployment"},
     {"pictures", "interop"},
     {"experiments"},
+    {"commands", "notebook"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -13,8 +13,8 @@ import yaml
 from PIL import Image
 from scipy.io import savemat
 
-from datasets.check import main
-from datasets.render import render
+from tmt_d2.datasets.check import main
+from tmt_d2.datasets.render import render
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +68,7 @@ def test_rendered_data_sets_are_in_order(root: Path, capsys: pytest.CaptureFixtu
 def test_nothing_found(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(root) == (2, {})
     output = capsys.readouterr().out
-    assert "DETECTRON2_DATASETS" in output and "python -m datasets.render" in output and "gta5" in output
+    assert "DETECTRON2_DATASETS" in output and "python -m tmt_d2.datasets.render" in output and "gta5" in output
 
 
 def test_a_data_set_that_was_asked_for_and_is_not_there_is_a_problem(root: Path) -> None:

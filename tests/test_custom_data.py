@@ -15,13 +15,13 @@ from PIL import Image
 from tests.helpers.checkout import CONFIGS
 from tests.helpers.small_runs import unit_options
 from tmt_d2 import add_tmt_config
+from tmt_d2.commands import train_pair
 from tmt_d2.data import label_space_of, register_custom, register_data
 from tmt_d2.data.custom import read_custom
 from tmt_d2.data.label_spaces import CLASSES, IGNORE, OUTSIDE
 from tmt_d2.data.reader import DataError, UndefinedIdError, read_pair
 from tmt_d2.data.registration import labelled_records
 from tmt_d2.errors import UserError
-from tools import train_pair
 
 SPLITS = {"train": {"images": "rgb/{stem}.png", "labels": "ids/{stem}_ids.png"}}
 

@@ -76,7 +76,7 @@ def test_a_missing_folder_says_where_it_looked_and_what_to_do(root: Path, family
         DatasetCatalog.get(f"{family}_sem_seg_train")
     message = str(error.value)
     assert f"{root}/{folder}/" in message and "\n" not in message
-    assert "DETECTRON2_DATASETS" in message and "python -m datasets.render" in message
+    assert "DETECTRON2_DATASETS" in message and "python -m tmt_d2.datasets.render" in message
 
 
 def test_the_root_is_read_when_a_split_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

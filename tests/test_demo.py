@@ -15,11 +15,11 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from demo import figures
-from demo import visualize_attention as tool
 from tests.helpers.checkout import CONFIGS
 from tests.helpers.small_runs import store_anew
 from tmt_d2 import setup_cfg
-from tmt_d2.cli import one_line_errors
+from tmt_d2.cli import one_line_errors, parse
+from tmt_d2.commands import show_attention as tool
 from tmt_d2.data.label_spaces import TRAIN_IDS
 from tmt_d2.data.registration import register_split
 from tmt_d2.pictures import showcase
@@ -119,7 +119,8 @@ def test_a_plain_model_alone_and_overrides(folder: Path, tmp_path: Path) -> None
     run(folder, tmp_path, *arguments, "MODEL.TMT.P_T", "0.1", config=FULL)
     names = {file.name for file in tmp_path.iterdir()}
     assert len(names) == 2 and "wide_prediction.png" in names
-    args = tool.parse(["--config-file", FULL, "--output", "x", "--classes", "car", "sky", "MODEL.DEVICE", "cpu"])
+    words = ["--config-file", FULL, "--output", "x", "--classes", "car", "sky", "MODEL.DEVICE", "cpu"]
+    args = parse(tool.parser(), words)
     assert args.classes == ["car", "sky"] and args.opts == ["MODEL.DEVICE", "cpu"]
 
 
@@ -158,7 +159,7 @@ def test_a_pixel_of_the_file_is_that_of_the_smaller_picture() -> None:
         (["--input", "{folder}/images/wide.png", "--classes", "tram"], "class 'tram' is not known"),
         (["--input", "{folder}/images/wide.png", "--heads", "4"], "head 4 does not exist"),
         (["--input", "{folder}/images/wide.png", "MODEL.NOTHING", "1"], "MODEL.NOTHING"),
-        (["--statistics", "nowhere_val"], "data set 'nowhere_val' is not known"),
+        (["--statistics", "nowhere_val"], "--statistics: no data set 'nowhere_val' is registered"),
         (["--input", "{folder}/empty"], "this folder has no image"),
         ([], "nothing to show"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from pathlib import Path
@@ -12,6 +13,8 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from tests.helpers.models import tiny_cfg
+from tmt_d2.data.class_lists import coloured
+from tmt_d2.data.label_spaces import CLASSES, PALETTE
 from tmt_d2.deployment import export as module
 from tmt_d2.deployment.export import FixedSizeModel, export_model, main, sample_image
 from tmt_d2.deployment.predictor import Predictor
@@ -74,6 +77,8 @@ def test_onnx_file_of_tmt(files: Path, capsys: pytest.CaptureFixture[str]) -> No
 
     assert any(node.op_type == "GridSample" for node in onnx.load(output).graph.node)
     session = onnxruntime.InferenceSession(output)
+    classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+    assert classes == {"names": list(CLASSES), "colors": [list(color) for color in PALETTE]}
     names = [part.name for part in session.get_outputs()]
     assert names == ["labels", "scores", "class_logits", "mask_logits", "transferability"]
     image = sample_image(SIZE, 99)  # none that the command looked at
@@ -89,7 +94,8 @@ def test_onnx_file_of_tmt(files: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_pt2_file_of_mask2former(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    model = small_model("MaskFormer")
+    model = small_model("MaskFormer", MODEL__SEM_SEG_HEAD__NUM_CLASSES=2)
+    model.classes = coloured(["lawn", "pond"], {"pond": (0, 90, 255)})
     with caplog.at_level(logging.INFO, "tmt_d2.deployment"):
         agreement = export_model(model, (64, 64), tmp_path / "plain.pt2", "pt2")
     assert caplog.messages[:3] == [
@@ -102,8 +108,11 @@ def test_pt2_file_of_mask2former(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert agreement.labels > 0.999
     assert min(agreement.model_seconds, agreement.file_seconds) > 0
     image = sample_image((64, 64), 99)
-    found = torch.export.load(tmp_path / "plain.pt2").module()(image)
-    assert len(found) == 4
+    extra = {"classes.json": ""}
+    found = torch.export.load(tmp_path / "plain.pt2", extra_files=extra).module()(image)
+    assert len(found) == 4 and found[1].shape[1] == 2
+    classes = json.loads(extra["classes.json"])
+    assert classes["names"] == ["lawn", "pond"] and classes["colors"][1] == [0, 90, 255]
     assert torch.allclose(found[1], FixedSizeModel(model)(image)[1], atol=1e-5)
 
 

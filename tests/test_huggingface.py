@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 import tmt_d2
 from tests.helpers.checkout import BASE_CONFIG
 from tests.helpers.models import TINY, tiny_cfg
+from tmt_d2.data.class_lists import unnamed
 from tmt_d2.interop.convert import main as convert
 from tmt_d2.interop.huggingface import from_huggingface, read_huggingface, to_huggingface
+from tmt_d2.interop.huggingface_config import config_of, processor_of
 from tmt_d2.training.checkpoint import TMTCheckpointer
 
 pytestmark = pytest.mark.slow
@@ -105,6 +108,13 @@ def test_both_directions(backbone: Callable[[], Any], changes: dict[str, Any], t
     assert all("layernorm" in name for name in info["missing_keys"])  # Swin's for image classification
     assert difference(back.eval(), model) < TOLERANCE
     assert back.config.id2label[0] == "road"
+
+
+def test_the_classes_of_a_checkpoint_go_along() -> None:
+    cfg = tiny_cfg(MODEL__META_ARCHITECTURE="MaskFormer")  # it says 19
+    config = config_of(cfg, unnamed(3))
+    assert config["id2label"] == {"0": "class 0", "1": "class 1", "2": "class 2"}
+    assert config_of(cfg)["id2label"]["18"] == "bicycle"
 
 
 def test_a_small_mistake_would_be_seen() -> None:
@@ -213,3 +223,18 @@ def test_variants_that_transformers_does_not_have(key: str, value: Any) -> None:
     cfg = tmt_d2.setup_cfg(str(BASE_CONFIG), [item for pair in values.items() for item in pair])
     with pytest.raises(ValueError, match=key.rsplit(".", 1)[0]):
         to_huggingface(cfg, {})
+
+
+def test_it_says_that_the_processor_stretches(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convert(["from-hf", str(folder), str(tmp_path / "a.pth")])
+    words = ["--config-file", str(tmp_path / "a.yaml"), "--weights", str(tmp_path / "a.pth"), str(tmp_path / "back")]
+    convert(["to-hf", *words])
+    assert "the processor of transformers stretches images to multiples of 32 pixels" in capsys.readouterr().out
+
+
+def test_a_processor_for_images_as_they_are() -> None:
+    pixels = np.zeros((37, 91, 3), np.uint8)
+    for edge, size in ((0, (37, 91)), (32, (32, 96))):
+        values = processor_of(tiny_cfg(INPUT__MIN_SIZE_TEST=edge))
+        processor = transformers.Mask2FormerImageProcessor(**{k: v for k, v in values.items() if "type" not in k})
+        assert processor(images=[pixels], return_tensors="pt")["pixel_values"].shape[-2:] == size

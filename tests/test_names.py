@@ -17,7 +17,8 @@ from tests.helpers.checkout import CONFIGS
 from tests.helpers.small_runs import small_cfg, small_units
 from tmt_d2 import setup_cfg
 from tmt_d2.cli import parse
-from tmt_d2.data.label_spaces import CLASSES
+from tmt_d2.commands import score, train_matrix, train_pair
+from tmt_d2.data.label_spaces import CITYSCAPES_CLASSES, CLASSES
 from tmt_d2.data.reader import UndefinedIdError, read_label
 from tmt_d2.data.registration import check_registered, label_space_of, records_of
 from tmt_d2.deployment.streaming import find_pictures
@@ -26,7 +27,6 @@ from tmt_d2.experiments.running import check_names
 from tmt_d2.experiments.scoring import score_checkpoint
 from tmt_d2.pictures.reporting import find_records
 from tmt_d2.training.stages import run_stage
-from tools import score, train_matrix, train_pair
 
 TMT = str(CONFIGS / "tmt.yaml")
 
@@ -166,7 +166,10 @@ def test_a_data_set_registered_the_detectron2_way(foreign: str, start: Path, tmp
     assert "LEEP" in score_checkpoint(cfg, [train], images=2, pixels=20, draws=1)
     assert len(find_pictures(val)) == 1 and find_records(val)[0][0]["dataset"] == val
     record = records_of([val])[0]
-    assert label_space_of(val).classes == CLASSES and read_label(record["sem_seg_file_name"], label_space_of(val)).size
+    assert (
+        label_space_of(val).classes == CITYSCAPES_CLASSES
+        and read_label(record["sem_seg_file_name"], label_space_of(val)).size
+    )
 
 
 def test_its_labels_are_train_ids_as_they_are(tmp_path: Path) -> None:

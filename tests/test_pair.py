@@ -13,11 +13,11 @@ import pytest
 from tests.helpers.checkout import CONFIGS
 from tests.helpers.small_runs import make_scenes, unit_options
 from tmt_d2.cli import one_line_errors
+from tmt_d2.commands import train_pair
 from tmt_d2.experiments.pair import METRICS, PairResults, pair_units, results_table, run_pair
 from tmt_d2.experiments.report.writing import write_report
 from tmt_d2.experiments.units import Unit
 from tmt_d2.training.step import TrainingStep
-from tools import train_pair
 
 pytestmark = pytest.mark.slow
 

@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from tests.helpers.models import tiny_cfg
+from tmt_d2.commands import predict
 from tmt_d2.data.label_spaces import CITYSCAPES, MAPILLARY_A, TRAIN_IDS
 from tmt_d2.data.reader import DataError
 from tmt_d2.data.registration import register_split
@@ -21,7 +22,6 @@ from tmt_d2.deployment import Predictor
 from tmt_d2.deployment.streaming import find_pictures, predictions
 from tmt_d2.errors import UserError
 from tmt_d2.pictures.predicting import ids_table
-from tools import predict
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from tests.helpers.models import make_records, tiny_cfg
 from tmt_d2.data.mapper import SemanticMapper
-from tmt_d2.deployment import Predictor, load_model
+from tmt_d2.deployment import Prediction, Predictor, load_model
 from tmt_d2.evaluation import inference as inference_module
 from tmt_d2.modeling import precision
 
@@ -68,6 +68,13 @@ def test_every_kind_of_image(load: Callable[..., Predictor], tmp_path: Path) -> 
     assert torch.equal(predictions[0].labels, predictions[0].scores.argmax(0).to(torch.uint8))
     assert 0 <= predictions[0].transferability.min() < predictions[0].transferability.max() <= 1
     assert not torch.equal(predictor(rgb[:, :, ::-1]).scores, predictions[0].scores)  # the order of channels counts
+
+
+def test_a_prediction_says_what_it_is_in_one_line() -> None:
+    labels = torch.tensor([[0, 0, 13]], dtype=torch.uint8)
+    prediction = Prediction(labels, torch.zeros(19, 1, 3), None)
+    said = "Prediction(labels (1, 3) uint8, scores (19, 1, 3) float32, transferability None; classes 0, 13)"
+    assert repr(prediction) == said
 
 
 def test_a_picture_alone_is_as_stored_whoever_opens_it(

@@ -201,6 +201,23 @@ def test_a_label_that_has_lost_its_ids_is_an_error(tmp_path: Path, image: Image.
         read_label(str(tmp_path / "label.png"), GTAV)
 
 
+@pytest.mark.parametrize("image", [Image.new("RGBA", (4, 3)), Image.fromarray(np.zeros((3, 4), np.uint16))])
+@pytest.mark.parametrize(
+    ("space", "files"),
+    [
+        (CITYSCAPES, "labelIds.png, beside .*instanceIds.png"),
+        (BDD100K, "labels/sem_seg/masks, not of ins_seg"),
+        (MAPILLARY_B, "v1.2/labels, not of v1.2/instances"),
+    ],
+)
+def test_an_original_of_another_task_names_the_right_one(
+    tmp_path: Path, image: Image.Image, space: LabelSpace, files: str
+) -> None:
+    image.save(tmp_path / "label.png")
+    with pytest.raises(DataError, match=f"It holds instances or colours: take .*{files}"):
+        read_label(str(tmp_path / "label.png"), space)
+
+
 def test_a_png_of_nothing_but_its_ends_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "label.png").write_bytes(b"\x89PNG\r\n\x1a\nIEND")
     with pytest.raises(DataError, match=r"label\.png: is not a PNG file"):

@@ -10,12 +10,12 @@ import pytest
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from datasets.domains import DOMAINS
-from datasets.formats import FORMATS
-from datasets.render import RenderError, main, render, render_frame
 from tmt_d2.data.label_spaces import IGNORE, TRAIN_ID
 from tmt_d2.data.reader import read_pair
 from tmt_d2.data.registration import label_space_of
+from tmt_d2.datasets.domains import DOMAINS
+from tmt_d2.datasets.formats import FORMATS
+from tmt_d2.datasets.render import RenderError, main, render, render_frame
 
 pytestmark = pytest.mark.slow
 

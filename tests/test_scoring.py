@@ -10,8 +10,8 @@ import torch
 
 from tests.helpers.checkout import CONFIGS
 from tests.helpers.small_runs import make_scenes, options, small_cfg, store_anew
+from tmt_d2.commands import score
 from tmt_d2.experiments.scoring import Samples, linear_pad, ranked, score_checkpoint, scores
-from tools import score
 
 
 def samples(shift: float = 0.0, images: int = 4, seed: int = 0) -> Samples:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -19,11 +20,13 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-from demo import app
 from demo.run import fine_tuned
 from tests.helpers.checkout import CONFIGS, ROOT, environment
 from tmt_d2 import setup_cfg
 from tmt_d2.cli import one_line_errors
+from tmt_d2.commands import app
+from tmt_d2.errors import UserError
+from tmt_d2.pictures.figures import _excluded_share
 from tmt_d2.pictures.panels import Panel, Row, Scale
 from tmt_d2.pictures.sizes import LONGEST
 from tmt_d2.pictures.viewer.pixel_view import TEMPLATES
@@ -135,6 +138,39 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     assert capsys.readouterr().err == "error: the page needs Gradio 6: pip install -e '.[app]'\n"
 
 
+def test_a_taken_port_names_the_option(folder: Path) -> None:
+    pytest.importorskip("gradio", minversion="6")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"^port {port} of 127.0.0.1 cannot be had .*: choose another by --port$"):
+            app.main(["--output", str(folder), "--port", str(port)])
+
+
+def test_only_its_own_names_are_answered() -> None:
+    pytest.importorskip("gradio", minversion="6")
+    from tmt_d2.pictures.viewer.server import own_names
+
+    assert own_names("127.0.0.1", ["proxy.example"]) == ["127.0.0.1", "localhost", "[::1]", "proxy.example"]
+    assert socket.gethostname() in own_names("0.0.0.0") and "*" not in own_names("0.0.0.0")
+
+
+def test_checkpoints_have_names(folder: Path) -> None:
+    checkpoints = find_checkpoints(folder)
+    assert checkpoints[TMT].title == "tmt, cityscapes → bdd100k, all labels, seed 1"
+
+    def title(name: str) -> str:
+        return replace(checkpoints[TMT], name=name).title
+
+    assert title("source/gtav/seed3") == "source, gtav, seed 3"
+    assert title("finetune/a-b/tmt/p_T-0.1/labels0.125/seed2") == "tmt, p_T-0.1, a → b, 0.125 of the labels, seed 2"
+    assert title("mine/best") == "mine/best"
+
+
+def test_why_less_than_p_t_is_excluded() -> None:
+    assert _excluded_share(153, 512, 0.3) == "153 of 512 positions, 30 %"
+    assert _excluded_share(125, 512, 0.3).startswith("125 of 512 positions, 24 %: the region whose T is the threshold")
+
+
 # In a browser -----------------------------------------------------------------------------------------------------
 
 
@@ -216,8 +252,35 @@ def test_in_a_browser(served: tuple[str, Path], tmp_path: Path) -> None:
         page.keyboard.press("Tab")
         expect(notes.nth(7)).to_contain_text("excluded, p_T = 0")
         page.locator("#checkpoint input").click()
-        page.get_by_role("option", name=FULL).click()
+        page.get_by_role("option", name="full, cityscapes → bdd100k, all labels, seed 1").click()
         expect(pictures).to_have_count(5)
+
+        page.locator("#checkpoint input").click()
+        page.get_by_role("option", name="tmt, cityscapes → bdd100k, all labels, seed 1").click()
+        expect(pictures).to_have_count(9)
+        number = page.locator("#p_t input[type=number]")
+        number.fill("0.5")
+        number.press("Enter")
+        expect(notes.nth(7)).to_contain_text("excluded, p_T = 0.5")
+        page.locator("#p_t input[type=range]").press("ArrowRight")
+        expect(notes.nth(7)).to_contain_text("excluded, p_T = 0.55")
+        pictures.first.focus()
+        page.keyboard.press("Shift+ArrowLeft")
+        page.keyboard.press("ArrowUp")
+        expect(page.locator("#stage .tmt-mark").nth(3)).to_have_attribute("style", re.compile("left: 40%; top: 48%"))
+        page.keyboard.press("Enter")
+        expect(page.locator("#stage .tmt-mark").nth(3)).to_have_attribute(
+            "style", re.compile(r"left: 40\.00%; top: 48")
+        )
+        page.locator(".tmt-thumbs button").first.focus()
+        page.keyboard.press("Enter")
+        expect(page.locator("#stage .tmt-mark").nth(3)).to_have_attribute(
+            "style", re.compile(r"left: 50\.00%; top: 50")
+        )
+        page.locator("#other input").click()
+        page.get_by_role("option", name="full, cityscapes → bdd100k, all labels, seed 1").click()
+        expect(pictures).to_have_count(14)
+        expect(page.locator("#stage .tmt-model")).to_have_count(2)
         browser.close()
     elsewhere = [url for url in requested if not url.startswith((address, "data:", "blob:"))]
     assert requested and not elsewhere
@@ -230,5 +293,8 @@ def test_uploads_above_the_limit_are_refused_by_the_server(served: tuple[str, Pa
     answer = httpx.post(f"{address}gradio_api/upload", files={"files": ("large.png", large)})
     assert answer.status_code == 413
     assert [path for path in temporary.rglob("*") if path.is_file() and path.stat().st_size > 2**20] == []
+    foreign = httpx.get(address, headers={"Host": "elsewhere.example"})  # a name that was made to lead here
+    assert foreign.status_code == 400 and "gradio" not in foreign.text
+    assert httpx.get(address.replace("127.0.0.1", "localhost")).status_code == 200
     page = httpx.get(address)
     assert "default-src 'self'" in page.headers["content-security-policy"]

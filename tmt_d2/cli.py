@@ -8,9 +8,10 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -76,6 +77,14 @@ def one_line_errors() -> Iterator[None]:
         summary = f"error: unexpected {type(error).__name__}: {one_line(error)}"
         print(summary, file=sys.stderr, flush=True)  # noqa: T201
         sys.exit(1)
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """End the process with the status that ``main`` returns, or as ``one_line_errors`` says."""
+    status = None
+    with one_line_errors():
+        status = main()
+    sys.exit(status)
 
 
 def one_line(error: BaseException) -> str:

@@ -36,6 +36,19 @@ def _scale_list(loader: _Loader, node: yaml.Node) -> list[int]:
 _Loader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _scale_list)
 
 
+def find_config(path: str | Path) -> Path:
+    """``path``, or what lies there in a checkout's ``configs`` or in those of an installed package; a file or a folder.
+
+    So ``configs/tiny/tmt.yaml`` is found from any working directory. What is nowhere is returned as it is.
+    """
+    path = Path(path)
+    if path.exists() or path.is_absolute():
+        return path
+    package = Path(__file__).parent
+    inside = (folder / path for folder in (package, package.parent))
+    return next((found for found in inside if path.parts[:1] == ("configs",) and found.exists()), path)
+
+
 def load_config_file(path: str | Path, _including: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The file's keys merged over those of its ``_BASE_``, as nested dictionaries.
 

@@ -82,13 +82,14 @@ def _sync_folder(folder: Path) -> None:
 def write_json(path: str | Path, values: Mapping[str, Any]) -> None:
     """``values`` as indented JSON, atomically; floats keep their full precision, what is not a number becomes null."""
     with atomic_write(path, "w") as file:
-        json.dump(_finite(values), file, indent=1, allow_nan=False)
+        json.dump(finite(values), file, indent=1, allow_nan=False)
         file.write("\n")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """``value``, made of what JSON knows, with None for every number that is not finite."""
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,39 +1,12 @@
 #!/usr/bin/env python
-"""Write report.html, results.csv and results.tex into the output folder of a matrix or a pair.
+"""Of a checkout: tmt_d2/commands/report.py."""
 
-    python tools/report.py output/tiny-3
-
-The page is one file that opens offline. --examples N shows N pictures of the first pair by every method, for which the
-models are run and the images must be below $DETECTRON2_DATASETS (or in OUTPUT/data).
-"""
-
-from __future__ import annotations
-
-import argparse
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
-# isort: split
 
-from tmt_d2.cli import log_to_screen, one_line_errors
-from tmt_d2.experiments.report.writing import write_report
-
-
-def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("output", type=Path, help="output folder of train_matrix.py or train_pair.py")
-    arguments.add_argument("--examples", type=int, default=2, metavar="N", help="pictures to show; 0 runs no model")
-    arguments.add_argument("--title", default="")
-    args = arguments.parse_args()
-    log_to_screen()
-    if "DETECTRON2_DATASETS" not in os.environ and (args.output / "data").is_dir():
-        os.environ["DETECTRON2_DATASETS"] = str((args.output / "data").resolve())
-    print(write_report(args.output, args.examples, args.title))
-
+from tmt_d2.commands.report import command
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
-    sys.exit(0)
+    command()

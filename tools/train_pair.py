@@ -1,52 +1,12 @@
 #!/usr/bin/env python
-"""Run a whole (source, target) pair: source model, estimator, fine-tuning by each method, evaluation, one table.
+"""Of a checkout: tmt_d2/commands/train_pair.py."""
 
-    python tools/train_pair.py --configs configs/R50 --source cityscapes --target bdd100k --methods full tmt \\
-        --output output/cityscapes-bdd100k --num-gpus 8
-
-A pair is a matrix with one cell: folders, records and progress.txt in --output are those of train_matrix.py, and
-tools/report.py works on it. Units that are done are skipped and an interrupted one goes on, so the same command again
-is how to resume. OUTPUT/results.json holds what the table shows. Every unit has the SEED of source.yaml, unless an
-override says otherwise. Exit status: 0 done; 2 an error that one line on stderr names; 75 stopped by a signal.
-"""
-
-import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
-# isort: split
 
-from tmt_d2.cli import log_to_screen, one_line_errors, parse
-from tmt_d2.experiments.pair import pair_units, results_table, run_pair
-from tmt_d2.experiments.running import check_names, launch_unit
-from tmt_d2.methods.table import METHODS
-
-
-def parser():
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = arguments.add_argument
-    add("--configs", type=Path, required=True, help="folder of source.yaml, estimator.yaml, methods and variants")
-    add("--source", required=True, help="data set name, e.g. cityscapes")
-    add("--target", required=True, help="data set name, e.g. bdd100k")
-    methods = f"methods ({', '.join(METHODS)}) and variants (tmt-square, ...), each a file of --configs: %(default)s"
-    add("--methods", nargs="+", default=["full", "tmt"], help=methods)
-    add("--output", type=Path, required=True, help="folder for everything that is written")
-    add("--num-gpus", type=int, default=1, help="GPUs of this machine per unit (on a CPU: processes)")
-    add("opts", nargs="*", default=[], help="KEY VALUE ... overrides for every unit, anywhere")
-    return arguments
-
-
-def main():
-    args = parse(parser())
-    log_to_screen()
-    units = pair_units(args.configs, args.source, args.target, args.methods, args.output, args.opts)
-    check_names(units)
-    print(results_table(run_pair(units, args.output, partial(launch_unit, num_processes=args.num_gpus))))
-
+from tmt_d2.commands.train_pair import command
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
-    sys.exit(0)
+    command()

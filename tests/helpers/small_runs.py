@@ -14,9 +14,9 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from PIL import Image
 
-from datasets.render import render
 from tests.helpers.checkout import CONFIGS
 from tmt_d2 import setup_cfg
+from tmt_d2.datasets.render import render
 from tmt_d2.experiments.plan import read_plan
 from tmt_d2.experiments.units import Unit, units_of
 from tmt_d2.methods.estimator import DiscriminatorTraining

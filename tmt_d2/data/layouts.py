@@ -96,7 +96,7 @@ class Layout:
             missing = self.title + f": no {what} like " + " or ".join(f"{folder}/{pattern}" for pattern in patterns)
             raise FileNotFoundError(
                 f"{missing}; set DETECTRON2_DATASETS to the folder that holds {self.folder}/, "
-                "or make small embedded scenes with `python -m datasets.render`"
+                "or make small embedded scenes with `python -m tmt_d2.datasets.render`"
             )
         return found
 

@@ -18,6 +18,7 @@ from detectron2.utils.logger import log_first_n
 from PIL import Image
 
 from tmt_d2.data.label_spaces import (
+    BDD100K,
     CITYSCAPES,
     MAPILLARY_2_COLOUR,
     MAPILLARY_A,
@@ -36,6 +37,11 @@ JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"  # neither can occur within pictu
 PNG_HEADER = 26  # bytes up to the end of width, height, depth and kind of colour
 ORIENTATION = 0x0112  # EXIF's number for it
 MAX_IDS_SHOWN = 5
+RIGHT_FILES = (
+    ((CITYSCAPES,), "*_gtFine_labelIds.png, beside *_instanceIds.png and *_color.png"),
+    ((BDD100K,), "those of labels/sem_seg/masks, not of ins_seg, pan_seg or colormaps"),
+    ((MAPILLARY_A, MAPILLARY_B), "those of v1.2/labels, not of v1.2/instances or panoptic"),
+)
 MAPILLARY_2_HINT = "these are v2.0 labels: take those of v1.2, in {training,validation}/v1.2/labels"
 
 
@@ -230,13 +236,23 @@ def _index_ids(path: str, data: bytes, label_space: LabelSpace) -> np.ndarray:
         kind = {0: "grey", 2: "RGB", 4: "grey with transparency", 6: "RGBA"}.get(colour_type, "unknown")
         raise DataError(
             f"{path}: is a {depth}-bit {kind} PNG; labels are 8-bit PNG, grey or palette. "
-            "Take the original file: converting it to colours has lost the ids"
+            + _right_file(label_space, depth)
         )
     image = _open(path, data)
     colour = tuple((image.getpalette() or [])[6:9])  # of id 2
     if colour == MAPILLARY_2_COLOUR and label_space in (MAPILLARY_A, MAPILLARY_B):
         raise UndefinedIdError(f"{path}: its palette has {','.join(map(str, colour))} for id 2; {MAPILLARY_2_HINT}")
     return np.asarray(image)
+
+
+def _right_file(label_space: LabelSpace, depth: int) -> str:
+    """Wide grey, or colours: of the originals of another task, or no original."""
+    for spaces, files in RIGHT_FILES:
+        if label_space in spaces:
+            return f"It holds instances or colours: take {files}"
+    if depth == 16:
+        return "It holds instances: take the file of the classes"
+    return "Take the original file: converting it to colours has lost the ids"
 
 
 def _synthia_ids(path: str, data: bytes) -> np.ndarray:

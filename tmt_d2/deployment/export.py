@@ -29,14 +29,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tmt_d2.cli import log_to_screen, one_line_errors
+from tmt_d2.cli import log_to_screen, run
 from tmt_d2.deployment.predictor import load_model
 from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
@@ -243,6 +243,9 @@ def parser() -> argparse.ArgumentParser:
     return arguments
 
 
+def command() -> NoReturn:
+    run(main)
+
+
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    command()

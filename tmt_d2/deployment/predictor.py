@@ -43,6 +43,14 @@ class Prediction(NamedTuple):
     scores: Tensor
     transferability: Tensor | None
 
+    def __repr__(self) -> str:
+        def shape(tensor: Tensor | None) -> str:
+            return "None" if tensor is None else f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+        ids = ", ".join(map(str, self.labels.unique().tolist()))
+        parts = (f"{name} {shape(value)}" for name, value in self._asdict().items())
+        return f"Prediction({', '.join(parts)}; classes {ids})"
+
 
 class Predictor:
     """Labels, scores and transferability of images of any size.
@@ -189,7 +197,7 @@ class WithTransferability(nn.Module):
 
 def load_model(config_file: str, weights: str = "", opts: Sequence[str] = ()) -> tuple[CfgNode, MaskFormer]:
     """The model in evaluation mode with its weights, and its config; TMT models also say their transferability. The
-    config's custom data sets are registered.
+    config's custom data sets are registered, where they are here: the classes stand in the checkpoint.
 
     Args:
         weights: checkpoint, path or URL; MODEL.WEIGHTS by default. opts: KEY VALUE ... overrides.
@@ -201,7 +209,7 @@ def load_model(config_file: str, weights: str = "", opts: Sequence[str] = ()) ->
     if weights:
         cfg.MODEL.WEIGHTS = weights
     cfg.MODEL.TMT.OUTPUT_TRANSFERABILITY = True  # also where attention does not use it ("w/o TMA")
-    register_data(cfg)
+    register_data(cfg, missing_ok=True)
     return cfg, checkpoint.load_model(cfg)
 
 

@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from tabulate import tabulate
 
+from tmt_d2.config_file import find_config
 from tmt_d2.data.registration import split_name
 from tmt_d2.experiments.plan import Plan, check_methods
 from tmt_d2.experiments.records import About
@@ -40,6 +41,7 @@ def pair_units(
         source, target: data set names such as "cityscapes"; their splits are ``<name>_sem_seg_train`` and ``_val``.
         opts: KEY VALUE ... overrides for every unit.
     """
+    configs = find_config(configs)
     if not configs.is_dir():
         raise FileNotFoundError(f"--configs {configs} is not a folder")
     check_methods(configs, methods)

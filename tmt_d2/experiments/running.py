@@ -21,6 +21,7 @@ from tmt_d2.experiments.records import SCORES_FILE
 from tmt_d2.experiments.scoring import score_checkpoint
 from tmt_d2.experiments.units import Unit
 from tmt_d2.files import write_json
+from tmt_d2.pictures.board import EvaluationPictures
 from tmt_d2.processes.launch import launch
 from tmt_d2.processes.signals import STOPPED
 from tmt_d2.training.stages import check_stage, run_stage
@@ -39,7 +40,8 @@ def run_unit(unit: Unit) -> None:
         unit.folder.mkdir(parents=True, exist_ok=True)
         write_json(unit.folder / SCORES_FILE, values)
         return
-    run_stage(unit.cfg, resume=unit.kind != "evaluation", eval_only=unit.kind == "evaluation")
+    is_evaluation, hooks = unit.kind == "evaluation", [EvaluationPictures(unit.cfg)]
+    run_stage(unit.cfg, resume=not is_evaluation, eval_only=is_evaluation, hooks=hooks)
 
 
 def launch_unit(unit: Unit, num_processes: int) -> None:

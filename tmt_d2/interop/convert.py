@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -25,7 +25,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from tmt_d2.cli import log_to_screen, one_line_errors
+from tmt_d2.cli import log_to_screen, run
 from tmt_d2.config import add_tmt_config, setup_cfg
 from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
@@ -89,6 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.command == "to-hf":
         cfg = setup_cfg(args.config_file, ["MODEL.DEVICE", "cpu"])
         write_huggingface(cfg, state, args.output, read_classes(args.weights))
+        step = cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY
+        if step > 1:
+            print(  # noqa: T201  the command's answer
+                f"note: the processor of transformers stretches images to multiples of {step} pixels, this project "
+                "pads them: labels are the same only where the sizes fit"
+            )
     else:
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         write_official(state, args.output)
@@ -114,6 +120,9 @@ def parser() -> argparse.ArgumentParser:
     return arguments
 
 
+def command() -> NoReturn:
+    run(main)
+
+
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    command()

@@ -190,11 +190,13 @@ def _get(cfg: CfgNode, key: str) -> Any:
 
 
 def processor_of(cfg: CfgNode) -> dict[str, Any]:
-    """preprocessor_config.json: images are resized and normalised as here in testing."""
+    """preprocessor_config.json: images are resized and normalised as here in testing. But where an edge is then no
+    multiple of ``size_divisor``, theirs stretches the image, and this project pads it."""
+    shortest = cfg.INPUT.MIN_SIZE_TEST
     return {
         "image_processor_type": "Mask2FormerImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": cfg.INPUT.MIN_SIZE_TEST, "longest_edge": cfg.INPUT.MAX_SIZE_TEST},
+        "do_resize": shortest > 0,  # at 0 images keep their size, for which theirs has no number
+        "size": {"shortest_edge": shortest or cfg.INPUT.MAX_SIZE_TEST, "longest_edge": cfg.INPUT.MAX_SIZE_TEST},
         "size_divisor": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
         "do_rescale": True,
         "rescale_factor": 1 / 255,

@@ -212,11 +212,18 @@ class MaskFormer(nn.Module):
         images: ImageList,
         num_masks: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Weighted losses of all decoder outputs."""
+        """Weighted losses of all decoder outputs.
+
+        Records with pseudo-labels have "mask_weights", by class (256,), and "no_object": see ``SetCriterion``.
+        """
         ignore = self.sem_seg_head.ignore_value
         labels = padded_labels(batched_inputs, images.tensor.shape[-2:], self.device, ignore)
         seeds = [record["seed"] for record in batched_inputs if "seed" in record]
-        targets = semantic_targets(labels, ignore)
+        targets: list[dict[str, Any]] = [*semantic_targets(labels, ignore)]
+        for target, record in zip(targets, batched_inputs):
+            if "mask_weights" in record:
+                target["weights"] = record["mask_weights"][target["labels"]]
+                target["no_object"] = record["no_object"]
         losses = self.criterion(outputs, targets, num_masks, seeds if len(seeds) == len(targets) else None)
         return {name: loss * self.criterion.weight_dict[name] for name, loss in losses.items()}
 

@@ -155,7 +155,7 @@ def level_row(picture: np.ndarray, level: LevelReport, p_t: float | None) -> Row
             Panel(
                 removed_overlay(picture, excluded),
                 f"excluded, p_T = {p_t:g}",
-                f"{int(level.excluded.sum())} of {t.size} positions",
+                _excluded_share(int(level.excluded.sum()), t.size, p_t),
             )
         )
     regions = grid.to_picture(level.regions, size)
@@ -165,6 +165,13 @@ def level_row(picture: np.ndarray, level: LevelReport, p_t: float | None) -> Row
         )
     )
     return Row(panels, f"stride {grid.stride}")
+
+
+def _excluded_share(count: int, positions: int, p_t: float) -> str:
+    text = f"{count} of {positions} positions, {100 * count / positions:.0f} %"
+    if count < int(p_t * positions):  # Eq. 12 excludes what is above the threshold
+        text += f": the region whose T is the threshold stays whole, so fewer than {100 * p_t:.0f} %"
+    return text
 
 
 def layer_panels(

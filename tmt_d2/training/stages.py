@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
+from detectron2.engine import HookBase
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -20,7 +23,7 @@ from tmt_d2.data.class_lists import ClassList
 from tmt_d2.data.labelled import LabelChoice
 from tmt_d2.data.loaders import Shares, build_paired_loader, build_semi_supervised_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper
-from tmt_d2.data.registration import check_registered, common_classes, labelled_records
+from tmt_d2.data.registration import check_registered, common_classes, label_space_of, labelled_records
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import metric_names
 from tmt_d2.files import atomic_write, remove_temporaries, write_json
@@ -52,8 +55,13 @@ MEANS = ("mIoU", "fwIoU", "mACC", "pACC")
 ESTIMATED = "TransferableMaskFormer"  # the architecture that has discriminators
 
 
-def run_stage(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> dict[str, Any]:
+def run_stage(
+    cfg: CfgNode, resume: bool = False, eval_only: bool = False, hooks: Sequence[HookBase] = ()
+) -> dict[str, Any]:
     """Run the stage that ``cfg`` describes and write its results to OUTPUT_DIR.
+
+    Args:
+        hooks: Detectron2's, of your own, for source training and fine-tuning; in every process of the run.
 
     Returns:
         source and fine-tuning: {split: metrics}; estimator: as ``measure``. The same is in ``RESULTS[stage]``.
@@ -86,7 +94,7 @@ def run_stage(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> di
         model = build_model(cfg)
         model.classes = classes
         logger.info("predicting %s", classes)
-        run = _run_estimator if cfg.TRANSFER.STAGE == "estimator" else _run_training
+        run = _run_estimator if cfg.TRANSFER.STAGE == "estimator" else partial(_run_training, hooks=hooks)
         results = run(cfg, model, resume, eval_only)
         drift = results.pop(DRIFT, None)
         if comm.is_main_process():
@@ -135,7 +143,8 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
     """Raise one-line errors for what would otherwise fail, or mislead, long after the start.
 
     Returns:
-        what all splits of the stage call their classes, which the model will have.
+        the one class list of all splits with labels that count, which the model will have; the estimator's are those of
+        the source model, so of the source.
     """
     stage, method = cfg.TRANSFER.STAGE, method_of(cfg)
     architecture = {"source": None, "estimator": ESTIMATED, "finetune": method.architecture}[stage]
@@ -154,8 +163,10 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
         keys += ["UNLABELLED"] if method.mixes_groups and cfg.DATASETS.UNLABELLED else []
     if stage == "estimator":
         keys += ["SOURCE_TEST"] if eval_only else ["SOURCE_TRAIN", "SOURCE_TEST"]
-    labelled = {"TEST", "SOURCE_TRAIN", *(() if method.mixes_groups else ("TRAIN",))} if stage != "estimator" else set()
-    used: list[str] = []
+    says_classes = {"SOURCE_TRAIN", "SOURCE_TEST"} if stage == "estimator" else {"TRAIN", "TEST", "SOURCE_TRAIN"}
+    needs_labels = set() if stage == "estimator" else says_classes
+    if stage == "finetune" and method.mixes_groups:
+        needs_labels = needs_labels - {"TRAIN"}  # its loader finds those that have one
     seen = {*cfg.DATASETS.SOURCE_TRAIN, *cfg.DATASETS.TRAIN} if stage == "estimator" else set()
     for key in keys:
         names = cfg.DATASETS[key]
@@ -169,8 +180,7 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
                     "measured on images that they have not seen, name a held-out split"
                 )
             # A missing root or file speaks up now, not at the first evaluation.
-            _ = labelled_records([name]) if key in labelled else DatasetCatalog.get(name)
-            used.append(name)
+            _ = labelled_records([name]) if key in needs_labels else DatasetCatalog.get(name)
     both = {*cfg.DATASETS.SOURCE_TRAIN} & {*cfg.DATASETS.TRAIN}
     if both and "SOURCE_TRAIN" in keys:
         logger.warning(
@@ -179,6 +189,9 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
         )
     if stage != "estimator" and not eval_only:
         _check_best(cfg)
+    used = [name for key in keys if key in says_classes for name in cfg.DATASETS[key]]
+    if stage == "finetune" and not eval_only and mixed.source:
+        _check_source(cfg)
     classes, configured = common_classes(used), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if configured not in (len(classes), *NUM_CLASSES_UNSET):
         raise UserError(
@@ -186,6 +199,23 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
             "leave it out, as it follows from the data sets"
         )
     return classes
+
+
+def _check_source(cfg: CfgNode) -> None:
+    """Of the target's classes the source has some; which it lacks, only the target's labels can teach."""
+    target, source = (
+        set().union(*({*space.train_ids.values()} - {*space.never_occurs} for space in map(label_space_of, names)))
+        for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.SOURCE_TRAIN)
+    )
+    names = label_space_of(cfg.DATASETS.TRAIN[0]).classes.names
+    lacking = ", ".join(names[index] for index in sorted(target - source))
+    if not target & source:
+        raise UserError(
+            f"DATASETS.SOURCE_TRAIN {', '.join(cfg.DATASETS.SOURCE_TRAIN)} has none of the target's classes "
+            f"({lacking}): name another source, or set TRANSFER.SELF_TRAINING.SOURCE 0.0"
+        )
+    if lacking:
+        logger.warning("the source has no %s: only labels of the target can teach them", lacking)
 
 
 def _check_best(cfg: CfgNode) -> None:
@@ -214,7 +244,9 @@ def apply_method(model: nn.Module, method: Method) -> None:
             parameter.requires_grad_(False)
 
 
-def _run_training(cfg: CfgNode, model: nn.Module, resume: bool, eval_only: bool) -> dict[str, Any]:
+def _run_training(
+    cfg: CfgNode, model: nn.Module, resume: bool, eval_only: bool, hooks: Sequence[HookBase]
+) -> dict[str, Any]:
     require_estimator = isinstance(model, TransferableMaskFormer)
     if eval_only:
         TMTCheckpointer(model, cfg.OUTPUT_DIR, require_estimator=require_estimator).resume_or_load(
@@ -260,6 +292,7 @@ def _run_training(cfg: CfgNode, model: nn.Module, resume: bool, eval_only: bool)
         data_loader=loader,
         evaluate=evaluate,
         require_estimator=require_estimator,
+        extra_hooks=hooks,
     )
     if training is not None:
         trainer.checkpointer.add_checkpointable(METHOD_TRAINING, training.progress)
@@ -328,7 +361,6 @@ def _run_estimator(cfg: CfgNode, model: TransferableMaskFormer, resume: bool, ev
         cfg.SOLVER.IMS_PER_BATCH,
         seed=_seed(cfg),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        with_label=False,
     )
     trainer = StageTrainer(
         cfg, model=model, training_module=training, data_loader=loader, evaluate=lambda: measure(training, held_out)

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import TrainerBase, create_ddp_model, hooks
-from detectron2.engine.defaults import default_writers
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
@@ -44,6 +43,7 @@ from tmt_d2.training.best import BEST, Best
 from tmt_d2.training.checkpoint import FINAL, TMTCheckpointer
 from tmt_d2.training.optimizer import build_lr_scheduler, build_optimizer
 from tmt_d2.training.step import TrainingStep, clipping
+from tmt_d2.training.writers import build_writers
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class StageTrainer(TrainerBase):
         training_module: nn.Module | None = None,
         evaluate: Callable[[], dict[str, Any]] | None = None,
         require_estimator: bool = False,
+        extra_hooks: Sequence[hooks.HookBase] = (),
     ):
         """
         Args:
@@ -71,8 +72,10 @@ class StageTrainer(TrainerBase):
             evaluate: -> nested results for the logs, every TEST.EVAL_PERIOD iterations and at the end; the metrics of
                 DATASETS.TEST by default.
             require_estimator: refuse to start from a checkpoint without trained discriminators.
+            extra_hooks: a user's own, called behind the evaluation and before the storage is written.
         """
         super().__init__()
+        self.extra_hooks = list(extra_hooks)
         self.sampler = cast(StepSampler, data_loader.batch_sampler)
         records: Any = data_loader.dataset
         _check_share(self.sampler, cfg.SOLVER.ACCUMULATION_STEPS)
@@ -111,8 +114,9 @@ class StageTrainer(TrainerBase):
     def build_hooks(self) -> list[hooks.HookBase]:
         registered: list[hooks.HookBase] = [hooks.IterationTimer(), hooks.LRScheduler(), _Save()]
         registered.append(hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_and_flatten))
+        registered += self.extra_hooks
         if comm.is_main_process():
-            writers = default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+            writers = build_writers(self.cfg)
             registered.append(hooks.PeriodicWriter(writers, period=20))
         return registered
 

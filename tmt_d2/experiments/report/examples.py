@@ -13,6 +13,7 @@ from tmt_d2.config import setup_cfg
 from tmt_d2.data.reader import read_pair
 from tmt_d2.data.registration import labelled_records
 from tmt_d2.evaluation.semantic import labels_at_size
+from tmt_d2.experiments.records import Labels
 from tmt_d2.experiments.report.results import Results
 from tmt_d2.pictures.html import data_uri
 from tmt_d2.pictures.overlays import TRANSFERABILITY_MAP, error_overlay, heat_overlay, label_overlay
@@ -30,12 +31,12 @@ class Example(NamedTuple):
     views: Mapping[str, str]
 
 
-def examples(results: Results, images: int, fraction: float) -> list[Example]:
+def examples(results: Results, images: int, labels: Labels) -> list[Example]:
     """The first ``images`` held-out pictures of the first pair and seed, by every method; runs the models."""
     if not images or not results.fine_tuned:
         return []
     pair, seed = results.fine_tuned[0].pair, results.fine_tuned[0].about["seed"]
-    runs = [run for method in results.methods() for run in results.of(method, fraction) if run.cell == (pair, seed)]
+    runs = [run for method in results.methods() for run in results.of(method, labels) if run.cell == (pair, seed)]
     source = [run for run in results.source if (run.about["source"], run.about["seed"]) == (pair[0], seed)]
     names = setup_cfg(str(runs[0].folder / "config.yaml")).DATASETS.TEST
     views: dict[str, dict[str, str]] = {}
@@ -50,7 +51,7 @@ def examples(results: Results, images: int, fraction: float) -> list[Example]:
 @torch.no_grad()
 def _views(loaded: LoadedModel, record: dict[str, Any], name: str) -> dict[str, np.ndarray]:
     """The picture, its truth, and what the model of that name makes of it, WIDTH wide."""
-    whole, truth = read_pair(record, label_space_for(loaded, record["dataset"]))
+    whole, truth = read_pair(record, label_space_for(loaded.model, record["dataset"]))
     classes = loaded.model.class_list
     height, width = whole.shape[:2]
     picture = resized(whole, (round(height * WIDTH / width), WIDTH))

@@ -1,3 +1,4 @@
 element.addEventListener('click', event => {
-  if (event.target.dataset.index) trigger('click', {index: Number(event.target.dataset.index)});
+  const example = event.target.closest('[data-index]');
+  if (example) trigger('click', {index: Number(example.dataset.index)});
 });

@@ -24,10 +24,19 @@ class Events:
     def __init__(self, viewer: Viewer, pictures: Sequence[np.ndarray], uploads: Path):
         self.viewer, self.pictures, self.uploads = viewer, pictures, uploads
 
-    def show(self, picture: np.ndarray | None, at: tuple[float, float], name: str, layer: int, p_t: float) -> str:
+    def show(
+        self, picture: np.ndarray | None, at: tuple[float, float], name: str, layer: int, p_t: float, other: str = ""
+    ) -> str:
+        """other: a second checkpoint, shown below the first in the same layer, or as its last if it has fewer."""
         if picture is None:
             return "<p>Drop an image to begin.</p>"
-        return self.viewer.show(picture, at, name, layer, p_t)
+        if not other:
+            return self.viewer.show(picture, at, name, layer, p_t)
+        shown = []
+        for each in (name, other):
+            title = f'<div class="tmt-model">{escape(self.viewer.checkpoints[each].title)}</div>'
+            shown.append(title + self.viewer.show(picture, at, each, min(layer, self.viewer.layers(each) - 1), p_t))
+        return "".join(shown)
 
     def upload(self, file: Mapping[str, Any]) -> tuple[None, Any, Any]:
         """Nothing goes back into the drop zone: it is ready for the next image."""

@@ -24,6 +24,7 @@ CSS, CLICK_PIXEL, CLICK_EXAMPLE, TITLE = (
 def build(viewer: Viewer, examples: Sequence[Path], uploads: Path) -> gradio.Blocks:
     """The page as ``gradio.Blocks``; uploads: the folder that Gradio writes uploads to."""
     names = list(viewer.checkpoints)
+    choices = [(checkpoint.title, name) for name, checkpoint in viewer.checkpoints.items()]
     pictures = [shrink(read_image(str(path))) for path in examples]
     first_picture = pictures[0] if pictures else None
     first_layer = viewer.layers(names[0]) - 1
@@ -37,7 +38,10 @@ def build(viewer: Viewer, examples: Sequence[Path], uploads: Path) -> gradio.Blo
             with gradio.Column(scale=1, min_width=270):
                 file = gradio.File(label="Your image", file_types=["image"], height=150, elem_id="drop")
                 thumbs = gradio.HTML(thumbnails_html(pictures), js_on_load=CLICK_EXAMPLE)
-                name = gradio.Dropdown(names, value=names[0], label="Checkpoint", elem_id="checkpoint")
+                name = gradio.Dropdown(choices, value=names[0], label="Checkpoint", elem_id="checkpoint")
+                other = gradio.Dropdown(
+                    [("none", ""), *choices], value="", label="Compare with", elem_id="other", visible=len(names) > 1
+                )
                 layer = gradio.Radio(
                     events.layer_choices(names[0]), value=first_layer, label="Decoder layer", elem_id="layer"
                 )
@@ -59,13 +63,15 @@ def build(viewer: Viewer, examples: Sequence[Path], uploads: Path) -> gradio.Blo
                 )
 
         shared: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model", "concurrency_limit": 1}
-        redraw = {"fn": events.show, "inputs": [picture, at, name, layer, p_t], "outputs": stage, **shared}
+        redraw = {"fn": events.show, "inputs": [picture, at, name, layer, p_t, other], "outputs": stage, **shared}
         file.upload(events.upload, file, [file, picture, at], preprocess=False, **shared).success(**redraw)
         thumbs.click(events.example, None, [picture, at], show_progress="hidden", **shared).success(**redraw)
         stage.click(events.click, None, at, show_progress="hidden", **shared).success(**redraw)
         name.input(events.checkpoint, [name, layer], [layer, p_t], **shared).success(**redraw)
         layer.input(**redraw)
-        p_t.release(**redraw)
+        other.input(**redraw)
+        # Dragged, typed or by arrow keys: while one value is shown, only the last of the others waits.
+        p_t.input(**redraw, trigger_mode="always_last")
     return page
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import gradio
 from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from tmt_d2.errors import UserError
 from tmt_d2.pictures.viewer.page import CSS, build
 from tmt_d2.pictures.viewer.trained_models import Viewer
 from tmt_d2.pictures.viewer.uploads import MAX_MEGABYTES
@@ -42,16 +46,40 @@ class OnlyThisServer:
         await self.app(scope, receive, send_with_policy if scope["type"] == "http" else send)
 
 
-def serve(viewer: Viewer, examples: Sequence[Path], host: str, port: int) -> None:
-    """Serve until interrupted or terminated; uploads are in a folder that is then deleted."""
+def serve(viewer: Viewer, examples: Sequence[Path], host: str, port: int, names: Sequence[str] = ()) -> None:
+    """Serve until interrupted or terminated; uploads are in a folder that is then deleted.
+
+    Args:
+        names: further host names by which the page may be asked for, such as that of a proxy.
+    """
+    _refuse_taken(host, port)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder below is deleted
     with tempfile.TemporaryDirectory(prefix="tmt_app_") as folder:
         tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = folder
-        _launch(build(viewer, examples, Path(folder)), host, port)
+        _launch(build(viewer, examples, Path(folder)), host, port, own_names(host, names))
 
 
-def _launch(page: gradio.Blocks, host: str, port: int) -> None:
+def own_names(host: str, names: Sequence[str] = ()) -> list[str]:
+    """The host names that are answered. A page elsewhere whose name is made to lead here (DNS rebinding) asks for its
+    own name, and is refused."""
+    own = ["127.0.0.1", "localhost", "[::1]", host, *names]
+    if host in ("0.0.0.0", "::"):
+        name = socket.gethostname()
+        own += [name, socket.getfqdn()]
+        with suppress(OSError):
+            own += socket.gethostbyname_ex(name)[2]
+    return list(dict.fromkeys(own))
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise UserError(f"port {port} of {host} cannot be had ({error.strerror}): choose another by --port") from error
+
+
+def _launch(page: gradio.Blocks, host: str, port: int, names: list[str]) -> None:
     fonts, fixed_width = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # of the machine
     _, url, _ = page.launch(
         server_name=host,
@@ -68,7 +96,7 @@ def _launch(page: gradio.Blocks, host: str, port: int) -> None:
         mcp_server=False,
         theme=gradio.themes.Default(primary_hue="teal", font=fonts, font_mono=fixed_width),
         css=CSS,
-        app_kwargs={"middleware": [Middleware(OnlyThisServer)]},
+        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=names), Middleware(OnlyThisServer)]},
     )
     print(f"open {url} (Ctrl-C ends it)", flush=True)  # noqa: T201  the command's answer
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,11 +27,25 @@ MODELS_KEPT = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained model: its name on the page and its files."""
+    """A trained model: its name, which is its folder, and its files."""
 
     name: str
     config_file: Path
     weights: Path
+
+    @property
+    def title(self) -> str:
+        """As a person would say it: "tmt, cityscapes → bdd100k, all labels, seed 1"; other folders by their names."""
+        unit = re.fullmatch(r"(source|estimator)/([^/]+)/seed(\d+)(.*)", self.name)
+        if unit:
+            kind, place, seed, variant = unit.groups()
+            return f"{kind}{variant}, {place.replace('-', ' → ')}, seed {seed}"
+        unit = re.fullmatch(r"finetune/([^/]+)/(.+)/labels([\d.]+)/seed(\d+)", self.name)
+        if not unit:
+            return self.name
+        place, method, labels, seed = unit.groups()
+        amount = "all labels" if float(labels) == 1 else f"{labels} of the labels"
+        return f"{method.replace('/', ', ')}, {place.replace('-', ' → ')}, {amount}, seed {seed}"
 
 
 def find_checkpoints(folder: Path) -> dict[str, Checkpoint]:

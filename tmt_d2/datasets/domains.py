@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from datasets.canvas import Colour
-from datasets.scene import StreetStyle
+from tmt_d2.datasets.canvas import Colour
+from tmt_d2.datasets.scene import StreetStyle
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from scipy.io import savemat
 
-from datasets.formats.base import Format, Frame, write_palette_png, write_png
 from tmt_d2.data import layouts
 from tmt_d2.data.label_spaces import GTAV
+from tmt_d2.datasets.formats.base import Format, Frame, write_palette_png, write_png
 
 
 class Gtav(Format):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from datasets.canvas import Colour
-from datasets.domains import Domain, Light
 from tmt_d2.data.label_spaces import IGNORE, TRAIN_ID
+from tmt_d2.datasets.canvas import Colour
+from tmt_d2.datasets.domains import Domain, Light
 
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
 # How rough the surfaces are, relative to the domain's grain; all others: 0.3.

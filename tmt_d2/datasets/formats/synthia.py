@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.formats.base import Format, Frame, write_png
 from tmt_d2.data.label_spaces import SYNTHIA
+from tmt_d2.datasets.formats.base import Format, Frame, write_png
 
 
 class Synthia(Format):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.formats.base import Format, Frame, write_jpeg, write_png
 from tmt_d2.data.label_spaces import BDD100K
+from tmt_d2.datasets.formats.base import Format, Frame, write_jpeg, write_png
 
 
 class Bdd100k(Format):

@@ -7,10 +7,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from datasets.canvas import FARTHEST, NEAREST, Canvas, Colour, Point, shade
-from datasets.domains import Domain, Light
-from datasets.scene import GROUND_FLOOR, STOREY, Scene, Thing
 from tmt_d2.data.label_spaces import IGNORE, TRAIN_ID
+from tmt_d2.datasets.canvas import FARTHEST, NEAREST, Canvas, Colour, Point, shade
+from tmt_d2.datasets.domains import Domain, Light
+from tmt_d2.datasets.scene import GROUND_FLOOR, STOREY, Scene, Thing
 
 _LIT = ((255.0, 222.0, 150.0), (250.0, 236.0, 200.0))
 Place = Callable[[float, float, float], Point]  # (along, across, up) as shares of a body -> world

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.formats.base import Format, Frame, write_png
 from tmt_d2.data.label_spaces import CITYSCAPES
+from tmt_d2.datasets.formats.base import Format, Frame, write_png
 
 _CITIES = {"train": ("aachen", "bremen", "weimar"), "val": ("frankfurt", "munster")}
 

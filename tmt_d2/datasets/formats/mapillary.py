@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.formats.base import Format, Frame, write_jpeg, write_palette_png
 from tmt_d2.data.label_spaces import MAPILLARY_A, MAPILLARY_PALETTE
+from tmt_d2.datasets.formats.base import Format, Frame, write_jpeg, write_palette_png
 
 _FOLDERS = {"train": "training", "val": "validation"}
 _WITH_EXIF = 2  # so many images of a split carry an orientation tag, as phones write it

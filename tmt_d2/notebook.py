@@ -1,0 +1,158 @@
+"""In a notebook: train, adapt, predict, and see T and attention, in a line each.
+
+    from tmt_d2 import notebook
+    source = notebook.train("cityscapes", "output/source")
+    model = notebook.adapt(source, "bdd100k", "output/tmt")
+    model.predict("street.png").labels
+    model.show_transferability("street.png")
+    model.show_attention("street.png", pixel=(200, 90))
+
+The same in several processes, or for many pairs, is the commands' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from matplotlib.figure import Figure
+
+from tmt_d2.cli import log_to_screen
+from tmt_d2.config import setup_cfg
+from tmt_d2.config_file import find_config
+from tmt_d2.data.registration import split_name
+from tmt_d2.deployment import Prediction, Predictor
+from tmt_d2.deployment.predictor import ImageLike
+from tmt_d2.errors import UserError
+from tmt_d2.experiments.units import estimator_cfg
+from tmt_d2.methods.table import method_of
+from tmt_d2.pictures.board import EvaluationPictures
+from tmt_d2.pictures.figures import prediction_figure, query_figure, transferability_figure
+from tmt_d2.pictures.inspection import AttentionReport, Selector
+from tmt_d2.pictures.reporting import LoadedModel, report_image
+from tmt_d2.training.checkpoint import FINAL
+from tmt_d2.training.stages import run_stage
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model in the folder where it was trained.
+
+    configs: the folder of config files that it is of. results: {split: {"mIoU", "IoU-road", ...}} in percent.
+    """
+
+    folder: Path
+    configs: Path
+    results: Mapping[str, Mapping[str, float]]
+
+    @property
+    def weights(self) -> str:
+        return str(self.folder / f"{FINAL}.pth")
+
+    @cached_property
+    def cfg(self) -> CfgNode:
+        return setup_cfg(str(self.folder / "config.yaml"))
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        return Predictor.from_config(str(self.folder / "config.yaml"), self.weights)
+
+    @cached_property
+    def _loaded(self) -> LoadedModel:
+        return LoadedModel.load(str(self.folder / "config.yaml"), self.weights)
+
+    def predict(self, image: ImageLike) -> Prediction:
+        """image: a path, a PIL image, or an (H, W, 3) uint8 array in RGB."""
+        return self.predictor(image)
+
+    def show_prediction(self, path: str | Path) -> Figure:
+        return prediction_figure([self._report(path)], Path(path).name)
+
+    def show_transferability(self, path: str | Path) -> Figure:
+        """T of each level, what p_T excludes, and the regions.
+
+        Raises:
+            UserError: the model is a plain Mask2Former.
+        """
+        report = self._report(path)
+        if not report.levels:
+            raise UserError(f"{self.weights} is a plain Mask2Former, which has no T: adapt(..., method='tmt') has")
+        return transferability_figure(report, f"{Path(path).name}: transferability")
+
+    def show_attention(
+        self, path: str | Path, pixel: tuple[int, int] | None = None, layers: Sequence[int] | None = None
+    ) -> Figure:
+        """What one query may attend to and does: the owner of ``pixel`` (x, y), or the most confident one."""
+        report = self._report(path, [] if pixel is None else [pixel], 1 if pixel is None else 0, layers)
+        query = report.queries[0]
+        return query_figure([report], [query], f"{Path(path).name}: {query.name}, query {query.choice.query}", ())
+
+    def _report(
+        self,
+        path: str | Path,
+        selectors: Sequence[Selector] = (),
+        top: int = 0,
+        layers: Sequence[int] | None = None,
+    ) -> AttentionReport:
+        return report_image(self._loaded, {"file_name": str(path)}, selectors, top, layers)
+
+
+def train(
+    data: str,
+    output: str | Path,
+    config: str = "configs/tiny/source.yaml",
+    options: Mapping[str, Any] = {},
+    hooks: Sequence[HookBase] = (),
+) -> Trained:
+    """A source model of a data set such as "cityscapes"; goes on where a run in ``output`` was interrupted.
+
+    Args:
+        config: a source.yaml; its folder is where ``adapt`` finds the methods. options: overrides of it, such as
+            {"SOLVER.MAX_ITER": 1000}. hooks: Detectron2's, of your own.
+    """
+    datasets = {"DATASETS.TRAIN": (split_name(data, "train"),), "DATASETS.TEST": (split_name(data, "val"),)}
+    path = find_config(config)
+    return _run(_cfg(path, output, datasets, options), path.parent, hooks)
+
+
+def adapt(
+    source: Trained,
+    target: str,
+    output: str | Path,
+    method: str = "tmt",
+    options: Mapping[str, Any] = {},
+    hooks: Sequence[HookBase] = (),
+) -> Trained:
+    """``source`` fine-tuned to a target data set by a method or variant; what it needs before is made in
+    ``output/estimator``. Arguments as of ``train``."""
+    before = source.cfg.DATASETS
+    datasets = {
+        "DATASETS.TRAIN": (split_name(target, "train"),),
+        "DATASETS.TEST": (split_name(target, "val"),),
+        "DATASETS.SOURCE_TRAIN": tuple(before.TRAIN),
+        "DATASETS.SOURCE_TEST": tuple(before.TEST),
+        "MODEL.WEIGHTS": source.weights,
+    }
+    cfg = _cfg(source.configs / f"{method}.yaml", output, datasets, options)
+    if method_of(cfg).starts_from == "estimator":
+        shared = _cfg(source.configs / "estimator.yaml", Path(output) / "estimator", datasets, options)
+        _, estimator = estimator_cfg(shared, cfg)
+        datasets["MODEL.WEIGHTS"] = _run(estimator, source.configs).weights
+        cfg = _cfg(source.configs / f"{method}.yaml", output, datasets, options)
+    return _run(cfg, source.configs, hooks)
+
+
+def _cfg(file: Path, output: str | Path, values: Mapping[str, Any], options: Mapping[str, Any]) -> CfgNode:
+    merged = {**values, **options, "OUTPUT_DIR": str(output)}
+    return setup_cfg(str(file), [item for pair in merged.items() for item in pair])
+
+
+def _run(cfg: CfgNode, configs: Path, hooks: Sequence[HookBase] = ()) -> Trained:
+    log_to_screen()
+    results = run_stage(cfg, resume=True, hooks=[EvaluationPictures(cfg), *hooks])
+    return Trained(Path(cfg.OUTPUT_DIR), configs, results)

@@ -234,7 +234,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
     cfg.DATALOADER.MAX_BAD_FRACTION = 0.05  # of the training images may be unreadable, and are replaced by others
     transfer.DETECT_ANOMALY = False  # stop at the module that first makes a NaN or an infinity; slow
 
-    cfg.TEST.PRECISION = "float32"  # or "bfloat16": faster on GPUs and on CPUs that have it; scores are float32
+    cfg.TEST.PRECISION = "float32"  # or "bfloat16", on GPUs and on CPUs that are faster with it; scores are float32
     # The weights that are best at an evaluation (TEST.EVAL_PERIOD) of source training or fine-tuning are kept in
     # model_best.pth; what they were, and all other evaluations, in best.json.
     cfg.TEST.BEST = CfgNode()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from tmt_d2.experiments.report.document import render_page
-from tmt_d2.experiments.report.examples import examples
+from tmt_d2.experiments.report.examples import examples, worst
 from tmt_d2.experiments.report.results import read_results
 from tmt_d2.experiments.report.tables import latex_table, write_csv
 from tmt_d2.files import atomic_write
 
 
-def write_report(output: Path, images: int = 0, title: str = "") -> Path:
+def write_report(output: Path, images: int = 0, title: str = "", worst_count: int = 0) -> Path:
     """Returns the page's path.
 
     Raises:
@@ -20,10 +20,11 @@ def write_report(output: Path, images: int = 0, title: str = "") -> Path:
     results = read_results(output)
     fractions = results.fractions()
     views = examples(results, images, fractions[0] if fractions else 1.0)
+    sheets = worst(results, worst_count, fractions[0] if fractions else 1.0)
     write_csv(results, output / "results.csv")
     with atomic_write(output / "results.tex", "w") as file:
         file.write("\n".join(latex_table(results, fraction) for fraction in fractions))
     page = output / "report.html"
     with atomic_write(page, "w") as file:
-        file.write(render_page(results, views, title or f"Transfer matrix: {output.name}"))
+        file.write(render_page(results, views, title or f"Transfer matrix: {output.name}", sheets))
     return page

@@ -296,7 +296,8 @@ def test_a_model_of_its_own_classes(tmp_path: Path, count: int) -> None:
     assert predictor.classes.names == tuple(names) and predictor.classes.colors[0] == (1, 2, 3)
     image = tmp_path / "own/val/rgb/0.png"
     assert predictor(image).scores.shape[0] == count
-    loaded = LoadedModel.load(base, weights, plain)
+    file.unlink()  # the run's own config names it
+    loaded = LoadedModel.load(f"{cfg.OUTPUT_DIR}/config.yaml", weights)
     drawn = report_image(loaded, {"file_name": str(image)}, [names[1]])
     assert drawn.queries[0].name == names[1] and drawn.classes == predictor.classes
     files = [suffix for suffix, _ in report_figures([drawn], "picture", ())]
@@ -304,7 +305,9 @@ def test_a_model_of_its_own_classes(tmp_path: Path, count: int) -> None:
     with pytest.raises(UserError, match="class 'car' is not known: choose from thing/0, thing/1"):
         report_image(loaded, {"file_name": str(image)}, ["car"])
     record = {"file_name": str(image), "sem_seg_file_name": "x.png", "dataset": "cityscapes_sem_seg_val"}
-    with pytest.raises(UserError, match=r"cityscapes_sem_seg_val has 19 classes .*model_final.pth has \d+ classes"):
+    with pytest.raises(
+        UserError, match=r"cityscapes_sem_seg_val has 19 classes .*, the model has \d+ classes .*: name a split with"
+    ):
         report_image(loaded, record, [])
 
 
@@ -334,11 +337,34 @@ def test_from_one_class_list_to_another(tmp_path: Path, caplog: pytest.LogCaptur
     assert np.isnan(fine_tuned["IoU-car"]) and not np.isnan(fine_tuned["IoU-mud"])  # absent, not 0
     with pytest.raises(UserError, match="set TRANSFER.REINIT_CLASS_HEAD True"):
         run_stage(train(tmp_path, "full", five, start))
+    # The source model's classes stay its own while it learns to tell the domains apart, whatever the target's are.
+    other = {"DATASETS__CUSTOM": (str(seven), str(five))}
+    measured = run_stage(train(tmp_path, "estimator", five, f"{source.OUTPUT_DIR}/model_final.pth", **sources | other))
+    assert all(set(means) == {*FIVE.names} for means in measured["mean_t_by_class"])
+    start = str(tmp_path / "estimator-five/model_final.pth")
+    assert read_classes(start).names == SEVEN.names  # type: ignore[union-attr]
     caplog.set_level(logging.INFO)
-    run_stage(train(tmp_path, "full", five, start, TRANSFER__REINIT_CLASS_HEAD=True))
-    log = (tmp_path / "full-five/log.txt").read_text()
+    run_stage(train(tmp_path, "tmt", five, start, TRANSFER__REINIT_CLASS_HEAD=True, **sources | other))
+    log = (tmp_path / "tmt-five/log.txt").read_text()
     assert "class head, rows kept by name (3): sky, road, car" in log
-    assert read_classes(str(tmp_path / "full-five/model_final.pth")).names == FIVE.names  # type: ignore[union-attr]
+    assert read_classes(str(tmp_path / "tmt-five/model_final.pth")).names == FIVE.names  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_self_training_on_images_without_labels(tmp_path: Path) -> None:
+    file = garden(tmp_path, "own", classes=["lawn", "pond"])
+    start = train(tmp_path, "source", file)
+    run_stage(start)
+    (tmp_path / "own/few.txt").write_text("1\n3\n")
+    content = yaml.safe_load(file.read_text())
+    content["splits"]["few"] = content["splits"]["train"] | {"list": "own/few.txt", "unlabelled": "train/rgb/{s}.png"}
+    file.write_text(yaml.safe_dump(content))
+    splits = {"DATASETS__TRAIN": ("own_sem_seg_few",), "DATASETS__UNLABELLED": ("own_sem_seg_more",)}
+    for name in [name for name in DatasetCatalog.list() if name.startswith("own")]:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    cfg = train(tmp_path, "self-training", file, f"{start.OUTPUT_DIR}/model_final.pth", **splits)
+    assert set(run_stage(cfg)["own_sem_seg_val"]) >= {"IoU-lawn", "IoU-pond"}
 
 
 def test_reports_take_the_classes_that_were_measured() -> None:

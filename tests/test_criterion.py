@@ -416,3 +416,42 @@ def test_the_official_rule_does_not_look_for_ignored_pixels() -> None:
     assert all(torch.equal(with_labelled[name], without[name]) for name in without)
     with pytest.raises(ValueError, match="ignored_pixels is 'void': choose background or ignore"):
         make_criterion(ignored_pixels="void")
+
+
+# --- pseudo-labels
+
+
+def test_weights_of_masks_and_of_no_object() -> None:
+    """Twice the weights are twice the mask losses; without "no object" only matched queries say a class."""
+    labels = torch.full((2, 24, 28), 255)
+    labels[0, :, :9], labels[1, :12], labels[1, 12:20] = 0, 1, 2
+    criterion = make_criterion(aux=2, points=64)
+
+    def losses(weight: float, no_object: float) -> dict[str, Tensor]:
+        targets: list[dict[str, Any]] = [*semantic_targets(labels)]
+        for target in targets:
+            target |= {"weights": torch.full((len(target["labels"]),), weight), "no_object": no_object}
+        return seeded(criterion, make_outputs(), targets)  # type: ignore[arg-type]
+
+    whole, half, matched = losses(1.0, 1.0), losses(0.5, 1.0), losses(1.0, 0.0)
+    ignoring = make_criterion(aux=2, points=64, ignored_pixels="ignore")
+    expected = seeded(ignoring, make_outputs(), semantic_targets(labels))
+    for name, value in whole.items():
+        torch.testing.assert_close(value, expected[name])  # other pixels are ignored, whatever the criterion's rule
+        torch.testing.assert_close(half[name], value * (1.0 if "loss_ce" in name else 0.5))
+        assert (matched[name] < value) if "loss_ce" in name else torch.equal(matched[name], value)
+    background = seeded(criterion, make_outputs(), semantic_targets(labels))
+    assert any(not torch.equal(background[name], whole[name]) for name in whole)  # control
+
+
+def test_each_mask_has_its_own_weight() -> None:
+    labels = torch.zeros(1, 24, 28, dtype=torch.long)
+    labels[0, :, 14:] = 2
+
+    def loss(*weights: float) -> float:
+        targets: list[dict[str, Any]] = [*semantic_targets(labels)]
+        targets[0] |= {"weights": torch.tensor(weights), "no_object": 1.0}
+        return seeded(make_criterion(), make_outputs(B=1), targets)["loss_mask"].item()  # type: ignore[arg-type]
+
+    assert loss(1.0, 0.0) + loss(0.0, 1.0) == pytest.approx(loss(1.0, 1.0))
+    assert loss(0.2, 0.7) == pytest.approx(0.2 * loss(1.0, 0.0) + 0.7 * loss(0.0, 1.0))

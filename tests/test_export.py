@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from tests.helpers.models import tiny_cfg
+from tmt_d2.data.class_lists import coloured
+from tmt_d2.data.label_spaces import CLASSES, PALETTE
 from tmt_d2.deployment import export as module
 from tmt_d2.deployment.export import FixedSizeModel, export_model, main, sample_image
 from tmt_d2.deployment.predictor import Predictor
@@ -68,11 +72,13 @@ def test_onnx_file_of_tmt(files: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert re.search(
         r"tmt.onnx: [\d.]+ MiB, logits differ by \d.\de-\d\d \(median of 5 images, at worst \d.\de-\d\d\), ", said
     )
-    assert re.search(r"latency at 40x60 on \d+ CPU threads: PyTorch \d+ ms, onnx \d+ ms", said)
+    assert re.search(r"at 40x60 on \d+ CPU threads, median of 5 images: PyTorch \d+ ms, onnx \d+ ms", said)
     assert sorted(path.name for path in files.iterdir()) == ["tmt.onnx", "tmt.pth", "tmt.yaml"]
 
     assert any(node.op_type == "GridSample" for node in onnx.load(output).graph.node)
     session = onnxruntime.InferenceSession(output)
+    classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+    assert classes == {"names": list(CLASSES), "colors": [list(color) for color in PALETTE]}
     names = [part.name for part in session.get_outputs()]
     assert names == ["labels", "scores", "class_logits", "mask_logits", "transferability"]
     image = sample_image(SIZE, 99)  # none that the command looked at
@@ -87,15 +93,26 @@ def test_onnx_file_of_tmt(files: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (fixed(image)[2] - found["class_logits"]).abs().max() > 1e-5
 
 
-def test_pt2_file_of_mask2former(tmp_path: Path) -> None:
-    model = small_model("MaskFormer")
-    agreement = export_model(model, (64, 64), tmp_path / "plain.pt2", "pt2")
+def test_pt2_file_of_mask2former(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = small_model("MaskFormer", MODEL__SEM_SEG_HEAD__NUM_CLASSES=2)
+    model.classes = coloured(["lawn", "pond"], {"pond": (0, 90, 255)})
+    with caplog.at_level(logging.INFO, "tmt_d2.deployment"):
+        agreement = export_model(model, (64, 64), tmp_path / "plain.pt2", "pt2")
+    assert caplog.messages[:3] == [
+        "tracing the model at 64x64",
+        f"writing {tmp_path / 'plain.pt2'}",
+        "comparing: the model on picture 1 of 5",
+    ]
+    assert caplog.messages[-1] == "comparing: the file on picture 5 of 5"
     assert agreement.logits < 1e-3
     assert agreement.labels > 0.999
     assert min(agreement.model_seconds, agreement.file_seconds) > 0
     image = sample_image((64, 64), 99)
-    found = torch.export.load(tmp_path / "plain.pt2").module()(image)
-    assert len(found) == 4
+    extra = {"classes.json": ""}
+    found = torch.export.load(tmp_path / "plain.pt2", extra_files=extra).module()(image)
+    assert len(found) == 4 and found[1].shape[1] == 2
+    classes = json.loads(extra["classes.json"])
+    assert classes["names"] == ["lawn", "pond"] and classes["colors"][1] == [0, 90, 255]
     assert torch.allclose(found[1], FixedSizeModel(model)(image)[1], atol=1e-5)
 
 

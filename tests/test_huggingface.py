@@ -16,9 +16,10 @@ from torch import Tensor, nn
 import tmt_d2
 from tests.helpers.checkout import BASE_CONFIG
 from tests.helpers.models import TINY, tiny_cfg
+from tmt_d2.data.class_lists import unnamed
 from tmt_d2.interop.convert import main as convert
 from tmt_d2.interop.huggingface import from_huggingface, read_huggingface, to_huggingface
-from tmt_d2.interop.huggingface_config import processor_of
+from tmt_d2.interop.huggingface_config import config_of, processor_of
 from tmt_d2.training.checkpoint import TMTCheckpointer
 
 pytestmark = pytest.mark.slow
@@ -107,6 +108,13 @@ def test_both_directions(backbone: Callable[[], Any], changes: dict[str, Any], t
     assert all("layernorm" in name for name in info["missing_keys"])  # Swin's for image classification
     assert difference(back.eval(), model) < TOLERANCE
     assert back.config.id2label[0] == "road"
+
+
+def test_the_classes_of_a_checkpoint_go_along() -> None:
+    cfg = tiny_cfg(MODEL__META_ARCHITECTURE="MaskFormer")  # it says 19
+    config = config_of(cfg, unnamed(3))
+    assert config["id2label"] == {"0": "class 0", "1": "class 1", "2": "class 2"}
+    assert config_of(cfg)["id2label"]["18"] == "bicycle"
 
 
 def test_a_small_mistake_would_be_seen() -> None:

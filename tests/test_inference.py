@@ -155,6 +155,7 @@ def test_no_scale_is_named() -> None:
 
 def test_config_chooses_the_wrappers() -> None:
     cfg = get_cfg()
+    cfg.TEST.PRECISION = "float32"
     cfg.TEST.SLIDING_WINDOW = CfgNode({"ENABLED": False, "SIZE": [16, 16], "STRIDE": [8, 8]})
     model = Pointwise()
     assert type(build_inference(cfg, model)) is SinglePass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,21 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
+from tests.helpers.models import tiny_cfg
 from tmt_d2.data.labelled import LabelChoice, label_subset
-from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN, build_paired_loader, build_train_loader
+from tmt_d2.data.loaders import (
+    SOURCE_DOMAIN,
+    TARGET_DOMAIN,
+    Shares,
+    build_paired_loader,
+    build_semi_supervised_loader,
+    build_train_loader,
+)
 
 
 def records(count: int, dataset: str = "d") -> list[dict[str, Any]]:
     return [
-        {"file_name": f"{dataset}{i}.png", "sem_seg_file_name": f"{i}.png", "image_id": f"{i:04d}", "dataset": dataset}
+        {"file_name": f"{dataset}{i}.png", "sem_seg_file_name": "l.png", "image_id": f"{i:04d}", "dataset": dataset}
         for i in range(count)
     ]
 
@@ -80,6 +89,114 @@ def test_subset_depends_on_seed_not_on_order() -> None:
 def test_impossible_share_is_named(fraction: float) -> None:
     with pytest.raises(ValueError, match=r"TRANSFER\.LABEL_FRACTION="):
         label_subset(records(4), fraction, 0)
+
+
+def test_numbers_lie_inside_one_another_and_inside_shares() -> None:
+    everything = records(80)
+    subsets = [set(ids(LabelChoice(count=count, seed=5).of(everything))) for count in (30, 10, 4, 1)]
+    assert [len(subset) for subset in subsets] == [30, 10, 4, 1]
+    for larger, smaller in itertools.pairwise([set(ids(label_subset(everything, 0.5, 5))), *subsets]):
+        assert smaller < larger
+
+
+def test_only_pictures_with_a_label_can_be_labelled() -> None:
+    without = [{key: value for key, value in each.items() if key != "sem_seg_file_name"} for each in records(5, "u")]
+    assert LabelChoice().of([*without, *records(3)]) == records(3)
+    assert LabelChoice(fraction=0.5).of([*without, *records(8)]) == LabelChoice(fraction=0.5).of(records(8))
+    with pytest.raises(ValueError, match="DATASETS.TRAIN: none of its 5 images has a label"):
+        LabelChoice().of(without)
+    with pytest.raises(ValueError, match="TRANSFER.LABEL_COUNT is 4: DATASETS.TRAIN has 3 labelled images"):
+        LabelChoice(count=4).of([*without, *records(3)])
+
+
+def test_a_seed_below_0_is_that_of_the_run() -> None:
+    cfg = tiny_cfg(TRANSFER__LABEL_SEED=-1, SEED=7)
+    assert LabelChoice.from_config(cfg) == LabelChoice(seed=7)
+    with pytest.raises(ValueError, match="LABEL_SEED is -1, which means SEED, and that is -1"):
+        LabelChoice.from_config(tiny_cfg(TRANSFER__LABEL_SEED=-1))
+
+
+def test_listed_pictures(tmp_path: Path) -> None:
+    everything = [record | {"file_name": f"/data/a/{record['image_id']}.png"} for record in records(9)]
+    everything.append(everything[0] | {"file_name": "/data/b/0000.png", "image_id": "b0"})
+    file = tmp_path / "labelled.txt"
+    file.write_text("0007\n\n  0003.png \n/data/b/0000.png\n0003\n")
+    assert ids(LabelChoice(file=str(file)).of(everything)) == ["0003", "0007", "b0"]
+    for text, message in (
+        (
+            "x1\n0001\nx2\nx3\nx4\nx5\nx6",
+            "6 of 7 lines are no labelled images of DATASETS.TRAIN: x1, x2, x3, x4, x5, ...",
+        ),
+        ("0000.png", "1 of 1 lines are several images: give the whole path: 0000.png$"),
+        (" \n", "names no image$"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            LabelChoice(file=str(file)).of(everything)
+    with pytest.raises(ValueError, match="TRANSFER.LABELLED nowhere.txt cannot be read: .*No such file"):
+        LabelChoice(file="nowhere.txt").of(everything)
+
+
+def semi_supervised(target: str, shares: Shares, **others: Any) -> Iterator[list[dict[str, Any]]]:
+    choices: dict[str, Any] = {"mapper": keep, "labels": LabelChoice(count=4), "seed": 1}
+    return itertools.islice(build_semi_supervised_loader(shares, target=[target], **choices | others), 20)
+
+
+def test_groups_have_their_shares_and_marks(split: Any) -> None:
+    target, source, more = split(9), split(5), split(3)
+    batches = list(semi_supervised(target, Shares(4, 2, 2), source=[source], unlabelled=[more]))
+    labelled = set(ids(LabelChoice(count=4).of(records(9, target))))
+    seen = set()
+    for batch in batches:
+        marks = [(item["domain"], item.get("labelled", True)) for item in batch]
+        block = [(TARGET_DOMAIN, True)] * 2 + [(TARGET_DOMAIN, False), (SOURCE_DOMAIN, True)]
+        assert marks == block * 2
+        assert {item["image_id"] for item, mark in zip(batch, marks) if mark == block[0]} <= labelled
+        seen |= {(item["dataset"], item["image_id"]) for item, mark in zip(batch, marks) if not mark[1]}
+    assert len(seen) == 9 + 3  # the labelled ones are pictures too
+
+
+def test_labelled_pictures_are_those_of_full_whatever_comes_with_them(split: Any) -> None:
+    target = split(9)
+    full = build_train_loader([target], with_noise, 4, labels=LabelChoice(count=4), seed=1)
+    expected = [[(item["image_id"], item["noise"]) for item in batch] for batch in itertools.islice(full, 20)]
+    for shares in (Shares(4), Shares(4, 2), Shares(4, 8)):
+        found = [
+            [(item["image_id"], item["noise"]) for item in batch if item.get("labelled", True)]
+            for batch in semi_supervised(target, shares, mapper=with_noise)
+        ]
+        assert found == expected
+
+
+def test_blocks_are_the_same_in_every_process(split: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = split(9)
+
+    def blocks(processes: int) -> list[list[str]]:
+        monkeypatch.setattr(comm, "get_world_size", lambda: processes)
+        served = []
+        for rank in range(processes):
+            monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+            batch = next(semi_supervised(target, Shares(8, 4)))
+            served += [ids(batch[start : start + 3]) for start in range(0, len(batch), 3)]
+        return sorted(served)
+
+    assert blocks(1) == blocks(2) == blocks(4)
+    with pytest.raises(ValueError, match=r"^8 processes cannot share 8 \+ 4 \+ 0 images per step equally: each number"):
+        blocks(8)
+
+
+def test_a_group_without_pictures_is_refused(split: Any) -> None:
+    target = split(4)
+    with pytest.raises(ValueError, match="^no unlabelled picture: all 4 of DATASETS.TRAIN are used with their labels"):
+        next(semi_supervised(target, Shares(4, 2)))
+    assert next(semi_supervised(target, Shares(4, 2), unlabelled=[split(1)]))
+    with pytest.raises(ValueError, match="SOURCE is not 0: DATASETS.SOURCE_TRAIN \\(\\) has no labelled image"):
+        next(semi_supervised(split(9), Shares(0, 2, 2)))
+    for shares, message in ((-0.5, "LABELLED is -0.5: "), (0.0, "LABELLED, UNLABELLED and SOURCE are all 0: no image")):
+        cfg = tiny_cfg(TRANSFER__SELF_TRAINING__LABELLED=shares, TRANSFER__SELF_TRAINING__UNLABELLED=0.0)
+        with pytest.raises(ValueError, match=message):
+            Shares.from_config(cfg)
+    assert Shares.from_config(tiny_cfg(SOLVER__IMS_PER_BATCH=12)) == Shares(12, 6, 0)
 
 
 def test_train_loader_only_serves_the_subset_and_all_of_it(split: Any) -> None:

@@ -18,7 +18,7 @@ from tests.helpers.small_runs import small_cfg, small_units
 from tmt_d2 import setup_cfg
 from tmt_d2.cli import parse
 from tmt_d2.commands import score, train_matrix, train_pair
-from tmt_d2.data.label_spaces import CLASSES
+from tmt_d2.data.label_spaces import CITYSCAPES_CLASSES, CLASSES
 from tmt_d2.data.reader import UndefinedIdError, read_label
 from tmt_d2.data.registration import check_registered, label_space_of, records_of
 from tmt_d2.deployment.streaming import find_pictures
@@ -167,7 +167,7 @@ def test_a_data_set_registered_the_detectron2_way(foreign: str, start: Path, tmp
     assert len(find_pictures(val)) == 1 and find_records(val)[0][0]["dataset"] == val
     record = records_of([val])[0]
     assert (
-        label_space_of(val).classes.names == CLASSES
+        label_space_of(val).classes == CITYSCAPES_CLASSES
         and read_label(record["sem_seg_file_name"], label_space_of(val)).size
     )
 

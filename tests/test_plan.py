@@ -26,6 +26,7 @@ PRESETS = sorted((ROOT / "configs" / "matrix").glob("*.yaml"))
         ({"configs": 3}, "configs is 3: it must name a folder"),
         ({"seeds": [1, "two"]}, r"seeds is \[1, 'two'\]: it must be a list of at least one whole number"),
         ({"label_fractions": 0.5}, "label_fractions is 0.5: it must be a list of at least one number"),
+        ({"label_counts": [0.5]}, r"label_counts is \[0.5\]: it must be a list of at least one whole number"),
         ({"targets": ["cityscapes"], "sources": ["cityscapes"]}, "make no pair: name another target"),
         ({"pairs": ["cityscapes-bdd100k"]}, "give either pairs, or sources and targets"),
         ({"pairs": ["cityscapes"], "sources": None}, "each is written source-target"),

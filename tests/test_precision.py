@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.helpers.models import Build, make_records, tiny_cfg
 from tests.helpers.small_runs import contents, small_cfg
+from tmt_d2.evaluation.inference import build_inference
+from tmt_d2.modeling import precision
 from tmt_d2.modeling.precision import cpu_has_bfloat16, mixed_precision
-from tmt_d2.training import trainer
 from tmt_d2.training.stages import run_stage
 
 
@@ -30,6 +32,27 @@ def test_what_is_slow_in_bfloat16_runs_in_float32() -> None:
     with torch.autocast("cpu", torch.bfloat16):  # control: PyTorch's own
         assert not torch.equal(depthwise(x), found)
         assert groups(half).dtype == torch.bfloat16
+
+
+def test_evaluation_in_bfloat16(build_tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = make_records()
+    model = build_tiny("TransferableMaskFormer", MODEL__TMT__OUTPUT_TRANSFERABILITY=True)
+    seen: list[torch.dtype] = []
+    model.backbone.register_forward_hook(lambda module, inputs, output: seen.append(output["res5"].dtype))
+    cfg = tiny_cfg(TEST__PRECISION="bfloat16")
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
+    exact = build_inference(tiny_cfg(), model)(records)
+    close = build_inference(cfg, model)(records)
+    assert seen == [torch.float32] * 2 + [torch.bfloat16] * 2
+    for found, expected in zip(close, exact):
+        assert found["sem_seg"].dtype == torch.float32
+        assert not torch.equal(found["sem_seg"], expected["sem_seg"])
+        assert (found["sem_seg"] - expected["sem_seg"]).abs().mean() < 0.05 * expected["sem_seg"].abs().mean()
+        assert len(found["sem_seg"].unique()) > len(found["sem_seg"].bfloat16().unique())  # nor were they rounded
+        assert all(level.dtype == torch.float32 for level in found["transferability"])
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: False)
+    for found, expected in zip(build_inference(cfg, model)(records), exact):
+        assert torch.equal(found["sem_seg"], expected["sem_seg"])
 
 
 def test_without_a_dtype_nothing_happens() -> None:
@@ -53,7 +76,7 @@ def test_processors(capabilities: dict[str, bool], answer: bool, monkeypatch: py
     ("has_it", "dtype", "said"),
     [
         (True, "bfloat16", ""),
-        (False, "bfloat16", "SOLVER.AMP.DTYPE bfloat16: this processor is not faster with it: training in float32"),
+        (False, "bfloat16", "SOLVER.AMP.DTYPE bfloat16: this processor is not faster with it, so float32 is used"),
         (
             True,
             "float16",
@@ -69,7 +92,8 @@ def test_a_run_uses_what_the_processor_has(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(trainer, "cpu_has_bfloat16", lambda: has_it)
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: has_it)
+    precision._say_once.cache_clear()
     changes = {"SOLVER__MAX_ITER": 1, "SOLVER__AMP__ENABLED": True}
     logging.getLogger("tmt_d2").propagate = True
     with caplog.at_level(logging.INFO, "tmt_d2"):

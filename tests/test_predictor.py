@@ -16,6 +16,7 @@ from tests.helpers.models import make_records, tiny_cfg
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.deployment import Prediction, Predictor, load_model
 from tmt_d2.evaluation import inference as inference_module
+from tmt_d2.modeling import precision
 
 pytestmark = pytest.mark.slow
 
@@ -118,6 +119,20 @@ def test_the_answers_are_those_of_the_model(load: Callable[..., Predictor]) -> N
     level = result["transferability"][0][None, None]
     expected = nn.functional.interpolate(level, (45, 70), mode="bilinear", align_corners=False)[0, 0]
     assert torch.equal(prediction.transferability[0], expected)
+
+
+def test_precision(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
+    path = files["TransferableMaskFormer"]
+    rgb = picture(45, 70)
+    exact, close, same = (
+        Predictor.from_config(f"{path}.yaml", f"{path}.pth", precision=each).batch([rgb, rgb])[0]
+        for each in ("float32", "bf16", "bfloat16")
+    )
+    assert close.scores.dtype == torch.float32 and torch.equal(close.scores, same.scores)
+    assert 0 < (close.scores - exact.scores).abs().mean() < 0.05 * exact.scores.abs().mean()
+    with pytest.raises(ValueError, match="TEST.PRECISION is 'int8': choose one of float32, bfloat16"):
+        Predictor.from_config(f"{path}.yaml", f"{path}.pth", precision="int8")
 
 
 def test_images_are_resized_as_in_testing(load: Callable[..., Predictor]) -> None:

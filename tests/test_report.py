@@ -20,6 +20,7 @@ from tests.helpers.checkout import CONFIGS
 from tmt_d2 import setup_cfg
 from tmt_d2.commands import report
 from tmt_d2.data.label_spaces import CLASSES
+from tmt_d2.experiments.records import ALL, Labels
 from tmt_d2.experiments.report.charts import Chart, HeatTable, Point, Series
 from tmt_d2.experiments.report.document import TEMPLATES, render_page
 from tmt_d2.experiments.report.examples import Example, Thumbnail
@@ -27,6 +28,7 @@ from tmt_d2.experiments.report.paper import paper_miou
 from tmt_d2.experiments.report.results import read_results
 from tmt_d2.experiments.report.sections import Cell
 from tmt_d2.experiments.report.sections.comparison import results_table
+from tmt_d2.experiments.report.sections.curves import few_labels
 from tmt_d2.experiments.report.summary import tiles
 from tmt_d2.experiments.report.tables import latex_table
 from tmt_d2.experiments.report.view import View
@@ -158,7 +160,7 @@ def test_csv_has_every_run(matrix) -> None:
 
 
 def test_latex_table(matrix) -> None:
-    text = latex_table(read_results(matrix), 1.0)
+    text = latex_table(read_results(matrix), ALL)
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert len(rows) == 1 + 6 + 1
     assert all(row.count("&") == 4 for row in rows)
@@ -213,7 +215,7 @@ def test_a_method_with_fewer_seeds_is_compared_over_the_same_seeds(tmp_path) -> 
     assert cells["leep"] == Cell("49.0", "-1.0")
     assert cells["tmt"] == Cell("45.0 ± 5.3", "+1.0")
     assert [name for _, name in tiles(view) if name.startswith("mean")] == ["mean mIoU, full", "mean mIoU, tmt"]
-    assert r"& $45.0 \pm 5.3$" in latex_table(results, 1.0)
+    assert r"& $45.0 \pm 5.3$" in latex_table(results, ALL)
 
 
 def test_colours_are_those_of_the_quantity() -> None:
@@ -255,6 +257,37 @@ def test_a_matrix_shows_its_own_pictures(tmp_path: Path, monkeypatch: pytest.Mon
     report.main()
     assert [each[0] for each in seen] == ["elsewhere", str(tmp_path / "data")]
     assert seen[0][1:] == (tmp_path, 2, "", 20)
+
+
+def test_numbers_of_labels_are_a_curve_with_all_labels_behind_them(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    amounts: list[dict[str, Any]] = [{"label_count": 4}, {"label_count": 10}, {"label_fraction": 1.0}]
+    for method, step in {"full": 5.0, "self-training": 4.0}.items():
+        for place, labels in enumerate(amounts):
+            for seed in (1, 2):
+                about = {"kind": "finetune", "source": "gtav", "target": "bdd100k", "seed": seed, "method": method}
+                record(tmp_path / f"{method}{place}{seed}", metrics(40 + step * place + seed, rng), **about, **labels)
+    view = View(read_results(tmp_path))
+    assert list(map(str, view.amounts)) == ["all labels", "10 labels", "4 labels"]
+    assert view.labels == ALL
+    assert view.difference("self-training", labels=Labels(0.0, 10)).mean == pytest.approx(-1)
+    chart = few_labels(view).values["chart"]
+    assert sorted(chart.x_ticks) == [
+        (np.log2(5), "4 labels"),
+        (np.log2(11), "10 labels"),
+        (np.log2(11) + 2, "all labels"),
+    ]
+    full = next(series for series in chart.series if series.name == "full")
+    assert [(point.x, point.y) for point in full.points] == [
+        (x, pytest.approx(41.5 + 5 * place)) for place, (x, _) in enumerate(sorted(chart.x_ticks))
+    ]
+    assert len(full.band) == 3
+    assert [label for label, _ in results_table(view).values["panes"]][::3] == [
+        "mIoU, all labels",
+        "mIoU, 10 labels",
+        "mIoU, 4 labels",
+    ]
+    assert "4 labels" in latex_table(view.results, Labels(0.0, 4))
 
 
 def test_a_folder_without_results_is_refused(tmp_path) -> None:

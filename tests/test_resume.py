@@ -13,6 +13,7 @@ import torch
 
 from tests.helpers.small_runs import contents, differences, small_cfg
 from tmt_d2.data import loaders
+from tmt_d2.modeling import precision
 from tmt_d2.randomness import seeded
 from tmt_d2.training import trainer
 from tmt_d2.training.stages import run_stage
@@ -69,7 +70,7 @@ def test_resumed_equals_uninterrupted(
 ) -> None:
     changes = {"DATALOADER__NUM_WORKERS": workers, "SOLVER__ACCUMULATION_STEPS": accumulation}
     if dtype != "float32":
-        monkeypatch.setattr(trainer, "cpu_has_bfloat16", lambda: True)  # without it slower, but the same
+        monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)  # without it slower, but the same
         changes |= {"SOLVER__AMP__ENABLED": True, "SOLVER__AMP__DTYPE": dtype}
     changes |= {"SOLVER__CHECKPOINT_PERIOD": 2, "TEST__EVAL_PERIOD": 2}
     run_stage(small_cfg(stage, tmp_path / "straight", start, **changes))

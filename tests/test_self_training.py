@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ from torch import Tensor, nn
 from tests.helpers.models import make_records, tiny_cfg
 from tests.helpers.small_runs import contents, differences, small_cfg
 from tests.test_resume import FINAL, run_killed, trainer_of
+from tmt_d2.data.label_spaces import CLASSES, LabelSpace
+from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN
+from tmt_d2.data.registration import register_split
+from tmt_d2.methods.self_training.fourier import in_style_of
 from tmt_d2.methods.self_training.mixing import paste, pasted
-from tmt_d2.methods.self_training.pseudo_labels import labels_and_confidence, marginals
+from tmt_d2.methods.self_training.pseudo_labels import Statistics, Trust, labels_and_confidence, marginals, mask_weights
 from tmt_d2.methods.self_training.teacher import MovingAverage
-from tmt_d2.methods.self_training.training import SelfTraining, donor_of, outputs_of, self_training
-from tmt_d2.methods.self_training.views import StrongView
+from tmt_d2.methods.self_training.training import SelfTraining, neighbour, outputs_of, self_training
+from tmt_d2.methods.self_training.views import MaskedView, StrongView
 from tmt_d2.modeling.mask_logits import MaskLogits
 from tmt_d2.randomness import seeded
-from tmt_d2.training.stages import run_stage
+from tmt_d2.training.stages import _check_source, run_stage
 
 STUDENT = "/method_training/student."
 
@@ -84,6 +89,60 @@ def test_labels_and_confidence_are_those_of_the_enlarged_map() -> None:
     torch.testing.assert_close(confidence, torch.tensor([[0.9, 0.75, 0.55, 0.7]]))
 
 
+def test_confident_pixels_by_hand() -> None:
+    labels, confidence = torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0.5, 0.9, 0.5, 0.7]])
+    quantiles = torch.tensor([0.8, 0.6])
+
+    def confident(**settings: float) -> list[int]:
+        return Trust(**settings).confident(labels, confidence, quantiles)[0].int().tolist()
+
+    assert confident() == [1, 1, 1, 1]
+    assert confident(threshold=0.7) == [0, 1, 0, 1]
+    assert confident(quantile=0.3) == [0, 1, 0, 1]
+    assert confident(quantile=0.3, threshold=0.95) == [0, 1, 0, 1]  # the lower one of each class
+    assert confident(quantile=0.3, threshold=0.5) == [1, 1, 1, 1]
+
+
+def test_weights_of_masks_by_hand() -> None:
+    labels = torch.tensor([[2, 2, 2], [5, 5, 255]], dtype=torch.uint8)
+    confident = torch.tensor([[True, True, False], [False, False, True]])
+    for weighs, two, five in (("nothing", 1, 1), ("confident", 2 / 3, 0), ("picture", 0.5, 0.5)):
+        weights = mask_weights(labels, Trust(weighs=weighs).weights(confident))
+        assert weights[2] == pytest.approx(two) and weights[5] == pytest.approx(five)
+        assert weights[:2].eq(0).all() and weights.shape == (256,)
+
+
+def test_quantiles_are_of_each_class_and_take_effect_after_the_step() -> None:
+    statistics = Statistics(3, quantile=0.5)
+    confidence = torch.tensor([[0.2, 0.4, 0.6, 0.8, 0.9], [0.1, 0.1, 0.1, 0.3, 1.0]])
+    statistics.note(torch.tensor([[0] * 5, [1] * 5]), confidence)
+    assert statistics.quantiles().tolist() == [0, 0, 0]
+    statistics.after_step()
+    assert statistics.quantiles().tolist() == pytest.approx([0.6, 0.1, 0])  # to a bin of 1 / 200
+    split = Statistics(3, quantile=0.5)
+    for label in (0, 1):  # two micro-batches
+        split.note(torch.full((5,), label), confidence[label])
+    split.after_step()
+    assert torch.equal(split.said, statistics.said)
+    for _ in range(600):  # what was said long ago is forgotten
+        statistics.note(torch.tensor([0]), torch.tensor([0.333]))
+        statistics.after_step()
+    assert statistics.quantiles()[0] == pytest.approx(0.33)
+
+
+@pytest.mark.parametrize(("road", "labelled", "expected"), [(19, 10, True), (14, 10, False), (19, 18, False)])
+def test_a_collapse_is_named_once(road: int, labelled: int, expected: bool, caplog: Any) -> None:
+    statistics = Statistics(19, names=CLASSES)
+    for _ in range(45):
+        statistics.note(torch.tensor([0] * road + [1] * (20 - road)), torch.ones(20))
+        statistics.note_label(torch.tensor([0] * labelled + [3] * (20 - labelled) + [255] * 50, dtype=torch.uint8))
+        statistics.after_step()
+    told = [record.getMessage() for record in caplog.records if "collapse" in record.getMessage()]
+    assert len(told) == expected
+    if expected:
+        assert told[0].startswith("collapse? 95 % of the pseudo-labels are road, of the labels 50 %: ")
+
+
 # --- mixing and views
 
 
@@ -118,10 +177,10 @@ def test_donors_lie_in_the_same_block() -> None:
         donors: Any = [(block, i) for block in range(blocks) for i in range(per_block)]
         seen = set()
         for place, seed in itertools.product(range(blocks * pictures), range(30)):
-            whole = donor_of(place, seed, donors, blocks * pictures)
+            whole = neighbour(place, seed, donors, blocks * pictures)
             block = place // pictures
             assert whole[0] == block
-            alone = donor_of(place - block * pictures, seed, donors[block * per_block :][:per_block], pictures)
+            alone = neighbour(place - block * pictures, seed, donors[block * per_block :][:per_block], pictures)
             assert alone == whole  # whatever the batch is split into
             seen.add(whole)
         assert len(seen) == len(donors)
@@ -145,6 +204,35 @@ def test_strong_views() -> None:
         with seeded(seed):
             changed.append(not torch.equal(StrongView(0.8, 0.2, 0)(image).round(), image.float()))
     assert 0.72 < sum(changed) / 300 < 0.88
+
+
+def test_masked_view_hides_whole_blocks() -> None:
+    image, fill = (random(3, 40, 70).sigmoid() * 255).to(torch.uint8), torch.full((3, 1, 1), -1.0)
+    shares = []
+    for seed in range(30):
+        with seeded(seed):
+            view = MaskedView(0.7, 0.25, fill)(image)
+        hidden = (view == -1).all(0)
+        assert torch.equal(view[:, ~hidden], image[:, ~hidden].float())
+        for row, column in itertools.product(range(0, 40, 10), range(0, 70, 10)):  # a quarter of the shorter side
+            assert len(hidden[row : row + 10, column : column + 10].unique()) == 1
+        shares.append(hidden.float().mean().item())
+    assert sum(shares) / 30 == pytest.approx(0.7, abs=0.05) and len(set(shares)) > 5
+
+
+def test_low_frequencies_take_the_other_pictures_amplitudes() -> None:
+    image, other = random(3, 24, 33).sigmoid() * 100 + 50, random(3, 24, 33, seed=1).sigmoid() * 60 + 150
+    found = in_style_of(image, other, 0.1)  # up to frequency 2
+    spectrum, expected = (torch.fft.fft2(each) for each in (found, image))
+    amplitudes = torch.fft.fft2(other).abs()
+    frequencies = list(itertools.product((0, 1, 2, 3, -1, -2, -3), repeat=2))
+    for y, x in frequencies:
+        wanted = amplitudes if max(abs(y), abs(x)) <= 2 else expected.abs()
+        torch.testing.assert_close(spectrum[:, y, x].abs(), wanted[:, y, x], rtol=1e-3, atol=0.1)
+    torch.testing.assert_close(spectrum[:, 3, 4].angle(), expected[:, 3, 4].angle(), rtol=1e-3, atol=1e-3)
+    assert found.mean() == pytest.approx(float(other.mean()), rel=1e-3)
+    torch.testing.assert_close(in_style_of(image, image, 0.1), image, rtol=1e-4, atol=1e-2)  # control
+    assert in_style_of(image, other[:, :10, :50], 0.5).shape == image.shape
 
 
 # --- the training module
@@ -221,6 +309,64 @@ def test_losses_of_both_parts_are_those_of_the_model(build_tiny: Any) -> None:
         torch.testing.assert_close(value, parts[0][name])
 
 
+def test_what_the_teacher_is_not_sure_of_does_not_count(build_tiny: Any, monkeypatch: Any) -> None:
+    """An untrained model is equally sure of everything, so its confidence is invented here."""
+
+    def invented(probabilities: Tensor, size: tuple[int, int]) -> Any:
+        for labels, _ in labels_and_confidence(probabilities, size):
+            yield labels, torch.linspace(0, 1, size[1]).expand(size)
+
+    monkeypatch.setattr("tmt_d2.methods.self_training.training.labels_and_confidence", invented)
+    settings: dict[str, Any] = {"THRESHOLD": 0.5, "IGNORE_UNCONFIDENT": True, "WEIGHT_BY": "confident"}
+    settings["SCALE_NO_OBJECT"] = True
+    training = build(build_tiny, **{f"TRANSFER__SELF_TRAINING__{key}": value for key, value in settings.items()})
+    records, plain = batch(), batch()
+    training.prepare(records)
+    build(build_tiny).prepare(plain)
+    shares = []
+    for index in (1, 3):
+        label, ignored = records[index]["sem_seg"], records[index]["sem_seg"] == 255
+        assert torch.equal(label[~ignored], plain[index]["sem_seg"][~ignored])
+        share = 1 - ignored.float().mean()
+        assert records[index]["no_object"] == pytest.approx(float(share))
+        for class_id in plain[index]["sem_seg"].unique():
+            of_class = plain[index]["sem_seg"] == class_id
+            expected = 1 - ignored[of_class].float().mean()
+            assert records[index]["mask_weights"][int(class_id)] == pytest.approx(float(expected), abs=1e-6)
+        shares.append(float(share))
+    assert min(shares) > 0.05 and max(shares) < 1  # the test has something of both
+    assert torch.isfinite(torch.stack(list(training(records).values()))).all()
+    assert training.count_masks(records)[1] <= sum(len(record["sem_seg"].unique()) for record in plain[1::2])
+
+
+def test_masked_views_come_on_top_and_keep_the_label(build_tiny: Any) -> None:
+    training = build(build_tiny, TRANSFER__SELF_TRAINING__MASKED_WEIGHT=0.25)
+    records, plain = batch(), batch()
+    build(build_tiny, TRANSFER__SELF_TRAINING__MIX="none").prepare(plain)
+    losses = training(records)
+    views = [records[index]["masked_view"] for index in (1, 3)]
+    for view, record in zip(views, plain[1::2]):
+        assert torch.equal(view["sem_seg"], record["sem_seg"])  # of the picture before anything was pasted
+        hidden = (view["image"] == training.teacher.pixel_mean).all(0)
+        assert 0.5 < hidden.float().mean() < 0.9
+    assert training.count_masks(records)[2] == sum(len(view["sem_seg"].unique()) for view in views)
+    student = training.student
+    seen = [*records, *views]
+    images = student.preprocess(seen)
+    alone = student.losses(outputs_of(student.run(images).outputs, [4, 5]), views, images)
+    torch.testing.assert_close(losses["loss_masked"], 0.25 * torch.stack(list(alone.values())).sum())
+
+
+def test_only_source_pictures_change_their_style(build_tiny: Any) -> None:
+    training = build(build_tiny, TRANSFER__SELF_TRAINING__FDA_BETA=0.05, TRANSFER__SELF_TRAINING__SOURCE=1.0)
+    records, plain = batch(), batch()
+    for each in (records, plain):
+        each[0]["domain"], each[2]["domain"] = SOURCE_DOMAIN, TARGET_DOMAIN
+    training.prepare(records)
+    assert torch.equal(records[0]["image"], in_style_of(plain[0]["image"], plain[1]["image"], 0.05))
+    assert torch.equal(records[2]["image"], plain[2]["image"])
+
+
 def test_without_unlabelled_pictures_it_is_the_model(build_tiny: Any) -> None:
     training = build(build_tiny)
     records = [record for record in batch() if "sem_seg" in record]
@@ -238,6 +384,8 @@ def test_only_the_student_learns_and_every_part_of_it(build_tiny: Any) -> None:
 
 def test_mixing_needs_a_label_somewhere() -> None:
     cfg = tiny_cfg(TRANSFER__SELF_TRAINING__LABELLED=0.0)
+    with pytest.raises(ValueError, match="FDA_BETA is 0.1: .* and SOURCE or UNLABELLED is 0"):
+        self_training(tiny_cfg(TRANSFER__SELF_TRAINING__FDA_BETA=0.1), nn.Module())
     with pytest.raises(ValueError, match=r"MIX classmix pastes from labelled pictures, .* set MIX none$"):
         self_training(cfg, nn.Module())
 
@@ -258,6 +406,13 @@ def test_settings_that_mean_nothing(key: str, value: Any, message: str) -> None:
 # --- whole stages
 
 FEW: dict[str, Any] = {"TRANSFER__LABEL_COUNT": 2, "TRANSFER__SELF_TRAINING__BURN_IN": 0.25}
+CAREFUL: dict[str, Any] = {
+    "TRANSFER__SELF_TRAINING__QUANTILE": 0.5,
+    "TRANSFER__SELF_TRAINING__IGNORE_UNCONFIDENT": True,
+    "TRANSFER__SELF_TRAINING__WEIGHT_BY": "confident",
+    "TRANSFER__SELF_TRAINING__SCALE_NO_OBJECT": True,
+    "TRANSFER__SELF_TRAINING__MASKED_WEIGHT": 1.0,
+}
 
 
 def self_training_cfg(output: Path, start: Path, method: str = "self-training", **changes: Any) -> Any:
@@ -270,6 +425,7 @@ def self_training_cfg(output: Path, start: Path, method: str = "self-training", 
 def test_resumed_equals_uninterrupted(start: Path, tmp_path: Path, accumulation: int, source: float) -> None:
     changes: dict[str, Any] = {"SOLVER__CHECKPOINT_PERIOD": 2, "SOLVER__ACCUMULATION_STEPS": accumulation}
     changes |= {"TRANSFER__SELF_TRAINING__SOURCE": source, "DATASETS__SOURCE_TRAIN": ("cityscapes_sem_seg_train",)}
+    changes |= CAREFUL | {"TRANSFER__SELF_TRAINING__FDA_BETA": 0.05} if source else {}
     run_stage(self_training_cfg(tmp_path / "straight", start, **changes))
     run_killed(self_training_cfg(tmp_path / "killed", start, **changes), 3)
     run_stage(self_training_cfg(tmp_path / "killed", start, **changes), resume=True)
@@ -310,7 +466,9 @@ def test_full_ema_trains_as_full_and_saves_the_average(start: Path, tmp_path: Pa
 @pytest.mark.usefixtures("data_root")
 def test_gradients_do_not_depend_on_the_split(start: Path, tmp_path: Path) -> None:
     def gradients(steps: int) -> tuple[dict[str, float], list[Tensor]]:
-        run, records = trainer_of(self_training_cfg(tmp_path, start, SOLVER__ACCUMULATION_STEPS=steps))
+        cfg = self_training_cfg(tmp_path, start, SOLVER__ACCUMULATION_STEPS=steps, **CAREFUL)
+        run, records = trainer_of(cfg)
+        run.module.statistics.said += 1  # thresholds of 0.5
         for name, parameter in run.module.student.named_parameters():
             if name.endswith("sampling_offsets.bias"):
                 parameter.data += 0.3  # as in test_resume
@@ -329,7 +487,21 @@ def test_the_checkpoint_of_a_stage_that_ended_holds_the_teacher_alone(start: Pat
 
     run_stage(self_training_cfg(tmp_path, start, SOLVER__MAX_ITER=1))
     keep_weights(tmp_path)
-    assert not [name for name in contents(tmp_path / FINAL) if not name.startswith(("/model/", "/ended_after"))]
+    kept = ("/model/", "/classes/", "/ended_after")
+    assert not [name for name in contents(tmp_path / FINAL) if not name.startswith(kept)]
+
+
+def test_a_source_of_other_classes(caplog: Any) -> None:
+    """Cityscapes as source and target, and two sources that have some and none of its classes."""
+    for name, ids in (("some", {0: 0}), ("none", {0: 3})):
+        register_split(name, list, LabelSpace(name, ids, frozenset({255})))
+    register_split("target", list, LabelSpace("target", {0: 0, 1: 1}, frozenset({255})))
+    message = "SOURCE_TRAIN none has none of the target's classes .road, sidewalk.: name another source"
+    for source, expected in (("some", nullcontext()), ("none", pytest.raises(ValueError, match=message))):
+        cfg = tiny_cfg(DATASETS__TRAIN=("target",), DATASETS__SOURCE_TRAIN=(source,))
+        with expected:
+            _check_source(cfg)
+    assert "the source has no sidewalk: only labels of the target can teach them" in caplog.text
 
 
 @pytest.mark.slow
@@ -339,7 +511,7 @@ def test_the_checkpoint_of_a_stage_that_ended_holds_the_teacher_alone(start: Pat
     [
         ({"TRANSFER__LABEL_COUNT": 6}, "^no unlabelled picture: all 6 of DATASETS.TRAIN are used with their labels; "),
         ({"TRANSFER__LABEL_COUNT": 7}, "TRANSFER.LABEL_COUNT is 7: DATASETS.TRAIN has 6 labelled images"),
-        ({"TRANSFER__SELF_TRAINING__SOURCE": 1.0}, "DATASETS.SOURCE_TRAIN is empty"),
+        ({"TRANSFER__SELF_TRAINING__SOURCE": 1.0, "DATASETS__SOURCE_TRAIN": ()}, "DATASETS.SOURCE_TRAIN is empty"),
         (
             {"TRANSFER__SELF_TRAINING__UNLABELLED": 0.3},
             r"UNLABELLED is 0.3: times SOLVER.IMS_PER_BATCH 4 it must be",

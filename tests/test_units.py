@@ -46,6 +46,31 @@ def test_sources_and_estimators_are_shared(tmp_path) -> None:
     assert "estimator/cityscapes-gtav/seed2-square" in names
 
 
+def test_numbers_of_labels_are_units_too(tmp_path) -> None:
+    methods = ["full", "self-training"]
+    names = planned(tmp_path, **ONE_PAIR, methods=methods, label_fractions=[1.0], label_counts=[4, 1])
+    assert [Path(name).parts[2:4] for name in names if name.startswith("finetune")] == [
+        (method, labels) for labels in ("count4", "count1", "labels1") for method in methods
+    ]
+    plan = read_plan(write_plan(tmp_path, **ONE_PAIR, methods=methods, label_counts=[4, 10]))
+    units = units_of(plan, tmp_path, ["TRANSFER.SELF_TRAINING.LABELLED", "0.0"])
+    tuned = [unit for unit in units if unit.kind == "finetune"]
+    assert [unit.name.split("/")[2:4] for unit in tuned] == [  # without labels their number makes no difference
+        ["full", "count4"],
+        ["self-training", "count0"],
+        ["full", "count10"],
+    ]
+    assert [unit.about["label_count"] for unit in tuned] == [4, 0, 10]
+    assert [unit.cfg.TRANSFER.LABEL_COUNT for unit in tuned] == [4, 4, 10]
+
+
+def test_a_list_of_labels_is_counted(tmp_path) -> None:
+    (tmp_path / "labelled.txt").write_text("a\n\nb\na\n")
+    plan = read_plan(write_plan(tmp_path, **ONE_PAIR, methods=["full"]))
+    units = units_of(plan, tmp_path, ["TRANSFER.LABELLED", str(tmp_path / "labelled.txt")])
+    assert units[-1].about["label_count"] == 2
+
+
 def test_sweeps_share_what_they_do_not_change(tmp_path) -> None:
     sweeps = {
         "p_T": {"key": "MODEL.TMT.P_T", "values": [0.0, 0.3, 0.5], "methods": ["tmt"]},

@@ -28,9 +28,11 @@ ACTE_FEATURES = ("source", "live")
 ATTENTIONS = ("hard", "soft", "off")
 RANKINGS = ("T", "random", "inverted")
 IGNORED_PIXELS = ("background", "ignore")
+PRECISIONS = ("float32", "bfloat16")
 AMP_DTYPES = ("float16", "bfloat16")
-MIXES = ("classmix", "none")
+PSEUDO_WEIGHTS = ("nothing", "confident", "picture")
 NUM_CLASSES_UNSET = (54, 19)  # Detectron2's default and that of the base configs: give way to what the data sets have
+MIXES = ("classmix", "none")
 
 
 def add_maskformer2_config(cfg: CfgNode) -> None:
@@ -157,7 +159,8 @@ def add_tmt_config(cfg: CfgNode) -> None:
     transfer.METHOD = "full"  # of the fine-tuning stage: a row of methods/table.py
     transfer.LABEL_FRACTION = 1.0  # share of the target's labelled training images that fine-tuning may use
     transfer.LABEL_COUNT = 0  # so many labelled images instead; 0 = the fraction
-    transfer.LABEL_SEED = 0  # which images these are; a smaller fraction or count is a subset of a larger one
+    # Which images these are; a smaller fraction or count is a subset of a larger one. -1: SEED, each run its own.
+    transfer.LABEL_SEED = 0
     transfer.LABELLED = ""  # instead, a file that names the labelled images: image ids or file names, one a line
     # Where MODEL.WEIGHTS has other classes: classes that both know by name keep their rows of the class head, others
     # begin anew; all do where the file names none and has another number of them.
@@ -187,10 +190,25 @@ def add_tmt_config(cfg: CfgNode) -> None:
     training.EMA = 0.99  # m: the teacher keeps min(1 - 1 / (i + 1), m) of itself in step i after the burn-in
     training.BURN_IN = 0.0  # share of SOLVER.MAX_ITER in which the teacher stays the model that training starts from
     training.WEIGHT = 1.0  # of the loss on pseudo-labels
+    # The teacher is confident of a pixel from this probability on (the marginal over the queries, divided by its sum
+    # over the classes), or from the quantile of this order among the pixels of its class; with both, the lower counts.
+    training.THRESHOLD = 0.0
+    training.QUANTILE = 0.0
+    training.IGNORE_UNCONFIDENT = False  # the other pixels are ignored, as with IGNORED_PIXELS "ignore"
+    # The mask and dice losses of a mask are weighted by the mean over its pixels of: "nothing", 1 each; "confident", 1
+    # or 0; "picture", the share of the picture's pixels that are confident. Pasted pixels count 1.
+    training.WEIGHT_BY = "nothing"
+    training.SCALE_NO_OBJECT = False  # "no object" counts by the share of the picture that is confident
     training.MIX = "classmix"  # half of the classes of a labelled picture are pasted onto an unlabelled one; or "none"
     training.COLOUR = 0.8  # probability that the student sees an unlabelled picture in other colours
     training.COLOUR_STRENGTH = 0.2  # brightness, contrast and saturation times 1 -+ this, hue -+ this of a full turn
     training.BLUR = 0.5  # probability that it sees it blurred, with a sigma from 0.15 to 1.15 pixels
+    # The student also learns from the unlabelled pictures with blocks hidden (MIC), if MASKED_WEIGHT, of that loss, is
+    # not 0: one more view of each in a step.
+    training.MASKED_WEIGHT = 0.0
+    training.MASK_RATIO = 0.7  # of the blocks are hidden
+    training.MASK_BLOCK = 0.0625  # side of a block, as a share of the crop's shorter side
+    training.FDA_BETA = 0.0  # source pictures take low frequencies' amplitudes from a target picture, up to this share
     transfer.ESTIMATOR = CfgNode()
     transfer.ESTIMATOR.TARGET_ERROR = 0.0  # a level takes no step while its running training error is below this
     transfer.ESTIMATOR.HELD_OUT = 200  # images per domain on which the proxy A-distance is measured
@@ -215,6 +233,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
     cfg.DATALOADER.MAX_BAD_FRACTION = 0.05  # of the training images may be unreadable, and are replaced by others
     transfer.DETECT_ANOMALY = False  # stop at the module that first makes a NaN or an infinity; slow
 
+    cfg.TEST.PRECISION = "float32"  # or "bfloat16": faster on GPUs and on CPUs that have it; scores are float32
     # The weights that are best at an evaluation (TEST.EVAL_PERIOD) of source training or fine-tuning are kept in
     # model_best.pth; what they were, and all other evaluations, in best.json.
     cfg.TEST.BEST = CfgNode()
@@ -254,6 +273,15 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     except (KeyError, AssertionError, ValueError) as error:
         raise UserError(f"{config_file}: {_one_line(error)}{_nearest_key(error, cfg)}") from error
     check_cfg(cfg)
+    return cfg
+
+
+def with_num_classes(cfg: CfgNode, count: int) -> CfgNode:
+    """A copy with MODEL.SEM_SEG_HEAD.NUM_CLASSES ``count``."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = count
+    cfg.freeze()
     return cfg
 
 
@@ -299,15 +327,6 @@ def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
             yield from _keys(value, f"{prefix}{key}.")
 
 
-def with_num_classes(cfg: CfgNode, count: int) -> CfgNode:
-    """A copy with MODEL.SEM_SEG_HEAD.NUM_CLASSES ``count``."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = count
-    cfg.freeze()
-    return cfg
-
-
 def check_cfg(cfg: CfgNode) -> None:
     """Raise a UserError that names the key for values that would only fail (or mislead) after training began."""
     tmt, transfer = cfg.MODEL.TMT, cfg.TRANSFER
@@ -326,6 +345,7 @@ def check_cfg(cfg: CfgNode) -> None:
     _check_choice("MODEL.TMT.RANK_BY", tmt.RANK_BY, RANKINGS)
     _check_choice("MODEL.MASK_FORMER.IGNORED_PIXELS", cfg.MODEL.MASK_FORMER.IGNORED_PIXELS, IGNORED_PIXELS)
     _check_choice("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, AMP_DTYPES)
+    _check_choice("TEST.PRECISION", cfg.TEST.PRECISION, PRECISIONS)
     for key in ("ACCUMULATION_STEPS", "CHECKPOINTS_KEPT"):
         if cfg.SOLVER[key] < 1:
             raise UserError(f"SOLVER.{key} is {cfg.SOLVER[key]}: it must be at least 1")
@@ -355,10 +375,11 @@ def check_cfg(cfg: CfgNode) -> None:
         raise UserError(f"TRANSFER.LABEL_COUNT is {transfer.LABEL_COUNT}: it must be at least 0")
     training = transfer.SELF_TRAINING
     _check_choice("TRANSFER.SELF_TRAINING.MIX", training.MIX, MIXES)
-    for key in ("EMA", "BURN_IN", "COLOUR", "BLUR"):
+    _check_choice("TRANSFER.SELF_TRAINING.WEIGHT_BY", training.WEIGHT_BY, PSEUDO_WEIGHTS)
+    for key in ("EMA", "BURN_IN", "COLOUR", "BLUR", "THRESHOLD", "QUANTILE", "MASK_RATIO", "MASK_BLOCK", "FDA_BETA"):
         if not 0 <= training[key] <= 1:
             raise UserError(f"TRANSFER.SELF_TRAINING.{key} is {training[key]}: it must be in [0, 1]")
-    for key in ("WEIGHT", "COLOUR_STRENGTH"):
+    for key in ("WEIGHT", "COLOUR_STRENGTH", "MASKED_WEIGHT"):
         if training[key] < 0:
             raise UserError(f"TRANSFER.SELF_TRAINING.{key} is {training[key]}: it must be at least 0")
     if not 0 <= transfer.ESTIMATOR.TARGET_ERROR < 0.5:

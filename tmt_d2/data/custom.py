@@ -33,6 +33,7 @@ Of a split:
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -45,11 +46,13 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from tmt_d2.data.class_lists import MAX_CLASSES, RGB, ClassList, coloured
-from tmt_d2.data.label_spaces import CLASSES, IGNORE, PALETTE, TRAIN_ID, LabelSpace
+from tmt_d2.data.class_lists import MAX_CLASSES, RGB, ClassList
+from tmt_d2.data.label_spaces import CLASSES, IGNORE, TRAIN_ID, LabelSpace, class_list
 from tmt_d2.data.layouts import CAPTURE, Listing, find, pair
 from tmt_d2.data.reader import DataError
 from tmt_d2.data.registration import Record, check_registered, register_split, split_name, to_records
+
+logger = logging.getLogger(__name__)
 
 KEYS = {"name", "root", "splits", "train_ids", "classes", "class_list", "ignore_ids"}
 PATTERN_KEYS = ("images", "labels", "unlabelled")
@@ -191,15 +194,22 @@ def register_custom(yaml_path: str | Path) -> list[str]:
     return names
 
 
-def register_data(cfg: CfgNode) -> None:
+def register_data(cfg: CfgNode, missing_ok: bool = False) -> None:
     """Register DATASETS.CUSTOM and note DATASETS.SUBSETS; a second call changes nothing.
+
+    Args:
+        missing_ok: a file that is not there is passed over with a warning, for who may do without its splits.
 
     Raises: as `register_custom`; UserError: a subset is not registered.
     """
     for path in cfg.DATASETS.CUSTOM:
-        register_custom(path)
+        if missing_ok and not Path(path).expanduser().is_file():
+            logger.warning("DATASETS.CUSTOM: %s is not here, nor are its splits", path)
+        else:
+            register_custom(path)
     for name in cfg.DATASETS.SUBSETS:
-        check_registered(name, "DATASETS.SUBSETS")
+        if not missing_ok:
+            check_registered(name, "DATASETS.SUBSETS")
         MetadataCatalog.get(name).set(subset=True)
 
 
@@ -386,10 +396,7 @@ def _read_classes(file: Path, key: str, entries: list[Any]) -> tuple[list[str], 
     classes = [name for name in names if name != "ignore"]
     if not 1 <= len(classes) <= MAX_CLASSES:
         raise _wrong(file, key, f"should have 1 to {MAX_CLASSES} classes", len(classes))
-    for name in classes:
-        if name in TRAIN_ID and name not in colors and PALETTE[TRAIN_ID[name]] not in colors.values():
-            colors[name] = PALETTE[TRAIN_ID[name]]
-    return names, coloured(classes, colors)
+    return names, class_list(classes, colors)
 
 
 def _read_color(file: Path, key: str, color: Any) -> RGB:

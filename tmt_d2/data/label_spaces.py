@@ -7,13 +7,13 @@ sets' own documentation and the label definitions of ``cityscapesScripts`` (see 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from tmt_d2.data.class_lists import ClassList
+from tmt_d2.data.class_lists import RGB, ClassList, coloured
 
 IGNORE = 255  # train id of pixels that neither train nor count
 OUTSIDE = 254  # lookup value of an id that the data set does not define: a wrong file, reported as an error
@@ -45,6 +45,14 @@ MAPILLARY_2_COLOUR = (250, 170, 31)  # of id 2 in label files of v2.0, whose ids
 
 TRAIN_ID = {name: index for index, name in enumerate(CLASSES)}
 CITYSCAPES_CLASSES = ClassList(CLASSES, PALETTE)
+
+
+def class_list(names: Sequence[str], given: Mapping[str, RGB]) -> ClassList:
+    """Classes in the colours that are given; then names of the 19 have theirs, unless it is taken, and others
+    generated ones."""
+    familiar = {name: PALETTE[TRAIN_ID[name]] for name in names if name in TRAIN_ID and name not in given}
+    taken = set(given.values())
+    return coloured(names, {**given, **{name: color for name, color in familiar.items() if color not in taken}})
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,10 @@ class LabelChoice:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> LabelChoice:
-        transfer = cfg.TRANSFER
-        return cls(transfer.LABEL_FRACTION, transfer.LABEL_COUNT, transfer.LABEL_SEED, transfer.LABELLED)
+        transfer, seed = cfg.TRANSFER, cfg.TRANSFER.LABEL_SEED
+        if seed < 0 and cfg.SEED < 0:
+            raise UserError(f"TRANSFER.LABEL_SEED is {seed}, which means SEED, and that is {cfg.SEED}: set one of them")
+        return cls(transfer.LABEL_FRACTION, transfer.LABEL_COUNT, seed if seed >= 0 else cfg.SEED, transfer.LABELLED)
 
     def of(self, records: Sequence[Record]) -> list[Record]:
         """The chosen ones among the records that have a label, in their order.
@@ -69,19 +71,29 @@ def label_subset(records: Sequence[Record], fraction: float, seed: int, count: i
     return [records[i] for i in chosen]
 
 
+def listed_names(file: str) -> list[str]:
+    """The lines of ``file`` that are not empty, each once.
+
+    Raises:
+        UserError: it cannot be read, or there is none.
+    """
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"TRANSFER.LABELLED {file} cannot be read: {' '.join(str(error).split())}") from error
+    names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not names:
+        raise UserError(f"TRANSFER.LABELLED {file} names no image")
+    return names
+
+
 def listed(records: Sequence[Record], file: str) -> list[Record]:
     """The records whose image id, or name of the image file with or without folders, stands in a line of ``file``.
 
     Raises:
         UserError: the file cannot be read or is empty, or a line is of no record, or of several.
     """
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"TRANSFER.LABELLED {file} cannot be read: {' '.join(str(error).split())}") from error
-    wanted = dict.fromkeys(line.strip() for line in lines if line.strip())
-    if not wanted:
-        raise UserError(f"TRANSFER.LABELLED {file} names no image")
+    wanted = listed_names(file)
     places: dict[str, set[int]] = {}
     for index, record in enumerate(records):
         path = str(record["file_name"])

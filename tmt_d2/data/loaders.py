@@ -58,7 +58,7 @@ def build_train_loader(
         UserError: the processes cannot share ``batch_size`` equally.
     """
     _check_processes(batch_size, 1, "be shared equally by")
-    records = labelled_records(names)
+    records = records_of(names)
     chosen = (labels or LabelChoice()).of(records)
     logger.info("%s: %d of %d training images", ", ".join(names), len(chosen), len(records))
     return build_group_loader([Group(chosen, batch_size)], mapper, seed, num_workers)
@@ -73,20 +73,18 @@ def build_paired_loader(
     labels: LabelChoice | None = None,
     seed: int | None = None,
     num_workers: int = 0,
-    with_label: bool = True,
 ) -> DataLoader:
     """Endless batches that are half source, half target; each item says which in ``domain``.
 
     Args: as of ``build_train_loader``; labels: of the target images; None: all images, with a label or without.
-    with_label: of the source, only images with a label, else all.
 
     Raises:
         UserError: a process's share of ``batch_size`` is odd.
     """
     _check_processes(batch_size, 2, "be half source, half target in each of")
-    targets = records_of(target_names)
-    targets = targets if labels is None else labels.of(targets)
-    sources = labelled_records(source_names) if with_label else records_of(source_names)
+    sources, targets = records_of(source_names), records_of(target_names)
+    if labels is not None:
+        sources, targets = labelled_records(source_names), labels.of(targets)
     groups = [_marked(sources, SOURCE_DOMAIN), _marked(targets, TARGET_DOMAIN)]
     logger.info("pairs of %d source and %d target images", *map(len, groups))
     return build_group_loader([Group(records, batch_size // 2) for records in groups], mapper, seed, num_workers)

@@ -18,8 +18,9 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
 from tmt_d2.data import label_spaces, layouts
-from tmt_d2.data.class_lists import ClassList, coloured
-from tmt_d2.data.label_spaces import IGNORE, SYNTHIA_13, SYNTHIA_16, LabelSpace
+from tmt_d2.data.class_lists import ClassList
+from tmt_d2.data.label_spaces import IGNORE, SYNTHIA_13, SYNTHIA_16, LabelSpace, class_list
+from tmt_d2.data.labelled import LABEL
 from tmt_d2.data.layouts import Layout, Listing
 from tmt_d2.data.reader import DataError, read_label
 from tmt_d2.errors import UserError, did_you_mean
@@ -123,13 +124,12 @@ def label_space_of(dataset_name: str) -> LabelSpace:
 
 
 def _plain_space(name: str, metadata: Any) -> LabelSpace | None:
-    classes = tuple(metadata.get("stuff_classes", ()))
+    names = tuple(metadata.get("stuff_classes", ()))
+    colors = dict(zip(names, map(tuple, metadata.get("stuff_colors", ()))))
     ignored = frozenset({IGNORE, metadata.get("ignore_label", IGNORE)})
-    ids = {index: index for index in range(len(classes)) if index not in ignored}
-    if not classes:
-        return None
-    colours = dict(zip(classes, map(tuple, metadata.get("stuff_colors", ()))))
-    return LabelSpace(name, ids, frozenset(value for value in ignored if value <= 255), coloured(classes, colours))
+    ids = {index: index for index in range(len(names)) if index not in ignored}
+    classes = class_list(names, colors)
+    return LabelSpace(name, ids, frozenset(value for value in ignored if value <= 255), classes) if names else None
 
 
 def common_classes(splits: Sequence[str]) -> ClassList:
@@ -157,17 +157,13 @@ def labelled_records(splits: Sequence[str]) -> list[Record]:
     """
     records = []
     for name in splits:
-        own = [record for record in records_of([name]) if is_labelled(record)]
+        own = [record for record in records_of([name]) if LABEL in record]
         if not own:
             raise UserError(
                 f"{name} has no image with a label, and labels are trained or measured on: name another split"
             )
         records += own
     return records
-
-
-def is_labelled(record: Mapping[str, Any]) -> bool:
-    return "sem_seg_file_name" in record
 
 
 def read_record_label(record: Mapping[str, str]) -> np.ndarray:

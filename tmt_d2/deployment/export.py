@@ -36,13 +36,15 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tmt_d2.cli import run
+from tmt_d2.cli import log_to_screen, run
 from tmt_d2.deployment.predictor import load_model
 from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.resize import resize
 from tmt_d2.training.checkpoint import CLASSES, encode_classes
+
+logger = logging.getLogger(__name__)
 
 FORMATS = ("onnx", "pt2")
 OPSET = 18  # GridSample came with 16, LayerNormalization with 17
@@ -118,10 +120,12 @@ def export_model(model: MaskFormer, size: tuple[int, int], path: str | Path, fil
     image = sample_image(size, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
+        logger.info("tracing the model at %dx%d", *size)
         program = torch.export.export(fixed, (image,))
         # Both writers want a name; what they leave there only gets its own once it has been compared.
         with atomic_write(path) as file:
             temporary = Path(file.name)
+            logger.info("writing %s", path)
             if file_format == "onnx":
                 _write_onnx(program, image, fixed, temporary)
                 run = _onnx_runner(temporary)
@@ -150,18 +154,19 @@ def compare(fixed: FixedSizeModel, run: Callable[[Tensor], Outputs], size: tuple
     """How far ``run``, what the file does, agrees with the model, and how long both take."""
     images = [sample_image(size, seed) for seed in range(IMAGES)]
     # One after the other: two runtimes that take turns disturb each other's threads.
-    expected, model_seconds = _answers(lambda image: dict(zip(fixed.names, fixed(image))), images)
-    found, file_seconds = _answers(run, images)
+    expected, model_seconds = _answers("model", lambda image: dict(zip(fixed.names, fixed(image))), images)
+    found, file_seconds = _answers("file", run, images)
     pairs = list(zip(expected, found))
     logits = [max(float((a[name] - b[name]).abs().max()) for name in LOGITS) for a, b in pairs]
     labels = [float((a["labels"] == b["labels"]).double().mean()) for a, b in pairs]
     return Agreement(statistics.median(logits), max(logits), statistics.mean(labels), model_seconds, file_seconds)
 
 
-def _answers(function: Callable[[Tensor], Outputs], images: Sequence[Tensor]) -> tuple[list[Outputs], float]:
+def _answers(name: str, function: Callable[[Tensor], Outputs], images: Sequence[Tensor]) -> tuple[list[Outputs], float]:
     """The outputs for each image, and the median time in seconds."""
     answers, seconds = [], []
-    for image in images:
+    for number, image in enumerate(images, 1):
+        logger.info("comparing: the %s on picture %d of %d", name, number, len(images))
         start = time.perf_counter()
         answers.append(function(image))
         seconds.append(time.perf_counter() - start)
@@ -208,12 +213,13 @@ def _pt2_runner(path: Path, names: Sequence[str]) -> Callable[[Tensor], Outputs]
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     size = _size(args.size)
+    log_to_screen()
     _, model = load_model(args.config_file, args.weights, ["MODEL.DEVICE", "cpu", *args.opts])
     found = export_model(model, size, args.output, args.format)
     print(  # noqa: T201  the command's answer
         f"{args.output}: {Path(args.output).stat().st_size / 2**20:.1f} MiB, logits differ by {found.logits:.1e} "
         f"(median of {IMAGES} images, at worst {found.worst:.1e}), {found.labels:.3%} of the labels are equal\n"
-        f"latency at {args.size} on {torch.get_num_threads()} CPU threads: "
+        f"latency at {args.size} on {torch.get_num_threads()} CPU threads, median of {IMAGES} images: "
         f"PyTorch {1000 * found.model_seconds:.0f} ms, {args.format} {1000 * found.file_seconds:.0f} ms"
     )
 

@@ -63,7 +63,7 @@ class Predictor:
     Images are resized as in testing (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST); results have the size of the image as given:
     a file, as in its data set, as stored. An EXIF orientation is not applied (of a file, the log says so), and that of
     a PIL image not looked at: ``ImageOps.exif_transpose(Image.open("photo.jpg"))`` is the photo as a person sees it.
-    TEST.SLIDING_WINDOW and TEST.AUG are obeyed.
+    TEST.PRECISION, TEST.SLIDING_WINDOW and TEST.AUG are obeyed.
 
     Attributes:
         classes: names and colours of the labels, as the checkpoint has them.
@@ -94,14 +94,19 @@ class Predictor:
         self.image_format = image_format
 
     @classmethod
-    def from_config(cls, config_file: str, weights: str = "", opts: Sequence[str] = ()) -> Predictor:
+    def from_config(
+        cls, config_file: str, weights: str = "", opts: Sequence[str] = (), precision: str = ""
+    ) -> Predictor:
         """
         Args:
             weights: checkpoint, path or URL; MODEL.WEIGHTS by default. opts: KEY VALUE ... overrides.
+            precision: "float32" or "bfloat16" (or "bf16"); TEST.PRECISION by default.
 
         Raises:
             FileNotFoundError, UserError: config or checkpoint cannot be used; one line.
         """
+        if precision:
+            opts = [*opts, "TEST.PRECISION", {"bf16": "bfloat16"}.get(precision, precision)]
         return cls.of_model(*load_model(config_file, weights, opts))
 
     @classmethod
@@ -192,7 +197,7 @@ class WithTransferability(nn.Module):
 
 def load_model(config_file: str, weights: str = "", opts: Sequence[str] = ()) -> tuple[CfgNode, MaskFormer]:
     """The model in evaluation mode with its weights, and its config; TMT models also say their transferability. The
-    config's custom data sets are registered.
+    config's custom data sets are registered, where they are here: the classes stand in the checkpoint.
 
     Args:
         weights: checkpoint, path or URL; MODEL.WEIGHTS by default. opts: KEY VALUE ... overrides.
@@ -204,7 +209,7 @@ def load_model(config_file: str, weights: str = "", opts: Sequence[str] = ()) ->
     if weights:
         cfg.MODEL.WEIGHTS = weights
     cfg.MODEL.TMT.OUTPUT_TRANSFERABILITY = True  # also where attention does not use it ("w/o TMA")
-    register_data(cfg)
+    register_data(cfg, missing_ok=True)
     return cfg, checkpoint.load_model(cfg)
 
 

@@ -31,10 +31,11 @@ class Plan:
     """What a matrix file says, checked; its keys are these, and ``sources`` and ``targets`` instead of ``pairs``.
 
     pairs: (source, target) in the order of the file. methods: methods and variants, files of ``configs``. seeds: empty
-    means SEED of ``source.yaml``. label_fractions: empty means TRANSFER.LABEL_FRACTION of each method's file. options:
-    KEY VALUE overrides for all units, and by kind for units of that kind. scores: arguments of ``score_checkpoint``, or
-    None: no scores. guess: seconds of an "iteration" and of an "evaluation" where none was measured. render: "train"
-    and "val" images of each data set that the command draws before the first unit; None: the data is there.
+    means SEED of ``source.yaml``. label_fractions, label_counts: both empty means what each method's file says.
+    options: KEY VALUE overrides for all units, and by kind for units of that kind. scores: arguments of
+    ``score_checkpoint``, or None: no scores. guess: seconds of an "iteration" and of an "evaluation" where none was
+    measured. render: "train" and "val" images of each data set that the command draws before the first unit; None: the
+    data is there.
     """
 
     configs: Path
@@ -42,6 +43,7 @@ class Plan:
     methods: tuple[str, ...]
     seeds: tuple[int, ...] = ()
     label_fractions: tuple[float, ...] = ()
+    label_counts: tuple[int, ...] = ()
     sweeps: tuple[Sweep, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     kind_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -98,7 +100,10 @@ def _plan(content: Any, folder: Path) -> Plan:
         pairs=_pairs(content),
         methods=methods,
         seeds=tuple(_list(content, "seeds", int, [1])),
-        label_fractions=tuple(map(float, _list(content, "label_fractions", float, [1.0]))),
+        label_fractions=tuple(
+            map(float, _list(content, "label_fractions", float, () if "label_counts" in content else [1.0]))
+        ),
+        label_counts=tuple(_list(content, "label_counts", int, ())),
         sweeps=tuple(
             _sweep(name, item, configs, methods) for name, item in _mapping(content.get("sweeps", {}), "sweeps").items()
         ),
@@ -170,6 +175,8 @@ def _mapping(value: Any, what: str, known: Collection[str] | None = None) -> dic
 
 def _list(content: Mapping[str, Any], key: str, kind: type, default: Sequence[Any] | None = None) -> list[Any]:
     value = content.get(key, default)
+    if key not in content and default is not None:
+        return list(default)
     kinds = (int, float) if kind is float else kind
     if not isinstance(value, (list, tuple)) or not value or not all(isinstance(item, kinds) for item in value):
         each = {str: "name", int: "whole number", float: "number", object: "value"}[kind]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -19,6 +20,23 @@ STAGE_RECORD = "stage.json"
 SCORES_FILE = "scores.json"
 
 
+@dataclass(frozen=True, order=True)
+class Labels:
+    """How many labelled target pictures a fine-tuning had: a share of them, or else a number. The smaller the less,
+    if every number is less than every share."""
+
+    fraction: float
+    count: int = 0
+
+    def __str__(self) -> str:
+        if self.fraction:
+            return "all labels" if self.fraction == 1 else f"{self.fraction:.3g} of the labels"
+        return f"{self.count} label{'s' if self.count != 1 else ''}"
+
+
+ALL = Labels(1.0)
+
+
 class _Source(TypedDict):
     kind: str
     source: str
@@ -29,16 +47,22 @@ class About(_Source, total=False):
     """What a unit is for.
 
     kind: of ``KINDS``. target: of all but source models. variant: of an estimator that differs from the shared one,
-    empty for that. method, label_fraction: of fine-tuning; sweep, key, value: of one in a sweep.
+    empty for that. method, label_fraction or label_count: of fine-tuning; sweep, key, value: of one in a sweep.
     """
 
     target: str
     variant: str
     method: str
     label_fraction: float
+    label_count: int
     sweep: str
     key: str
     value: Any
+
+
+def labels_of(about: Mapping[str, Any]) -> Labels:
+    """Of a fine-tuning."""
+    return Labels(0.0, about["label_count"]) if "label_count" in about else Labels(about["label_fraction"])
 
 
 class Identity(TypedDict, total=False):

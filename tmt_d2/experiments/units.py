@@ -11,11 +11,12 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from tmt_d2.config import setup_cfg
+from tmt_d2.data.labelled import listed_names
 from tmt_d2.data.registration import split_name
 from tmt_d2.errors import UserError, did_you_mean
 from tmt_d2.experiments import records
 from tmt_d2.experiments.plan import Plan, Sweep
-from tmt_d2.experiments.records import About, Identity, StageRecord
+from tmt_d2.experiments.records import About, Identity, Labels, StageRecord
 from tmt_d2.methods.table import method_of
 
 # What an estimator is trained for: a method or variant that says something else here needs one of its own.
@@ -94,15 +95,17 @@ class _PairUnits:
                 cfg = self.cfg("source", name, kind, self.weights)
                 scores = self.plan.scores if kind == "scores" else None
                 yield Unit(name, cfg, (self.source_name,), self.about(kind), scores)
-        for fraction in self.plan.label_fractions or (None,):
+        labels: list[Sequence[Any]] = [("TRANSFER.LABEL_COUNT", count) for count in self.plan.label_counts]
+        labels += [("TRANSFER.LABEL_FRACTION", fraction) for fraction in self.plan.label_fractions]
+        for choice in labels or [()]:
             for method in self.plan.methods:
-                yield from self.cell(method, fraction)
+                yield from self.cell(method, choice)
             for sweep in self.plan.sweeps:
                 for method in sweep.methods:
                     own = self.own_value(method, sweep)
                     for value in sweep.values:
                         if value != own or method not in self.plan.methods:  # else it is a cell of the plan anyway
-                            yield from self.cell(method, fraction, sweep, value)
+                            yield from self.cell(method, choice, sweep, value)
 
     def about(self, kind: str) -> About:
         return {"kind": kind, "source": self.source, "target": self.target, "seed": self.seed}
@@ -115,14 +118,12 @@ class _PairUnits:
             node = node[part]
         return node
 
-    def cell(
-        self, method: str, fraction: float | None, sweep: Sweep | None = None, value: Any = None
-    ) -> Iterator[Unit]:
-        if fraction is None:
-            fraction = self.cfg(method, "", "finetune").TRANSFER.LABEL_FRACTION
+    def cell(self, method: str, labels: Sequence[Any], sweep: Sweep | None = None, value: Any = None) -> Iterator[Unit]:
+        """labels: key and value of TRANSFER that say how many; empty: what file and overrides say."""
         part = method if sweep is None else f"{method}/{sweep.name}-{_plain(value)}"
-        name = f"finetune/{self.cell_name}/{part}/labels{_plain(fraction)}/seed{self.seed}"
-        extra = ["TRANSFER.LABEL_FRACTION", fraction, *([] if sweep is None else [sweep.key, str(value)])]
+        extra = [*labels, *([] if sweep is None else [sweep.key, str(value)])]
+        amount = label_amount(self.cfg(method, "", "finetune", extra=extra))
+        name = f"finetune/{self.cell_name}/{part}/{_folder(amount)}/seed{self.seed}"
         cfg = self.cfg(method, name, "finetune", self.weights, extra)
         needs = self.source_name
         if method_of(cfg).starts_from == "estimator":
@@ -131,7 +132,8 @@ class _PairUnits:
             needs = str(Path(estimator.OUTPUT_DIR).relative_to(self.output))
             yield Unit(needs, estimator, (self.source_name,), {**self.about("estimator"), "variant": variant})
             cfg = self.cfg(method, name, "finetune", f"{estimator.OUTPUT_DIR}/model_final.pth", extra)
-        about: About = {**self.about("finetune"), "method": method, "label_fraction": fraction}
+        about: About = {**self.about("finetune"), "method": method}
+        about |= {"label_fraction": amount.fraction} if amount.fraction else {"label_count": amount.count}
         if sweep is not None:
             about |= {"sweep": sweep.name, "key": sweep.key, "value": value}
         yield Unit(name, cfg, (needs,), about)
@@ -167,6 +169,24 @@ def estimator_cfg(shared: CfgNode, method: CfgNode) -> tuple[str, CfgNode]:
     cfg.OUTPUT_DIR = "-".join([cfg.OUTPUT_DIR, *differences])
     cfg.freeze()
     return "-".join(differences), cfg
+
+
+def label_amount(cfg: CfgNode) -> Labels:
+    """How many labelled target pictures the fine-tuning reads.
+
+    Raises:
+        UserError: TRANSFER.LABELLED cannot be read.
+    """
+    transfer = cfg.TRANSFER
+    if method_of(cfg).mixes_groups and not transfer.SELF_TRAINING.LABELLED:
+        return Labels(0.0, 0)
+    if transfer.LABELLED:
+        return Labels(0.0, len(listed_names(transfer.LABELLED)))
+    return Labels(0.0, transfer.LABEL_COUNT) if transfer.LABEL_COUNT else Labels(transfer.LABEL_FRACTION)
+
+
+def _folder(amount: Labels) -> str:
+    return f"labels{_plain(amount.fraction)}" if amount.fraction else f"count{amount.count}"
 
 
 def _setting(key: str, value: Any) -> str:

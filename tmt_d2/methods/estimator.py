@@ -19,10 +19,11 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from tmt_d2.data.label_spaces import IGNORE
+from tmt_d2.data.labelled import LABEL
 from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.reader import read_label
-from tmt_d2.data.registration import is_labelled, label_space_of, labelled_records, records_of
+from tmt_d2.data.registration import label_space_of, labelled_records, records_of
 from tmt_d2.modeling.mask_former import valid_positions
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.transferability import proxy_a_distance
@@ -177,9 +178,8 @@ def measure(
     logits: dict[str, list[list[Tensor]]] = {domain: [[] for _ in levels] for domain in loaders}
     spread: list[list[float]] = [[] for _ in levels]
     stability: list[list[float]] = [[] for _ in levels]
-    classes = training.model.class_list.names
-    sums = np.zeros((len(levels), len(classes)))
-    counts = np.zeros((len(levels), len(classes)))
+    classes: Sequence[str] = ()  # of the target, which may have others than the source model
+    sums, counts = np.zeros((2, len(levels), IGNORE))
     training.eval()
     for domain, loader in loaders.items():
         for batch in loader:
@@ -196,7 +196,8 @@ def measure(
                 stability[level].append(
                     spearman(result.region_logits[exists].cpu(), twin) if has_twin else float("nan")
                 )
-                if is_labelled(batch[0]):
+                if LABEL in batch[0]:
+                    classes = label_space_of(batch[0]["dataset"]).classes.names
                     _add_by_class(sums[level], counts[level], t_map, batch[0])
     training.train()
     distances = [

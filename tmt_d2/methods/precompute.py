@@ -22,7 +22,7 @@ from tmt_d2.data.labelled import LabelChoice
 from tmt_d2.data.loaders import UNREADABLE
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.maps import TransferabilityMaps
-from tmt_d2.data.registration import labelled_records
+from tmt_d2.data.registration import records_of
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.processes.signals import Stoppable
 
@@ -57,7 +57,7 @@ def prepare_maps(
     weights = PathManager.get_local_path(cfg.MODEL.WEIGHTS)
     parent = Path(weights).parent / FOLDER if cfg.TRANSFER.MAPS == "auto" else Path(cfg.TRANSFER.MAPS)
     maps = TransferabilityMaps(parent / _fingerprint(cfg, weights))
-    records = LabelChoice.from_config(cfg).of(labelled_records(cfg.DATASETS.TRAIN))
+    records = LabelChoice.from_config(cfg).of(records_of(cfg.DATASETS.TRAIN))
     missing = [record for record in records if os.path.isfile(record["file_name"]) and not maps.path(record).is_file()]
     comm.synchronize()  # everybody has looked before anybody writes
     if missing:

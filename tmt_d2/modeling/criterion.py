@@ -75,7 +75,9 @@ class SetCriterion(nn.Module):
         Args:
             outputs: of the decoder; "pred_masks" may also be tensors (B, Q, h, w), and "aux_outputs" missing.
             targets: per image "labels" (T,) long and "masks" (T, H, W) bool, all of one size; to "ignore" the other
-                pixels, also "labelled" (H, W) bool.
+                pixels, also "labelled" (H, W) bool. Pseudo-labels have "weights" (T,), of the mask and dice losses, and
+                "no_object", which that class's weight is multiplied by; the other pixels of these are always ignored.
+                In one call all targets are such or none.
             num_masks: K averaged over all the calls that make one step; by default over the processes of this call.
             seeds: per image, of its random points; without them all points come from the global generator.
 
@@ -145,6 +147,9 @@ class SetCriterion(nn.Module):
         for image, (target, chosen) in enumerate(zip(targets, queries)):
             wanted[:, image].scatter_(1, chosen, target["labels"].expand(len(chosen), -1))
         losses = F.cross_entropy(class_logits.flatten(0, 2), wanted.flatten(), self.empty_weight, reduction="none")
+        if targets and "no_object" in targets[0]:
+            scale = torch.tensor([target["no_object"] for target in targets], device=losses.device)
+            losses = losses * torch.where(wanted == self.num_classes, scale[:, None], 1.0).flatten()
         no_object = self.empty_weight[-1]
         labels = torch.cat([target["labels"] for target in targets])
         of_class = self.empty_weight[labels].mean() if len(labels) else 1.0  # 1 unless a checkpoint says otherwise
@@ -182,12 +187,15 @@ class SetCriterion(nn.Module):
         if counted is not None:
             loss_mask = loss_mask / counted.mean(-1).clamp(min=LEAST)
         loss_dice = 1 - (overlap + 1) / (probabilities.sum(-1) + wanted_points.sum(-1) + 1)
+        if "weights" in targets[0]:
+            weights = torch.cat([target["weights"] for target in targets])[:, None]
+            loss_mask, loss_dice = loss_mask * weights, loss_dice * weights
         return loss_mask.sum(0) / num_masks, loss_dice.sum(0) / num_masks
 
     def _counted(self, targets: Sequence[Mapping[str, Tensor]], points: Sequence[Tensor]) -> Tensor | None:
         """How much of each point counts, what of it lies in labelled pixels: points of each image (T, P, 2) -> (K, P)
         in [0, 1]; None = all of it."""
-        if self.ignored_pixels == "background":
+        if self.ignored_pixels == "background" and not (targets and "weights" in targets[0]):
             return None
         labelled = [t["labelled"].float().expand(len(some), 1, -1, -1) for t, some in zip(targets, points)]
         return torch.cat([_at(maps, some, "border")[:, 0] for maps, some in zip(labelled, points)])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.linear import Linear
+from tmt_d2.modeling.precision import at_least_float32
 from tmt_d2.modeling.tracing import is_traced
 
 logger = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ class MSDeformAttn(nn.Module):
         B, Q, _ = query.shape
         M, L, P = self.n_heads, self.n_levels, self.n_points
         value = self.value_proj(inputs).unflatten(-1, (M, -1))
-        query = query.to(torch.promote_types(query.dtype, torch.float32))
+        query = at_least_float32(query)
         with torch.autocast(query.device.type, enabled=False):  # rounded, points would be off by parts of a cell
             offsets = self.sampling_offsets(query).view(B, Q, M, L, P, 2)
             weights = self.attention_weights(query).view(B, Q, M, L * P).softmax(-1).view(B, Q, M, L, P)

@@ -27,8 +27,9 @@ from tmt_d2.data.targets import padded_labels, semantic_targets
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.criterion import SetCriterion
 from tmt_d2.modeling.mask_former_head import MaskFormerHead
-from tmt_d2.modeling.mask_logits import DecoderOutputs
+from tmt_d2.modeling.mask_logits import DecoderOutputs, MaskLogits
 from tmt_d2.modeling.official import unused_settings
+from tmt_d2.modeling.precision import at_least_float32
 from tmt_d2.modeling.resize import resize
 from tmt_d2.modeling.tracing import is_traced
 from tmt_d2.modeling.transformer_decoder import AttentionLimits, DecoderInputs, LayerTrace
@@ -211,11 +212,18 @@ class MaskFormer(nn.Module):
         images: ImageList,
         num_masks: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Weighted losses of all decoder outputs."""
+        """Weighted losses of all decoder outputs.
+
+        Records with pseudo-labels have "mask_weights", by class (256,), and "no_object": see ``SetCriterion``.
+        """
         ignore = self.sem_seg_head.ignore_value
         labels = padded_labels(batched_inputs, images.tensor.shape[-2:], self.device, ignore)
         seeds = [record["seed"] for record in batched_inputs if "seed" in record]
-        targets = semantic_targets(labels, ignore)
+        targets: list[dict[str, Any]] = [*semantic_targets(labels, ignore)]
+        for target, record in zip(targets, batched_inputs):
+            if "mask_weights" in record:
+                target["weights"] = record["mask_weights"][target["labels"]]
+                target["no_object"] = record["no_object"]
         losses = self.criterion(outputs, targets, num_masks, seeds if len(seeds) == len(targets) else None)
         return {name: loss * self.criterion.weight_dict[name] for name, loss in losses.items()}
 
@@ -226,18 +234,20 @@ class MaskFormer(nn.Module):
 
     def postprocess(self, passed: Pass, batched_inputs: Sequence[Record], images: ImageList) -> list[dict[str, Any]]:
         """Class scores of every pixel at the wanted output size."""
-        outputs = passed.outputs
+        class_logits, masks = passed.outputs["pred_logits"], passed.outputs["pred_masks"]
+        masks = MaskLogits(at_least_float32(masks.embeddings), at_least_float32(masks.features))
         padded_size = tuple(images.tensor.shape[-2:])
         results = []
-        for logits, mask, record, (height, width) in zip(
-            outputs["pred_logits"], outputs["pred_masks"].dense(), batched_inputs, images.image_sizes
-        ):
-            size = (record.get("height", height), record.get("width", width))
-            if self.postprocess_before_inference:
-                scores = semantic_scores(logits, resize(resize(mask, padded_size)[:, :height, :width], size))
-            else:
-                scores = resize(upsampled_scores(logits, mask, padded_size)[:, :height, :width], size)
-            results.append({"sem_seg": scores})
+        with torch.autocast(self.device.type, enabled=False):  # rounded scores of two classes would often be equal
+            for logits, mask, record, (height, width) in zip(
+                at_least_float32(class_logits), masks.dense(), batched_inputs, images.image_sizes
+            ):
+                size = (record.get("height", height), record.get("width", width))
+                if self.postprocess_before_inference:
+                    scores = semantic_scores(logits, resize(resize(mask, padded_size)[:, :height, :width], size))
+                else:
+                    scores = resize(upsampled_scores(logits, mask, padded_size)[:, :height, :width], size)
+                results.append({"sem_seg": scores})
         return results
 
     @torch.no_grad()

@@ -7,6 +7,8 @@ in bfloat16 (oneDNN). Both run in float32 here.
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,11 +18,33 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+logger = logging.getLogger(__name__)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
 
 def cpu_has_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 faster than float32."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def bfloat16_where_faster(device_type: str, key: str) -> torch.dtype | None:
+    """For ``mixed_precision``: None on a CPU that is not faster with bfloat16, which the log says once.
+
+    key: the setting that asks for it, for the log.
+    """
+    if device_type != "cpu" or cpu_has_bfloat16():
+        return torch.bfloat16
+    _say_once(f"{key} bfloat16: this processor is not faster with it, so float32 is used")
+    return None
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    logger.info(message)
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def ids_table(label_space: LabelSpace) -> np.ndarray:
     own: dict[int, int] = {}
     for value, train_id in sorted(label_space.train_ids.items()):
         if train_id in own:
-            name = label_space.classes[train_id]
+            name = label_space.classes.names[train_id]
             raise UserError(f"{label_space.name} has ids {own[train_id]} and {value} for {name}: take train ids")
         own[train_id] = table[train_id] = value
     return table
@@ -97,7 +97,8 @@ def predict_files(
                 report(f"left out: {prediction}")
             else:
                 for kind, folder in files.items():
-                    _write_png(folder / f"{picture.name}.png", _drawn(kind, pixels, prediction, ids, predictor.classes))
+                    drawn = _drawn(kind, pixels, prediction, ids, predictor.classes)
+                    _write_png(folder / f"{picture.name}.png", drawn)
                 outcome.predicted += 1
             progress.update()
     return outcome

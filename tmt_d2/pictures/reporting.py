@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from tmt_d2.config import setup_cfg
 from tmt_d2.data.label_spaces import LabelSpace
+from tmt_d2.data.labelled import LABEL
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.reader import read_image_of, read_label, read_pair
-from tmt_d2.data.registration import check_registered, is_labelled, label_space_of, labelled_records, records_of
+from tmt_d2.data.registration import check_registered, label_space_of, labelled_records, records_of
 from tmt_d2.deployment import load_model
 from tmt_d2.deployment.streaming import IMAGES
 from tmt_d2.errors import UserError, did_you_mean
@@ -93,8 +94,8 @@ def report_image(
 ) -> AttentionReport:
     """One image through one model, at the size of the file or smaller; see ``attention_report``."""
     truth = None
-    if is_labelled(record):
-        picture, truth = read_pair(record, label_space_for(loaded, record["dataset"]))
+    if LABEL in record:
+        picture, truth = read_pair(record, label_space_for(loaded.model, record["dataset"]))
     else:
         picture = read_image_of(record)
     whole: Size = (picture.shape[0], picture.shape[1])
@@ -111,17 +112,15 @@ def report_image(
     )
 
 
-def label_space_for(loaded: LoadedModel, split: str) -> LabelSpace:
+def label_space_for(model: MaskFormer, split: str) -> LabelSpace:
     """That of a registered split.
 
     Raises:
         UserError: the model has other classes: its predictions cannot be held against these labels.
     """
     space = label_space_of(split)
-    if space.classes.names != loaded.model.class_list.names:
-        raise UserError(
-            f"{split} has {space.classes}, {loaded.weights} has {loaded.model.class_list}: show other images"
-        )
+    if space.classes.names != model.class_list.names:
+        raise UserError(f"{split} has {space.classes}, the model has {model.class_list}: name a split with its classes")
     return space
 
 
@@ -135,7 +134,7 @@ def scaled(selector: Selector, whole: Size, shown: Size) -> Selector:
 def split_statistics(loaded: LoadedModel, split: str, limit: int | None = None) -> dict[str, Any]:
     """``Statistics.result`` of a registered split, with where it comes from and the measured proxy A-distance."""
     check_registered(split, "--statistics")
-    label_space = label_space_for(loaded, split)
+    label_space = label_space_for(loaded.model, split)
     records = tqdm(labelled_records([split])[:limit], desc=split, unit="image")
     items = ((loaded.mapper(record), read_label(record["sem_seg_file_name"], label_space)) for record in records)
     origin = {"split": split, "config_file": loaded.config_file, "weights": loaded.weights}

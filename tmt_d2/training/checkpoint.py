@@ -54,8 +54,8 @@ _ARRAY_PARTS = {
 
 
 FINAL = "model_final"
-METHOD_TRAINING = "method_training"  # what a method's training remembers, where there is a ``MethodTraining``
 CLASSES = "classes"  # {"names": [str], "colors": [[red, green, blue]]}, of ``ClassList``; not in files of others
+METHOD_TRAINING = "method_training"  # what a method's training remembers, where there is a ``MethodTraining``
 ENDED_AFTER = "ended_after"  # iterations; a checkpoint has this entry where ``keep_weights`` took the trainer's state
 _PERIODIC = re.compile(r"model_\d{7}\.pth")
 

@@ -23,7 +23,7 @@ from tmt_d2.data.class_lists import ClassList
 from tmt_d2.data.labelled import LabelChoice
 from tmt_d2.data.loaders import Shares, build_paired_loader, build_semi_supervised_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper
-from tmt_d2.data.registration import check_registered, common_classes, labelled_records
+from tmt_d2.data.registration import check_registered, common_classes, label_space_of, labelled_records
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import metric_names
 from tmt_d2.files import atomic_write, remove_temporaries, write_json
@@ -143,7 +143,8 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
     """Raise one-line errors for what would otherwise fail, or mislead, long after the start.
 
     Returns:
-        what all splits of the stage call their classes, which the model will have.
+        the one class list of all splits with labels that count, which the model will have; the estimator's are those of
+        the source model, so of the source.
     """
     stage, method = cfg.TRANSFER.STAGE, method_of(cfg)
     architecture = {"source": None, "estimator": ESTIMATED, "finetune": method.architecture}[stage]
@@ -162,8 +163,10 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
         keys += ["UNLABELLED"] if method.mixes_groups and cfg.DATASETS.UNLABELLED else []
     if stage == "estimator":
         keys += ["SOURCE_TEST"] if eval_only else ["SOURCE_TRAIN", "SOURCE_TEST"]
-    labelled = {"TEST", "SOURCE_TRAIN", *(() if method.mixes_groups else ("TRAIN",))} if stage != "estimator" else set()
-    used: list[str] = []
+    says_classes = {"SOURCE_TRAIN", "SOURCE_TEST"} if stage == "estimator" else {"TRAIN", "TEST", "SOURCE_TRAIN"}
+    needs_labels = set() if stage == "estimator" else says_classes
+    if stage == "finetune" and method.mixes_groups:
+        needs_labels = needs_labels - {"TRAIN"}  # its loader finds those that have one
     seen = {*cfg.DATASETS.SOURCE_TRAIN, *cfg.DATASETS.TRAIN} if stage == "estimator" else set()
     for key in keys:
         names = cfg.DATASETS[key]
@@ -177,8 +180,7 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
                     "measured on images that they have not seen, name a held-out split"
                 )
             # A missing root or file speaks up now, not at the first evaluation.
-            _ = labelled_records([name]) if key in labelled else DatasetCatalog.get(name)
-            used.append(name)
+            _ = labelled_records([name]) if key in needs_labels else DatasetCatalog.get(name)
     both = {*cfg.DATASETS.SOURCE_TRAIN} & {*cfg.DATASETS.TRAIN}
     if both and "SOURCE_TRAIN" in keys:
         logger.warning(
@@ -187,6 +189,9 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
         )
     if stage != "estimator" and not eval_only:
         _check_best(cfg)
+    used = [name for key in keys if key in says_classes for name in cfg.DATASETS[key]]
+    if stage == "finetune" and not eval_only and mixed.source:
+        _check_source(cfg)
     classes, configured = common_classes(used), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if configured not in (len(classes), *NUM_CLASSES_UNSET):
         raise UserError(
@@ -194,6 +199,23 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
             "leave it out, as it follows from the data sets"
         )
     return classes
+
+
+def _check_source(cfg: CfgNode) -> None:
+    """Of the target's classes the source has some; which it lacks, only the target's labels can teach."""
+    target, source = (
+        set().union(*({*space.train_ids.values()} - {*space.never_occurs} for space in map(label_space_of, names)))
+        for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.SOURCE_TRAIN)
+    )
+    names = label_space_of(cfg.DATASETS.TRAIN[0]).classes.names
+    lacking = ", ".join(names[index] for index in sorted(target - source))
+    if not target & source:
+        raise UserError(
+            f"DATASETS.SOURCE_TRAIN {', '.join(cfg.DATASETS.SOURCE_TRAIN)} has none of the target's classes "
+            f"({lacking}): name another source, or set TRANSFER.SELF_TRAINING.SOURCE 0.0"
+        )
+    if lacking:
+        logger.warning("the source has no %s: only labels of the target can teach them", lacking)
 
 
 def _check_best(cfg: CfgNode) -> None:
@@ -339,7 +361,6 @@ def _run_estimator(cfg: CfgNode, model: TransferableMaskFormer, resume: bool, ev
         cfg.SOLVER.IMS_PER_BATCH,
         seed=_seed(cfg),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        with_label=False,
     )
     trainer = StageTrainer(
         cfg, model=model, training_module=training, data_loader=loader, evaluate=lambda: measure(training, held_out)

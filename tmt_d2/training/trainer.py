@@ -34,7 +34,7 @@ from tmt_d2.errors import UserError
 from tmt_d2.evaluation.inference import build_inference
 from tmt_d2.evaluation.semantic import SemanticEvaluator, evaluate_split, metrics_table
 from tmt_d2.files import atomic_write, write_json
-from tmt_d2.modeling.precision import cpu_has_bfloat16
+from tmt_d2.modeling.precision import bfloat16_where_faster
 from tmt_d2.processes import signals
 from tmt_d2.randomness import seed_everything
 from tmt_d2.training.anomaly import find_anomalies
@@ -331,14 +331,12 @@ class _Save(hooks.HookBase):
 def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     if not cfg.SOLVER.AMP.ENABLED:
         return None
+    if cfg.SOLVER.AMP.DTYPE == "bfloat16":
+        return bfloat16_where_faster(cfg.MODEL.DEVICE, "SOLVER.AMP.DTYPE")
     if cfg.MODEL.DEVICE == "cpu":
-        if cfg.SOLVER.AMP.DTYPE == "float16":
-            logger.info("SOLVER.AMP.DTYPE float16 is for GPUs: training in float32; bfloat16 works on some CPUs, too")
-            return None
-        if not cpu_has_bfloat16():
-            logger.info("SOLVER.AMP.DTYPE bfloat16: this processor is not faster with it: training in float32")
-            return None
-    return getattr(torch, cfg.SOLVER.AMP.DTYPE)
+        logger.info("SOLVER.AMP.DTYPE float16 is for GPUs: training in float32; bfloat16 works on some CPUs, too")
+        return None
+    return torch.float16
 
 
 def _check_share(sampler: StepSampler, accumulation_steps: int) -> None:

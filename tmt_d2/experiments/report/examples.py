@@ -16,6 +16,7 @@ from tmt_d2.data.label_spaces import IGNORE
 from tmt_d2.data.reader import read_pair
 from tmt_d2.data.registration import labelled_records
 from tmt_d2.evaluation.semantic import labels_at_size
+from tmt_d2.experiments.records import Labels
 from tmt_d2.experiments.report.results import Results
 from tmt_d2.methods.table import OURS
 from tmt_d2.pictures.html import data_uri
@@ -47,12 +48,12 @@ class Thumbnail(NamedTuple):
     picture: str
 
 
-def examples(results: Results, images: int, fraction: float) -> list[Example]:
+def examples(results: Results, images: int, labels: Labels) -> list[Example]:
     """The first ``images`` held-out pictures of the first pair and seed, by every method; runs the models."""
     if not images or not results.fine_tuned:
         return []
     pair, seed = results.fine_tuned[0].pair, results.fine_tuned[0].about["seed"]
-    runs = [run for method in results.methods() for run in results.of(method, fraction) if run.cell == (pair, seed)]
+    runs = [run for method in results.methods() for run in results.of(method, labels) if run.cell == (pair, seed)]
     source = [run for run in results.source if (run.about["source"], run.about["seed"]) == (pair[0], seed)]
     names = setup_cfg(str(runs[0].folder / "config.yaml")).DATASETS.TEST
     views: dict[str, dict[str, str]] = {}
@@ -67,14 +68,14 @@ def examples(results: Results, images: int, fraction: float) -> list[Example]:
 
 
 @torch.no_grad()
-def worst(results: Results, count: int, fraction: float) -> dict[str, list[Thumbnail]]:
+def worst(results: Results, count: int, labels: Labels) -> dict[str, list[Thumbnail]]:
     """The ``count`` held-out pictures of the first pair and seed with the largest error, and those with the highest
     mean T, by the method that is ours, or else the last; runs one model over the whole split."""
     if not count or not results.fine_tuned:
         return {}
     cell = results.fine_tuned[0].cell
     method = OURS if OURS in results.methods() else results.methods()[-1]
-    runs = [run for run in results.of(method, fraction) if run.cell == cell]
+    runs = [run for run in results.of(method, labels) if run.cell == cell]
     if not runs:
         return {}
     cfg = setup_cfg(str(runs[0].folder / "config.yaml"))
@@ -92,7 +93,7 @@ def worst(results: Results, count: int, fraction: float) -> dict[str, list[Thumb
 
 def _thumbnail(loaded: LoadedModel, record: dict[str, Any]) -> Thumbnail:
     """Errors in red over the picture, half of it, and the picture."""
-    whole, truth = read_pair(record, label_space_for(loaded, record["dataset"]))
+    whole, truth = read_pair(record, label_space_for(loaded.model, record["dataset"]))
     result = loaded.model([loaded.mapper(record)])[0]
     prediction = labels_at_size(result["sem_seg"], truth.shape).cpu().numpy()
     labelled = int((truth != IGNORE).sum())
@@ -106,7 +107,7 @@ def _thumbnail(loaded: LoadedModel, record: dict[str, Any]) -> Thumbnail:
 @torch.no_grad()
 def _views(loaded: LoadedModel, record: dict[str, Any], name: str) -> dict[str, np.ndarray]:
     """The picture, its truth, and what the model of that name makes of it, WIDTH wide."""
-    whole, truth = read_pair(record, label_space_for(loaded, record["dataset"]))
+    whole, truth = read_pair(record, label_space_for(loaded.model, record["dataset"]))
     classes = loaded.model.class_list
     height, width = whole.shape[:2]
     picture = resized(whole, (round(height * WIDTH / width), WIDTH))

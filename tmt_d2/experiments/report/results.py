@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tmt_d2.experiments.records import STAGE_RECORD, read_values
+from tmt_d2.experiments.records import STAGE_RECORD, Labels, labels_of, read_values
 from tmt_d2.methods.table import METHODS
 
 METRICS = ("mIoU", "fwIoU", "mACC")
@@ -36,6 +36,10 @@ class Run:
         return self.about.get("method", "")
 
     @property
+    def labels(self) -> Labels:
+        return labels_of(self.about)
+
+    @property
     def cell(self) -> tuple[Pair, int]:
         """What two methods are compared within: pair and seed."""
         return self.pair, self.about["seed"]
@@ -52,8 +56,8 @@ class Results:
     fine_tuned: list[Run] = field(default_factory=list)
     swept: list[Run] = field(default_factory=list)
 
-    def fractions(self) -> list[float]:
-        return sorted({run.about["label_fraction"] for run in self.fine_tuned}, reverse=True)
+    def labels(self) -> list[Labels]:
+        return sorted({run.labels for run in self.fine_tuned}, reverse=True)
 
     def methods(self) -> list[str]:
         names = {run.method for run in self.fine_tuned}
@@ -65,8 +69,8 @@ class Results:
     def seeds(self) -> list[int]:
         return sorted({run.about["seed"] for run in self.fine_tuned})
 
-    def of(self, method: str, fraction: float) -> list[Run]:
-        return [run for run in self.fine_tuned if run.method == method and run.about["label_fraction"] == fraction]
+    def of(self, method: str, labels: Labels) -> list[Run]:
+        return [run for run in self.fine_tuned if run.method == method and run.labels == labels]
 
 
 def read_results(output: Path) -> Results:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from tmt_d2.experiments.report.results import by_cell
-from tmt_d2.experiments.report.view import MIOU, View, share
+from tmt_d2.experiments.report.view import MIOU, View
 from tmt_d2.methods.table import BASELINE, OURS
 
 
 def verdict(view: View) -> str:
     """Whether TMT, or else the first method, gains over the baseline, or that it has not been shown."""
     pairs, seeds = len(view.pairs), len(view.results.seeds())
-    text = f"{pairs} pair{'s' if pairs != 1 else ''}, {seeds} seed{'s' if seeds != 1 else ''}, {share(view.fraction)}. "
+    text = f"{pairs} pair{'s' if pairs != 1 else ''}, {seeds} seed{'s' if seeds != 1 else ''}, {view.labels}. "
     method = OURS if OURS in view.others else (view.others[0] if view.others else "")
     difference = view.difference(method) if method else None
     if difference is None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from tmt_d2.experiments.records import Labels
 from tmt_d2.experiments.report.results import IOU, METRICS, Results, by_cell, by_pair, classes_of
 from tmt_d2.experiments.report.statistics import paired_difference, spread
 from tmt_d2.files import atomic_write
 from tmt_d2.methods.table import BASELINE
 
-COLUMNS = ("kind", "source", "target", "method", "seed", "label_fraction", "sweep", "key", "value")
+COLUMNS = ("kind", "source", "target", "method", "seed", "label_fraction", "label_count", "sweep", "key", "value")
 
 
 def write_csv(results: Results, path: Path) -> None:
@@ -37,14 +38,14 @@ def cell_text(values: list[float], digits: int = 1, plus_minus: str = "±") -> s
     return f"{mean:.{digits}f}" + (f" {plus_minus} {deviation:.{digits}f}" if deviation is not None else "")
 
 
-def latex_table(results: Results, fraction: float, metric: str = METRICS[0]) -> str:
+def latex_table(results: Results, labels: Labels, metric: str = METRICS[0]) -> str:
     """Pairs by methods, then differences over all pairs, bold where the interval is above 0."""
     methods = results.methods()
-    values = {method: by_pair(results.of(method, fraction), metric) for method in methods}
-    baseline = by_cell(results.of(BASELINE, fraction), metric)
+    values = {method: by_pair(results.of(method, labels), metric) for method in methods}
+    baseline = by_cell(results.of(BASELINE, labels), metric)
     seeds = len(results.seeds())
     lines = [
-        f"% {metric} in percent, label fraction {fraction:g}, mean and standard deviation over {seeds} seed(s)",
+        f"% {metric} in percent, {labels}, mean and standard deviation over {seeds} seed(s)",
         rf"\begin{{tabular}}{{l{'c' * len(methods)}}}",
         r"\hline",
         " & ".join(["pair", *map(_escape, methods)]) + r" \\",
@@ -59,7 +60,7 @@ def latex_table(results: Results, fraction: float, metric: str = METRICS[0]) -> 
     lines.append(r"\hline")
     differences = []
     for method in methods:
-        difference = paired_difference(by_cell(results.of(method, fraction), metric), baseline)
+        difference = paired_difference(by_cell(results.of(method, labels), metric), baseline)
         if method == BASELINE or difference is None:
             differences.append("--")
         else:

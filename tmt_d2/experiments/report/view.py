@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tmt_d2.experiments.records import ALL, Labels
 from tmt_d2.experiments.report.charts import colour_of
 from tmt_d2.experiments.report.results import METRICS, Pair, Results, Run, by_cell
 from tmt_d2.experiments.report.statistics import Difference, gains_by_pair, paired_difference
@@ -11,39 +12,33 @@ MIOU = METRICS[0]
 
 
 class View:
-    """methods, others (without the baseline), fractions, pairs: those in the results.
+    """methods, others (without the baseline), amounts of labels, pairs: those in the results.
 
-    fraction: of the labels, what most of the page is about: all of them where there are runs with all.
+    labels: what most of the page is about: all of them where there are runs with all.
     colours: by method, the same in every chart.
     """
 
     def __init__(self, results: Results):
         self.results = results
-        self.methods, self.fractions, self.pairs = results.methods(), results.fractions(), results.pairs()
+        self.methods, self.amounts, self.pairs = results.methods(), results.labels(), results.pairs()
         self.others = [method for method in self.methods if method != BASELINE]
         names = [*self.methods, *sorted({run.method for run in results.swept} - set(self.methods))]
         self.colours = {name: colour_of(index) for index, name in enumerate(names)}
-        self.fraction = self.fractions[0] if self.fractions else 1.0
+        self.labels = self.amounts[0] if self.amounts else ALL
 
-    def runs(self, method: str, fraction: float | None = None) -> list[Run]:
-        return self.results.of(method, self.fraction if fraction is None else fraction)
+    def runs(self, method: str, labels: Labels | None = None) -> list[Run]:
+        return self.results.of(method, labels or self.labels)
 
-    def difference(self, method: str, metric: str = MIOU, fraction: float | None = None) -> Difference | None:
+    def difference(self, method: str, metric: str = MIOU, labels: Labels | None = None) -> Difference | None:
         """``method`` minus the baseline; None where they share no pair and seed."""
         return paired_difference(
-            by_cell(self.runs(method, fraction), metric), by_cell(self.runs(BASELINE, fraction), metric)
+            by_cell(self.runs(method, labels), metric), by_cell(self.runs(BASELINE, labels), metric)
         )
 
-    def gains(self, method: str, metric: str = MIOU, fraction: float | None = None) -> dict[Pair, float]:
+    def gains(self, method: str, metric: str = MIOU, labels: Labels | None = None) -> dict[Pair, float]:
         """``method`` minus the baseline by pair, over the seeds that both have."""
-        return gains_by_pair(
-            by_cell(self.runs(method, fraction), metric), by_cell(self.runs(BASELINE, fraction), metric)
-        )
+        return gains_by_pair(by_cell(self.runs(method, labels), metric), by_cell(self.runs(BASELINE, labels), metric))
 
     def is_complete(self, method: str) -> bool:
         """Whether it was run wherever the baseline was, so that their means may stand beside each other."""
         return by_cell(self.runs(method), MIOU).keys() >= by_cell(self.runs(BASELINE), MIOU).keys()
-
-
-def share(fraction: float) -> str:
-    return "all labels" if fraction == 1 else f"{fraction:.3g} of the labels"

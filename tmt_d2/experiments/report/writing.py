@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tmt_d2.experiments.records import ALL
 from tmt_d2.experiments.report.document import render_page
 from tmt_d2.experiments.report.examples import examples, worst
 from tmt_d2.experiments.report.results import read_results
@@ -18,12 +19,12 @@ def write_report(output: Path, images: int = 0, title: str = "", worst_count: in
         FileNotFoundError: ``output`` holds no finished unit of a matrix.
     """
     results = read_results(output)
-    fractions = results.fractions()
-    views = examples(results, images, fractions[0] if fractions else 1.0)
-    sheets = worst(results, worst_count, fractions[0] if fractions else 1.0)
+    amounts = results.labels()
+    views = examples(results, images, amounts[0] if amounts else ALL)
+    sheets = worst(results, worst_count, amounts[0] if amounts else ALL)
     write_csv(results, output / "results.csv")
     with atomic_write(output / "results.tex", "w") as file:
-        file.write("\n".join(latex_table(results, fraction) for fraction in fractions))
+        file.write("\n".join(latex_table(results, labels) for labels in amounts))
     page = output / "report.html"
     with atomic_write(page, "w") as file:
         file.write(render_page(results, views, title or f"Transfer matrix: {output.name}", sheets))

@@ -5,14 +5,26 @@ Letters: B images, Q queries, N classes, (h, w) the size of the masks, (H, W) th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from detectron2.utils import comm
+from torch import Tensor, nn
 
+from tmt_d2.data.label_spaces import IGNORE
 from tmt_d2.modeling.mask_former import semantic_scores
 from tmt_d2.modeling.mask_logits import QueryOutputs
 from tmt_d2.modeling.resize import resize
+
+logger = logging.getLogger(__name__)
+
+BINS = 200  # of a confidence between 0 and 1
+MEMORY = 0.99  # of the counts after a step
+STEPS_BETWEEN_LOOKS = 20
+SUSPICIOUS = 0.5  # share of what a class does not have among the labels that it must have won to be a collapse
 
 
 def marginals(outputs: QueryOutputs) -> Tensor:
@@ -32,3 +44,126 @@ def labels_and_confidence(probabilities: Tensor, size: tuple[int, int]) -> Itera
     for each in probabilities:  # one by one: N maps of full size of all images would be most of a step's memory
         confidence, labels = resize(each, size).max(0)
         yield labels, confidence
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What of the pseudo-labels counts, and how much.
+
+    threshold, quantile: a pixel is confident if its probability is at least the one, or at least the quantile of this
+        order among the pixels of its class; 0: none of this kind. Without both, every pixel is confident.
+    ignores: pixels that are not confident are ignored.
+    weighs: masks by the mean of their pixels' weights: "nothing"; "confident": 1 where confident, else 0; "picture": of
+        all pixels of a picture the share that is confident (DAFormer, arXiv 2111.14887).
+    no_object: "no object" counts by the share of pixels that are confident: what a query was to find may lie in the
+        others.
+    """
+
+    threshold: float = 0.0
+    quantile: float = 0.0
+    ignores: bool = False
+    weighs: str = "nothing"
+    no_object: bool = False
+
+    @property
+    def is_blind(self) -> bool:
+        return not (self.ignores or self.no_object or self.weighs != "nothing")
+
+    def confident(self, labels: Tensor, confidence: Tensor, quantiles: Tensor) -> Tensor:
+        """(H, W) bool. quantiles: (N,), of each class."""
+        least = torch.full_like(quantiles, self.threshold)
+        if self.quantile:
+            least = torch.minimum(quantiles, least) if self.threshold else quantiles
+        return confidence >= least[labels]
+
+    def entries(self, labels: Tensor, confident: Tensor, weights: Tensor) -> dict[str, Any]:
+        """What a record says of its pseudo-labels, for ``MaskFormer.losses``. labels: (H, W) uint8."""
+        if self.is_blind:
+            return {"sem_seg": labels}
+        return {
+            "sem_seg": labels.masked_fill(~confident, IGNORE) if self.ignores else labels,
+            "mask_weights": mask_weights(labels, weights),
+            "no_object": float(confident.float().mean()) if self.no_object else 1.0,
+        }
+
+    def weights(self, confident: Tensor) -> Tensor:
+        """(H, W) bool -> float."""
+        if self.weighs == "nothing":
+            return torch.ones_like(confident, dtype=torch.float32)
+        weights = confident.float()
+        return weights if self.weighs == "confident" else weights.mean().expand_as(weights)
+
+
+def mask_weights(labels: Tensor, weights: Tensor) -> Tensor:
+    """(256,): by class the mean weight of its pixels, 0 where it has none. labels: (H, W) uint8."""
+    flat = labels.flatten().long()
+    pixels = torch.bincount(flat, minlength=256)
+    return torch.bincount(flat, weights.flatten().float(), minlength=256) / pixels.clamp(min=1)
+
+
+class Statistics(nn.Module):
+    """Which classes and with what confidence the teacher has said lately, beside the classes of labels.
+
+    Counts of a step are added up over micro-batches and processes and take effect after it, so that they do not depend
+    on how the step is shared.
+    """
+
+    said: Tensor
+    labelled: Tensor
+    _said_now: Tensor
+    _labelled_now: Tensor
+
+    def __init__(self, classes: int, quantile: float = 0.0, names: Sequence[str] = ()):
+        """names: of the classes, for messages."""
+        super().__init__()
+        self.names = names if len(names) == classes else [f"class {index}" for index in range(classes)]
+        self.quantile, self.steps, self.has_warned = quantile, 0, False
+        self.register_buffer("said", torch.zeros(classes, BINS, dtype=torch.float64))
+        self.register_buffer("labelled", torch.zeros(classes, dtype=torch.float64))
+        self.register_buffer("_said_now", torch.zeros_like(self.said), persistent=False)
+        self.register_buffer("_labelled_now", torch.zeros_like(self.labelled), persistent=False)
+
+    def note(self, labels: Tensor, confidence: Tensor) -> None:
+        """Of one picture, (H, W) each."""
+        bins = (confidence * BINS).long().clamp(max=BINS - 1)
+        counts = torch.bincount((labels * BINS + bins).flatten(), minlength=self.said.numel())
+        self._said_now += counts.view_as(self.said)
+
+    def note_label(self, sem_seg: Tensor) -> None:
+        """Of one picture, train ids."""
+        counts = torch.bincount(sem_seg.flatten().int(), minlength=IGNORE + 1)
+        self._labelled_now += counts[: len(self.labelled)].to(self.labelled.device)
+
+    def quantiles(self) -> Tensor:
+        """(N,): the confidence that a share ``quantile`` of a class's pixels does not reach; 0 of an unseen class."""
+        below = self.said.cumsum(1)
+        wanted = self.quantile * below[:, -1:]
+        return (below < wanted).sum(1) / BINS
+
+    def after_step(self) -> None:
+        for counts, now in ((self.said, self._said_now), (self.labelled, self._labelled_now)):
+            if comm.get_world_size() > 1:
+                torch.distributed.all_reduce(now)
+            counts.mul_(MEMORY).add_(now)
+            now.zero_()
+        self.steps += 1
+        if not self.has_warned and self.steps % STEPS_BETWEEN_LOOKS == 0:
+            self._look()
+
+    def _look(self) -> None:
+        """Warn, once, of a class that takes the pictures over: a teacher that only agrees with itself."""
+        said, labelled = self.said.sum(1).tolist(), self.labelled.tolist()
+        if not sum(said):
+            return
+        shares = [count / sum(said) for count in said]
+        usual = [count / sum(labelled) if sum(labelled) else 0.0 for count in labelled]
+        worst = max(range(len(said)), key=shares.__getitem__)
+        if shares[worst] > usual[worst] + SUSPICIOUS * (1 - usual[worst]):
+            self.has_warned = True
+            logger.warning(
+                "collapse? %.0f %% of the pseudo-labels are %s, of the labels %.0f %%: the teacher may only agree with "
+                "itself; try TRANSFER.SELF_TRAINING.QUANTILE, WEIGHT or another BURN_IN",
+                100 * shares[worst],
+                self.names[worst],
+                100 * usual[worst],
+            )

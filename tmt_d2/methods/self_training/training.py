@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from tmt_d2.data.loaders import SOURCE_DOMAIN
+from tmt_d2.data.registration import label_space_of
 from tmt_d2.errors import UserError
 from tmt_d2.methods.method_training import MethodTraining
+from tmt_d2.methods.self_training.fourier import in_style_of
 from tmt_d2.methods.self_training.mixing import paste, pasted
-from tmt_d2.methods.self_training.pseudo_labels import labels_and_confidence, marginals
+from tmt_d2.methods.self_training.pseudo_labels import Statistics, Trust, labels_and_confidence, marginals
 from tmt_d2.methods.self_training.teacher import MovingAverage
-from tmt_d2.methods.self_training.views import StrongView
+from tmt_d2.methods.self_training.views import MaskedView, StrongView
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.mask_logits import DecoderOutputs, MaskLogits, QueryOutputs
 from tmt_d2.randomness import derived_seed, seeded
 
 Record = dict[str, Any]
 STUDENT = "student"
-VIEW_STREAM, MIX_STREAM = 1, 2  # of the draws for one sample
+MASKED = "masked_view"
+VIEW_STREAM, MIX_STREAM, MASK_STREAM = 1, 2, 3  # of the draws for one sample
 
 
 class SelfTraining(MethodTraining):
@@ -45,17 +49,30 @@ class SelfTraining(MethodTraining):
         weight: float,
         mixes: bool,
         view: StrongView,
+        trust: Trust,
+        masked: MaskedView | None = None,
+        masked_weight: float = 1.0,
+        beta: float = 0.0,
+        class_names: Sequence[str] = (),
     ):
         """
         Args:
             momentum, burn_in: of ``MovingAverage``. weight: of the loss on pseudo-labels.
-            mixes: paste classes of labelled pictures onto unlabelled ones.
+            mixes: paste classes of labelled pictures onto unlabelled ones. view: what the student sees of them.
+            trust: what of the teacher's labels counts.
+            masked: the student also learns from this view of the unlabelled pictures, at masked_weight.
+            beta: source pictures take the style of an unlabelled target picture, see ``in_style_of``; 0: as they are.
+            class_names: for messages.
         """
         super().__init__()
         self.teacher = model
-        self.progress = nn.ModuleDict({STUDENT: copy.deepcopy(model), "average": MovingAverage(momentum, burn_in)})
+        self.statistics = Statistics(model.sem_seg_head.num_classes, trust.quantile, class_names)
+        self.progress = nn.ModuleDict(
+            {STUDENT: copy.deepcopy(model), "average": MovingAverage(momentum, burn_in), "statistics": self.statistics}
+        )
         self.teacher.requires_grad_(False)
-        self.weight, self.mixes, self.view = weight, mixes, view
+        self.weight, self.mixes, self.view, self.trust = weight, mixes, view, trust
+        self.masked, self.masked_weight, self.beta = masked, masked_weight, beta
 
     @property
     def student(self) -> MaskFormer:
@@ -74,71 +91,104 @@ class SelfTraining(MethodTraining):
 
     def after_update(self) -> None:
         self.progress["average"].update(self.teacher, self.student)
+        self.statistics.after_step()
 
     def count_masks(self, batched_inputs: Sequence[Record]) -> list[int]:
-        """Of labels and of pseudo-labels."""
+        """Of labels, of pseudo-labels, and of those of masked views."""
         self.prepare(batched_inputs)
-        return [self.student.count_masks([batched_inputs[i] for i in part]) for part in split(batched_inputs)]
+        return [self.student.count_masks(part) for part in parts_of(batched_inputs)]
 
     def forward(self, batched_inputs: Sequence[Record], num_masks: Tensor | None = None) -> dict[str, Tensor]:
-        """num_masks: (2,), the means of ``count_masks`` over the calls that make one step."""
+        """num_masks: (3,), the means of ``count_masks`` over the calls that make one step."""
         self.prepare(batched_inputs)
-        student = self.student
-        images = student.preprocess(batched_inputs)
-        outputs = student.run(images, batched_inputs).outputs
-        counts: Sequence[Tensor | None] = (None, None) if num_masks is None else num_masks.unbind()
-        by_part = [
-            student.losses(outputs_of(outputs, part), [batched_inputs[i] for i in part], images, count) if part else {}
-            for part, count in zip(split(batched_inputs), counts)
-        ]
-        losses, pseudo = by_part
-        if pseudo:
-            losses["loss_pseudo"] = self.weight * torch.stack(list(pseudo.values())).sum()
+        student, parts = self.student, parts_of(batched_inputs)
+        seen = [*batched_inputs, *parts.masked]
+        images = student.preprocess(seen)
+        outputs = student.run(images, seen).outputs
+        places = {id(record): place for place, record in enumerate(seen)}
+        counts: Sequence[Tensor | None] = [None] * len(parts) if num_masks is None else num_masks.unbind()
+        labelled, *others = (
+            student.losses(outputs_of(outputs, [places[id(record)] for record in part]), part, images, count)
+            if part
+            else {}
+            for part, count in zip(parts, counts)
+        )
+        losses = dict(labelled)
+        for name, weight, values in zip(("loss_pseudo", "loss_masked"), (self.weight, self.masked_weight), others):
+            if values:
+                losses[name] = weight * torch.stack(list(values.values())).sum()
         return losses
 
     @torch.no_grad()
     def prepare(self, batched_inputs: Sequence[Record]) -> None:
         """Give the unlabelled records the teacher's "sem_seg" and the student's view of the picture; in place, once."""
-        records = [batched_inputs[i] for i in split(batched_inputs)[1] if "sem_seg" not in batched_inputs[i]]
-        if not records:
+        donors, pictures, _ = parts_of(batched_inputs)
+        if not pictures or "sem_seg" in pictures[0]:
             return
-        donors = [batched_inputs[i] for i in split(batched_inputs)[0]]
-        teacher = self.teacher
-        images = teacher.preprocess(records)
-        probabilities = marginals(teacher.run(images, records).outputs)
+        for place, donor in enumerate(donors):
+            self.statistics.note_label(donor["sem_seg"])
+            if self.beta and donor.get("domain") == SOURCE_DOMAIN:
+                style = neighbour(place, donor["seed"], pictures, len(donors))["image"].to(self.teacher.device)
+                donor["image"] = in_style_of(donor["image"].to(style.device), style, self.beta)
+        teacher, quantiles = self.teacher, self.statistics.quantiles()
+        images = teacher.preprocess(pictures)
+        probabilities = marginals(teacher.run(images, pictures).outputs)
         padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
         labels = labels_and_confidence(probabilities, padded_size)
-        for place, (record, (height, width), (label, _)) in enumerate(zip(records, images.image_sizes, labels)):
-            record["sem_seg"] = label[:height, :width].to(torch.uint8)
+        for place, (record, (height, width), said) in enumerate(zip(pictures, images.image_sizes, labels)):
+            label, confidence = (values[:height, :width] for values in said)
+            self.statistics.note(label, confidence)
+            confident = self.trust.confident(label, confidence, quantiles)
+            weights = self.trust.weights(confident)
+            label = label.to(torch.uint8)
             record["image"] = record["image"].to(teacher.device)
+            if self.masked is not None:
+                record[MASKED] = self._masked_view(record | self.trust.entries(label, confident, weights))
             if self.mixes:
-                self._mix(record, donor_of(place, record["seed"], donors, len(records)))
+                donor = neighbour(place, record["seed"], donors, len(pictures))
+                mask, record["image"], label = self._mix(record, label, donor)
+                confident, weights = confident | mask, weights.where(~mask, 1.0)
+            record |= self.trust.entries(label, confident, weights)
             with seeded(record["seed"], VIEW_STREAM):
                 record["image"] = self.view(record["image"])
 
-    def _mix(self, record: Record, donor: Record) -> None:
-        label = donor["sem_seg"].to(self.teacher.device)
+    def _masked_view(self, record: Record) -> Record:
+        assert self.masked is not None
+        with seeded(record["seed"], MASK_STREAM):
+            image = self.masked(self.view(record["image"]))
+        return record | {"image": image, "seed": derived_seed(record["seed"], MASK_STREAM)}
+
+    def _mix(self, record: Record, label: Tensor, donor: Record) -> tuple[Tensor, Tensor, Tensor]:
+        """Where something of the donor was pasted, (H, W) bool, and picture and label with it."""
+        pasted_label, pasted_image = (donor[key].to(self.teacher.device) for key in ("sem_seg", "image"))
         with seeded(record["seed"], MIX_STREAM):
-            mask = pasted(label, record["sem_seg"].shape)
-        record["sem_seg"] = paste(record["sem_seg"], label, mask)
-        record["image"] = paste(record["image"], donor["image"].to(self.teacher.device), mask)
+            mask = pasted(pasted_label, label.shape)
+        return mask, paste(record["image"].float(), pasted_image, mask), paste(label, pasted_label, mask)
 
 
-def split(batched_inputs: Sequence[Record]) -> tuple[list[int], list[int]]:
-    """Places of the records with a label, and of those without."""
-    labelled = [record.get("labelled", True) for record in batched_inputs]
-    return [i for i, has in enumerate(labelled) if has], [i for i, has in enumerate(labelled) if not has]
+class Parts(NamedTuple):
+    """Of a batch: records with a label, those without, and masked views of the latter, once they are prepared."""
+
+    labelled: list[Record]
+    unlabelled: list[Record]
+    masked: list[Record]
 
 
-def donor_of(place: int, seed: int, donors: Sequence[Record], pictures: int) -> Record:
-    """One of the labelled pictures for the unlabelled one at ``place`` among so many, of those that lie next to it.
+def parts_of(batched_inputs: Sequence[Record]) -> Parts:
+    unlabelled = [record for record in batched_inputs if not record.get("labelled", True)]
+    labelled = [record for record in batched_inputs if record.get("labelled", True)]
+    return Parts(labelled, unlabelled, [record[MASKED] for record in unlabelled if MASKED in record])
+
+
+def neighbour(place: int, seed: int, others: Sequence[Record], count: int) -> Record:
+    """One of ``others`` for the record at ``place`` among ``count``, of those that lie next to it in the batch.
 
     A batch is made of equal blocks (``StepSampler``), and what lies in another one is never chosen: so it is the same
     picture whatever processes and micro-batches share the batch.
     """
-    first = place * len(donors) // pictures
-    behind = max((place + 1) * len(donors) // pictures, first + 1)
-    return donors[first + derived_seed(seed, MIX_STREAM, 1) % (behind - first)]
+    first = place * len(others) // count
+    behind = max((place + 1) * len(others) // count, first + 1)
+    return others[first + derived_seed(seed, MIX_STREAM, 1) % (behind - first)]
 
 
 def outputs_of(outputs: DecoderOutputs, images: Sequence[int]) -> DecoderOutputs:
@@ -167,6 +217,11 @@ def self_training(cfg: CfgNode, model: nn.Module) -> SelfTraining:
             "TRANSFER.SELF_TRAINING.MIX classmix pastes from labelled pictures, and LABELLED and SOURCE are 0: set MIX "
             "none"
         )
+    if keys.FDA_BETA and not (keys.SOURCE and keys.UNLABELLED):
+        raise UserError(
+            f"TRANSFER.SELF_TRAINING.FDA_BETA is {keys.FDA_BETA}: it gives source pictures the style of unlabelled "
+            "ones, and SOURCE or UNLABELLED is 0"
+        )
     assert isinstance(model, MaskFormer)
     return SelfTraining(
         model,
@@ -174,5 +229,16 @@ def self_training(cfg: CfgNode, model: nn.Module) -> SelfTraining:
         burn_in=round(keys.BURN_IN * cfg.SOLVER.MAX_ITER),
         weight=keys.WEIGHT,
         mixes=mixes,
+        masked=MaskedView(keys.MASK_RATIO, keys.MASK_BLOCK, model.pixel_mean) if keys.MASKED_WEIGHT else None,
+        masked_weight=keys.MASKED_WEIGHT,
+        beta=keys.FDA_BETA,
+        class_names=label_space_of(cfg.DATASETS.TRAIN[0]).classes.names if cfg.DATASETS.TRAIN else (),
+        trust=Trust(
+            keys.THRESHOLD,
+            keys.QUANTILE,
+            keys.IGNORE_UNCONFIDENT,
+            weighs=keys.WEIGHT_BY,
+            no_object=keys.SCALE_NO_OBJECT,
+        ),
         view=StrongView(keys.COLOUR, keys.COLOUR_STRENGTH, keys.BLUR, bgr=cfg.INPUT.FORMAT == "BGR"),
     )

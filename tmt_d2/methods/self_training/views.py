@@ -1,4 +1,4 @@
-"""How the student sees a picture whose label the teacher gave: in other colours, blurred.
+"""How the student sees a picture whose label the teacher gave: in other colours, blurred, or only in part.
 
 The teacher has seen it as it is. What is random comes from the CPU's generator, which the caller seeds.
 """
@@ -38,3 +38,24 @@ class StrongView:
             width = 2 * min(math.ceil(4 * sigma), *(length - 1 for length in image.shape[1:])) + 1
             image = gaussian_blur(image, [width, width], [sigma, sigma])
         return image * 255
+
+
+@dataclass(frozen=True)
+class MaskedView:
+    """What is left of a picture when blocks of it are hidden (MIC, arXiv 2212.01322).
+
+    ratio: of blocks that are hidden, each with this probability. block: its side, as a share of the picture's shorter
+    one. fill: (3, 1, 1), the colour of what is hidden.
+    """
+
+    ratio: float
+    block: float
+    fill: Tensor
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(3, h, w) -> the same size."""
+        height, width = image.shape[-2:]
+        side = max(1, round(min(height, width) * self.block))
+        hidden = torch.rand(-(-height // side), -(-width // side)) < self.ratio
+        hidden = hidden.repeat_interleave(side, 0).repeat_interleave(side, 1)[:height, :width]
+        return torch.where(hidden.to(image.device), self.fill, image.float())

@@ -1,4 +1,4 @@
-"""The paper's table: pairs by methods, a tab for each metric and share of labels."""
+"""The paper's table: pairs by methods, a tab for each metric and amount of labels."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from tmt_d2.experiments.records import ALL, Labels
 from tmt_d2.experiments.report.paper import paper_miou
 from tmt_d2.experiments.report.results import METRICS, Pair, by_pair
 from tmt_d2.experiments.report.sections import NOTHING, Cell, Row, Section, Table
 from tmt_d2.experiments.report.statistics import Difference
 from tmt_d2.experiments.report.tables import cell_text
-from tmt_d2.experiments.report.view import MIOU, View, share
+from tmt_d2.experiments.report.view import MIOU, View
 from tmt_d2.methods.table import BASELINE, METHODS, OURS
 
 FROM_PAPER = (BASELINE, OURS)
@@ -19,10 +20,10 @@ FROM_PAPER = (BASELINE, OURS)
 
 def results_table(view: View) -> Section:
     panes = []
-    for fraction in view.fractions or [1.0]:
+    for labels in view.amounts or [ALL]:
         for metric in METRICS:
-            label = metric if len(view.fractions) < 2 else f"{metric}, {share(fraction)}"
-            panes.append((label, _table(view, metric, fraction)))
+            label = metric if len(view.amounts) < 2 else f"{metric}, {labels}"
+            panes.append((label, _table(view, metric, labels)))
     values = {
         "panes": panes,
         "has_spread": len(view.results.seeds()) > 1,
@@ -37,9 +38,9 @@ def _paper(view: View) -> dict[Pair, dict[str, float]]:
     return {pair: values for pair, values in paper_miou().items() if pair in view.pairs}
 
 
-def _table(view: View, metric: str, fraction: float) -> Table:
-    values = {method: by_pair(view.runs(method, fraction), metric) for method in view.methods}
-    gains = {method: view.gains(method, metric, fraction) for method in view.methods}
+def _table(view: View, metric: str, labels: Labels) -> Table:
+    values = {method: by_pair(view.runs(method, labels), metric) for method in view.methods}
+    gains = {method: view.gains(method, metric, labels) for method in view.methods}
     before = by_pair(view.results.evaluation, metric)
     paper = _paper(view) if metric == MIOU else {}
     from_paper = FROM_PAPER if paper else ()
@@ -54,7 +55,7 @@ def _table(view: View, metric: str, fraction: float) -> Table:
         rows.append(Row(" → ".join(pair), cells))
     total = [Cell(_mean(before.values()))]
     for method in view.methods:
-        difference = None if method == BASELINE else view.difference(method, metric, fraction)
+        difference = None if method == BASELINE else view.difference(method, metric, labels)
         total.append(_total_cell(_mean(values[method].values()), difference))
     total += [Cell(_mean([[row[name] for row in paper.values()]])) for name in from_paper]
     columns = ["source → target", "before", *view.methods, *(f"paper: {name}" for name in from_paper)]

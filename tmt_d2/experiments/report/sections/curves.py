@@ -1,12 +1,13 @@
-"""Lines: mIoU by the value of a swept key and by the share of labels, and the loss during training."""
+"""Lines: mIoU by the value of a swept key and by the amount of labels, and the loss during training."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from tmt_d2.experiments.records import Labels
 from tmt_d2.experiments.report.charts import Chart, Point, Series
 from tmt_d2.experiments.report.results import Pair, curve, setting
 from tmt_d2.experiments.report.sections import Section
@@ -26,7 +27,7 @@ def sweeps(view: View) -> Section:
         methods = {run.method for run in runs}
         fixed = [run for run in view.results.fine_tuned if run.method in methods]
         for run in [*runs, *fixed]:
-            if run.about["label_fraction"] == view.fraction:
+            if run.labels == view.labels:
                 value = run.about["value"] if "value" in run.about else setting(run, key)
                 value = tuple(value) if isinstance(value, list) else value
                 values.setdefault(run.method, {}).setdefault(value, {})[run.cell] = run.values[MIOU]
@@ -42,14 +43,23 @@ def sweeps(view: View) -> Section:
 
 def few_labels(view: View) -> Section:
     values: _Values = {}
+    shares = all(labels.fraction for labels in view.amounts)
     for run in view.results.fine_tuned:
-        by_cell = values.setdefault(run.method, {}).setdefault(run.about["label_fraction"], {})
+        by_cell = values.setdefault(run.method, {}).setdefault(run.labels, {})
         by_cell[run.cell] = run.values[MIOU]
-    place = {fraction: float(np.log2(fraction)) for fraction in view.fractions}
-    series = _series(view, values, place) if len(view.fractions) > 1 else []
-    x_ticks = [(place[fraction], f"{fraction:.3g}") for fraction in view.fractions]
-    chart = Chart(series, "share of labels", "mIoU", x_ticks=x_ticks)
+    place = _places(view.amounts)
+    series = _series(view, values, place) if len(view.amounts) > 1 else []
+    x_ticks = [(place[labels], f"{labels.fraction:.3g}" if shares else str(labels)) for labels in view.amounts]
+    chart = Chart(series, "share of labels" if shares else "labels of the target", "mIoU", x_ticks=x_ticks)
     return Section("labels", "Few labels", {"chart": chart} if series else {})
+
+
+def _places(amounts: Sequence[Labels]) -> dict[Labels, float]:
+    """On a logarithmic axis; numbers and shares, of which nobody knows how many they are, two steps apart."""
+    shares = {labels: float(np.log2(labels.fraction)) for labels in amounts if labels.fraction}
+    numbers = {labels: float(np.log2(labels.count + 1)) for labels in amounts if not labels.fraction}
+    behind = max(numbers.values(), default=0.0) - min(shares.values(), default=0.0) + 2 if numbers else 0.0
+    return numbers | {labels: place + behind for labels, place in shares.items()}
 
 
 def training(view: View) -> Section:

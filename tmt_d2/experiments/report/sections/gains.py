@@ -10,7 +10,7 @@ from tmt_d2.experiments.report.charts import HeatTable, IntervalChart
 from tmt_d2.experiments.report.results import IOU, Pair, Run, by_cell, by_pair, classes_of
 from tmt_d2.experiments.report.sections import Section
 from tmt_d2.experiments.report.statistics import spread
-from tmt_d2.experiments.report.view import MIOU, View, share
+from tmt_d2.experiments.report.view import MIOU, View
 from tmt_d2.methods.table import BASELINE, METHODS
 
 LARGE_GAIN = 3.0  # points that have the full colour: the same for every method, so that noise stays pale
@@ -18,14 +18,14 @@ LARGE_GAIN = 3.0  # points that have the full colour: the same for every method,
 
 def differences(view: View) -> Section:
     panes = []
-    for fraction in view.fractions:
-        by_method = {method: view.difference(method, fraction=fraction) for method in view.others}
+    for labels in view.amounts:
+        by_method = {method: view.difference(method, labels=labels) for method in view.others}
         rows = [(method, difference) for method, difference in by_method.items() if difference is not None]
         if rows:
             # What trains only a part of the model loses so much that it would set the scale.
             charted = [row for row in rows if row[0] not in METHODS or not METHODS[row[0]].trains] or rows
             chart = IntervalChart(charted, f"points of mIoU, minus {BASELINE}")
-            panes.append((share(fraction), {"chart": chart, "rows": rows}))
+            panes.append((str(labels), {"chart": chart, "rows": rows}))
     return Section("differences", f"Minus {BASELINE}", {"panes": panes} if panes else {})
 
 

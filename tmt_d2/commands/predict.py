@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from tmt_d2.cli import log_to_screen, parse, run
-from tmt_d2.data.registration import label_space_of, split_name
+from tmt_d2.data.registration import split_name
 from tmt_d2.deployment.predictor import Predictor, load_model
 from tmt_d2.deployment.streaming import find_pictures
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.pictures.predicting import KINDS, claim_output, ids_table, predict_files
+from tmt_d2.pictures.reporting import label_space_for
 
 TRAIN_IDS = "train"
 
@@ -62,7 +63,7 @@ def main(arguments=None):
         raise UserError(
             f"--write transferability: {cfg.MODEL.META_ARCHITECTURE} has none; take a tmt model, or leave it"
         )
-    ids = None if args.ids == TRAIN_IDS else ids_table(label_space_of(split_name(args.ids, "val")))
+    ids = None if args.ids == TRAIN_IDS else ids_table(label_space_for(model, split_name(args.ids, "val")))
     pictures = find_pictures(args.input)
     claim_output(args.output, cfg, args.input, args.ids)
     if pictures.left_out:

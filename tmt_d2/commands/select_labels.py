@@ -1,0 +1,118 @@
+"""Propose which pictures of a target to label next: from a folder of unlabelled pictures to a list, and back.
+
+    python tools/select_labels.py --config-file configs/lite0/full.yaml --weights output/lite0/full/model_final.pth \\
+        --target photos --budget 20 --output proposed
+
+--output receives
+
+    selected.html    look at it: what is proposed and why; untick what is useless, save the list
+    selected.txt     the list, a picture a line; training reads it: TRANSFER.LABELLED proposed/selected.txt
+    selected.csv     the reasons as a table
+    pool/            what the model says of every picture; the same command again, or with another strategy or budget,
+                     does not ask it again
+
+No label is read. --target is a folder (with those below it), a text file with a path a line, or a name in Detectron2's
+catalogs. With --labelled LIST what is labelled already counts: nothing like it is proposed. Strategies:
+
+    auto       what was best where it was measured (docs/labelling.md): {auto}
+    random     any pictures                       entropy    the most uncertain predictions
+    margin     the smallest margin of two classes kcenter    always the farthest from all that are chosen
+    kmeans     one picture of each cluster        clue       k-means weighted by uncertainty
+    domain     the most unlike the source (T)     coverage   most of every predicted class
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from tmt_d2.cli import log_to_screen, parse, run
+from tmt_d2.deployment.predictor import Predictor, load_model
+from tmt_d2.deployment.streaming import VIDEOS, find_pictures
+from tmt_d2.errors import UserError
+from tmt_d2.experiments.selection.pool import Describer, describe
+from tmt_d2.experiments.selection.proposal import (
+    LIST,
+    PAGE,
+    TABLE,
+    labelled_indices,
+    rows_of,
+    write_list,
+    write_page,
+    write_table,
+)
+from tmt_d2.experiments.selection.strategies import AUTO, STRATEGIES
+from tmt_d2.experiments.selection.strategies.interface import Question
+
+
+def parser():
+    text = __doc__.format(auto=AUTO)
+    arguments = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = arguments.add_argument
+    add("--config-file", required=True, metavar="FILE")
+    add("--weights", default="", metavar="FILE", help="checkpoint; default: MODEL.WEIGHTS")
+    add("--target", required=True, metavar="PLACE", help="a folder, a list, or a registered split")
+    add("--budget", required=True, type=int, metavar="N", help="how many pictures to propose")
+    add("--output", required=True, type=Path, metavar="FOLDER", help="created if it does not exist")
+    add("--labelled", metavar="LIST", help="text file of the pictures that have a label already")
+    add("--strategy", choices=("auto", *STRATEGIES), default="auto")
+    add("--seed", type=int, default=0)
+    add("--batch-size", type=int, default=8, metavar="N", help="pictures of one size that share a pass, at most")
+    add("opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides")
+    return arguments
+
+
+def main(arguments=None):
+    args = parse(parser(), arguments)
+    log_to_screen()
+    for name in ("budget", "batch_size"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be at least 1")
+    cfg, model = load_model(args.config_file, args.weights, args.opts)
+    pictures = find_pictures(args.target)
+    if Path(args.target).suffix.lower() in VIDEOS:
+        raise UserError(f"--target {args.target} is a video: extract its frames, only files can be labelled")
+    describer = Describer(
+        model,
+        min_size=cfg.INPUT.MIN_SIZE_TEST,
+        max_size=cfg.INPUT.MAX_SIZE_TEST,
+        image_format=cfg.INPUT.FORMAT,
+    )
+    weights = Path(cfg.MODEL.WEIGHTS)
+    identity = {"weights": str(weights), "changed": weights.stat().st_mtime_ns if weights.is_file() else 0}
+    identity |= {key: cfg.INPUT[key] for key in ("MIN_SIZE_TEST", "MAX_SIZE_TEST", "FORMAT")}
+    pool = describe(describer, pictures, args.output / "pool", identity, args.batch_size)
+    for name, reason in pool.broken.items():
+        print(f"left out: {name}: {reason}")
+
+    labelled = labelled_indices(pool, args.labelled) if args.labelled else np.zeros(0, np.int64)
+    if args.budget > len(pool) - len(labelled):
+        raise UserError(f"--budget is {args.budget}: there are {len(pool) - len(labelled)} pictures without a label")
+    strategy = AUTO if args.strategy == "auto" else args.strategy
+    choice = STRATEGIES[strategy](Question(pool, args.budget, labelled, np.random.default_rng(args.seed)))
+    rows = rows_of(pool, choice, labelled, model.class_list.names)
+    about = {
+        "proposed": f"{len(rows)} of {len(pool)} pictures",
+        "target": args.target,
+        "strategy": strategy,
+        "labelled before": len(labelled),
+        "model": cfg.MODEL.WEIGHTS,
+    }
+    write_list(args.output / LIST, rows)
+    write_table(args.output / TABLE, rows)
+    write_page(args.output / PAGE, rows, Predictor.of_model(cfg, model), about)
+    for row in rows:
+        print(f"{row.rank:4d}  {row.line}")
+    print(f"\nlook at {args.output / PAGE}; train with TRANSFER.LABELLED {args.output / LIST}")
+    return 1 if pool.broken else 0
+
+
+def command() -> NoReturn:
+    run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -189,6 +189,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
     training.SOURCE = 0.0
     training.EMA = 0.99  # m: the teacher keeps min(1 - 1 / (i + 1), m) of itself in step i after the burn-in
     training.BURN_IN = 0.0  # share of SOLVER.MAX_ITER in which the teacher stays the model that training starts from
+    training.WARM_UP = 0.0  # share of SOLVER.MAX_ITER in which only labels teach, and the teacher follows them
     training.WEIGHT = 1.0  # of the loss on pseudo-labels
     # The teacher is confident of a pixel from this probability on (the marginal over the queries, divided by its sum
     # over the classes), or from the quantile of this order among the pixels of its class; with both, the lower counts.
@@ -377,7 +378,18 @@ def check_cfg(cfg: CfgNode) -> None:
     training = transfer.SELF_TRAINING
     _check_choice("TRANSFER.SELF_TRAINING.MIX", training.MIX, MIXES)
     _check_choice("TRANSFER.SELF_TRAINING.WEIGHT_BY", training.WEIGHT_BY, PSEUDO_WEIGHTS)
-    for key in ("EMA", "BURN_IN", "COLOUR", "BLUR", "THRESHOLD", "QUANTILE", "MASK_RATIO", "MASK_BLOCK", "FDA_BETA"):
+    for key in (
+        "EMA",
+        "BURN_IN",
+        "WARM_UP",
+        "COLOUR",
+        "BLUR",
+        "THRESHOLD",
+        "QUANTILE",
+        "MASK_RATIO",
+        "MASK_BLOCK",
+        "FDA_BETA",
+    ):
         if not 0 <= training[key] <= 1:
             raise UserError(f"TRANSFER.SELF_TRAINING.{key} is {training[key]}: it must be in [0, 1]")
     for key in ("WEIGHT", "COLOUR_STRENGTH", "MASKED_WEIGHT"):

@@ -27,11 +27,12 @@ from tmt_d2.data.label_spaces import (
     TRAIN_IDS,
     LabelSpace,
 )
+from tmt_d2.data.png import SIGNATURE as PNG
+from tmt_d2.data.png import decode_plain
 from tmt_d2.errors import UserError
 
 ChannelOrder = Literal["RGB", "BGR"]
 
-PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
 JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"  # neither can occur within picture data
 PNG_HEADER = 26  # bytes up to the end of width, height, depth and kind of colour
@@ -79,8 +80,11 @@ def read_image(path: str, format: ChannelOrder = "RGB", oriented: bool = False) 
     """
     if format not in ("RGB", "BGR"):
         raise UserError(f"format is {format!r}: should be 'RGB' or 'BGR'")
+    data = _read_whole(path)
+    if not oriented and (plain := decode_plain(data, format)) is not None:
+        return plain
     flags = cv2.IMREAD_COLOR if oriented else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    image = _decode(path, _read_whole(path), flags)
+    image = _decode(path, data, flags)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if format == "RGB" else image
 
 
@@ -238,6 +242,8 @@ def _index_ids(path: str, data: bytes, label_space: LabelSpace) -> np.ndarray:
             f"{path}: is a {depth}-bit {kind} PNG; labels are 8-bit PNG, grey or palette. "
             + _right_file(label_space, depth)
         )
+    if (plain := decode_plain(data, "GREY")) is not None:
+        return plain
     image = _open(path, data)
     colour = tuple((image.getpalette() or [])[6:9])  # of id 2
     if colour == MAPILLARY_2_COLOUR and label_space in (MAPILLARY_A, MAPILLARY_B):

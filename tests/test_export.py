@@ -66,7 +66,8 @@ def test_onnx_file_of_tmt(files: Path, capsys: pytest.CaptureFixture[str]) -> No
     onnxruntime = pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
     output = files / "tmt.onnx"
-    command = ["--config-file", str(files / "tmt.yaml"), "--weights", str(files / "tmt.pth"), "--size", "40x60"]
+    command = ["INPUT.MIN_SIZE_TEST", "0", "--config-file", str(files / "tmt.yaml")]
+    command += ["--weights", str(files / "tmt.pth"), "--size", "40x60"]
     main([*command, "--format", "onnx", "--output", str(output)])
     said = capsys.readouterr().out
     assert re.search(
@@ -137,3 +138,5 @@ def test_what_cannot_be_exported(tmp_path: Path, files: Path) -> None:
         export_model(model, (0, 32), tmp_path / "a", "pt2")
     with pytest.raises(ValueError, match="--size 32: write HEIGHTxWIDTH"):
         main(["--config-file", str(files / "tmt.yaml"), "--size", "32", "--output", "a.onnx"])
+    with pytest.raises(ValueError, match=r"MODEL\.TMT\.P_X"):
+        main(["MODEL.TMT.P_X", "1", "--config-file", str(files / "tmt.yaml"), "--size", "32x32", "--output", "a.onnx"])

@@ -229,6 +229,11 @@ def test_it_says_that_the_processor_stretches(folder: Path, tmp_path: Path, caps
     convert(["from-hf", str(folder), str(tmp_path / "a.pth")])
     words = ["--config-file", str(tmp_path / "a.yaml"), "--weights", str(tmp_path / "a.pth"), str(tmp_path / "back")]
     convert(["to-hf", *words])
+    assert json.loads((tmp_path / "back" / "preprocessor_config.json").read_text())["size"]["shortest_edge"] != 96
+    convert(["to-hf", words[0], words[1], "INPUT.MIN_SIZE_TEST", "96", *words[2:]])
+    assert json.loads((tmp_path / "back" / "preprocessor_config.json").read_text())["size"]["shortest_edge"] == 96
+    with pytest.raises(ValueError, match=r"SEED: KEY VALUE overrides are of to-hf alone, strip takes no config"):
+        convert(["strip", "a.pth", "SEED", "1", "b.pth"])
     assert "the processor of transformers stretches images to multiples of 32 pixels" in capsys.readouterr().out
 
 

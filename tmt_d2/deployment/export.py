@@ -36,7 +36,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tmt_d2.cli import log_to_screen, run
+from tmt_d2.cli import log_to_screen, parse, run
 from tmt_d2.deployment.predictor import load_model
 from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
@@ -211,7 +211,7 @@ def _pt2_runner(path: Path, names: Sequence[str]) -> Callable[[Tensor], Outputs]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    args = parser().parse_args(arguments)
+    args = parse(parser(), arguments)
     size = _size(args.size)
     log_to_screen()
     _, model = load_model(args.config_file, args.weights, ["MODEL.DEVICE", "cpu", *args.opts])
@@ -239,7 +239,7 @@ def parser() -> argparse.ArgumentParser:
     add("--size", required=True, metavar="HxW", help="size of the images, e.g. 512x1024")
     add("--format", choices=FORMATS, default="onnx")
     add("--output", required=True, metavar="FILE")
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
+    add("opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides")
     return arguments
 
 

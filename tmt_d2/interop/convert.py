@@ -8,7 +8,7 @@ from-hf   a folder or hub name of a Mask2Former of Hugging Face -> NAME.pth and 
 to-hf     a checkpoint and its config -> a folder that transformers reads (model.safetensors, config.json).
 strip     a TMT checkpoint -> plain Mask2Former for the official code: .pth, or .pkl as in its model zoo.
 
-Files of the given names are overwritten. An estimator (transferability.*) has no place in the other projects: it
+KEY VALUE overrides of the config of to-hf may stand anywhere. Files of the given names are overwritten. An estimator (transferability.*) has no place in the other projects: it
 stays behind, which is said.
 """
 
@@ -25,7 +25,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from tmt_d2.cli import log_to_screen, run
+from tmt_d2.cli import log_to_screen, parse, run
 from tmt_d2.config import add_tmt_config, setup_cfg
 from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
@@ -79,7 +79,9 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    args = parser().parse_args(arguments)
+    args = parse(parser(), arguments)
+    if args.opts and args.command != "to-hf":
+        raise UserError(f"{args.opts[0]}: KEY VALUE overrides are of to-hf alone, {args.command} takes no config")
     log_to_screen()
     if args.command == "from-hf":
         config_file = convert_from_huggingface(args.source, args.output)
@@ -87,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     state = read_state(args.weights)
     if args.command == "to-hf":
-        cfg = setup_cfg(args.config_file, ["MODEL.DEVICE", "cpu"])
+        cfg = setup_cfg(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
         write_huggingface(cfg, state, args.output, read_classes(args.weights))
         step = cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY
         if step > 1:
@@ -106,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    arguments.set_defaults(opts=[])  # KEY VALUE, which `parse` takes out from anywhere
     commands = arguments.add_subparsers(dest="command", required=True)
     command = commands.add_parser("from-hf", help="Hugging Face -> checkpoint and config")
     command.add_argument("source", help="folder, or name on the hub (owner/model)")

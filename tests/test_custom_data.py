@@ -234,6 +234,25 @@ def test_when_a_list_is_one_of_its_own(tmp_path: Path, changes: dict[str, object
     assert read_custom(write(tmp_path, **changes)).label_space.classes.names == names
 
 
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (["road", "sidewlak", "sky"], "sidewlak; did you mean sidewalk?"),
+        (["road", "sky", "lawn", "pond"], None),  # half are others: on purpose
+        (["road", "sky", "lawn"], None),  # near to none
+        (["road", "wall", "walls"], None),  # what is near is there, too
+        (["road", "sky"], None),
+    ],
+)
+def test_a_misspelt_name_of_the_19(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, classes: list[str], said: str | None
+) -> None:
+    file = write(tmp_path, train_ids=None, classes=classes)
+    read_custom(file)
+    ending = "(read as a class list of its own, since not all are of the 19)"
+    assert caplog.messages == ([f"{file}: classes: {said} {ending}"] if said else [])
+
+
 def test_two_data_sets_on_a_common_list(tmp_path: Path) -> None:
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "common.yaml").write_text("[lawn, {name: pond, color: [1, 2, 3]}, shed]")

@@ -51,6 +51,7 @@ from tmt_d2.data.label_spaces import CLASSES, IGNORE, TRAIN_ID, LabelSpace, clas
 from tmt_d2.data.layouts import CAPTURE, Listing, find, pair
 from tmt_d2.data.reader import DataError
 from tmt_d2.data.registration import Record, check_registered, register_split, split_name, to_records
+from tmt_d2.errors import did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -333,6 +334,7 @@ def _read_label_space(file: Path, name: str, content: Mapping[str, Any]) -> Labe
             raise _wrong(source, where, "should be a list of class names, in the order of the ids from 0", values)
         if key == "class_list" or own_ids is not None or any(map(_is_own, values)):
             names, classes = _read_classes(source, key, values)
+            _warn_of_near_names(source, key, classes)
             values = names
         if own_ids is None:
             own_ids = dict(enumerate(values))
@@ -366,6 +368,15 @@ def _read_label_space(file: Path, name: str, content: Mapping[str, Any]) -> Labe
 def _is_own(entry: Any) -> bool:
     """Whether an entry of ``classes`` cannot be meant as one of the 19."""
     return isinstance(entry, dict) or (isinstance(entry, str) and entry != "ignore" and entry not in TRAIN_ID)
+
+
+def _warn_of_near_names(file: Path, key: str, classes: ClassList) -> None:
+    """One misspelt name among the 19 would make all a class list of its own, without a word."""
+    others = [name for name in classes.names if name not in TRAIN_ID]
+    hints = {name: did_you_mean(name, set(CLASSES) - set(classes.names)) for name in others}
+    if 2 * len(others) < len(classes) and any(hints.values()):
+        said = ", ".join(f"{name}{hint}" for name, hint in hints.items() if hint)
+        logger.warning("%s: %s: %s (read as a class list of its own, since not all are of the 19)", file, key, said)
 
 
 def _class_list_file(file: Path, path: Any) -> Path:

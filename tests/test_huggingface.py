@@ -17,10 +17,11 @@ import tmt_d2
 from tests.helpers.checkout import BASE_CONFIG
 from tests.helpers.models import TINY, tiny_cfg
 from tmt_d2.data.class_lists import unnamed
+from tmt_d2.data.label_spaces import PALETTE
 from tmt_d2.interop.convert import main as convert
 from tmt_d2.interop.huggingface import from_huggingface, read_huggingface, to_huggingface
-from tmt_d2.interop.huggingface_config import config_of, processor_of
-from tmt_d2.training.checkpoint import TMTCheckpointer
+from tmt_d2.interop.huggingface_config import classes_of, config_of, processor_of
+from tmt_d2.training.checkpoint import TMTCheckpointer, read_classes
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +51,7 @@ def small_resnet() -> Any:
 def random_model(backbone: Any, **changes: Any) -> nn.Module:
     """Every entry is moved away from its initial value: zeros and ones agree with anything."""
     torch.manual_seed(0)
-    config = transformers.Mask2FormerConfig(backbone_config=backbone, num_labels=19, **changes)
+    config = transformers.Mask2FormerConfig(backbone_config=backbone, **{"num_labels": 19, **changes})
     model = transformers.Mask2FormerForUniversalSegmentation(config).eval()
     for name, value in model.state_dict().items():
         if value.is_floating_point():
@@ -115,6 +116,25 @@ def test_the_classes_of_a_checkpoint_go_along() -> None:
     config = config_of(cfg, unnamed(3))
     assert config["id2label"] == {"0": "class 0", "1": "class 1", "2": "class 2"}
     assert config_of(cfg)["id2label"]["18"] == "bicycle"
+
+
+def test_names_of_classes_come_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = {"num_labels": 2, "id2label": {0: "road", 1: "pond"}, "label2id": {"road": 0, "pond": 1}}
+    theirs = random_model(small_swin(), **SMALL, **labels)
+    theirs.save_pretrained(tmp_path / "hub")
+    convert(["from-hf", str(tmp_path / "hub"), str(tmp_path / "a.pth")])
+    assert "a.yaml; it names 2 classes (road, pond)" in capsys.readouterr().out
+    classes = read_classes(str(tmp_path / "a.pth"))
+    assert classes is not None and classes.names == ("road", "pond") and classes.colors[0] == PALETTE[0]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [None, {}, {"0": "LABEL_0", "1": "LABEL_1"}, {"0": "a", "1": "a"}, {"0": "a", "2": "b"}, {"0": "a", "1": 3}],
+)
+def test_labels_that_name_no_classes(labels: Any) -> None:
+    assert classes_of({"id2label": labels}, 2) is None
+    assert classes_of({"id2label": {"0": "a", "1": "LABEL_1"}}, 2) is not None
 
 
 def test_a_small_mistake_would_be_seen() -> None:

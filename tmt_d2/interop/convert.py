@@ -8,8 +8,8 @@ from-hf   a folder or hub name of a Mask2Former of Hugging Face -> NAME.pth and 
 to-hf     a checkpoint and its config -> a folder that transformers reads (model.safetensors, config.json).
 strip     a TMT checkpoint -> plain Mask2Former for the official code: .pth, or .pkl as in its model zoo.
 
-KEY VALUE overrides of the config of to-hf may stand anywhere. Files of the given names are overwritten. An estimator (transferability.*) has no place in the other projects: it
-stays behind, which is said.
+Of to-hf KEY VALUE overrides may stand anywhere. Files of the given names are overwritten. An estimator
+(transferability.*) has no place in the other projects: it stays behind, which is said.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from tmt_d2.config import add_tmt_config, setup_cfg
 from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
 from tmt_d2.interop.huggingface import from_huggingface, read_huggingface, write_huggingface
+from tmt_d2.interop.huggingface_config import classes_of
 from tmt_d2.modeling.official import ESTIMATOR, write_official
-from tmt_d2.training.checkpoint import read_classes, read_state
+from tmt_d2.training.checkpoint import CLASSES, encode_classes, read_classes, read_state
 
 
 def convert_from_huggingface(source: str, output: str | Path) -> Path:
@@ -53,8 +54,9 @@ def convert_from_huggingface(source: str, output: str | Path) -> Path:
     _check_names(state, build_model(cfg).state_dict(), source)
     output.parent.mkdir(parents=True, exist_ok=True)
     config_file = output.with_suffix(".yaml")
+    classes = classes_of(config, settings["MODEL.SEM_SEG_HEAD.NUM_CLASSES"])
     with atomic_write(output) as weights:
-        torch.save({"model": state}, weights)
+        torch.save({"model": state} | ({CLASSES: encode_classes(classes)} if classes else {}), weights)
     with atomic_write(config_file, "w") as file:
         yaml.safe_dump(nested, file)
     return config_file
@@ -85,7 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log_to_screen()
     if args.command == "from-hf":
         config_file = convert_from_huggingface(args.source, args.output)
-        print(f"written: {args.output} and {config_file}")  # noqa: T201  the command's answer
+        named = read_classes(args.output)
+        classes = (
+            f"; it names {named}" if named else "; id2label names no classes of its own, so the checkpoint does not"
+        )
+        print(f"written: {args.output} and {config_file}{classes}")  # noqa: T201  the command's answer
         return
     state = read_state(args.weights)
     if args.command == "to-hf":

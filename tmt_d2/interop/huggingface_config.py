@@ -7,8 +7,8 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from tmt_d2.data.class_lists import ClassList
-from tmt_d2.data.label_spaces import CLASSES
+from tmt_d2.data.class_lists import MAX_CLASSES, ClassList
+from tmt_d2.data.label_spaces import CLASSES, class_list
 from tmt_d2.errors import UserError
 
 # Key there: (our key, default there); a config.json leaves out what is default.
@@ -155,6 +155,22 @@ def config_of(cfg: CfgNode, classes: ClassList | None = None) -> dict[str, Any]:
         **{key: _get(cfg, ours) for key, (ours, _) in _KEYS.items()},
         **_SHARED_CONDITIONS,
     }
+
+
+def classes_of(config: Mapping[str, Any], count: int) -> ClassList | None:
+    """The ``count`` classes that ``id2label`` of a config.json names; names of the 19 have their colours.
+
+    None: it names others than these, one twice, or none (LABEL_0, ... stand there then).
+    """
+    labels = config.get("id2label")
+    if not isinstance(labels, Mapping) or set(labels) != {str(i) for i in range(count)} or count > MAX_CLASSES:
+        return None
+    names = [labels[str(i)] for i in range(count)]
+    if not all(isinstance(name, str) and name.strip() for name in names) or len(set(names)) != count:
+        return None
+    if all(name == f"LABEL_{i}" for i, name in enumerate(names)):
+        return None
+    return class_list(names, {})
 
 
 def _swin_config(cfg: CfgNode) -> dict[str, Any]:

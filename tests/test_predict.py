@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from detectron2.modeling import build_model
 
 from tests.helpers.models import tiny_cfg
 from tmt_d2.commands import predict
+from tmt_d2.data.class_lists import ClassList
 from tmt_d2.data.label_spaces import CITYSCAPES, MAPILLARY_A, TRAIN_IDS
 from tmt_d2.data.reader import DataError
 from tmt_d2.data.registration import register_split
 from tmt_d2.deployment import Predictor
 from tmt_d2.deployment.streaming import find_pictures, predictions
 from tmt_d2.errors import UserError
-from tmt_d2.pictures.predicting import ids_table
+from tmt_d2.pictures.predicting import ids_table, write_classes
 
 pytestmark = pytest.mark.slow
 
@@ -134,6 +136,8 @@ def test_files_and_going_on(
     assert run(model, photos, output, "--write", *kinds, "--ids", "cityscapes") == 0
     told = capsys.readouterr().out
     assert f"{photos}: 3 pictures, 1 other files left out" in told and "3 pictures predicted\n" in told
+    classes = json.loads((output / "classes.json").read_text())["classes"]
+    assert len(classes) == 19 and classes[0] == {"id": 7, "name": "road", "color": [128, 64, 128]}
     predictor = Predictor.from_config(*model)
     for name, size in SIZES.items():
         prediction = predictor(photos / name)
@@ -175,6 +179,17 @@ def test_a_video_and_one_that_ends_early(model: tuple[str, str], video: Path, tm
     broken.write_bytes(data[: data.rfind(b"00dc", 0, data.rfind(b"idx1")) - 40])
     with pytest.raises(DataError, match=r"cut\.avi: ends after \d of the 3 frames that its header states"):
         [frame.read("RGB") for frame in find_pictures(str(broken))]
+
+
+def test_classes_are_named_beside_the_labels(tmp_path: Path) -> None:
+    classes = ClassList(("lawn", "pond"), ((1, 2, 3), (4, 5, 6)))
+    lawn, pond = {"id": 0, "name": "lawn", "color": [1, 2, 3]}, {"id": 1, "name": "pond", "color": [4, 5, 6]}
+    write_classes(tmp_path, classes)
+    assert json.loads((tmp_path / "classes.json").read_text()) == {"classes": [lawn, pond]}
+    table = np.full(256, 255, np.uint8)
+    table[1] = 20  # the data set has no lawn
+    write_classes(tmp_path, classes, table)
+    assert json.loads((tmp_path / "classes.json").read_text()) == {"classes": [pond | {"id": 20}]}
 
 
 def test_own_ids_are_those_of_the_label_files() -> None:

@@ -9,6 +9,7 @@
     overlays/NAME.png           the picture in the colours of its classes
     confidence/NAME.png         0-255: the share of the best class in the sum of all scores
     transferability/NAME.png    0-255: T, the mean of the levels; of TMT models
+    classes.json                what the ids in labels/ mean: {"classes": [{"id": 0, "name": "road", "color": [r, g, b]}]}
 
 The same command again goes on: what is there and whole is not predicted again. --input is a folder (with those below
 it), a text file with a path a line, a name in Detectron2's catalogs, a video, or one picture. Exit status: 0 all are
@@ -27,7 +28,7 @@ from tmt_d2.deployment.predictor import Predictor, load_model
 from tmt_d2.deployment.streaming import find_pictures
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.tmt import TransferableMaskFormer
-from tmt_d2.pictures.predicting import KINDS, claim_output, ids_table, predict_files
+from tmt_d2.pictures.predicting import KINDS, claim_output, ids_table, predict_files, write_classes
 from tmt_d2.pictures.reporting import label_space_for
 
 TRAIN_IDS = "train"
@@ -69,6 +70,7 @@ def main(arguments=None):
     if pictures.left_out:
         print(f"{args.input}: {len(pictures)} pictures, {pictures.left_out} other files left out")
     predictor = Predictor.of_model(cfg, model)
+    write_classes(args.output, predictor.classes, ids)
     outcome = predict_files(predictor, pictures, args.output, args.write, ids, args.batch_size)
     print(f"{args.output}: {outcome}")
     return 1 if outcome.broken else 0

@@ -26,6 +26,7 @@ from tmt_d2.pictures.overlays import label_overlay
 
 KINDS = ("labels", "overlays", "confidence", "transferability")  # each a folder of PNG files
 IDENTITY = "predictions.json"
+CLASSES = "classes.json"
 Report = Callable[[str], Any]
 
 
@@ -128,6 +129,20 @@ def claim_output(output: Path, cfg: CfgNode, place: str, ids: str) -> None:
     for key, value in identity.items():
         if before.get(key) != value:
             raise UserError(f"{output} holds predictions with other {key} ({IDENTITY}): choose another --output")
+
+
+def write_classes(output: Path, classes: ClassList, ids: np.ndarray | None = None) -> None:
+    """``output/classes.json``, what the ids in label files mean.
+
+    {"classes": [{"id": 0, "name": "road", "color": [r, g, b]}, ...]}
+
+    Args:
+        ids: as of ``predict_files``; a class that has none of them is left out.
+    """
+    own = range(len(classes)) if ids is None else ids[: len(classes)].tolist()
+    rows = zip(own, classes.names, classes.colors, strict=True)
+    entries = [{"id": id_, "name": name, "color": list(color)} for id_, name, color in rows if id_ != IGNORE]
+    write_json(output / CLASSES, {"classes": entries})
 
 
 def _digest(file: str) -> str:

@@ -19,6 +19,8 @@ from pycocotools.coco import COCO as CocoFile
 from tests.helpers.models import Build, tiny_cfg
 from tmt_d2.commands import select_labels
 from tmt_d2.data.class_lists import unnamed
+from tmt_d2.data.custom import read_custom
+from tmt_d2.data.reader import read_label
 from tmt_d2.deployment.predictor import Prediction, Predictor
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.selection.pool import Pool
@@ -108,9 +110,10 @@ class Halves:
 
 def pool_of(folder: Path, names: list[str], size: tuple[int, int] = (5, 8)) -> Pool:
     files = [folder / f"{name}.jpg" for name in names]
+    rng = np.random.default_rng(0)
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(file), np.zeros((*size, 3), np.uint8))
+        cv2.imwrite(str(file), rng.integers(0, 256, (*size, 3), dtype=np.uint8))
     rows: dict[str, Any] = dict.fromkeys(("features", "entropy", "margin", "classes", "domain"), np.zeros(0))
     return Pool(names, list(map(str, files)), **rows)
 
@@ -147,9 +150,13 @@ def test_what_is_not_confident_and_what_lies_outside_of_the_parts_is_255_in_both
         ("confident", 0.7, None, np.array([[0] * 4 + [255] * 4] * 5)),
         ("parts", 0.0, lambda pixels: rows, np.where(rows, [0] * 4 + [1] * 4, 255)),
     ]
+    settings = tmp_path / "town.yaml"
+    splits = "{train: {images: 'p/{stem}.jpg', labels: 'prelabels/{stem}.png'}}"
+    settings.write_text(f"name: town\nsplits: {splits}\nclasses: [class 0, class 1]\nignore_ids: [255]\n")
     for folder, confidence, parts, expected in cases:
         write_prelabels(tmp_path / folder, pool, [0], Halves(), confidence=confidence, parts=parts)  # type: ignore[arg-type]
-        assert np.array_equal(png(tmp_path / folder / "prelabels" / "c.png"), expected)
+        label = read_label(str(tmp_path / folder / "prelabels" / "c.png"), read_custom(settings).label_space)
+        assert np.array_equal(label, expected)
         found = json.loads((tmp_path / folder / "prelabels.json").read_text())["annotations"]
         assert np.array_equal(painted(found, (5, 8)), expected)
 

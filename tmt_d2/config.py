@@ -187,6 +187,12 @@ def add_tmt_config(cfg: CfgNode) -> None:
     training.LABELLED = 1.0
     training.UNLABELLED = 0.5
     training.SOURCE = 0.0
+    # T of rare class sampling: pictures with a label are drawn for a class, with probability ~ exp((1 - f) / T) for one
+    # that is the share f of all pixels; 0: in turn. DAFormer has 0.01.
+    training.RARE_CLASSES = 0.0
+    training.RARE_CLASS_AREA = (
+        0.01  # share of a crop that a class must fill in a picture; half of it in the crop itself
+    )
     training.EMA = 0.99  # m: the teacher keeps min(1 - 1 / (i + 1), m) of itself in step i after the burn-in
     training.BURN_IN = 0.0  # share of SOLVER.MAX_ITER in which the teacher stays the model that training starts from
     training.WEIGHT = 1.0  # of the loss on pseudo-labels
@@ -377,10 +383,21 @@ def check_cfg(cfg: CfgNode) -> None:
     training = transfer.SELF_TRAINING
     _check_choice("TRANSFER.SELF_TRAINING.MIX", training.MIX, MIXES)
     _check_choice("TRANSFER.SELF_TRAINING.WEIGHT_BY", training.WEIGHT_BY, PSEUDO_WEIGHTS)
-    for key in ("EMA", "BURN_IN", "COLOUR", "BLUR", "THRESHOLD", "QUANTILE", "MASK_RATIO", "MASK_BLOCK", "FDA_BETA"):
+    for key in (
+        "EMA",
+        "BURN_IN",
+        "COLOUR",
+        "BLUR",
+        "THRESHOLD",
+        "QUANTILE",
+        "MASK_RATIO",
+        "MASK_BLOCK",
+        "FDA_BETA",
+        "RARE_CLASS_AREA",
+    ):
         if not 0 <= training[key] <= 1:
             raise UserError(f"TRANSFER.SELF_TRAINING.{key} is {training[key]}: it must be in [0, 1]")
-    for key in ("WEIGHT", "COLOUR_STRENGTH", "MASKED_WEIGHT"):
+    for key in ("WEIGHT", "COLOUR_STRENGTH", "MASKED_WEIGHT", "RARE_CLASSES"):
         if training[key] < 0:
             raise UserError(f"TRANSFER.SELF_TRAINING.{key} is {training[key]}: it must be at least 0")
     if not 0 <= transfer.ESTIMATOR.TARGET_ERROR < 0.5:

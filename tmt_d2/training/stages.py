@@ -297,6 +297,7 @@ def _run_training(
         extra_hooks=hooks,
     )
     if training is not None:
+        training.load_references(lambda path, other: TMTCheckpointer(other).load(path, checkpointables=[]))
         trainer.checkpointer.add_checkpointable(METHOD_TRAINING, training.progress)
     trainer.resume_or_load(resume)
     if training is not None and not trainer.start_iter:

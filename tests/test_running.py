@@ -74,7 +74,8 @@ def test_p_t_zero_is_full_fine_tuning(finished) -> None:
 
 def test_report_of_a_real_run_shows_its_pictures(finished) -> None:
     folder, _, _ = finished
-    text = write_report(folder / "out", images=1).read_text()
+    text = write_report(folder / "out", images=1, worst_count=1).read_text()
+    assert "tmt, largest error" in text and "tmt, highest mean T" in text
     (views,) = re.findall(r'<script type="application/json">(.*?)</script>', text)
     assert [view[:22] for view in json.loads(views)] == ["data:image/jpeg;base64"] * 9
     for name in ("source model", "full: errors", "tmt: T (stride 8)"):

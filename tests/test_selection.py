@@ -10,8 +10,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 
-from tests.helpers.models import Build
+from tests.helpers.models import Build, tiny_cfg
+from tmt_d2.commands import select_labels
+from tmt_d2.data.labelled import listed
 from tmt_d2.deployment.predictor import Predictor
 from tmt_d2.deployment.streaming import find_pictures
 from tmt_d2.errors import UserError
@@ -236,3 +239,33 @@ def test_the_page_stands_alone_and_escapes_names(build_tiny: Build, tmp_path: Pa
     page = (tmp_path / "page.html").read_text()
     assert "&lt;b&gt;&amp;0.png" in page and "<b>&0" not in page
     assert page.count("data:image/jpeg;base64,") == 2 and "http" not in page
+
+
+@pytest.mark.slow
+def test_the_command_from_a_folder_to_a_list_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = tiny_cfg(INPUT__MIN_SIZE_TEST=0)
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
+    (tmp_path / "model.yaml").write_text(cfg.dump())
+    write_pictures(tmp_path / "p", 6)
+    (tmp_path / "p" / "5.png").write_bytes(b"no picture")
+
+    def select(budget: int, *more: str) -> int:
+        words = ["--config-file", str(tmp_path / "model.yaml"), "--weights", str(tmp_path / "model.pth")]
+        words += ["--target", str(tmp_path / "p"), "--output", str(tmp_path / "out"), "--budget", str(budget)]
+        return select_labels.main([*words, *more])
+
+    assert select(2) == 1  # one is broken
+    assert "left out: 5" in capsys.readouterr().out
+    first = (tmp_path / "out" / "selected.txt").read_text().split()
+    labelled = tmp_path / "labelled.txt"
+    labelled.write_text("\n".join(first))
+    select(3, "--labelled", str(labelled), "--strategy", "kcenter")
+    second = (tmp_path / "out" / "selected.txt").read_text().split()
+    assert sorted(first + second) == [f"{i}.png" for i in range(5)]
+    assert (tmp_path / "out" / "selected.html").is_file() and (tmp_path / "out" / "selected.csv").is_file()
+    records = [{"file_name": f"/x/{i}.png", "image_id": f"{i}", "dataset": "d"} for i in range(6)]
+    assert [Path(record["file_name"]).name for record in listed(records, str(labelled))] == sorted(first)
+    with pytest.raises(UserError, match="--budget is 4: there are 3 pictures without a label"):
+        select(4, "--labelled", str(labelled))
+    with pytest.raises(UserError, match="--budget is 0: it must be at least 1"):
+        select(0)

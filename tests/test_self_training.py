@@ -454,10 +454,29 @@ def test_only_the_student_learns_and_every_part_of_it(build_tiny: Any) -> None:
     assert not training.teacher.training and training.student.training
 
 
+def test_in_the_warm_up_only_labels_teach(build_tiny: Any) -> None:
+    training = build(build_tiny)
+    training.warm_up = 1
+    torch.manual_seed(0)
+    records = batch()
+    losses = training(records)
+    assert "loss_pseudo" not in losses and all("sem_seg" not in r for r in records if not r.get("labelled", True))
+    alone = batch()
+    expected = training.student([record for record in alone if record.get("labelled", True)])
+    assert {name: value.item() for name, value in losses.items()} == pytest.approx(
+        {name: value.item() for name, value in expected.items()}, rel=1e-4
+    )
+    training.after_update()
+    assert "loss_pseudo" in training(batch())
+
+
 def test_mixing_needs_a_label_somewhere() -> None:
     cfg = tiny_cfg(TRANSFER__SELF_TRAINING__LABELLED=0.0)
     with pytest.raises(ValueError, match="FDA_BETA is 0.1: .* and SOURCE or UNLABELLED is 0"):
         self_training(tiny_cfg(TRANSFER__SELF_TRAINING__FDA_BETA=0.1), nn.Module())
+    warm = {"TRANSFER__SELF_TRAINING__WARM_UP": 0.5, "TRANSFER__SELF_TRAINING__MIX": "none"}
+    with pytest.raises(ValueError, match="WARM_UP is 0.5: only labels teach in it, and LABELLED and SOURCE are 0"):
+        self_training(tiny_cfg(TRANSFER__SELF_TRAINING__LABELLED=0.0, **warm), nn.Module())
     with pytest.raises(ValueError, match=r"MIX classmix pastes from labelled pictures, .* set MIX none$"):
         self_training(cfg, nn.Module())
 

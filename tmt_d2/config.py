@@ -194,6 +194,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
     training.RARE_CLASS_AREA = 0.01
     training.EMA = 0.99  # m: the teacher keeps min(1 - 1 / (i + 1), m) of itself in step i after the burn-in
     training.BURN_IN = 0.0  # share of SOLVER.MAX_ITER in which the teacher stays the model that training starts from
+    training.WARM_UP = 0.0  # share of SOLVER.MAX_ITER in which only labels teach, and the teacher follows them
     training.WEIGHT = 1.0  # of the loss on pseudo-labels
     # The teacher is confident of a pixel from this probability on (the marginal over the queries, divided by its sum
     # over the classes), or from the quantile of this order among the pixels of its class; with both, the lower counts.
@@ -246,7 +247,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
     cfg.DATALOADER.MAX_BAD_FRACTION = 0.05  # of the training images may be unreadable, and are replaced by others
     transfer.DETECT_ANOMALY = False  # stop at the module that first makes a NaN or an infinity; slow
 
-    cfg.TEST.PRECISION = "float32"  # or "bfloat16": faster on GPUs and on CPUs that have it; scores are float32
+    cfg.TEST.PRECISION = "float32"  # or "bfloat16", on GPUs and on CPUs that are faster with it; scores are float32
     # The weights that are best at an evaluation (TEST.EVAL_PERIOD) of source training or fine-tuning are kept in
     # model_best.pth; what they were, and all other evaluations, in best.json.
     cfg.TEST.BEST = CfgNode()
@@ -389,8 +390,8 @@ def check_cfg(cfg: CfgNode) -> None:
     training = transfer.SELF_TRAINING
     _check_choice("TRANSFER.SELF_TRAINING.MIX", training.MIX, MIXES)
     _check_choice("TRANSFER.SELF_TRAINING.WEIGHT_BY", training.WEIGHT_BY, PSEUDO_WEIGHTS)
-    shares = ("EMA", "BURN_IN", "COLOUR", "BLUR", "THRESHOLD", "QUANTILE", "MASK_RATIO", "MASK_BLOCK", "FDA_BETA")
-    for key in (*shares, "RARE_CLASS_AREA"):
+    shares = ("EMA", "BURN_IN", "WARM_UP", "COLOUR", "BLUR", "THRESHOLD", "QUANTILE", "MASK_RATIO", "MASK_BLOCK")
+    for key in (*shares, "FDA_BETA", "RARE_CLASS_AREA"):
         if not 0 <= training[key] <= 1:
             raise UserError(f"TRANSFER.SELF_TRAINING.{key} is {training[key]}: it must be in [0, 1]")
     for key in ("WEIGHT", "COLOUR_STRENGTH", "MASKED_WEIGHT", "RARE_CLASSES", "FEATURE_DISTANCE"):

@@ -105,7 +105,7 @@ class Trained:
 def train(
     data: str,
     output: str | Path,
-    config: str = "configs/tiny/source.yaml",
+    config: str = "configs/lite0/source.yaml",
     options: Mapping[str, Any] = {},
     hooks: Sequence[HookBase] = (),
 ) -> Trained:

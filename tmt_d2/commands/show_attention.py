@@ -1,6 +1,6 @@
 """Show what a model predicts, how transferable it finds the image, and what its queries attend to.
 
-    python demo/visualize_attention.py --config-file configs/tiny/tmt.yaml --input street.png --output pictures \\
+    python demo/visualize_attention.py --config-file configs/lite0/tmt.yaml --input street.png --output pictures \\
         --weights output/tiny/tmt/model_final.pth --classes car person --json
 
 For each image NAME.* the output folder receives

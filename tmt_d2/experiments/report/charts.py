@@ -102,12 +102,12 @@ class IntervalChart:
     rows: Sequence[tuple[str, Difference]]
     x_label: str
 
-    @cached_property
-    def x(self) -> Axis:
+    def x(self, narrow: bool) -> Axis:
+        """narrow: for a telephone, with the names above their bars instead of beside them."""
         numbers = [0.0]
         for _, row in self.rows:
             numbers += [row.mean, *row.values, *(end for end in (row.low, row.high) if end is not None)]
-        return Axis.around(numbers, 170, 706, 0.04)
+        return Axis.around(numbers, 14 if narrow else 170, 326 if narrow else 706, 0.04)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ class HeatTable:
     """A table coloured by value; a cell without a value stays empty.
 
     values: by (row, column). full: gains are shown, red below 0 and green above, in full colour from this value on;
-    None: values are shown, from pale to blue between the least and the greatest.
+    None: values are shown, from pale to blue over ``scale``, which is that of the quantity and not of these values:
+    what is nearly equal looks equal.
     """
 
     rows: Sequence[str]
@@ -124,6 +125,7 @@ class HeatTable:
     corner: str = ""
     full: float | None = None
     digits: int = 1
+    scale: tuple[float, float] = (0.0, 100.0)
 
     def text(self, value: float) -> str:
         return f"{value:.{self.digits}f}" if self.full is None else f"{value:+.{self.digits}f}"
@@ -131,8 +133,8 @@ class HeatTable:
     def colour(self, value: float) -> str:
         """Of the cell; pale enough for dark text."""
         if self.full is None:
-            low, high = min(self.values.values()), max(self.values.values())
-            strong, share = BLUE, 0.05 + 0.75 * ((value - low) / (high - low) if high > low else 0.5)
+            low, high = self.scale
+            strong, share = BLUE, 0.05 + 0.75 * min(1.0, max(0.0, (value - low) / (high - low)))
         else:
             strong, share = GREEN if value > 0 else RED, 0.75 * min(1.0, abs(value) / self.full)
         return "#" + "".join(f"{round(255 + (part - 255) * share):02x}" for part in strong)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from tmt_d2.experiments.report.examples import Example
+from tmt_d2.experiments.report.examples import Example, Thumbnail
 from tmt_d2.experiments.report.results import Results
 from tmt_d2.experiments.report.sections import Section, comparison, curves, gains, measurements, settings
 from tmt_d2.experiments.report.summary import tiles, verdict
@@ -19,7 +19,12 @@ for name in ("charts", "elements"):  # their macros are known in all templates
     TEMPLATES.globals[name] = TEMPLATES.get_template(f"{name}.html").module
 
 
-def render_page(results: Results, examples: Sequence[Example] = (), title: str = "Transfer matrix") -> str:
+def render_page(
+    results: Results,
+    examples: Sequence[Example] = (),
+    title: str = "Transfer matrix",
+    worst: Mapping[str, Sequence[Thumbnail]] = {},
+) -> str:
     """The whole page as HTML text."""
     view = View(results)
     sections = [
@@ -33,6 +38,7 @@ def render_page(results: Results, examples: Sequence[Example] = (), title: str =
         measurements.scores(view),
         curves.training(view),
         Section("examples", "Examples", {"examples": examples} if examples else {}),
+        Section("worst", "Worst pictures", {"sheets": worst} if worst else {}),
         settings.settings(view),
     ]
     sections = [section for section in sections if section.values]

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import heapq
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from tmt_d2.config import setup_cfg
+from tmt_d2.data.label_spaces import IGNORE
 from tmt_d2.data.reader import read_pair
 from tmt_d2.data.registration import labelled_records
 from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.experiments.records import Labels
 from tmt_d2.experiments.report.results import Results
+from tmt_d2.methods.table import OURS
 from tmt_d2.pictures.html import data_uri
-from tmt_d2.pictures.overlays import TRANSFERABILITY_MAP, error_overlay, heat_overlay, label_overlay
+from tmt_d2.pictures.overlays import TRANSFERABILITY_MAP, error_overlay, heat_overlay, label_overlay, wrong_pixels
 from tmt_d2.pictures.reporting import LoadedModel, label_space_for
 from tmt_d2.pictures.sizes import resized
 from tmt_d2.training.checkpoint import FINAL
@@ -24,11 +28,24 @@ from tmt_d2.training.checkpoint import FINAL
 WIDTH = 512
 
 
+SHEET_WIDTH = 256
+
+
 class Example(NamedTuple):
     """title of a picture, and its views by name: data addresses."""
 
     title: str
     views: Mapping[str, str]
+    keys: Sequence[tuple[str, str]] = ()
+
+
+class Thumbnail(NamedTuple):
+    """error: share of wrong pixels; t: mean T of the finest level, None without; picture: a data address."""
+
+    file_name: str
+    error: float
+    t: float | None
+    picture: str
 
 
 def examples(results: Results, images: int, labels: Labels) -> list[Example]:
@@ -45,7 +62,46 @@ def examples(results: Results, images: int, labels: Labels) -> list[Example]:
         for record in labelled_records(names)[:images]:
             new = _views(loaded, record, run.method or "source model")
             views.setdefault(record["file_name"], {}).update({key: data_uri(view) for key, view in new.items()})
-    return [Example(f"{pair[0]} → {pair[1]}, seed {seed}: {Path(file).name}", views[file]) for file in views]
+    classes = loaded.model.class_list
+    keys = [(name, f"rgb{tuple(map(int, colour))}") for name, colour in zip(classes.names, classes.colors)]
+    return [Example(f"{pair[0]} → {pair[1]}, seed {seed}: {Path(file).name}", views[file], keys) for file in views]
+
+
+@torch.no_grad()
+def worst(results: Results, count: int, labels: Labels) -> dict[str, list[Thumbnail]]:
+    """The ``count`` held-out pictures of the first pair and seed with the largest error, and those with the highest
+    mean T, by the method that is ours, or else the last; runs one model over the whole split."""
+    if not count or not results.fine_tuned:
+        return {}
+    cell = results.fine_tuned[0].cell
+    method = OURS if OURS in results.methods() else results.methods()[-1]
+    runs = [run for run in results.of(method, labels) if run.cell == cell]
+    if not runs:
+        return {}
+    cfg = setup_cfg(str(runs[0].folder / "config.yaml"))
+    loaded = LoadedModel.load(str(runs[0].folder / "config.yaml"), str(runs[0].folder / f"{FINAL}.pth"))
+    sheets: dict[str, list[Thumbnail]] = {"largest error": [], "highest mean T": []}
+    for record in tqdm(labelled_records(cfg.DATASETS.TEST), desc="worst pictures", unit="picture"):
+        thumbnail = _thumbnail(loaded, record)
+        sheets["largest error"].append(thumbnail)
+        sheets["largest error"] = heapq.nlargest(count, sheets["largest error"], key=lambda each: each.error)
+        if thumbnail.t is not None:
+            sheets["highest mean T"].append(thumbnail)
+            sheets["highest mean T"] = heapq.nlargest(count, sheets["highest mean T"], key=lambda each: each.t or 0.0)
+    return {f"{method}, {name}": sheet for name, sheet in sheets.items() if sheet}
+
+
+def _thumbnail(loaded: LoadedModel, record: dict[str, Any]) -> Thumbnail:
+    """Errors in red over the picture, half of it, and the picture."""
+    whole, truth = read_pair(record, label_space_for(loaded.model, record["dataset"]))
+    result = loaded.model([loaded.mapper(record)])[0]
+    prediction = labels_at_size(result["sem_seg"], truth.shape).cpu().numpy()
+    labelled = int((truth != IGNORE).sum())
+    t = float(result["transferability"][-1].mean()) if "transferability" in result else None
+    picture = resized(whole, (round(whole.shape[0] * SHEET_WIDTH / whole.shape[1]), SHEET_WIDTH))
+    both = np.vstack([picture, error_overlay(picture, prediction, truth)])
+    error = float(wrong_pixels(prediction, truth).sum()) / max(labelled, 1)
+    return Thumbnail(Path(record["file_name"]).name, error, t, data_uri(both, 75))
 
 
 @torch.no_grad()

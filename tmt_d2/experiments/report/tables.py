@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tmt_d2.experiments.records import Labels
 from tmt_d2.experiments.report.results import IOU, METRICS, Results, by_cell, by_pair, classes_of
-from tmt_d2.experiments.report.statistics import gains_by_pair, paired_difference, spread
+from tmt_d2.experiments.report.statistics import paired_difference, spread
 from tmt_d2.files import atomic_write
 from tmt_d2.methods.table import BASELINE
 
@@ -39,11 +39,10 @@ def cell_text(values: list[float], digits: int = 1, plus_minus: str = "±") -> s
 
 
 def latex_table(results: Results, labels: Labels, metric: str = METRICS[0]) -> str:
-    """Pairs by methods, the largest gain of a row over the same seeds in bold, then differences over all pairs."""
+    """Pairs by methods, then differences over all pairs, bold where the interval is above 0."""
     methods = results.methods()
     values = {method: by_pair(results.of(method, labels), metric) for method in methods}
     baseline = by_cell(results.of(BASELINE, labels), metric)
-    gains = {method: gains_by_pair(by_cell(results.of(method, labels), metric), baseline) for method in methods}
     seeds = len(results.seeds())
     lines = [
         f"% {metric} in percent, {labels}, mean and standard deviation over {seeds} seed(s)",
@@ -53,13 +52,9 @@ def latex_table(results: Results, labels: Labels, metric: str = METRICS[0]) -> s
         r"\hline",
     ]
     for pair in results.pairs():
-        own = {method: gains[method][pair] for method in methods if pair in gains[method]}
         cells = []
         for method in methods:
             text = cell_text(values[method].get(pair, []), plus_minus=r"\pm")
-            best = len(own) > 1 and method in own and own[method] == max(own.values())
-            if best:
-                text = rf"\mathbf{{{text}}}"
             cells.append(f"${text}$" if text else "--")
         lines.append(" & ".join([_escape(f"{pair[0]} -> {pair[1]}"), *cells]) + r" \\")
     lines.append(r"\hline")
@@ -70,7 +65,9 @@ def latex_table(results: Results, labels: Labels, metric: str = METRICS[0]) -> s
             differences.append("--")
         else:
             interval = "" if difference.low is None else rf"\ [{difference.low:+.1f}, {difference.high:+.1f}]"
-            differences.append(f"${difference.mean:+.1f}{interval}$")
+            text = f"{difference.mean:+.1f}{interval}"
+            is_gain = difference.low is not None and difference.is_clear and difference.mean > 0
+            differences.append(rf"$\mathbf{{{text}}}$" if is_gain else f"${text}$")
     lines.append(" & ".join([f"minus {BASELINE}", *differences]) + r" \\")
     lines += [r"\hline", r"\end{tabular}", ""]
     return "\n".join(lines)

@@ -60,6 +60,7 @@ class SelfTraining(MethodTraining):
         *,
         momentum: float,
         burn_in: int,
+        warm_up: int = 0,
         weight: float,
         mixes: bool,
         view: StrongView,
@@ -74,7 +75,8 @@ class SelfTraining(MethodTraining):
     ):
         """
         Args:
-            momentum, burn_in: of ``MovingAverage``. weight: of the loss on pseudo-labels.
+            momentum, burn_in: of ``MovingAverage``. warm_up: in so many first steps unlabelled pictures are left out.
+            weight: of the loss on pseudo-labels.
             mixes: paste classes of labelled pictures onto unlabelled ones. view: what the student sees of them.
             trust: what of the teacher's labels counts.
             masked: the student also learns from this view of the unlabelled pictures, at masked_weight.
@@ -90,12 +92,9 @@ class SelfTraining(MethodTraining):
             {STUDENT: copy.deepcopy(model), "average": MovingAverage(momentum, burn_in), "statistics": self.statistics}
         )
         self.teacher.requires_grad_(False)
-        self.weight, self.mixes, self.view, self.trust = weight, mixes, view, trust
-        self.feature_weight, self.feature_weights, self.feature_classes = (
-            feature_weight,
-            feature_weights,
-            feature_classes,
-        )
+        self.warm_up, self.weight, self.mixes, self.view, self.trust = warm_up, weight, mixes, view, trust
+        self.feature_weight, self.feature_weights = feature_weight, feature_weights
+        self.feature_classes = feature_classes
         self.reference: nn.Module | None = None
         self.masked, self.masked_weight, self.beta = masked, masked_weight, beta
 
@@ -129,13 +128,18 @@ class SelfTraining(MethodTraining):
     def count_masks(self, batched_inputs: Sequence[Record]) -> list[int]:
         """Of labels, of pseudo-labels, and of those of masked views."""
         self.prepare(batched_inputs)
-        return [self.student.count_masks(part) for part in parts_of(batched_inputs)]
+        return [self.student.count_masks(part) for part in self.parts_of(batched_inputs)]
+
+    def parts_of(self, batched_inputs: Sequence[Record]) -> Parts:
+        warms_up = self.progress["average"].steps < self.warm_up
+        parts = parts_of(batched_inputs)
+        return Parts(parts.labelled, [], []) if warms_up else parts
 
     def forward(self, batched_inputs: Sequence[Record], num_masks: Tensor | None = None) -> dict[str, Tensor]:
         """num_masks: (3,), the means of ``count_masks`` over the calls that make one step."""
         self.prepare(batched_inputs)
-        student, parts = self.student, parts_of(batched_inputs)
-        seen = [*batched_inputs, *parts.masked]
+        student, parts = self.student, self.parts_of(batched_inputs)
+        seen = [record for part in parts for record in part]
         images = student.preprocess(seen)
         features: list[Tensor] = []
         hook = student.backbone.register_forward_hook(lambda module, given, made: features.append(coarsest(made)))
@@ -165,7 +169,7 @@ class SelfTraining(MethodTraining):
     @torch.no_grad()
     def prepare(self, batched_inputs: Sequence[Record]) -> None:
         """Give the unlabelled records the teacher's "sem_seg" and the student's view of the picture; in place, once."""
-        donors, pictures, _ = parts_of(batched_inputs)
+        donors, pictures, _ = self.parts_of(batched_inputs)
         if not pictures or "sem_seg" in pictures[0]:
             return
         for place, donor in enumerate(donors):
@@ -271,6 +275,10 @@ def self_training(cfg: CfgNode, model: nn.Module) -> SelfTraining:
             "TRANSFER.SELF_TRAINING.MIX classmix pastes from labelled pictures, and LABELLED and SOURCE are 0: set MIX "
             "none"
         )
+    if keys.WARM_UP and not (keys.LABELLED or keys.SOURCE):
+        raise UserError(
+            f"TRANSFER.SELF_TRAINING.WARM_UP is {keys.WARM_UP}: only labels teach in it, and LABELLED and SOURCE are 0"
+        )
     if keys.FDA_BETA and not (keys.SOURCE and keys.UNLABELLED):
         raise UserError(
             f"TRANSFER.SELF_TRAINING.FDA_BETA is {keys.FDA_BETA}: it gives source pictures the style of unlabelled "
@@ -288,6 +296,7 @@ def self_training(cfg: CfgNode, model: nn.Module) -> SelfTraining:
         model,
         momentum=keys.EMA,
         burn_in=round(keys.BURN_IN * cfg.SOLVER.MAX_ITER),
+        warm_up=round(keys.WARM_UP * cfg.SOLVER.MAX_ITER),
         weight=keys.WEIGHT,
         mixes=mixes,
         masked=MaskedView(keys.MASK_RATIO, keys.MASK_BLOCK, model.pixel_mean) if keys.MASKED_WEIGHT else None,

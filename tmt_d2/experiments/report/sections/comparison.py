@@ -64,12 +64,10 @@ def _table(view: View, metric: str, labels: Labels) -> Table:
 
 def _method_cells(values: Mapping[str, list[float]], gains: Mapping[str, float]) -> list[Cell]:
     """values: of one pair, over seeds, by method; gains: over the baseline, whose own is 0."""
-    best = max(gains.values()) if len(gains) > 1 else None
     return [
         Cell(
             cell_text(over_seeds) or NOTHING,
             f"{gains[method]:+.1f}" if method in gains and method != BASELINE else "",
-            is_best=best is not None and gains.get(method) == best,
         )
         for method, over_seeds in values.items()
     ]
@@ -83,7 +81,7 @@ def _total_cell(mean: str, difference: Difference | None) -> Cell:
         return Cell(mean, text)
     is_even = not difference.is_clear or abs(difference.mean) < 0.05
     trend = "even" if is_even else "up" if difference.mean > 0 else "down"
-    return Cell(mean, text, f"[{difference.low:+.1f}, {difference.high:+.1f}]", trend)
+    return Cell(mean, text, f"[{difference.low:+.1f}, {difference.high:+.1f}]", trend, is_best=trend == "up")
 
 
 def _mean(values: Iterable[Sequence[float]]) -> str:

@@ -14,6 +14,7 @@ from tmt_d2.experiments.report.sections import Section
 from tmt_d2.experiments.report.statistics import spread
 from tmt_d2.experiments.report.view import MIOU, View
 
+FEWEST = 3  # records of a run that make a curve
 _Values = dict[str, dict[Any, dict[tuple[Pair, int], float]]]  # method, value of a setting, cell: mIoU
 
 
@@ -62,7 +63,7 @@ def _places(amounts: Sequence[Labels]) -> dict[Labels, float]:
 
 
 def training(view: View) -> Section:
-    parts = []
+    parts, few = [], []
     for pair in view.pairs:
         series = []
         for method in view.methods:
@@ -72,11 +73,14 @@ def training(view: View) -> Section:
                     Point(each[0][0], float(np.mean([value for _, value in each])))
                     for each in zip(*lines)  # as far as the shortest goes
                 ]
+                if len(points) < FEWEST:
+                    few.append(f"{method}, {' → '.join(pair)}")
+                    continue
                 series.append(Series(method, view.colours[method], points))
         if series:
             parts.append((" → ".join(pair), Chart(series, "iteration", "loss", kind="small")))
     keys = [(method, view.colours[method]) for method in view.methods]
-    return Section("curves", "Training", {"keys": keys, "parts": parts} if parts else {})
+    return Section("curves", "Training", {"keys": keys, "parts": parts, "few": few} if parts or few else {})
 
 
 def _series(view: View, values: _Values, place: Mapping[Any, float]) -> list[Series]:

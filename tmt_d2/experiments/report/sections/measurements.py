@@ -17,15 +17,16 @@ from tmt_d2.methods.drift import DRIFT
 from tmt_d2.methods.table import BASELINE
 
 LEVELS = tuple(f"stride {stride}" for stride in (32, 16, 8))
+# Key, caption, and the range of what it measures.
 MEASURES = (
-    ("proxy_a_distance", "proxy A-distance"),
-    ("std_of_t_within_image", "standard deviation of T within an image"),
-    ("rank_stability", "rank stability: Spearman's correlation of two discriminators"),
+    ("proxy_a_distance", "proxy A-distance", (0.0, 2.0)),
+    ("std_of_t_within_image", "standard deviation of T within an image", (0.0, 0.5)),
+    ("rank_stability", "rank stability: Spearman's correlation of two discriminators", (0.0, 1.0)),
 )
 DRIFTS = (
-    ("spearman_to_step_0", "after fine-tuning: Spearman's correlation of T with T before it"),
-    ("spread", "after fine-tuning: standard deviation of T within an image"),
-    ("error", "after fine-tuning: error of E on held-out pictures of both domains"),
+    ("spearman_to_step_0", "after fine-tuning: Spearman's correlation of T with T before it", (0.0, 1.0)),
+    ("spread", "after fine-tuning: standard deviation of T within an image", (0.0, 0.5)),
+    ("error", "after fine-tuning: error of E on held-out pictures of both domains", (0.0, 0.5)),
 )
 
 
@@ -34,8 +35,8 @@ def estimators(view: View) -> Section:
     runs = [run for run in view.results.estimator if not run.about.get("variant")]
     pairs = [" → ".join(pair) for pair in view.pairs]
     parts = [
-        (caption, _by_level(pairs, [(" → ".join(run.pair), run.values[key]) for run in runs]))
-        for key, caption in MEASURES
+        (caption, _by_level(pairs, [(" → ".join(run.pair), run.values[key]) for run in runs], scale))
+        for key, caption, scale in MEASURES
     ]
     # The classes in the order of their train ids; means of T are of those that occur.
     classes = classes_of([*view.results.fine_tuned, *view.results.evaluation])
@@ -50,14 +51,18 @@ def estimators(view: View) -> Section:
         if (file := run.folder / f"{DRIFT}.json").is_file()
     ]
     parts += [
-        (caption, _by_level(view.methods, [(method, drift[key]) for method, drift in drifts if key in drift]))
-        for key, caption in DRIFTS
+        (caption, _by_level(view.methods, [(method, drift[key]) for method, drift in drifts if key in drift], scale))
+        for key, caption, scale in DRIFTS
     ]
     parts = [(caption, table) for caption, table in parts if table.values]
     return Section("estimators", "Transferability", {"parts": parts} if parts else {})
 
 
-def _by_level(names: Sequence[str], measured: Iterable[tuple[str, Sequence[float | None]]]) -> HeatTable:
+def _by_level(
+    names: Sequence[str],
+    measured: Iterable[tuple[str, Sequence[float | None]]],
+    scale: tuple[float, float] = (0.0, 1.0),
+) -> HeatTable:
     """Means of what was measured, (name, value of each level), in the order of names."""
     values: dict[tuple[str, str], list[float]] = {}
     for name, by_level in measured:
@@ -65,7 +70,8 @@ def _by_level(names: Sequence[str], measured: Iterable[tuple[str, Sequence[float
             if value is not None:
                 values.setdefault((name, level), []).append(value)
     rows = [name for name in names if any((name, level) in values for level in LEVELS)]
-    return HeatTable(rows, LEVELS, {place: float(np.mean(numbers)) for place, numbers in values.items()}, digits=2)
+    means = {place: float(np.mean(numbers)) for place, numbers in values.items()}
+    return HeatTable(rows, LEVELS, means, digits=2, scale=scale)
 
 
 def scores(view: View) -> Section:

@@ -18,6 +18,7 @@ from tests.test_resume import FINAL, run_killed, trainer_of
 from tmt_d2.data.label_spaces import CLASSES, LabelSpace
 from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN
 from tmt_d2.data.registration import register_split
+from tmt_d2.methods.self_training.feature_distance import feature_distance, thing_positions
 from tmt_d2.methods.self_training.fourier import in_style_of
 from tmt_d2.methods.self_training.mixing import paste, pasted
 from tmt_d2.methods.self_training.pseudo_labels import (
@@ -255,6 +256,23 @@ def test_low_frequencies_take_the_other_pictures_amplitudes() -> None:
     assert in_style_of(image, other[:, :10, :50], 0.5).shape == image.shape
 
 
+def test_feature_distance_by_hand() -> None:
+    labels = torch.full((2, 4, 8), 255)
+    labels[0, :, :4] = 13  # the left cell is a car, of the right one a quarter less
+    labels[0, 1:, 4:] = 11
+    labels[0, 0, 4:] = 13
+    where = thing_positions(labels, [11, 13], (1, 2))
+    assert where.tolist() == [[[True, True]], [[False, False]]]
+    assert thing_positions(labels, [13], (1, 2)).tolist() == [[[True, False]], [[False, False]]]
+    features = torch.zeros(2, 2, 1, 2)
+    features[0, :, 0, 0], features[0, :, 0, 1], features[1] = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0]), 9.0
+    features.requires_grad_()
+    distance = feature_distance(features, torch.zeros(2, 2, 1, 2), where)
+    assert distance.item() == pytest.approx((5 + 2) / 2 / 2)  # over positions, then over both images
+    distance.backward()
+    assert features.grad is not None and not features.grad[1].any() and torch.isfinite(features.grad).all()
+
+
 # --- the training module
 
 
@@ -387,6 +405,40 @@ def test_only_source_pictures_change_their_style(build_tiny: Any) -> None:
     assert torch.equal(records[2]["image"], plain[2]["image"])
 
 
+def test_features_of_source_pictures_stay_near_the_frozen_ones(build_tiny: Any) -> None:
+    settings = {"FEATURE_DISTANCE": 0.5, "FEATURE_WEIGHTS": "pretrained.pth", "SOURCE": 1.0}
+    changes: dict[str, Any] = {f"TRANSFER__SELF_TRAINING__{key}": value for key, value in settings.items()}
+    training = build(build_tiny, DATASETS__TRAIN=("cityscapes_sem_seg_train",), **changes)
+    loaded: list[str] = []
+    training.load_references(lambda path, other: loaded.append(path))
+    assert loaded == ["pretrained.pth"]
+    records = batch()
+    for record, domain in zip(records, (SOURCE_DOMAIN, TARGET_DOMAIN, TARGET_DOMAIN, TARGET_DOMAIN)):
+        record["domain"] = domain
+    records[0]["sem_seg"][:] = 13
+    assert training.train()(records)["loss_features"] < 1e-3  # the same features, as normalisation is frozen
+    assert training.reference is not None and not training.reference.training
+    with torch.no_grad():
+        for parameter in training.student.backbone.parameters():
+            parameter.mul_(1.1)
+    loss = training(records)["loss_features"]
+    assert loss > 0.01
+    loss.backward()
+    learning = {name for name, p in training.named_parameters() if p.grad is not None and p.grad.any()}
+    assert learning and all(name.startswith("progress.student.backbone.") for name in learning)
+    for key, value, message in (
+        ("FEATURE_WEIGHTS", "", "FEATURE_DISTANCE is 0.5 and FEATURE_WEIGHTS is empty: name the pretrained backbone"),
+        ("SOURCE", 0.0, "FEATURE_DISTANCE is of source pictures, and SOURCE is 0"),
+        ("FEATURE_CLASSES", ("cow",), "FEATURE_CLASSES: none of cow is a class of the data sets"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build(
+                build_tiny,
+                DATASETS__TRAIN=("cityscapes_sem_seg_train",),
+                **changes | {f"TRANSFER__SELF_TRAINING__{key}": value},
+            )
+
+
 def test_without_unlabelled_pictures_it_is_the_model(build_tiny: Any) -> None:
     training = build(build_tiny)
     records = [record for record in batch() if "sem_seg" in record]
@@ -464,7 +516,9 @@ def self_training_cfg(output: Path, start: Path, method: str = "self-training", 
 def test_resumed_equals_uninterrupted(start: Path, tmp_path: Path, accumulation: int, source: float) -> None:
     changes: dict[str, Any] = {"SOLVER__CHECKPOINT_PERIOD": 2, "SOLVER__ACCUMULATION_STEPS": accumulation}
     changes |= {"TRANSFER__SELF_TRAINING__SOURCE": source, "DATASETS__SOURCE_TRAIN": ("cityscapes_sem_seg_train",)}
-    changes |= CAREFUL | {"TRANSFER__SELF_TRAINING__FDA_BETA": 0.05} if source else {}
+    if source:
+        settings = {"FDA_BETA": 0.05, "FEATURE_DISTANCE": 0.1, "FEATURE_WEIGHTS": str(start), "RARE_CLASSES": 0.1}
+        changes |= CAREFUL | {f"TRANSFER__SELF_TRAINING__{key}": value for key, value in settings.items()}
     run_stage(self_training_cfg(tmp_path / "straight", start, **changes))
     run_killed(self_training_cfg(tmp_path / "killed", start, **changes), 3)
     run_stage(self_training_cfg(tmp_path / "killed", start, **changes), resume=True)

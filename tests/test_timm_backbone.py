@@ -20,6 +20,7 @@ from tmt_d2 import setup_cfg
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.lora import LoRALinear, add_lora
 from tmt_d2.modeling.timm_backbone import TimmBackbone, TimmPyramid
+from tmt_d2.modeling.tmt import differs_in_training
 from tmt_d2.training.checkpoint import TMTCheckpointer
 from tmt_d2.training.optimizer import build_optimizer, parameter_groups
 
@@ -216,6 +217,13 @@ def test_one_step_moves_the_backbone_and_frozen_it_stays(name: str) -> None:
         if frozen:
             assert equal(statistics, list(part.net.buffers()))
             assert not part.net.training
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_stochastic_depth_is_known_as_what_differs_in_training(rate: float) -> None:
+    net = TimmBackbone("convnextv2_atto", drop_path_rate=rate)  # no normalisation by batches, no dropout
+    assert any(map(differs_in_training, net.train().modules())) == (rate > 0)
+    assert not any(map(differs_in_training, net.eval().modules()))
 
 
 def test_lora_by_hand() -> None:

@@ -187,6 +187,11 @@ def add_tmt_config(cfg: CfgNode) -> None:
     training.LABELLED = 1.0
     training.UNLABELLED = 0.5
     training.SOURCE = 0.0
+    # T of rare class sampling: pictures with a label are drawn for a class, with probability ~ exp((1 - f) / T) for one
+    # that is the share f of all pixels; 0: in turn. DAFormer has 0.01.
+    training.RARE_CLASSES = 0.0
+    # A picture has a class that fills this share of a crop, were all of it there; the crop drawn has half of that.
+    training.RARE_CLASS_AREA = 0.01
     training.EMA = 0.99  # m: the teacher keeps min(1 - 1 / (i + 1), m) of itself in step i after the burn-in
     training.BURN_IN = 0.0  # share of SOLVER.MAX_ITER in which the teacher stays the model that training starts from
     training.WARM_UP = 0.0  # share of SOLVER.MAX_ITER in which only labels teach, and the teacher follows them
@@ -210,6 +215,13 @@ def add_tmt_config(cfg: CfgNode) -> None:
     training.MASKED_WEIGHT = 0.0
     training.MASK_RATIO = 0.7  # of the blocks are hidden
     training.MASK_BLOCK = 0.0625  # side of a block, as a share of the crop's shorter side
+    # The backbone's features of FEATURE_CLASSES in source pictures stay near those of FEATURE_WEIGHTS, such as
+    # MODEL.WEIGHTS of the source stage, by this weight (DAFormer: 0.005); 0: they are free.
+    training.FEATURE_DISTANCE = 0.0
+    training.FEATURE_WEIGHTS = ""
+    training.FEATURE_CLASSES = (
+        "traffic light", "traffic sign", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"
+    )  # fmt: skip
     training.FDA_BETA = 0.0  # source pictures take low frequencies' amplitudes from a target picture, up to this share
     transfer.ESTIMATOR = CfgNode()
     transfer.ESTIMATOR.TARGET_ERROR = 0.0  # a level takes no step while its running training error is below this
@@ -378,21 +390,11 @@ def check_cfg(cfg: CfgNode) -> None:
     training = transfer.SELF_TRAINING
     _check_choice("TRANSFER.SELF_TRAINING.MIX", training.MIX, MIXES)
     _check_choice("TRANSFER.SELF_TRAINING.WEIGHT_BY", training.WEIGHT_BY, PSEUDO_WEIGHTS)
-    for key in (
-        "EMA",
-        "BURN_IN",
-        "WARM_UP",
-        "COLOUR",
-        "BLUR",
-        "THRESHOLD",
-        "QUANTILE",
-        "MASK_RATIO",
-        "MASK_BLOCK",
-        "FDA_BETA",
-    ):
+    shares = ("EMA", "BURN_IN", "WARM_UP", "COLOUR", "BLUR", "THRESHOLD", "QUANTILE", "MASK_RATIO", "MASK_BLOCK")
+    for key in (*shares, "FDA_BETA", "RARE_CLASS_AREA"):
         if not 0 <= training[key] <= 1:
             raise UserError(f"TRANSFER.SELF_TRAINING.{key} is {training[key]}: it must be in [0, 1]")
-    for key in ("WEIGHT", "COLOUR_STRENGTH", "MASKED_WEIGHT"):
+    for key in ("WEIGHT", "COLOUR_STRENGTH", "MASKED_WEIGHT", "RARE_CLASSES", "FEATURE_DISTANCE"):
         if training[key] < 0:
             raise UserError(f"TRANSFER.SELF_TRAINING.{key} is {training[key]}: it must be at least 0")
     if not 0 <= transfer.ESTIMATOR.TARGET_ERROR < 0.5:

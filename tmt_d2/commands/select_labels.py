@@ -10,6 +10,9 @@
     selected.csv     the reasons as a table
     pool/            what the model says of every picture; the same command again, or with another strategy or budget,
                      does not ask it again
+    prelabels/       with --prelabels: of each proposed picture NAME.png, the predicted ids of the class list, and all
+    prelabels.json   of them as one COCO file, each mask with its confidence: run lengths for CVAT, or for Label Studio,
+                     which reads none, --prelabels polygons
 
 No label is read. --target is a folder (with those below it), a text file with a path a line, or a name in Detectron2's
 catalogs. With --labelled LIST what is labelled already counts: nothing like it is proposed. Strategies:
@@ -34,6 +37,7 @@ from tmt_d2.deployment.predictor import Predictor, load_model
 from tmt_d2.deployment.streaming import VIDEOS, find_pictures
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.selection.pool import Describer, describe
+from tmt_d2.experiments.selection.prelabels import FOLDER, MASKS, SEGMENTATIONS, check_free, write_prelabels
 from tmt_d2.experiments.selection.proposal import (
     LIST,
     PAGE,
@@ -44,6 +48,7 @@ from tmt_d2.experiments.selection.proposal import (
     write_page,
     write_table,
 )
+from tmt_d2.experiments.selection.regions import UncertainRegions
 from tmt_d2.experiments.selection.strategies import AUTO, STRATEGIES
 from tmt_d2.experiments.selection.strategies.interface import Question
 
@@ -60,6 +65,9 @@ def parser():
     add("--labelled", metavar="LIST", help="text file of the pictures that have a label already")
     add("--strategy", choices=("auto", *STRATEGIES), default="auto")
     add("--seed", type=int, default=0)
+    add("--prelabels", nargs="?", const=MASKS, choices=SEGMENTATIONS, help="for annotators to correct")
+    add("--confidence", type=float, default=0.0, metavar="P", help="pre-labels are 255 where they are less sure")
+    add("--regions", type=float, default=1.0, metavar="SHARE", help="pre-label only so much, the least certain regions")
     add("--batch-size", type=int, default=8, metavar="N", help="pictures of one size that share a pass, at most")
     add("opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides")
     return arguments
@@ -71,6 +79,16 @@ def main(arguments=None):
     for name in ("budget", "batch_size"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be at least 1")
+    if not 0 <= args.confidence < 1:
+        raise UserError(f"--confidence is {args.confidence}: it must be at least 0 and below 1")
+    if not 0 < args.regions <= 1:
+        raise UserError(f"--regions is {args.regions}: it must be above 0 and at most 1, such as 0.1")
+    if args.prelabels:
+        check_free(args.output)
+    elif args.confidence or args.regions < 1:
+        raise UserError("--confidence and --regions say what --prelabels writes: add it")
+    if args.confidence and args.regions < 1:
+        raise UserError("--confidence and --regions both leave pixels out, which nobody could tell apart: take one")
     cfg, model = load_model(args.config_file, args.weights, args.opts)
     pictures = find_pictures(args.target)
     if Path(args.target).suffix.lower() in VIDEOS:
@@ -103,10 +121,28 @@ def main(arguments=None):
     }
     write_list(args.output / LIST, rows)
     write_table(args.output / TABLE, rows)
-    write_page(args.output / PAGE, rows, Predictor.of_model(cfg, model), about)
+    predictor = Predictor.of_model(cfg, model)
+    write_page(args.output / PAGE, rows, predictor, about)
+    if args.prelabels:
+        parts = None
+        if args.regions < 1:
+            tmt = cfg.MODEL.TMT
+            parts = UncertainRegions(
+                predictor, args.regions, cell_size=tmt.CELL_SIZES[-1], iterations=tmt.ITERATIONS, kappa=tmt.KAPPA
+            )
+        write_prelabels(
+            args.output,
+            pool,
+            choice.indices,
+            predictor,
+            confidence=args.confidence,
+            parts=parts,
+            segmentation=args.prelabels,
+        )
     for row in rows:
         print(f"{row.rank:4d}  {row.line}")
-    print(f"\nlook at {args.output / PAGE}; train with TRANSFER.LABELLED {args.output / LIST}")
+    correct = f"correct {args.output / FOLDER}; " if args.prelabels else ""
+    print(f"\nlook at {args.output / PAGE}; {correct}train with TRANSFER.LABELLED {args.output / LIST}")
     return 1 if pool.broken else 0
 
 

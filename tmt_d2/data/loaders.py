@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -21,7 +20,8 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from tmt_d2.data.labelled import LABEL, LabelChoice
-from tmt_d2.data.reader import DataError
+from tmt_d2.data.rare_classes import ClassChooser, RareClasses
+from tmt_d2.data.reader import UNREADABLE, DataError
 from tmt_d2.data.registration import labelled_records, records_of
 from tmt_d2.errors import UserError
 from tmt_d2.randomness import derived_seed, seeded
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 SOURCE_DOMAIN = 0  # label of the domain discriminators: E is the probability of the target
 TARGET_DOMAIN = 1
-UNREADABLE = (DataError, OSError, cv2.error)  # what a mapper raises for a record that cannot be read
 MAX_REPLACEMENTS = 10  # unreadable records in a row; with 5 % of them this happens once in 10**13 samples
 
 Record = dict[str, Any]
@@ -128,6 +127,7 @@ def build_semi_supervised_loader(
     source: Sequence[str] = (),
     mapper: Mapper,
     labels: LabelChoice,
+    rare: RareClasses | None = None,
     seed: int | None = None,
     num_workers: int = 0,
 ) -> DataLoader:
@@ -139,6 +139,7 @@ def build_semi_supervised_loader(
     Args:
         shares: images per step of each group over all processes.
         target, unlabelled, source: registered splits.
+        rare: how pictures with a label are drawn; None: one after the other.
 
     Raises:
         UserError: a group that has a share has no image.
@@ -156,9 +157,9 @@ def build_semi_supervised_loader(
         names = ", ".join(source) or "()"
         raise UserError(f"TRANSFER.SELF_TRAINING.SOURCE is not 0: DATASETS.SOURCE_TRAIN {names} has no labelled image")
     groups = [
-        Group(_marked(chosen, TARGET_DOMAIN), shares.labelled),
+        Group(_marked(chosen, TARGET_DOMAIN), shares.labelled, rare.chooser(chosen) if rare and chosen else None),
         Group([record | {"labelled": False} for record in _marked(pictures + more, TARGET_DOMAIN)], shares.unlabelled),
-        Group(_marked(sources, SOURCE_DOMAIN), shares.source),
+        Group(_marked(sources, SOURCE_DOMAIN), shares.source, rare.chooser(sources) if rare and sources else None),
     ]
     counts = [f"{group.share} of {len(group.records)}" for group in groups]
     logger.info("images per step: labelled target %s, unlabelled target %s, labelled source %s", *counts)
@@ -167,16 +168,18 @@ def build_semi_supervised_loader(
 
 @dataclass(frozen=True)
 class Group:
-    """Records, and how many of them are in a step over all processes."""
+    """Records, and how many of them are in a step over all processes. chooser: draws them; None: all in turn."""
 
     records: list[Record]
     share: int
+    chooser: ClassChooser | None = None
 
 
 def build_group_loader(groups: Sequence[Group], mapper: Mapper, seed: int | None, num_workers: int) -> DataLoader:
     """Endless batches of which each group has its share; see ``StepSampler``."""
     ends = list(itertools.accumulate((len(group.records) for group in groups), initial=0))
-    sampler = StepSampler(list(itertools.starmap(range, itertools.pairwise(ends))), [g.share for g in groups], seed)
+    places = list(itertools.starmap(range, itertools.pairwise(ends)))
+    sampler = StepSampler(places, [group.share for group in groups], seed, [group.chooser for group in groups])
     return _loader([record for group in groups for record in group.records], mapper, sampler, num_workers)
 
 
@@ -194,11 +197,15 @@ def _marked(records: Sequence[Record], domain: int) -> list[Record]:
 
 @dataclass(frozen=True)
 class Draw:
-    """One sample to make: the record's index, the seed of its random draws, and the records it may be replaced by."""
+    """One sample to make: the record's index, the seed of its random draws, and the records it may be replaced by.
+
+    wanted: the train id that its crop should show, if there is one.
+    """
 
     index: int
     seed: int
     group: range
+    wanted: int | None = None
 
 
 class StepSampler:
@@ -213,11 +220,19 @@ class StepSampler:
         first_step: where iteration starts.
     """
 
-    def __init__(self, groups: Sequence[range], shares: Sequence[int], seed: int | None) -> None:
+    def __init__(
+        self,
+        groups: Sequence[range],
+        shares: Sequence[int],
+        seed: int | None,
+        choosers: Sequence[ClassChooser | None] = (),
+    ) -> None:
         """
         Args:
             groups: indices of the records of each group. shares: of each group the images per step over all processes.
+            choosers: of each group, how its records are drawn; None: shuffled.
         """
+        self.choosers = choosers or [None] * len(groups)
         self.rank, self.processes = comm.get_rank(), comm.get_world_size()
         self.groups, self.shares = groups, shares
         self.blocks = math.gcd(*shares)
@@ -243,13 +258,17 @@ class StepSampler:
         return draws
 
     def _draw(self, group: int, position: int) -> Draw:
-        records = self.groups[group]
+        records, seed = self.groups[group], derived_seed(self.seed, group, position)
+        chooser = self.choosers[group]
+        if chooser is not None:
+            index, wanted = chooser(self.seed, group, position, 1)
+            return Draw(records[index], seed, records, wanted)
         epoch, place = divmod(position, len(records))
         known_for, order = self._orders.get(group, (None, None))
         if known_for != (self.seed, epoch):
             order = np.random.default_rng((self.seed, group, epoch)).permutation(len(records))
             self._orders[group] = (self.seed, epoch), order
-        return Draw(records[int(order[place])], derived_seed(self.seed, group, position), records)
+        return Draw(records[int(order[place])], seed, records)
 
 
 class MappedRecords(Dataset):
@@ -270,6 +289,8 @@ class MappedRecords(Dataset):
         index = draw.index
         for attempt in range(MAX_REPLACEMENTS):
             record = self.records[index]
+            if draw.wanted is not None:
+                record = record | {"wanted_class": draw.wanted}
             try:
                 with seeded(draw.seed, attempt):
                     sample = dict(self.mapper(record))

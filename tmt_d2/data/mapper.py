@@ -58,6 +58,7 @@ class SemanticMapper:
         image_format: ChannelOrder = "RGB",
         with_label: bool = True,
         maps: TransferabilityMaps | None = None,
+        wanted_area: float = 0.0,
     ) -> None:
         """
         Args:
@@ -73,6 +74,7 @@ class SemanticMapper:
             size_divisibility: ``padded_size`` is a multiple of it.
             image_format: ``"RGB"`` or ``"BGR"``.
             with_label: False reads no label; of its file only the size, which tells whether the image lies on its side.
+            wanted_area: of a record with "wanted_class", a train id, crops in which it fills less are drawn again.
             maps: in training also give ``transferability``, the crop of each level's map.
         """
         if min_size_sampling not in ("choice", "range"):
@@ -94,6 +96,7 @@ class SemanticMapper:
         self.image_format = image_format
         self.with_label = with_label
         self.maps = maps
+        self.wanted_area = wanted_area
 
     @classmethod
     def from_config(
@@ -122,6 +125,7 @@ class SemanticMapper:
             "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY,
             "with_label": with_label,
             "maps": maps,
+            "wanted_area": cfg.TRANSFER.SELF_TRAINING.RARE_CLASS_AREA / 2,
         }
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,7 +157,7 @@ class SemanticMapper:
         space = self.label_spaces.get(record["dataset"]) or label_space_of(record["dataset"])
         label = reader.read_label(record["sem_seg_file_name"], space)
         size = label.shape[:2]
-        crop = self._draw_crop(size, label)
+        crop = self._draw_crop(size, label, record.get("wanted_class"))
         sem_seg = crop_label(label, crop)
         if crop.reduction > 1:
             reduced = _read_reduced(record["file_name"], self.image_format, size, crop.reduction)
@@ -161,7 +165,7 @@ class SemanticMapper:
                 return crop_image(reduced, crop, crop.reduction), sem_seg, crop
         return crop_image(reader.read_image_of(record, self.image_format, size), crop), sem_seg, crop
 
-    def _draw_crop(self, size: tuple[int, int], label: np.ndarray | None = None) -> Crop:
+    def _draw_crop(self, size: tuple[int, int], label: np.ndarray | None = None, wanted: int | None = None) -> Crop:
         if self.min_size_sampling == "range":
             min_size = int(np.random.randint(self.min_sizes[0], self.min_sizes[1] + 1))
         else:
@@ -174,6 +178,10 @@ class SemanticMapper:
             top = int(np.random.randint(resized[0] - height + 1))
             left = int(np.random.randint(resized[1] - width + 1))
             crop = Crop(size, resized, top, left, height, width)
+            if label is not None and wanted is not None:
+                if np.mean(crop_label(label, crop) == wanted) >= self.wanted_area:
+                    break
+                continue
             if label is None or self.single_category_max_area >= 1:
                 break
             if _is_varied(crop_label(label, crop), self.single_category_max_area):

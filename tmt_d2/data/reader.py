@@ -50,6 +50,9 @@ class DataError(UserError):
     """A file or folder of a data set is not what it should be; the message is one line that names it."""
 
 
+UNREADABLE = (DataError, OSError, cv2.error)  # what reading a record may raise
+
+
 class SizeError(DataError):
     """Image and label differ in size."""
 

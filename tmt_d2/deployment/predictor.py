@@ -43,6 +43,11 @@ class Prediction(NamedTuple):
     scores: Tensor
     transferability: Tensor | None
 
+    def confidence(self) -> Tensor:
+        """(H, W) float32 in [0, 1]: the share of the best class in the sum of all classes' scores."""
+        shares = self.scores.amax(0) / self.scores.sum(0).clamp(min=1e-6)
+        return resize(shares[None], self.labels.shape)[0]
+
     def __repr__(self) -> str:
         def shape(tensor: Tensor | None) -> str:
             return "None" if tensor is None else f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
@@ -15,6 +15,10 @@ class MethodTraining(nn.Module):
     """
 
     progress: nn.Module
+
+    def load_references(self, load: Callable[[str, nn.Module], object]) -> None:
+        """Before anything else in every sitting: what comes from other files than the model. load: their weights into
+        a model of the same architecture, path or address first."""
 
     def begin(self) -> None:
         """Before the first step of the run, once the model has its weights."""

@@ -19,9 +19,9 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from tmt_d2.data.labelled import LabelChoice
-from tmt_d2.data.loaders import UNREADABLE
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.maps import TransferabilityMaps
+from tmt_d2.data.reader import UNREADABLE
 from tmt_d2.data.registration import records_of
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.processes.signals import Stoppable

@@ -208,4 +208,6 @@ def differs_in_training(module: nn.Module) -> bool:
         return False
     if isinstance(module, (nn.modules.dropout._DropoutNd, StochasticDepth)):
         return module.p > 0
+    if type(module).__name__ == "DropPath":  # timm's stochastic depth; timm need not be installed
+        return float(getattr(module, "drop_prob", 0.0)) > 0
     return isinstance(module, nn.modules.batchnorm._BatchNorm)

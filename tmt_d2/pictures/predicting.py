@@ -99,7 +99,7 @@ def predict_files(
             else:
                 for kind, folder in files.items():
                     drawn = _drawn(kind, pixels, prediction, ids, predictor.classes)
-                    _write_png(folder / f"{picture.name}.png", drawn)
+                    write_png(folder / f"{picture.name}.png", drawn)
                 outcome.predicted += 1
             progress.update()
     return outcome
@@ -162,7 +162,7 @@ def _drawn(
     if kind == "overlays":
         return label_overlay(pixels, labels, classes)
     if kind == "confidence":
-        values = prediction.scores.amax(0) / prediction.scores.sum(0).clamp(min=1e-6)
+        values = prediction.confidence()
     else:
         assert prediction.transferability is not None  # checked before the first picture
         values = prediction.transferability.mean(0)
@@ -170,7 +170,8 @@ def _drawn(
     return cv2.resize(grey, labels.shape[::-1], interpolation=cv2.INTER_LINEAR) if grey.shape != labels.shape else grey
 
 
-def _write_png(path: Path, picture: np.ndarray) -> None:
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """picture: (H, W) or (H, W, 3) RGB, uint8."""
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded = cv2.imencode(".png", picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
     with atomic_write(path) as file:

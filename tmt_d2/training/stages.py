@@ -23,6 +23,7 @@ from tmt_d2.data.class_lists import ClassList
 from tmt_d2.data.labelled import LabelChoice
 from tmt_d2.data.loaders import Shares, build_paired_loader, build_semi_supervised_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper
+from tmt_d2.data.rare_classes import RareClasses
 from tmt_d2.data.registration import check_registered, common_classes, label_space_of, labelled_records
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import metric_names
@@ -273,7 +274,8 @@ def _run_training(
     if fine_tunes and method.mixes_groups:
         data = cfg.DATASETS
         splits = {"target": data.TRAIN, "unlabelled": data.UNLABELLED, "source": data.SOURCE_TRAIN}
-        loader = build_semi_supervised_loader(Shares.from_config(cfg), **splits, mapper=mapper, **choices)
+        choices |= {"mapper": mapper, "rare": RareClasses.from_config(cfg)}
+        loader = build_semi_supervised_loader(Shares.from_config(cfg), **splits, **choices)
     else:
         loader = build_train_loader(cfg.DATASETS.TRAIN, mapper, cfg.SOLVER.IMS_PER_BATCH, **choices)
 
@@ -295,6 +297,7 @@ def _run_training(
         extra_hooks=hooks,
     )
     if training is not None:
+        training.load_references(lambda path, other: TMTCheckpointer(other).load(path, checkpointables=[]))
         trainer.checkpointer.add_checkpointable(METHOD_TRAINING, training.progress)
     trainer.resume_or_load(resume)
     if training is not None and not trainer.start_iter:

@@ -7,7 +7,8 @@ and changes their colours; ``forward`` takes the losses on both; ``after_update`
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 
 from tmt_d2.data.loaders import SOURCE_DOMAIN
 from tmt_d2.data.registration import label_space_of
+from tmt_d2.data.targets import padded_labels
 from tmt_d2.errors import UserError
 from tmt_d2.methods.method_training import MethodTraining
+from tmt_d2.methods.self_training.feature_distance import feature_distance, thing_positions
 from tmt_d2.methods.self_training.fourier import in_style_of
 from tmt_d2.methods.self_training.mixing import paste, pasted
 from tmt_d2.methods.self_training.pseudo_labels import (
@@ -35,7 +38,10 @@ from tmt_d2.modeling.mask_logits import DecoderOutputs, MaskLogits, QueryOutputs
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.randomness import derived_seed, seeded
 
+logger = logging.getLogger(__name__)
+
 Record = dict[str, Any]
+FOUNDATION_MODELS = ("dinov2", "dinov3", "clip", "siglip", "eva", "mae")  # in timm's names
 STUDENT = "student"
 MASKED = "masked_view"
 VIEW_STREAM, MIX_STREAM, MASK_STREAM = 1, 2, 3  # of the draws for one sample
@@ -63,6 +69,9 @@ class SelfTraining(MethodTraining):
         masked_weight: float = 1.0,
         beta: float = 0.0,
         class_names: Sequence[str] = (),
+        feature_weight: float = 0.0,
+        feature_weights: str = "",
+        feature_classes: Sequence[int] = (),
     ):
         """
         Args:
@@ -73,6 +82,8 @@ class SelfTraining(MethodTraining):
             masked: the student also learns from this view of the unlabelled pictures, at masked_weight.
             beta: source pictures take the style of an unlabelled target picture, see ``in_style_of``; 0: as they are.
             class_names: for messages.
+            feature_weight: of "loss_features", the distance of source pictures' features to those of the file
+                feature_weights at positions of feature_classes, train ids.
         """
         super().__init__()
         self.teacher = model
@@ -82,6 +93,9 @@ class SelfTraining(MethodTraining):
         )
         self.teacher.requires_grad_(False)
         self.warm_up, self.weight, self.mixes, self.view, self.trust = warm_up, weight, mixes, view, trust
+        self.feature_weight, self.feature_weights = feature_weight, feature_weights
+        self.feature_classes = feature_classes
+        self.reference: nn.Module | None = None
         self.masked, self.masked_weight, self.beta = masked, masked_weight, beta
 
     @property
@@ -91,7 +105,15 @@ class SelfTraining(MethodTraining):
     def train(self, mode: bool = True) -> SelfTraining:
         super().train(mode)
         self.teacher.eval()
+        if self.reference is not None:
+            self.reference.eval()
         return self
+
+    def load_references(self, load: Callable[[str, nn.Module], object]) -> None:
+        if self.feature_weight:
+            other = copy.deepcopy(self.teacher)
+            load(self.feature_weights, other)
+            self.reference = other.backbone.requires_grad_(False).eval()
 
     def begin(self) -> None:
         self.student.load_state_dict(self.teacher.state_dict())
@@ -119,7 +141,10 @@ class SelfTraining(MethodTraining):
         student, parts = self.student, self.parts_of(batched_inputs)
         seen = [record for part in parts for record in part]
         images = student.preprocess(seen)
+        features: list[Tensor] = []
+        hook = student.backbone.register_forward_hook(lambda module, given, made: features.append(coarsest(made)))
         outputs = student.run(images, seen).outputs
+        hook.remove()
         places = {id(record): place for place, record in enumerate(seen)}
         counts: Sequence[Tensor | None] = [None] * len(parts) if num_masks is None else num_masks.unbind()
         labelled, *others = (
@@ -132,6 +157,13 @@ class SelfTraining(MethodTraining):
         for name, weight, values in zip(("loss_pseudo", "loss_masked"), (self.weight, self.masked_weight), others):
             if values:
                 losses[name] = weight * torch.stack(list(values.values())).sum()
+        sources = [place for place, record in enumerate(seen) if record.get("domain") == SOURCE_DOMAIN]
+        if self.reference is not None and sources:
+            with torch.no_grad():
+                frozen = coarsest(self.reference(images.tensor[sources]))
+            labels = padded_labels([seen[place] for place in sources], images.tensor.shape[-2:], student.device)
+            where = thing_positions(labels, self.feature_classes, (frozen.shape[-2], frozen.shape[-1]))
+            losses["loss_features"] = self.feature_weight * feature_distance(features[0][sources], frozen, where)
         return losses
 
     @torch.no_grad()
@@ -185,6 +217,11 @@ class SelfTraining(MethodTraining):
         with seeded(record["seed"], MIX_STREAM):
             mask = pasted(pasted_label, label.shape)
         return mask, paste(record["image"].float(), pasted_image, mask), paste(label, pasted_label, mask)
+
+
+def coarsest(maps: Mapping[str, Tensor]) -> Tensor:
+    """Of a backbone's maps the smallest."""
+    return min(maps.values(), key=lambda each: each.shape[-1] * each.shape[-2])
 
 
 class Parts(NamedTuple):
@@ -247,6 +284,8 @@ def self_training(cfg: CfgNode, model: nn.Module) -> SelfTraining:
             f"TRANSFER.SELF_TRAINING.FDA_BETA is {keys.FDA_BETA}: it gives source pictures the style of unlabelled "
             "ones, and SOURCE or UNLABELLED is 0"
         )
+    names = label_space_of(cfg.DATASETS.TRAIN[0]).classes.names if cfg.DATASETS.TRAIN else ()
+    _check_features(cfg, names)
     assert isinstance(model, MaskFormer)
     if keys.WEIGHT_BY in BY_T and not isinstance(model, TransferableMaskFormer):
         raise UserError(
@@ -263,7 +302,10 @@ def self_training(cfg: CfgNode, model: nn.Module) -> SelfTraining:
         masked=MaskedView(keys.MASK_RATIO, keys.MASK_BLOCK, model.pixel_mean) if keys.MASKED_WEIGHT else None,
         masked_weight=keys.MASKED_WEIGHT,
         beta=keys.FDA_BETA,
-        class_names=label_space_of(cfg.DATASETS.TRAIN[0]).classes.names if cfg.DATASETS.TRAIN else (),
+        class_names=names,
+        feature_weight=keys.FEATURE_DISTANCE,
+        feature_weights=keys.FEATURE_WEIGHTS,
+        feature_classes=[index for index, name in enumerate(names) if name in keys.FEATURE_CLASSES],
         trust=Trust(
             keys.THRESHOLD,
             keys.QUANTILE,
@@ -273,3 +315,26 @@ def self_training(cfg: CfgNode, model: nn.Module) -> SelfTraining:
         ),
         view=StrongView(keys.COLOUR, keys.COLOUR_STRENGTH, keys.BLUR, bgr=cfg.INPUT.FORMAT == "BGR"),
     )
+
+
+def _check_features(cfg: CfgNode, names: Sequence[str]) -> None:
+    keys, place = cfg.TRANSFER.SELF_TRAINING, "TRANSFER.SELF_TRAINING"
+    if not keys.FEATURE_DISTANCE:
+        return
+    if not keys.FEATURE_WEIGHTS:
+        raise UserError(
+            f"{place}.FEATURE_DISTANCE is {keys.FEATURE_DISTANCE} and FEATURE_WEIGHTS is empty: name the pretrained "
+            "backbone, what MODEL.WEIGHTS was in the source stage"
+        )
+    if not keys.SOURCE:
+        raise UserError(f"{place}.FEATURE_DISTANCE is of source pictures, and SOURCE is 0: set FEATURE_DISTANCE 0.0")
+    if not {*names} & {*keys.FEATURE_CLASSES}:
+        raise UserError(
+            f"{place}.FEATURE_CLASSES: none of {', '.join(keys.FEATURE_CLASSES)} is a class of the data sets"
+        )
+    if cfg.MODEL.BACKBONE.NAME == "timm" and any(word in cfg.MODEL.TIMM.NAME for word in FOUNDATION_MODELS):
+        logger.warning(
+            "%s.FEATURE_DISTANCE with %s: holding a foundation model to its own features is known to harm",
+            place,
+            cfg.MODEL.TIMM.NAME,
+        )

@@ -1,0 +1,232 @@
+"""Pre-labels: decoded back, areas and scores by hand, outlines, the least certain regions by brute force, commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO as CocoFile
+
+from tests.helpers.models import Build, tiny_cfg
+from tmt_d2.commands import select_labels
+from tmt_d2.data.class_lists import unnamed
+from tmt_d2.data.custom import read_custom
+from tmt_d2.data.reader import read_label
+from tmt_d2.deployment.predictor import Prediction, Predictor
+from tmt_d2.errors import UserError
+from tmt_d2.experiments.selection.pool import Pool
+from tmt_d2.experiments.selection.prelabels import POLYGONS, check_free, mask_annotations, write_prelabels
+from tmt_d2.experiments.selection.regions import UncertainRegions, most_uncertain
+
+
+def painted(annotations: list[dict[str, Any]], size: tuple[int, int]) -> np.ndarray:
+    """(H, W) uint8, the ids of what lies on top."""
+    labels = np.full(size, 255, np.uint8)
+    for each in annotations:
+        segmentation = each["segmentation"]
+        if isinstance(segmentation, list):
+            segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
+        labels[coco_mask.decode(segmentation) == 1] = each["category_id"] - 1
+    return labels
+
+
+def test_masks_by_hand() -> None:
+    labels = np.array([[7, 7, 255, 0], [255, 255, 7, 255], [0, 0, 255, 255]], np.uint8)
+    confidence = np.array([[0.9, 0.6, 0.1, 0.5], [0.1, 0.1, 0.3, 0.1], [0.2, 0.3, 0.1, 0.1]])
+    found = [{key: each[key] for key in each if key != "segmentation"} for each in mask_annotations(labels, confidence)]
+    assert found == [  # the three 7 touch at a corner; the largest comes first
+        {"category_id": 8, "bbox": [0, 0, 3, 2], "area": 3, "iscrowd": 1, "score": 0.6},
+        {"category_id": 1, "bbox": [0, 2, 2, 1], "area": 2, "iscrowd": 1, "score": 0.25},
+        {"category_id": 1, "bbox": [3, 0, 1, 1], "area": 1, "iscrowd": 1, "score": 0.5},
+    ]
+    assert mask_annotations(np.full((2, 3), 255, np.uint8), np.ones((2, 3))) == []
+
+
+def test_masks_decoded_are_the_labels_and_do_not_overlap() -> None:
+    rng = np.random.default_rng(0)
+    labels = cv2.resize(rng.choice([0, 3, 18, 253, 255], (7, 11)).astype(np.uint8), (53, 31), interpolation=0)
+    found = mask_annotations(labels, rng.random(labels.shape))
+    assert np.array_equal(painted(found, labels.shape), labels)
+    masks = [coco_mask.decode(each["segmentation"]) for each in found]
+    assert np.array_equal(sum(masks), (labels != 255).astype(int))
+    for each, mask in zip(found, masks):
+        assert each["area"] == mask.sum() and cv2.connectedComponents(mask, connectivity=8)[0] == 2
+        assert each["bbox"] == coco_mask.toBbox(each["segmentation"]).tolist()
+    assert [each["area"] for each in found] == sorted((each["area"] for each in found), reverse=True)
+
+
+@pytest.mark.parametrize("box", [(4, 2, 9, 7), (0, 0, 1, 1), (3, 5, 15, 6), (14, 0, 15, 12)])
+def test_the_outline_of_a_rectangle_runs_along_the_edges_of_its_pixels(box: tuple[int, int, int, int]) -> None:
+    left, top, right, bottom = box
+    labels = np.full((12, 15), 255, np.uint8)
+    labels[top:bottom, left:right] = 2
+    (found,) = mask_annotations(labels, np.ones(labels.shape), POLYGONS)
+    corners = set(zip(found["segmentation"][0][::2], found["segmentation"][0][1::2]))
+    assert corners == {(left, top), (left, bottom), (right, top), (right, bottom)} and found["iscrowd"] == 0
+    assert np.array_equal(painted([found], labels.shape), labels)
+
+
+def test_outlines_have_few_corners_and_what_lies_in_a_hole_lies_on_top() -> None:
+    labels = np.full((80, 90), 255, np.uint8)
+    cv2.circle(labels, (45, 40), 30, 4, -1)
+    cv2.circle(labels, (40, 35), 10, 9, -1)
+    found = mask_annotations(labels, np.ones(labels.shape), POLYGONS)
+    assert [each["category_id"] for each in found] == [5, 10]
+    assert all(8 <= len(each["segmentation"][0]) <= 80 for each in found)
+    drawn = painted(found, labels.shape)
+    for train_id in (4, 9):
+        both = ((drawn == train_id) & (labels == train_id)).sum() / ((drawn == train_id) | (labels == train_id)).sum()
+        assert both > 0.93
+    assert (painted(found[::-1], labels.shape) == 9).sum() == 0  # the other way round it would be covered
+
+
+def test_confidence_is_the_share_of_the_best_class_at_the_size_of_the_labels() -> None:
+    scores = torch.tensor([[[0.6, 0.2]], [[0.2, 0.6]]])
+    assert Prediction(torch.zeros(1, 2), scores, None).confidence().tolist() == [[pytest.approx(0.75)] * 2]
+    assert Prediction(torch.zeros(6, 4), scores, None).confidence().shape == (6, 4)
+
+
+class Halves:
+    """Class 0 on the left with confidence 0.9, class 1 on the right with 0.6."""
+
+    image_format, classes = "RGB", unnamed(2)
+
+    def __call__(self, pixels: np.ndarray, channels: str) -> Prediction:
+        height, width = pixels.shape[:2]
+        scores = torch.empty(2, height, width)
+        scores[:, :, : width // 2] = torch.tensor([0.9, 0.1])[:, None, None]
+        scores[:, :, width // 2 :] = torch.tensor([0.4, 0.6])[:, None, None]
+        return Prediction(scores.argmax(0).to(torch.uint8), scores, None)
+
+
+def pool_of(folder: Path, names: list[str], size: tuple[int, int] = (5, 8)) -> Pool:
+    files = [folder / f"{name}.jpg" for name in names]
+    rng = np.random.default_rng(0)
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(file), rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+    rows: dict[str, Any] = dict.fromkeys(("features", "entropy", "margin", "classes", "domain"), np.zeros(0))
+    return Pool(names, list(map(str, files)), **rows)
+
+
+def png(path: Path) -> np.ndarray:
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+
+
+def test_files_of_the_chosen_pictures(tmp_path: Path) -> None:
+    pool = pool_of(tmp_path / "p", ["a/1", "b/1", "c"])
+    write_prelabels(tmp_path, pool, [2, 0], Halves())  # type: ignore[arg-type]
+    assert sorted(str(file.relative_to(tmp_path)) for file in (tmp_path / "prelabels").rglob("*.png")) == [
+        "prelabels/a/1.png",
+        "prelabels/c.png",
+    ]
+    expected = np.array([[0] * 4 + [1] * 4] * 5)
+    assert np.array_equal(png(tmp_path / "prelabels" / "c.png"), expected)
+    coco = CocoFile(str(tmp_path / "prelabels.json"))
+    assert [(each["id"], each["file_name"]) for each in coco.loadImgs([1, 2])] == [(1, "c.jpg"), (2, "a/1.jpg")]
+    assert (coco.imgs[1]["width"], coco.imgs[1]["height"]) == (8, 5)
+    assert [(each["id"], each["name"]) for each in coco.cats.values()] == [(1, "class 0"), (2, "class 1")]
+    found = coco.loadAnns(coco.getAnnIds(imgIds=1))
+    assert [(each["category_id"], each["area"], each["score"]) for each in found] == [(1, 20, 0.9), (2, 20, 0.6)]
+    assert np.array_equal(painted(found, (5, 8)), expected)
+    assert len(coco.getAnnIds()) == len(set(coco.getAnnIds())) == 4
+    with pytest.raises(UserError, match=r"prelabels is there, and may have been corrected: move it, or choose another"):
+        check_free(tmp_path)
+
+
+def test_what_is_not_confident_and_what_lies_outside_of_the_parts_is_255_in_both_files(tmp_path: Path) -> None:
+    pool = pool_of(tmp_path / "p", ["c"])
+    rows = np.arange(5)[:, None].repeat(8, 1) < 2
+    cases: list[tuple[str, float, Callable[[np.ndarray], np.ndarray] | None, np.ndarray]] = [
+        ("confident", 0.7, None, np.array([[0] * 4 + [255] * 4] * 5)),
+        ("parts", 0.0, lambda pixels: rows, np.where(rows, [0] * 4 + [1] * 4, 255)),
+    ]
+    settings = tmp_path / "town.yaml"
+    splits = "{train: {images: 'p/{stem}.jpg', labels: 'prelabels/{stem}.png'}}"
+    settings.write_text(f"name: town\nsplits: {splits}\nclasses: [class 0, class 1]\nignore_ids: [255]\n")
+    for folder, confidence, parts, expected in cases:
+        write_prelabels(tmp_path / folder, pool, [0], Halves(), confidence=confidence, parts=parts)  # type: ignore[arg-type]
+        label = read_label(str(tmp_path / folder / "prelabels" / "c.png"), read_custom(settings).label_space)
+        assert np.array_equal(label, expected)
+        found = json.loads((tmp_path / folder / "prelabels.json").read_text())["annotations"]
+        assert np.array_equal(painted(found, (5, 8)), expected)
+
+
+def test_least_certain_regions_by_hand() -> None:
+    regions = np.array([[0, 0, 3], [0, 2, 3], [2, 2, 3], [2, 2, 3]])  # 3, 5 and 4 pixels; there is no region 1
+    entropy = np.where(regions == 2, 0.5, np.where(regions == 3, 0.9, 0.1))
+    entropy[0, 0] = 1.5  # the highest pixel; its region's mean is 1.7 / 3
+    chosen = [np.unique(regions[most_uncertain(regions, entropy, share)]).tolist() for share in (0.1, 0.5, 0.6, 1.0)]
+    assert chosen == [[3], [3], [0, 3], [0, 2, 3]]
+
+
+@pytest.mark.parametrize("architecture", ["MaskFormer", "TransferableMaskFormer"])
+def test_regions_are_those_of_the_estimator_or_else_of_the_finest_level(architecture: str, build_tiny: Build) -> None:
+    torch.manual_seed(0)
+    model: Any = build_tiny(architecture)
+    with torch.no_grad():  # an untrained model is equally uncertain everywhere
+        model.sem_seg_head.predictor.class_embed.weight.mul_(30)
+    predictor: Any = SimpleNamespace(model=model.eval(), min_size=0, max_size=1000)
+    pixels = np.random.default_rng(0).integers(0, 256, (75, 91, 3), dtype=np.uint8)
+    chosen, other = (
+        UncertainRegions(predictor, 0.4, cell_size=size, iterations=6, kappa=10.0)(pixels) for size in (4, 2)
+    )
+    assert chosen.shape == (75, 91) and 0 < chosen.mean() <= 0.4
+    assert np.array_equal(chosen, other) == (architecture == "TransferableMaskFormer")  # that has its own cell size
+    steps = chosen[:72, :88].reshape(9, 8, 11, 8)  # whole positions of the level at 1/8
+    assert np.array_equal(steps.any((1, 3)), steps.all((1, 3)))
+    sure = most_uncertain(np.arange(75 * 91).reshape(75, 91) // 91, np.zeros((75, 91)), 0.4)
+    assert not np.array_equal(chosen, sure)
+
+
+def command(folder: Path, *more: str) -> int:
+    words = ["--config-file", str(folder / "model.yaml"), "--weights", str(folder / "model.pth"), "--budget", "2"]
+    return select_labels.main([*words, "--target", str(folder / "p"), "--output", str(folder / "out"), *more])
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--prelabels --confidence 1", "--confidence is 1.0: it must be at least 0 and below 1"),
+        ("--prelabels --regions 0", "--regions is 0.0: it must be above 0 and at most 1, such as 0.1"),
+        ("--regions 0.1", "--confidence and --regions say what --prelabels writes: add it"),
+        (
+            "--prelabels --regions 0.1 --confidence 0.5",
+            "--confidence and --regions both leave pixels out, .*: take one",
+        ),
+    ],
+)
+def test_errors_of_the_command(words: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        command(tmp_path, *words.split())
+
+
+@pytest.mark.slow
+def test_the_command_pre_labels_what_it_proposes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = tiny_cfg(INPUT__MIN_SIZE_TEST=0)
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
+    (tmp_path / "model.yaml").write_text(cfg.dump())
+    pool_of(tmp_path / "p", ["0", "1", "2"], (75, 91))
+    assert command(tmp_path, "--prelabels", "polygons", "--regions", "0.3") == 0
+    assert f"correct {tmp_path}/out/prelabels; train with" in capsys.readouterr().out
+    proposed = (tmp_path / "out" / "selected.txt").read_text().split()
+    found = json.loads((tmp_path / "out" / "prelabels.json").read_text())
+    assert [image["file_name"] for image in found["images"]] == proposed and not found["annotations"][0]["iscrowd"]
+    predictor = Predictor.from_config(str(tmp_path / "model.yaml"), str(tmp_path / "model.pth"))
+    for name in proposed:
+        labels = png(tmp_path / "out" / "prelabels" / f"{Path(name).stem}.png")
+        given = labels != 255
+        assert 0 < given.mean() <= 0.3
+        assert np.array_equal(labels[given], predictor(tmp_path / "p" / name).labels.numpy()[given])
+    with pytest.raises(UserError, match="prelabels is there, and may have been corrected"):
+        command(tmp_path, "--prelabels")
+    assert command(tmp_path) == 0  # without, everything else is written anew

@@ -1,0 +1,125 @@
+"""Pre-labels: what a model predicts on pictures, as annotators correct it: a label file each, and one COCO file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
+
+from tmt_d2.data.label_spaces import IGNORE
+from tmt_d2.data.reader import read_image_of
+from tmt_d2.deployment.predictor import Predictor
+from tmt_d2.errors import UserError
+from tmt_d2.experiments.selection.pool import Pool
+from tmt_d2.files import write_json
+from tmt_d2.pictures.predicting import write_png
+
+FOLDER, COCO = "prelabels", "prelabels.json"
+MASKS, POLYGONS = SEGMENTATIONS = ("masks", "polygons")
+TOLERANCE = 1.0  # pixels by which a polygon may leave its outline: each corner is one that a person has to move
+
+Parts = Callable[[np.ndarray], np.ndarray]  # (H, W, 3) in the model's channel order -> (H, W) bool
+
+
+def check_free(output: Path) -> None:
+    """
+    Raises:
+        UserError: there are pre-labels, which may have been corrected since.
+    """
+    for path in (output / FOLDER, output / COCO):
+        if path.exists():
+            raise UserError(f"{path} is there, and may have been corrected: move it, or choose another --output")
+
+
+def write_prelabels(
+    output: Path,
+    pool: Pool,
+    indices: Sequence[int],
+    predictor: Predictor,
+    *,
+    confidence: float = 0.0,
+    parts: Parts | None = None,
+    segmentation: str = MASKS,
+) -> None:
+    """``output/prelabels/NAME.png`` of each picture, 8-bit ids of the class list, and ``output/prelabels.json``.
+
+    Args:
+        indices: pictures of the pool. confidence: pixels whose prediction is less confident are 255.
+        parts: what of a picture is labelled, the rest is 255; None: all. segmentation: as of ``mask_annotations``.
+    """
+    images: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
+    for image_id, index in enumerate(tqdm(indices, unit="picture", desc=FOLDER), 1):
+        name, file = pool.names[index], pool.files[index]
+        pixels = read_image_of({"file_name": file}, predictor.image_format)
+        prediction = predictor(pixels, predictor.image_format)
+        labels, sure = prediction.labels.numpy(), prediction.confidence().numpy()
+        kept = sure >= confidence
+        if parts is not None:
+            kept &= parts(pixels)
+        labels = np.where(kept, labels, np.uint8(IGNORE))
+        write_png(output / FOLDER / f"{name}.png", labels)
+        suffix = Path(file).suffix
+        height, width = labels.shape
+        file_name = name.removesuffix(suffix) + suffix
+        images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+        for annotation in mask_annotations(labels, sure, segmentation):
+            found.append({"id": len(found) + 1, "image_id": image_id, **annotation})
+    categories = [{"id": train_id + 1, "name": name} for train_id, name in enumerate(predictor.classes.names)]
+    write_json(output / COCO, {"images": images, "categories": categories, "annotations": found})
+
+
+def mask_annotations(labels: np.ndarray, confidence: np.ndarray, segmentation: str = MASKS) -> list[dict[str, Any]]:
+    """COCO annotations, without ids, of the connected masks (8 neighbours) of each class, the largest first.
+
+    category_id is the class's id + 1: COCO counts from 1. score: mean confidence.
+
+    Args:
+        labels: (H, W) uint8, 255 belongs to no mask. confidence: (H, W) float.
+        segmentation: "masks", run-length encoded and exact; or "polygons", outlines within ``TOLERANCE``. They have no
+            holes: what lies in one comes later, and so on top.
+    """
+    return sorted(_annotations(labels, confidence, segmentation), key=lambda each: -each["area"])
+
+
+def _annotations(labels: np.ndarray, confidence: np.ndarray, segmentation: str) -> Iterator[dict[str, Any]]:
+    for train_id in np.unique(labels[labels != IGNORE]).tolist():
+        of_class = (labels == train_id).astype(np.uint8)
+        count, components, stats, _ = cv2.connectedComponentsWithStats(of_class, connectivity=8)
+        sums = np.bincount(components.ravel(), confidence.ravel(), count)
+        for index in range(1, count):  # 0 is the rest
+            x, y, width, height, area = stats[index].tolist()
+            mask = np.zeros(labels.shape, np.uint8, order="F")
+            mask[y : y + height, x : x + width] = components[y : y + height, x : x + width] == index
+            yield {
+                "category_id": train_id + 1,
+                "segmentation": _run_lengths(mask) if segmentation == MASKS else [_outline(mask, x, y, width, height)],
+                "bbox": [x, y, width, height],
+                "area": area,
+                "iscrowd": int(segmentation == MASKS),  # what tells readers that run lengths follow
+                "score": round(float(sums[index]) / area, 4),
+            }
+
+
+def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    encoded = coco_mask.encode(mask)
+    return {"size": list(map(int, encoded["size"])), "counts": encoded["counts"].decode("ascii")}
+
+
+def _outline(mask: np.ndarray, x: int, y: int, width: int, height: int) -> list[int]:
+    """x, y, x, y, ... along the edges of the pixels, not through their centres as OpenCV has it.
+
+    In the mask at twice its size, the first of a pixel's two columns lies at its left edge, the second at its right.
+    """
+    double = mask[y : y + height, x : x + width].repeat(2, 0).repeat(2, 1)
+    (contour,), _ = cv2.findContours(double, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    exact = (contour + 1) // 2
+    corners = cv2.approxPolyDP(exact, TOLERANCE, closed=True)
+    if len(corners) < 3:  # so thin that its sides became one
+        corners = exact
+    return [int(value) for value in (corners + (x, y)).ravel()]

@@ -9,7 +9,7 @@
     overlays/NAME.png           the picture in the colours of its classes
     confidence/NAME.png         0-255: the share of the best class in the sum of all scores
     transferability/NAME.png    0-255: T, the mean of the levels; of TMT models
-    classes.json                what the ids in labels/ mean: {"classes": [{"id": 0, "name": "road", "color": [r, g, b]}]}
+    classes.json                what the ids in labels/ mean: {"classes": [{"id": 0, "name": "road", "color": [...]}]}
 
 The same command again goes on: what is there and whole is not predicted again. --input is a folder (with those below
 it), a text file with a path a line, a name in Detectron2's catalogs, a video, or one picture. Exit status: 0 all are

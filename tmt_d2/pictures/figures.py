@@ -169,8 +169,8 @@ def level_row(picture: np.ndarray, level: LevelReport, p_t: float | None) -> Row
 
 def _excluded_share(count: int, positions: int, p_t: float) -> str:
     text = f"{count} of {positions} positions, {100 * count / positions:.0f} %"
-    if count < int(p_t * positions):  # Eq. 12 excludes what is above the threshold
-        text += f": the region whose T is the threshold stays whole, so fewer than {100 * p_t:.0f} %"
+    if count < int(p_t * positions):  # Eq. 12 excludes what is above the threshold, not the region that has its T
+        text += ": regions stay whole"
     return text
 
 

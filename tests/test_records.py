@@ -53,7 +53,9 @@ def test_units_that_ended_keep_their_weights_only(tmp_path: Path, monkeypatch: p
         assert record["bytes"] < 0.25 * record_before["bytes"]  # weights, instead of twice weights and two moments
         small, large = (contents(each.folder / "model_final.pth") for each in (unit, before))
         assert small.pop("/ended_after") == 2
-        assert all(torch.equal(value, large[key]) for key, value in small.items())
+        assert small.keys() <= large.keys()
+        for key, value in small.items():
+            assert torch.equal(value, large[key]) if isinstance(value, torch.Tensor) else value == large[key]
 
 
 def test_outputs_of_earlier_versions_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

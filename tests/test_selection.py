@@ -215,7 +215,7 @@ def test_reasons_a_list_and_the_way_back(tmp_path: Path) -> None:
     assert [line["picture"] for line in table] == ["p1.png", "p5.png"]
     assert table[0]["classes"] == "road 0.333; car 0.333; sky 0.333"
     (tmp_path / "list.txt").write_text("# comment\np1\nnobody.png\n/d/p2.png\n")
-    with pytest.raises(UserError, match="list.txt: 1 of 3 lines name no picture of the pool: nobody.png"):
+    with pytest.raises(UserError, match="list.txt: 1 of 3 lines are no pictures of the pool: nobody.png"):
         labelled_indices(pool, str(tmp_path / "list.txt"))
 
 
@@ -224,6 +224,16 @@ def test_names_that_two_folders_share_are_whole_paths_in_the_list() -> None:
     pool.files[:] = ["/a/x.png", "/b/x.png"]
     rows = rows_of(pool, Choice([0]), np.zeros(0, np.int64), ["a", "b", "c"])
     assert rows[0].line == "/a/x.png" and rows[0].nearest == "" and rows[0].transferability is None
+
+
+def test_a_line_that_two_pictures_answer_to_is_refused(tmp_path: Path) -> None:
+    pool = made(np.zeros((2, 2)))
+    pool.files[:] = ["/a/x.png", "/b/x.png"]
+    (tmp_path / "list.txt").write_text("x.png\n")
+    with pytest.raises(UserError, match="1 of 1 lines are several images: give the whole path: x.png"):
+        labelled_indices(pool, str(tmp_path / "list.txt"))
+    (tmp_path / "list.txt").write_text("/b/x.png\n")
+    assert labelled_indices(pool, str(tmp_path / "list.txt")).tolist() == [1]
 
 
 def test_the_page_stands_alone_and_escapes_names(build_tiny: Build, tmp_path: Path) -> None:

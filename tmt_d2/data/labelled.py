@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,19 +91,40 @@ def listed(records: Sequence[Record], file: str) -> list[Record]:
     """The records whose image id, or name of the image file with or without folders, stands in a line of ``file``.
 
     Raises:
-        UserError: the file cannot be read or is empty, or a line is of no record, or of several.
+        UserError: as ``named``.
     """
-    wanted = listed_names(file)
+    names = [{str(record["image_id"]), *file_names(str(record["file_name"]))} for record in records]
+    return [records[i] for i in named(f"TRANSFER.LABELLED {file}", file, names, "labelled images of DATASETS.TRAIN")]
+
+
+def file_names(path: str) -> set[str]:
+    return {path, os.path.basename(path)}
+
+
+def named(key: str, file: str, names: Sequence[Iterable[str]], what: str) -> list[int]:
+    """The indices, ascending, of those things of whose ``names`` one stands in a line of ``file``; # begins a comment.
+
+    key, what: for messages, where the file comes from and what the things are.
+
+    Raises:
+        UserError: the file cannot be read or is empty, or a line is of nothing, or of several.
+    """
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{key} cannot be read: {' '.join(str(error).split())}") from error
+    wanted = dict.fromkeys(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    if not wanted:
+        raise UserError(f"{key} names no image")
     places: dict[str, set[int]] = {}
-    for index, record in enumerate(records):
-        path = str(record["file_name"])
-        for name in (str(record["image_id"]), path, os.path.basename(path)):
+    for index, own in enumerate(names):
+        for name in own:
             places.setdefault(name, set()).add(index)
-    for problem, names in (
-        ("are no labelled images of DATASETS.TRAIN", [name for name in wanted if name not in places]),
+    for problem, wrong in (
+        (f"are no {what}", [name for name in wanted if name not in places]),
         ("are several images: give the whole path", [name for name in wanted if len(places.get(name, ())) > 1]),
     ):
-        if names:
-            first = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
-            raise UserError(f"TRANSFER.LABELLED {file}: {len(names)} of {len(wanted)} lines {problem}: {first}")
-    return [records[index] for index in sorted(set().union(*(places[name] for name in wanted)))]
+        if wrong:
+            first = ", ".join(wrong[:NAMES_SHOWN]) + (", ..." if len(wrong) > NAMES_SHOWN else "")
+            raise UserError(f"{key}: {len(wrong)} of {len(wanted)} lines {problem}: {first}")
+    return sorted(set().union(*(places[name] for name in wanted)))

@@ -14,9 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from tmt_d2.data.labelled import file_names, named
 from tmt_d2.data.reader import read_image
 from tmt_d2.deployment.predictor import Predictor
-from tmt_d2.errors import UserError
 from tmt_d2.experiments.selection.pool import Pool
 from tmt_d2.experiments.selection.strategies import Choice
 from tmt_d2.files import atomic_write
@@ -25,7 +25,6 @@ from tmt_d2.pictures.overlays import label_overlay
 
 LIST, TABLE, PAGE = "selected.txt", "selected.csv", "selected.html"
 CLASSES_SHOWN, WIDTH = 4, 420
-NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -60,19 +59,10 @@ def labelled_indices(pool: Pool, file: str) -> np.ndarray:
     """Which pictures of the pool the lines of a list name: by file name, path, or name in the pool.
 
     Raises:
-        FileNotFoundError: there is no such list. UserError: a line names no picture of the pool.
+        UserError: as ``named``.
     """
-    known: dict[str, int] = {}
-    for index, (name, path) in enumerate(zip(pool.names, pool.files)):
-        for key in (name, path, os.path.basename(path), Path(path).stem):
-            known.setdefault(key, index)
-    lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
-    unknown = [line for line in lines if line not in known]
-    if unknown:
-        shown = ", ".join(unknown[:NAMES_SHOWN]) + (", ..." if len(unknown) > NAMES_SHOWN else "")
-        raise UserError(f"--labelled {file}: {len(unknown)} of {len(lines)} lines name no picture of the pool: {shown}")
-    return np.unique([known[line] for line in lines]).astype(np.int64)
+    names = [{name, *file_names(path)} for name, path in zip(pool.names, pool.files)]
+    return np.array(named(f"--labelled {file}", file, names, "pictures of the pool"), np.int64)
 
 
 def rows_of(pool: Pool, choice: Choice, labelled: np.ndarray, class_names: Sequence[str]) -> list[Row]:

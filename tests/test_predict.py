@@ -211,5 +211,5 @@ def test_wrong_arguments(
 ) -> None:
     with pytest.raises(UserError, match=message):
         run(model, photos, tmp_path / "out", *more)
-    with pytest.raises(UserError, match=r"its pictures would be predicted next time"):
+    with pytest.raises(UserError, match=r"its pictures would be taken for input next time"):
         run(model, photos, photos / "out")

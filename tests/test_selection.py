@@ -277,5 +277,7 @@ def test_the_command_from_a_folder_to_a_list_and_back(tmp_path: Path, capsys: py
     assert [Path(record["file_name"]).name for record in listed(records, str(labelled))] == sorted(first)
     with pytest.raises(UserError, match="--budget is 4: there are 3 pictures without a label"):
         select(4, "--labelled", str(labelled))
+    with pytest.raises(UserError, match="lies in --target .*: its pictures would be taken for input next time"):
+        select(1, "--output", str(tmp_path / "p" / "out"))
     with pytest.raises(UserError, match="--budget is 0: it must be at least 1"):
         select(0)

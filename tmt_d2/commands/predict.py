@@ -25,7 +25,7 @@ from typing import NoReturn
 from tmt_d2.cli import log_to_screen, parse, run
 from tmt_d2.data.registration import split_name
 from tmt_d2.deployment.predictor import Predictor, load_model
-from tmt_d2.deployment.streaming import find_pictures
+from tmt_d2.deployment.streaming import check_apart, find_pictures
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.pictures.predicting import KINDS, claim_output, ids_table, predict_files, write_classes
@@ -55,10 +55,7 @@ def main(arguments=None):
         raise UserError(f"--batch-size is {args.batch_size}: it must be at least 1")
     if args.output.exists() and not args.output.is_dir():
         raise UserError(f"--output {args.output} is a file, not a folder")
-    if args.output.resolve().is_relative_to(Path(args.input).resolve()) and Path(args.input).is_dir():
-        raise UserError(
-            f"--output {args.output} lies in --input {args.input}: its pictures would be predicted next time"
-        )
+    check_apart(args.output, args.input, "--input")
     cfg, model = load_model(args.config_file, args.weights, args.opts)
     if "transferability" in args.write and not isinstance(model, TransferableMaskFormer):
         raise UserError(

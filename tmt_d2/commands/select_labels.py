@@ -34,7 +34,7 @@ import numpy as np
 
 from tmt_d2.cli import log_to_screen, parse, run
 from tmt_d2.deployment.predictor import Predictor, load_model
-from tmt_d2.deployment.streaming import VIDEOS, find_pictures
+from tmt_d2.deployment.streaming import VIDEOS, check_apart, find_pictures
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.selection.pool import Describer, describe
 from tmt_d2.experiments.selection.prelabels import FOLDER, MASKS, SEGMENTATIONS, check_free, write_prelabels
@@ -83,6 +83,7 @@ def main(arguments=None):
         raise UserError(f"--confidence is {args.confidence}: it must be at least 0 and below 1")
     if not 0 < args.regions <= 1:
         raise UserError(f"--regions is {args.regions}: it must be above 0 and at most 1, such as 0.1")
+    check_apart(args.output, args.target, "--target")
     if args.prelabels:
         check_free(args.output)
     elif args.confidence or args.regions < 1:

@@ -97,6 +97,15 @@ def find_pictures(place: str) -> Pictures:
     return _of_records(place, [{"file_name": str(file)} for file in images], left_out)
 
 
+def check_apart(output: Path, place: str, option: str) -> None:
+    """
+    Raises:
+        UserError: ``output`` lies in the folder ``place`` (of ``option``): its pictures would be found next time.
+    """
+    if Path(place).is_dir() and output.resolve().is_relative_to(Path(place).resolve()):
+        raise UserError(f"--output {output} lies in {option} {place}: its pictures would be taken for input next time")
+
+
 def _of_records(place: str, records: Sequence[Mapping[str, Any]], left_out: int = 0) -> Pictures:
     names = _names([record["file_name"] for record in records])
 

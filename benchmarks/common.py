@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from tabulate import tabulate
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 Function = Callable[[], Any]
 
@@ -52,6 +54,32 @@ def peak_bandwidth(device: str) -> float:
     a = torch.randn(2**26 if device == "cpu" else 2**29, device=device)
     b = torch.empty_like(a)
     return 2 * a.numel() * 4 / in_turns({"copy": lambda: b.copy_(a)}, 5, device)["copy"]["min"]
+
+
+class _Counter(TorchDispatchMode):
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func._overloadpacket not in flop_registry and func is not torch.ops.prim.device.default:
+            with self:  # in inference mode some operators arrive whole
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **kwargs)
+        if func._overloadpacket in flop_registry:
+            self.total += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
+        return out
+
+
+def flops(function: Function) -> int:
+    """Of the convolutions, matrix products and attention that ``function`` does in PyTorch, forward and backward.
+
+    Unlike PyTorch's FlopCounterMode it follows no modules, which custom backward passes and inference mode confuse.
+    """
+    with _Counter() as counter:
+        function()
+    return counter.total
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -30,7 +30,9 @@ from tmt_d2.errors import UserError
 from tmt_d2.experiments.report.results import Run, classes_of
 from tmt_d2.pictures.figures import report_figures
 from tmt_d2.pictures.reporting import LoadedModel, report_image
-from tmt_d2.training.checkpoint import DamagedCheckpoint, TMTCheckpointer, read_classes
+from tmt_d2.training.checkpoint import TMTCheckpointer
+from tmt_d2.training.checkpoint_classes import read_classes
+from tmt_d2.training.checkpoint_files import DamagedCheckpoint
 from tmt_d2.training.stages import check_stage, run_stage
 
 ENTRY = "classes"  # of a checkpoint

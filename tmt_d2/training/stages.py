@@ -45,9 +45,9 @@ from tmt_d2.training.checkpoint import (
     METHOD_TRAINING,
     TMTCheckpointer,
     ended_after,
-    on_this_machine,
 )
 from tmt_d2.training.environment import environment
+from tmt_d2.training.loading import on_this_machine
 from tmt_d2.training.trainer import StageTrainer, evaluate_model
 
 logger = logging.getLogger(__name__)

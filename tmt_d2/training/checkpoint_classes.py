@@ -68,7 +68,7 @@ def match_classes(
         return {}
     if here is None:
         if weights[CLASS_HEAD[0]].shape == model_state[CLASS_HEAD[0]].shape:
-            model.classes = there
+            model.classes = there  # type: ignore[assignment]
         return {}
     if here.names == there.names:
         return {}

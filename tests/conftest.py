@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
@@ -28,6 +29,16 @@ def loggers_speak_to_pytest() -> None:
             logger = logging.getLogger(name)
             logger.propagate = True
             logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def clean_catalogs() -> Iterator[None]:
+    """What the test registers is forgotten after it."""
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 @pytest.fixture

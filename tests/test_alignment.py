@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.models import make_records, tiny_cfg
+from tests.helpers.models import make_records, random, tiny_cfg
 from tests.helpers.small_runs import small_cfg
 from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN
 from tmt_d2.methods.alignment import (
@@ -24,11 +24,6 @@ from tmt_d2.modeling.mask_logits import MaskLogits
 from tmt_d2.training.stages import run_stage
 from tmt_d2.training.step import TrainingStep
 from tmt_d2.transferability.scores import transport_plan
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
 
 # --- the transport plan
 

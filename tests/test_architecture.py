@@ -12,7 +12,7 @@ from tests.helpers.checkout import ROOT
 
 PACKAGE = ROOT / "tmt_d2"
 FLOORS = (  # from below; rooms of one floor do not know each other, but for those on the ground
-    {"errors", "cli", "files", "randomness", "config_file", "config"},
+    {"errors", "cli", "files", "randomness", "config_file", "config_checks", "config"},
     {"data", "transferability"},
     {"modeling", "datasets"},
     {"evaluation", "processes"},

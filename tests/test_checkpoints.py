@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import torch
 from torch import nn
 
 from tmt_d2.files import atomic_write, remove_temporaries
-from tmt_d2.training import checkpoint
-from tmt_d2.training.checkpoint import DamagedCheckpoint, TMTCheckpointer, ended_after, keep_weights
+from tmt_d2.training.checkpoint import TMTCheckpointer, ended_after, keep_weights
+from tmt_d2.training.checkpoint_files import DamagedCheckpoint
 
 
 class Counter:
@@ -72,7 +73,7 @@ def test_one_flipped_byte_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyP
     content[place] ^= 1  # 1.0 becomes 1.0000305
     newest.write_bytes(content)
     assert resumed_value(tmp_path) == 0
-    monkeypatch.setattr(checkpoint.zipfile, "is_zipfile", lambda name: False)  # control: PyTorch takes it as it is
+    monkeypatch.setattr(zipfile, "is_zipfile", lambda name: False)  # control: PyTorch takes it as it is
     model = nn.Linear(40, 40)
     TMTCheckpointer(model, str(tmp_path), trainer=Counter()).resume_or_load("", resume=True)
     assert (model.weight != 1).sum() == 1

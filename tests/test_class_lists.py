@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +29,13 @@ from tmt_d2.errors import UserError
 from tmt_d2.experiments.report.results import Run, classes_of
 from tmt_d2.pictures.figures import report_figures
 from tmt_d2.pictures.reporting import LoadedModel, report_image
-from tmt_d2.training.checkpoint import DamagedCheckpoint, TMTCheckpointer, read_classes
+from tmt_d2.training.checkpoint import TMTCheckpointer
+from tmt_d2.training.checkpoint_classes import read_classes
+from tmt_d2.training.checkpoint_files import DamagedCheckpoint
 from tmt_d2.training.stages import check_stage, run_stage
 
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
 ENTRY = "classes"  # of a checkpoint
-
-
-@pytest.fixture(autouse=True)
-def clean_catalogs() -> Iterator[None]:
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
 
 # ---- Names and colours
 

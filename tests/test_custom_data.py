@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
 
 from tests.helpers.checkout import CONFIGS
+from tests.helpers.custom_data import SPLITS, save, write
 from tests.helpers.small_runs import unit_options
 from tmt_d2 import add_tmt_config
 from tmt_d2.commands import train_pair
@@ -20,34 +18,9 @@ from tmt_d2.data import label_space_of, register_custom, register_data
 from tmt_d2.data.custom import read_custom
 from tmt_d2.data.label_spaces import CLASSES, IGNORE, OUTSIDE
 from tmt_d2.data.reader import DataError, UndefinedIdError, read_pair
-from tmt_d2.data.registration import labelled_records
 from tmt_d2.errors import UserError
 
-SPLITS = {"train": {"images": "rgb/{stem}.png", "labels": "ids/{stem}_ids.png"}}
-
-
-@pytest.fixture(autouse=True)
-def clean_catalogs():
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
-def write(folder: Path, content: object = None, file: str = "town.yaml", **changes: object) -> Path:
-    """A right file, with `changes` to its keys; None removes a key."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if content is None:
-        content = {"name": "town", "splits": SPLITS, "train_ids": {7: "road", 8: 1}} | changes
-        content = {key: value for key, value in content.items() if value is not None}
-    (folder / file).write_text(content if isinstance(content, str) else yaml.safe_dump(content))
-    return folder / file
-
-
-def save(path: Path, ids: list[list[int]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.array(ids, np.uint8)).save(path)
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
 
 def test_a_data_set_from_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,17 +55,6 @@ def test_the_two_ways_to_give_the_classes(tmp_path: Path) -> None:
     assert by_id == by_list
     assert by_id.lookup()[:5].tolist() == [IGNORE, 10, 13, IGNORE, OUTSIDE]
     assert by_id.never_occurs == tuple(i for i in range(19) if i not in (10, 13))
-
-
-def test_several_captures_tell_frames_of_several_drives_apart(tmp_path: Path) -> None:
-    for drive in ("1", "2"):
-        save(tmp_path / "rgb" / drive / "0.png", [[0]])
-        save(tmp_path / "ids" / drive / "x" / "0.png", [[7]])
-    splits = {"train": {"images": "rgb/{drive}/{stem}.png", "labels": "ids/{drive}/*/{stem}.png"}}
-    register_custom(write(tmp_path, splits=splits))
-    records = DatasetCatalog.get("town_sem_seg_train")
-    assert [r["image_id"] for r in records] == ["1_0", "2_0"]
-    assert records[1]["sem_seg_file_name"] == f"{tmp_path}/ids/2/x/0.png"
 
 
 @pytest.mark.parametrize(
@@ -208,6 +170,21 @@ def test_an_id_in_two_places_of_a_mapping_is_an_error(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("pattern", ["../{stem}.png", "a/../../{stem}.png", "/etc/{stem}", "~/{stem}", "..\\{stem}"])
+@pytest.mark.parametrize("key", ["images", "labels"])
+def test_a_pattern_stays_below_the_root(tmp_path: Path, key: str, pattern: str) -> None:
+    file = write(tmp_path, splits={"train": SPLITS["train"] | {key: pattern}})
+    with pytest.raises(DataError, match=rf"splits\.train\.{key}: should stay below root"):
+        register_custom(file)
+
+
+def test_a_file_that_is_no_yaml_or_would_run_code(tmp_path: Path) -> None:
+    for content in ("name: [", "name: !!python/object/apply:os.system ['true']", "- name", "", "\x00"):
+        with pytest.raises(DataError, match=r"town\.yaml: ") as error:
+            register_custom(write(tmp_path, content))
+        assert "\n" not in str(error.value)
+
+
 # ---- Class lists of its own
 
 
@@ -288,66 +265,7 @@ def test_any_number_of_classes(tmp_path: Path, count: int) -> None:
     assert len(metadata.stuff_classes) == len({tuple(color) for color in metadata.stuff_colors}) == count
 
 
-# ---- Splits
-
-
-def frames(folder: Path, *stems: str, ids: bool = True) -> None:
-    for stem in stems:
-        save(folder / "rgb" / f"{stem}.png", [[0]])
-        if ids:
-            save(folder / "ids" / f"{stem}_ids.png", [[7]])
-
-
-def stems_of(file: Path, caplog: pytest.LogCaptureFixture | None = None) -> dict[str, bool]:
-    """stem -> whether the record has a label."""
-    register_custom(file)
-    records = DatasetCatalog.get("town_sem_seg_train")
-    assert all(Path(record["file_name"]).stem == record["image_id"].split("_")[-1] for record in records)
-    return {record["image_id"]: "sem_seg_file_name" in record for record in records}
-
-
-def test_a_list_file_restricts_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    frames(tmp_path, "a", "b", "c", "d")
-    frames(tmp_path, "e", ids=False)  # not in the list: no label is missed
-    (tmp_path / "some.txt").write_text("# the good ones\n\n  c   # by its stem\n./rgb/a.png\nc\n")
-    monkeypatch.chdir(tmp_path)
-    file = write(Path("."), splits={"train": SPLITS["train"] | {"list": "some.txt"}})
-    register_custom(file)
-    monkeypatch.chdir("/")
-    assert stems_of(tmp_path / file) == {"a": True, "c": True}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a\nx\nrgb/y.png\n", "names 2 of 3 that images does not have: x, rgb/y.png; write stems such as a, or paths"),
-        ("v\nw\nx\ny\n", "names 4 of 4 that images does not have: v, w, x, ...; write stems"),
-        ("# nothing\n", "is empty; write stems such as a, or paths below"),
-        ("\udcff", "is no text in UTF-8"),
-    ],
-)
-def test_a_list_that_names_what_is_not_there(tmp_path: Path, text: str, message: str) -> None:
-    frames(tmp_path, "a", "b")
-    (tmp_path / "some.txt").write_text(text, errors="surrogateescape")
-    with pytest.raises(DataError) as error:
-        stems_of(write(tmp_path, splits={"train": SPLITS["train"] | {"list": "some.txt"}}))
-    assert str(error.value).startswith(f"{tmp_path}/town.yaml: splits.train.list: {tmp_path}/some.txt: {message}")
-
-
-def test_a_list_that_is_not_there(tmp_path: Path) -> None:
-    frames(tmp_path, "a")
-    with pytest.raises(FileNotFoundError, match=r"splits\.train\.list: .*/gone\.txt: no such file"):
-        stems_of(write(tmp_path, splits={"train": SPLITS["train"] | {"list": "gone.txt"}}))
-
-
-def test_a_subset_on_purpose(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    frames(tmp_path, "a", "b")
-    frames(tmp_path, "c", ids=False)
-    (tmp_path / "all.txt").write_text("a\nc\nx\n")
-    file = write(tmp_path, splits={"train": SPLITS["train"] | {"list": "all.txt", "subset": True}})
-    assert stems_of(file) == {"a": True}
-    assert "1 frames of the split's list are not on disk" in caplog.text
-    assert "left out 1 images without a label and 0 labels without an image" in caplog.text
+# ---- Registration
 
 
 def test_a_subset_of_a_built_in_data_set(
@@ -372,115 +290,6 @@ def test_a_subset_of_a_built_in_data_set(
     cfg.DATASETS.SUBSETS = ("mapilary_sem_seg_train",)
     with pytest.raises(UserError, match="DATASETS.SUBSETS: no data set 'mapilary_sem_seg_train' is registered"):
         register_data(cfg)
-
-
-def test_several_patterns(tmp_path: Path) -> None:
-    frames(tmp_path, "a", "b")
-    save(tmp_path / "more" / "c.png", [[0]])
-    save(tmp_path / "ids" / "c_ids.png", [[7]])
-    split = SPLITS["train"] | {"images": ["rgb/{stem}.png", "more/{stem}.png", "rgb/b{stem}.png"]}
-    with pytest.raises(FileNotFoundError, match=r"splits\.train\.images: no file like .*/rgb/b\{stem\}\.png"):
-        stems_of(write(tmp_path, name="town", splits={"train": split}))
-    split["images"] = ["rgb/{stem}.png", "more/{stem}.png", "rgb/{stem}.png"]  # the same files once more
-    DatasetCatalog.remove("town_sem_seg_train")
-    assert stems_of(write(tmp_path, splits={"train": split})) == dict.fromkeys("abc", True)
-    save(tmp_path / "more" / "a.png", [[0]])
-    DatasetCatalog.remove("town_sem_seg_train")
-    with pytest.raises(DataError, match=r"rgb/a\.png and .*/more/a\.png both have the name 'a'; capture the folder"):
-        stems_of(write(tmp_path, splits={"train": split}))
-
-
-def test_images_without_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """An image that has a label is not there once more; one whose label is meant to be missing is no error."""
-    frames(tmp_path, "a")
-    frames(tmp_path, "b", ids=False)
-    save(tmp_path / "more" / "c.png", [[0]])
-    split = SPLITS["train"] | {"unlabelled": ["rgb/{stem}.png", "more/{stem}.png"]}
-    caplog.set_level(logging.INFO)
-    assert stems_of(write(tmp_path, splits={"train": split})) == {"a": True, "b": False, "c": False}
-    assert "town_sem_seg_train: 2 images without a label" in caplog.text
-    records = DatasetCatalog.get("town_sem_seg_train")
-    assert records[1] == {"file_name": f"{tmp_path}/rgb/b.png", "image_id": "b", "dataset": "town_sem_seg_train"}
-    assert labelled_records(["town_sem_seg_train"]) == records[:1]
-    save(tmp_path / "more" / "a.png", [[0]])
-    with pytest.raises(DataError, match=r"splits\.train\.unlabelled: .* both have the name 'a'"):
-        DatasetCatalog.get("town_sem_seg_train")
-    (tmp_path / "rgb" / "a.png").rename(tmp_path / "rgb" / "d.png")
-    (tmp_path / "ids" / "a_ids.png").rename(tmp_path / "ids" / "d_ids.png")
-    assert len(DatasetCatalog.get("town_sem_seg_train")) == 4  # control
-
-
-def test_a_list_says_which_are_labelled_and_the_rest_are_not(tmp_path: Path) -> None:
-    frames(tmp_path, "a", "b", "c")
-    (tmp_path / "few.txt").write_text("b\n")
-    split = SPLITS["train"] | {"list": "few.txt", "unlabelled": "rgb/{stem}.png"}
-    assert stems_of(write(tmp_path, splits={"train": split})) == {"b": True, "a": False, "c": False}
-
-
-def test_a_split_of_unlabelled_images_alone(tmp_path: Path) -> None:
-    frames(tmp_path, "a", "b", ids=False)
-    (tmp_path / "few.txt").write_text("b\n")
-    split = {"unlabelled": "rgb/{stem}.png", "list": "few.txt"}
-    assert stems_of(write(tmp_path, splits={"train": split})) == {"b": False}
-    with pytest.raises(UserError, match="town_sem_seg_train has no image with a label, and labels are trained or meas"):
-        labelled_records(["town_sem_seg_train"])
-
-
-@pytest.mark.parametrize("pattern", ["../{stem}.png", "a/../../{stem}.png", "/etc/{stem}", "~/{stem}", "..\\{stem}"])
-@pytest.mark.parametrize("key", ["images", "labels"])
-def test_a_pattern_stays_below_the_root(tmp_path: Path, key: str, pattern: str) -> None:
-    file = write(tmp_path, splits={"train": SPLITS["train"] | {key: pattern}})
-    with pytest.raises(DataError, match=rf"splits\.train\.{key}: should stay below root"):
-        register_custom(file)
-
-
-@pytest.mark.parametrize("link", ["a folder", "a file"])
-def test_a_link_that_leads_out_of_the_root_is_an_error(tmp_path: Path, link: str) -> None:
-    save(tmp_path / "elsewhere" / "a.png", [[0]])
-    save(tmp_path / "root" / "ids" / "a_ids.png", [[7]])
-    if link == "a folder":
-        (tmp_path / "root" / "rgb").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    else:
-        (tmp_path / "root" / "rgb").mkdir()
-        (tmp_path / "root" / "rgb" / "a.png").symlink_to(tmp_path / "elsewhere" / "a.png")
-    register_custom(write(tmp_path, root="root"))
-    with pytest.raises(
-        DataError, match=r"splits\.train\.images: .*rgb/a\.png leads to .*elsewhere/a\.png, outside root"
-    ):
-        DatasetCatalog.get("town_sem_seg_train")
-
-
-def test_links_that_stay_inside_and_a_root_that_is_a_link_are_fine(tmp_path: Path) -> None:
-    save(tmp_path / "disk" / "real" / "a.png", [[0]])
-    save(tmp_path / "disk" / "ids" / "a_ids.png", [[7]])
-    (tmp_path / "disk" / "rgb").symlink_to("real", target_is_directory=True)
-    (tmp_path / "root").symlink_to("disk", target_is_directory=True)
-    register_custom(write(tmp_path, root="root"))
-    assert len(DatasetCatalog.get("town_sem_seg_train")) == 1
-
-
-def test_files_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"gone\.yaml: no such file"):
-        register_custom(tmp_path / "gone.yaml")
-    register_custom(write(tmp_path))  # nothing on disk is looked at yet
-    with pytest.raises(
-        FileNotFoundError, match=r"town\.yaml: splits\.train\.images: no file like .*/rgb/\{stem\}\.png"
-    ):
-        DatasetCatalog.get("town_sem_seg_train")
-    save(tmp_path / "rgb" / "a.png", [[0]])
-    save(tmp_path / "rgb" / "b.png", [[0]])
-    with pytest.raises(FileNotFoundError, match=r"splits\.train\.labels: no file like"):
-        DatasetCatalog.get("town_sem_seg_train")
-    save(tmp_path / "ids" / "b_ids.png", [[7]])
-    with pytest.raises(DataError, match=r"town_sem_seg_train: 1 images have no label, the first is .*/rgb/a\.png"):
-        DatasetCatalog.get("town_sem_seg_train")
-
-
-def test_a_file_that_is_no_yaml_or_would_run_code(tmp_path: Path) -> None:
-    for content in ("name: [", "name: !!python/object/apply:os.system ['true']", "- name", "", "\x00"):
-        with pytest.raises(DataError, match=r"town\.yaml: ") as error:
-            register_custom(write(tmp_path, content))
-        assert "\n" not in str(error.value)
 
 
 def test_a_name_that_is_taken_is_an_error(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from tests.helpers.small_runs import contents, options, small_cfg
 from tmt_d2.deployment.export import main as export
 from tmt_d2.deployment.predictor import load_model
 from tmt_d2.modeling.official import plain_state
-from tmt_d2.training.checkpoint import DamagedCheckpoint, TMTCheckpointer, keep_weights
+from tmt_d2.training.checkpoint import TMTCheckpointer, keep_weights
+from tmt_d2.training.checkpoint_files import DamagedCheckpoint
 from tmt_d2.training.stages import run_stage
 from tmt_d2.transferability.settings import decode_settings, encode_settings
 

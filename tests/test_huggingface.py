@@ -21,7 +21,8 @@ from tmt_d2.data.label_spaces import PALETTE
 from tmt_d2.interop.convert import main as convert
 from tmt_d2.interop.huggingface import from_huggingface, read_huggingface, to_huggingface
 from tmt_d2.interop.huggingface_config import classes_of, config_of, processor_of
-from tmt_d2.training.checkpoint import TMTCheckpointer, read_classes
+from tmt_d2.training.checkpoint import TMTCheckpointer
+from tmt_d2.training.checkpoint_classes import read_classes
 
 pytestmark = pytest.mark.slow
 

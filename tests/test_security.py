@@ -18,7 +18,8 @@ from torch import nn
 from tests.helpers.checkout import CONFIGS
 from tmt_d2 import setup_cfg
 from tmt_d2.data.custom import read_custom
-from tmt_d2.training.checkpoint import DamagedCheckpoint, TMTCheckpointer
+from tmt_d2.training.checkpoint import TMTCheckpointer
+from tmt_d2.training.checkpoint_files import DamagedCheckpoint
 
 
 class Command:

@@ -1,4 +1,4 @@
-"""Models of a few percent of the size, and records for them."""
+"""Models of a few percent of the size, and records and noise for them."""
 
 from __future__ import annotations
 
@@ -53,6 +53,11 @@ def make_records(sizes: Sequence[tuple[int, int]] = ODD_SIZES, seed: int = 0) ->
         labels[:3] = 255
         records.append({"image": image.to(torch.uint8), "sem_seg": labels, "height": height, "width": width})
     return records
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    """Normal noise, the same for the same seed."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def plain_twin(model: nn.Module, build_tiny: Build, **changes: Any) -> nn.Module:

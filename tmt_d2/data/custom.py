@@ -34,190 +34,33 @@ Of a split:
 from __future__ import annotations
 
 import logging
-import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from tmt_d2.data.class_lists import MAX_CLASSES, RGB, ClassList
+from tmt_d2.data.custom_files import PATTERN_KEYS, CustomDataSet, CustomSplit
 from tmt_d2.data.label_spaces import CLASSES, IGNORE, TRAIN_ID, LabelSpace, class_list
-from tmt_d2.data.layouts import CAPTURE, Listing, find, pair
+from tmt_d2.data.layouts import CAPTURE
 from tmt_d2.data.reader import DataError
-from tmt_d2.data.registration import Record, check_registered, register_split, split_name, to_records
 from tmt_d2.errors import did_you_mean
 
 logger = logging.getLogger(__name__)
 
 KEYS = {"name", "root", "splits", "train_ids", "classes", "class_list", "ignore_ids"}
-PATTERN_KEYS = ("images", "labels", "unlabelled")
 SPLIT_KEYS = {*PATTERN_KEYS, "list", "subset"}
-NAMES_SHOWN = 3
-
-
-@dataclass(frozen=True)
-class CustomSplit:
-    """What the YAML file says of one split.
-
-    Attributes:
-        patterns: by key of ``PATTERN_KEYS``, below the data set's root; images and labels, or unlabelled, or all three.
-        list_file: names the images of the split.
-        subset: images without a label, and names of `list_file` without an image, are no error.
-    """
-
-    patterns: Mapping[str, tuple[str, ...]]
-    list_file: Path | None = None
-    subset: bool = False
-
-
-@dataclass(frozen=True)
-class CustomDataSet:
-    """What one YAML file says.
-
-    Attributes:
-        file: the YAML file, absolute.
-        root: the folder below which all files lie, absolute, symbolic links resolved.
-    """
-
-    file: Path
-    name: str
-    root: Path
-    splits: Mapping[str, CustomSplit]
-    label_space: LabelSpace
-
-    def listing(self, split: str) -> Listing:
-        """Pair the files of one split.
-
-        Raises:
-            FileNotFoundError: nothing matches a pattern, or the list of the split is not there.
-            DataError: a file lies outside the root, two have the same name, or the list names what is not there.
-        """
-        wanted = self.splits[split]
-        files = {key: self._find(split, key, patterns) for key, patterns in wanted.patterns.items()}
-        absent: list[str] = []
-        if wanted.list_file is not None:
-            key = "images" if "images" in files else "unlabelled"
-            files[key], absent = self._listed(split, key, files[key], wanted.list_file)
-            if key == "images":
-                files["labels"] = {stem: path for stem, path in files["labels"].items() if stem in files["images"]}
-        listing = pair(files.get("images", {}), files.get("labels", {}))
-        listing.absent, listing.subset = absent, wanted.subset
-        unlabelled, labelled = files.get("unlabelled", {}), {image for image, _ in listing.pairs.values()}
-        listing.unlabelled = {stem: path for stem, path in sorted(unlabelled.items()) if path not in labelled}
-        for stem in listing.unlabelled.keys() & listing.pairs.keys():
-            raise DataError(
-                f"{self.file}: splits.{split}.unlabelled: {unlabelled[stem]} has the name {stem!r}, as the labelled "
-                f"{listing.pairs[stem][0]}; capture the folder as well: {{folder}}/{{stem}}"
-            )
-        meant = set(unlabelled.values())
-        listing.images_alone = [path for path in listing.images_alone if path not in meant]
-        return listing
-
-    def _find(self, split: str, key: str, patterns: Iterable[str]) -> dict[str, str]:
-        """stem -> path, of all patterns together."""
-        found: dict[str, str] = {}
-        for pattern in patterns:
-            files = find(self.root, pattern)
-            if not files:
-                raise FileNotFoundError(f"{self.file}: splits.{split}.{key}: no file like {self.root}/{pattern}")
-            for stem in sorted(files.keys() & found.keys()):
-                if files[stem] != found[stem]:
-                    raise DataError(
-                        f"{self.file}: splits.{split}.{key}: {found[stem]} and {files[stem]} both have the name "
-                        f"{stem!r}; capture the folder as well: {{folder}}/{{stem}}"
-                    )
-            found |= files
-        self._check_inside(found, f"splits.{split}.{key}")
-        return found
-
-    def _listed(
-        self, split: str, key: str, files: Mapping[str, str], list_file: Path
-    ) -> tuple[dict[str, str], list[str]]:
-        """The files that the list names, and the names that none of them has."""
-        where = f"{self.file}: splits.{split}.list: {list_file}"
-        if not list_file.is_file():
-            raise FileNotFoundError(f"{where}: no such file (the names of the split's images)")
-        try:
-            lines = list_file.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where}: is no text in UTF-8") from error
-        names = list(dict.fromkeys(filter(None, (re.split(r"(?:^|\s)#", line)[0].strip() for line in lines))))
-        stem_of = {stem: stem for stem in files}
-        stem_of |= {os.path.relpath(path, self.root): stem for stem, path in files.items()}
-        unknown = [name for name in names if os.path.normpath(name) not in stem_of]
-        if not names or len(unknown) == len(names) or (unknown and not self.splits[split].subset):
-            shown = ", ".join(unknown[:NAMES_SHOWN]) + (", ..." if len(unknown) > NAMES_SHOWN else "")
-            what = f"names {len(unknown)} of {len(names)} that {key} does not have: {shown}" if names else "is empty"
-            raise DataError(f"{where}: {what}; write stems such as {next(iter(files))}, or paths below {self.root}")
-        stems = {stem_of[path] for name in names if (path := os.path.normpath(name)) in stem_of}
-        return {stem: path for stem, path in files.items() if stem in stems}, unknown
-
-    def _check_inside(self, files: Mapping[str, str], key: str) -> None:
-        """A pattern cannot climb out of the root, but a symbolic link can."""
-        inside: dict[str, bool] = {}  # by folder: resolving every file of a large set would take seconds
-        for path in files.values():
-            folder = os.path.dirname(path)
-            if folder not in inside:
-                inside[folder] = Path(folder).resolve().is_relative_to(self.root)
-            if not inside[folder] or (os.path.islink(path) and not Path(path).resolve().is_relative_to(self.root)):
-                raise DataError(
-                    f"{self.file}: {key}: {path} leads to {os.path.realpath(path)}, outside root {self.root}; "
-                    "set root to a folder that holds both"
-                )
-
-
-def register_custom(yaml_path: str | Path) -> list[str]:
-    """Register ``<name>_sem_seg_<split>`` for every split of the file; a second call changes nothing.
-
-    The folders are looked at when a split is used.
-
-    Returns:
-        The registered names.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        DataError: the file is wrong (the message names the key and the reason), or a name is already taken.
-    """
-    data_set = read_custom(yaml_path)
-    names = [split_name(data_set.name, split) for split in data_set.splits]
-    for name in names:
-        if name in DatasetCatalog and MetadataCatalog.get(name).get("custom_file") != str(data_set.file):
-            raise DataError(f"{yaml_path}: name: {name} is already registered by another data set; choose another name")
-    for split, name in zip(data_set.splits, names):
-        register_split(name, partial(_load, data_set, split), data_set.label_space)
-        MetadataCatalog.get(name).set(custom_file=str(data_set.file))
-    return names
-
-
-def register_data(cfg: CfgNode, missing_ok: bool = False) -> None:
-    """Register DATASETS.CUSTOM and note DATASETS.SUBSETS; a second call changes nothing.
-
-    Args:
-        missing_ok: a file that is not there is passed over with a warning, for who may do without its splits.
-
-    Raises: as `register_custom`; UserError: a subset is not registered.
-    """
-    for path in cfg.DATASETS.CUSTOM:
-        if missing_ok and not Path(path).expanduser().is_file():
-            logger.warning("DATASETS.CUSTOM: %s is not here, nor are its splits", path)
-        else:
-            register_custom(path)
-    for name in cfg.DATASETS.SUBSETS:
-        if not missing_ok:
-            check_registered(name, "DATASETS.SUBSETS")
-        MetadataCatalog.get(name).set(subset=True)
 
 
 def read_custom(yaml_path: str | Path) -> CustomDataSet:
     """Read and check the YAML file; see the head of this module for its keys.
 
-    Raises: as `register_custom`.
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is wrong; the message names the key and the reason.
     """
     file = Path(yaml_path).expanduser()
     content = _mapping(file, "the file", _load_yaml(file, "the description of a custom data set"), KEYS)
@@ -257,10 +100,6 @@ def _load_yaml(file: Path, what: str) -> Any:
         return yaml.load(file.read_text(encoding="utf-8"), _UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def _load(data_set: CustomDataSet, split: str) -> list[Record]:
-    return to_records(split_name(data_set.name, split), data_set.listing(split), data_set.label_space)
 
 
 def _read_splits(file: Path, content: Any) -> dict[str, CustomSplit]:

@@ -42,7 +42,7 @@ from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.resize import resize
-from tmt_d2.training.checkpoint import CLASSES, encode_classes
+from tmt_d2.training.checkpoint_classes import CLASSES, encode_classes
 
 logger = logging.getLogger(__name__)
 

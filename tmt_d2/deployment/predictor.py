@@ -24,7 +24,7 @@ from tmt_d2.evaluation.inference import MAX_SCORE_PIXELS, SinglePass, build_infe
 from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.resize import resize
-from tmt_d2.training import checkpoint
+from tmt_d2.training import loading
 
 ImageLike = str | Path | Image.Image | np.ndarray
 
@@ -215,7 +215,7 @@ def load_model(config_file: str, weights: str = "", opts: Sequence[str] = ()) ->
         cfg.MODEL.WEIGHTS = weights
     cfg.MODEL.TMT.OUTPUT_TRANSFERABILITY = True  # also where attention does not use it ("w/o TMA")
     register_data(cfg, missing_ok=True)
-    return cfg, checkpoint.load_model(cfg)
+    return cfg, loading.load_model(cfg)
 
 
 def _area(item: Mapping[str, Any]) -> int:

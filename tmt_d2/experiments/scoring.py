@@ -24,7 +24,7 @@ from tmt_d2.methods.alignment import class_probabilities, draw_pixels, pixel_fea
 from tmt_d2.methods.estimator import held_out_loader
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.randomness import derived_seed
-from tmt_d2.training.checkpoint import load_model
+from tmt_d2.training.loading import load_model
 from tmt_d2.transferability import jc_otce, leep, otce, proxy_a_distance
 
 logger = logging.getLogger(__name__)

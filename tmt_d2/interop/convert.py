@@ -32,7 +32,8 @@ from tmt_d2.files import atomic_write
 from tmt_d2.interop.huggingface import from_huggingface, read_huggingface, write_huggingface
 from tmt_d2.interop.huggingface_config import classes_of
 from tmt_d2.modeling.official import ESTIMATOR, write_official
-from tmt_d2.training.checkpoint import CLASSES, encode_classes, read_classes, read_state
+from tmt_d2.training.checkpoint import read_state
+from tmt_d2.training.checkpoint_classes import CLASSES, encode_classes, read_classes
 
 
 def convert_from_huggingface(source: str, output: str | Path) -> Path:

@@ -1,12 +1,10 @@
-"""Checkpoints: written atomically, read without executing code, and refused where they do not fit the model."""
+"""Checkpoints: written atomically, a few of them kept, resumed from, and refused where they do not fit the model."""
 
 from __future__ import annotations
 
-import io
 import logging
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,20 +12,15 @@ from urllib.error import HTTPError, URLError
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode
-from detectron2.modeling import build_model
-from detectron2.utils.file_io import PathManager
 from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import Tensor, nn
 
-from tmt_d2.config import with_num_classes
-from tmt_d2.data.class_lists import MAX_CLASSES, ClassList
 from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
-from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.official import CLASS_HEAD, load_report, upgrade_names
 from tmt_d2.modeling.timm_backbone import timm_part
-from tmt_d2.modeling.tmt import TransferableMaskFormer
+from tmt_d2.training.checkpoint_classes import CLASSES, EMPTY_WEIGHT, drop_other_sizes, encode_classes, match_classes
+from tmt_d2.training.checkpoint_files import DamagedCheckpoint, read_pickle, read_torch
 from tmt_d2.training.pretrained import read_safetensors
 from tmt_d2.transferability.acte import TransferabilityEstimator
 from tmt_d2.transferability.settings import decode_settings, refuse_other_settings
@@ -37,31 +30,11 @@ logger = logging.getLogger(__name__)
 ESTIMATOR = "transferability."
 FROZEN_ENCODER = (f"{ESTIMATOR}backbone.", f"{ESTIMATOR}pixel_decoder.")  # filled from the model's own where missing
 SETTINGS = f"{ESTIMATOR}_extra_state"  # PyTorch's name for it
-EMPTY_WEIGHT = "criterion.empty_weight"  # of the loss, one value a class
 ESTIMATOR_TRAINING = "estimator_training"  # a checkpoint of the estimator stage has this entry, no other one
-# What a NumPy pickle of plain arrays is made of; anything else in a .pkl file is refused.
-_ARRAY_PARTS = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("_codecs", "encode"),
-    ("collections", "OrderedDict"),
-    ("torch._utils", "_rebuild_tensor_v2"),  # the official converter of Swin weights pickles tensors
-}
-
-
 FINAL = "model_final"
-CLASSES = "classes"  # {"names": [str], "colors": [[red, green, blue]]}, of ``ClassList``; not in files of others
 METHOD_TRAINING = "method_training"  # what a method's training remembers, where there is a ``MethodTraining``
 ENDED_AFTER = "ended_after"  # iterations; a checkpoint has this entry where ``keep_weights`` took the trainer's state
 _PERIODIC = re.compile(r"model_\d{7}\.pth")
-
-
-class DamagedCheckpoint(UserError):
-    """A checkpoint file cannot be read whole, or holds more than arrays."""
 
 
 class TMTCheckpointer(DetectionCheckpointer):
@@ -172,7 +145,7 @@ class TMTCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
             if filename.endswith(".pkl"):
-                content = _read_pickle(filename)
+                content = read_pickle(filename)
             elif filename.endswith(".safetensors"):
                 content = {"model": read_safetensors(filename)}
             elif filename.endswith(".pyth"):  # of pycls; Detectron2 would read it without `weights_only`
@@ -191,12 +164,7 @@ class TMTCheckpointer(DetectionCheckpointer):
             raise DamagedCheckpoint(f"checkpoint {filename} is damaged or holds more than arrays: {reason}") from error
 
     def _torch_load(self, filename: str) -> dict[str, Any]:
-        if zipfile.is_zipfile(filename):
-            with zipfile.ZipFile(filename) as archive:
-                broken = archive.testzip()  # torch.load takes what it finds, right or wrong
-            if broken:
-                raise zipfile.BadZipFile(f"the checksum of {broken} is wrong")
-        return torch.load(filename, map_location="cpu", weights_only=True)
+        return read_torch(filename)
 
     def _load_model(self, checkpoint: Any) -> _IncompatibleKeys:
         model_state = self.model.state_dict()
@@ -210,13 +178,8 @@ class TMTCheckpointer(DetectionCheckpointer):
         self._refuse_other_estimator(checkpoint)
         model_names = set(model_state) - {SETTINGS}
         names = set(weights)
-        reset = set()
-        class_rows = self._match_classes(checkpoint, model_state)
-        if self.reinit_class_head:
-            for name in (*CLASS_HEAD, EMPTY_WEIGHT):
-                if name in weights and name in model_state and tuple(weights[name].shape) != model_state[name].shape:
-                    del weights[name]
-                    reset.add(name)
+        class_rows = match_classes(checkpoint, self.model, model_state, self._loading, self.reinit_class_head)
+        reset = drop_other_sizes(weights, model_state) if self.reinit_class_head else set()
         incompatible = super()._load_model(checkpoint)
         incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name not in {*reset, SETTINGS}]
         misfits = [name for name, _, _ in incompatible.incorrect_shapes]
@@ -239,56 +202,6 @@ class TMTCheckpointer(DetectionCheckpointer):
         for keys in (incompatible.missing_keys, incompatible.unexpected_keys):
             keys[:] = [name for name in keys if not name.startswith(ESTIMATOR)]
         return incompatible
-
-    def _match_classes(self, checkpoint: Mapping[str, Any], model_state: Mapping[str, Tensor]) -> dict[str, list[str]]:
-        """Put the rows of the file's class head in the order of the model's classes, or refuse other classes.
-
-        A model that does not know its classes takes those of the file.
-
-        Returns:
-            what became of the rows -> names of classes; empty where the classes are the same or not known.
-        """
-        weights, there = checkpoint["model"], self._classes_of(checkpoint)
-        here: ClassList | None = getattr(self.model, "classes", None)
-        if there is None or any(name not in weights or name not in model_state for name in CLASS_HEAD):
-            return {}
-        if here is None:
-            if weights[CLASS_HEAD[0]].shape == model_state[CLASS_HEAD[0]].shape:
-                self.model.classes = there
-            return {}
-        if here.names == there.names:
-            return {}
-        if not self.reinit_class_head:
-            raise UserError(
-                f"checkpoint {self._loading} has {there}, the data sets have {here}: to keep what both know by name "
-                "and begin anew with the rest, set TRANSFER.REINIT_CLASS_HEAD True"
-            )
-        row = {name: index for index, name in enumerate(there.names)}
-        for name in CLASS_HEAD:
-            rows = model_state[name].clone()
-            rows[-1] = weights[name][-1]  # "no object"
-            for index, known in enumerate(here.names):
-                if known in row:
-                    rows[index] = weights[name][row[known]]
-            weights[name] = rows
-        return {
-            "rows kept by name": [name for name in here.names if name in row],
-            "begun anew": [name for name in here.names if name not in row],
-            "in the file only, not used": [name for name in there.names if name not in here.names],
-        }
-
-    def _classes_of(self, checkpoint: Mapping[str, Any]) -> ClassList | None:
-        """
-        Raises:
-            DamagedCheckpoint: what the file says of its classes does not fit its class head.
-        """
-        classes = decode_classes(checkpoint.get(CLASSES))
-        head = checkpoint["model"].get(CLASS_HEAD[0])
-        if CLASSES in checkpoint and (classes is None or (head is not None and len(head) != len(classes) + 1)):
-            raise DamagedCheckpoint(
-                f"checkpoint {self._loading} is damaged: its entry {CLASSES!r} is no list of classes"
-            )
-        return classes
 
     def _refuse_other_estimator(self, checkpoint: Mapping[str, Any]) -> None:
         """Compare the settings of the file's estimator with the model's, and take them out of the file."""
@@ -347,67 +260,6 @@ class TMTCheckpointer(DetectionCheckpointer):
             )
 
 
-def on_this_machine(cfg: CfgNode) -> CfgNode:
-    """The config with MODEL.DEVICE cpu, which is said, where it asks for a GPU and there is none."""
-    if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
-        return cfg
-    logger.warning("MODEL.DEVICE is %s and there is no GPU here: running on the CPU", cfg.MODEL.DEVICE)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.freeze()
-    return cfg
-
-
-def load_model(cfg: CfgNode) -> MaskFormer:
-    """The config's model with the weights MODEL.WEIGHTS, in evaluation mode; on the CPU where there is no GPU.
-
-    Its classes are those that the checkpoint names, whatever the config was written for.
-
-    Raises: as ``TMTCheckpointer.load``; and UserError without weights.
-    """
-    if not cfg.MODEL.WEIGHTS:
-        raise UserError("MODEL.WEIGHTS is empty: name a checkpoint")
-    classes = read_classes(cfg.MODEL.WEIGHTS)
-    if classes is not None:
-        cfg = with_num_classes(cfg, len(classes))
-    model = build_model(on_this_machine(cfg))
-    model.classes = classes
-    TMTCheckpointer(model, require_estimator=isinstance(model, TransferableMaskFormer)).load(cfg.MODEL.WEIGHTS)
-    return model.eval()
-
-
-def read_classes(path: str) -> ClassList | None:
-    """What a checkpoint (path or URL) says of its classes, without reading its weights.
-
-    Returns:
-        None where it says nothing, or cannot be read, which is said when it is loaded.
-    """
-    try:
-        local = PathManager.get_local_path(path)
-        return decode_classes(torch.load(local, map_location="cpu", weights_only=True, mmap=True).get(CLASSES))
-    except Exception:
-        return None
-
-
-def encode_classes(classes: ClassList) -> dict[str, list[Any]]:
-    """As the entry ``CLASSES``: plain strings and numbers."""
-    return {"names": list(classes.names), "colors": [list(color) for color in classes.colors]}
-
-
-def decode_classes(entry: Any) -> ClassList | None:
-    """The entry ``CLASSES`` of a checkpoint; None for anything else."""
-    try:
-        names, colors = tuple(entry["names"]), tuple((red, green, blue) for red, green, blue in entry["colors"])
-    except (TypeError, KeyError, ValueError):
-        return None
-    if not all(type(name) is str for name in names) or len(set(names)) != len(names):
-        return None
-    if not all(type(value) is int and 0 <= value <= 255 for color in colors for value in color):
-        return None
-    return ClassList(names, colors) if 0 < len(names) == len(colors) <= MAX_CLASSES else None
-
-
 class _Reader(TMTCheckpointer):
     """Reads a checkpoint for its own sake: ``load`` gives everything in it."""
 
@@ -464,25 +316,3 @@ def _rename(weights: dict[str, Any]) -> None:
         weights[new] = weights.pop(old)
     if renamed:
         logger.info("%d entries have names of an old official version, e.g. %s: renamed", len(renamed), min(renamed))
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("torch.storage", "_load_from_bytes"):  # PyTorch's own would execute code
-            return lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        if (module, name) in _ARRAY_PARTS:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, only NumPy arrays are admitted")
-
-
-def _read_pickle(filename: str) -> dict[str, Any]:
-    """A model-zoo ``.pkl`` file (Detectron2's, or Caffe2's without "__author__"), arrays only."""
-    with open(filename, "rb") as file:
-        data = _ArrayUnpickler(file, encoding="latin1").load()
-    if not isinstance(data, dict):
-        raise pickle.UnpicklingError(f"it holds a {type(data).__name__}, not a dictionary of arrays")
-    if "model" in data and "__author__" in data:
-        return data
-    blobs = data.get("blobs", data)
-    weights = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
-    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}

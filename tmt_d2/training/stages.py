@@ -17,7 +17,8 @@ from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 from tmt_d2.cli import log_file
-from tmt_d2.config import NUM_CLASSES_UNSET, check_cfg, with_num_classes
+from tmt_d2.config import NUM_CLASSES_UNSET, with_num_classes
+from tmt_d2.config_checks import check_cfg
 from tmt_d2.data import register_data
 from tmt_d2.data.class_lists import ClassList
 from tmt_d2.data.labelled import LabelChoice
@@ -44,9 +45,9 @@ from tmt_d2.training.checkpoint import (
     METHOD_TRAINING,
     TMTCheckpointer,
     ended_after,
-    on_this_machine,
 )
 from tmt_d2.training.environment import environment
+from tmt_d2.training.loading import on_this_machine
 from tmt_d2.training.trainer import StageTrainer, evaluate_model
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,159 @@
+"""Whole stages of self-training: exact when resumed or split, what they save, and `full` without it."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.helpers.models import tiny_cfg
+from tests.helpers.small_runs import contents, differences, small_cfg
+from tests.test_resume import FINAL, run_killed, trainer_of
+from tmt_d2.data.label_spaces import LabelSpace
+from tmt_d2.data.registration import register_split
+from tmt_d2.training.checkpoint import keep_weights
+from tmt_d2.training.stages import _check_source, run_stage
+
+STUDENT = "/method_training/student."
+FEW: dict[str, Any] = {"TRANSFER__LABEL_COUNT": 2, "TRANSFER__SELF_TRAINING__BURN_IN": 0.25}
+CAREFUL: dict[str, Any] = {
+    "TRANSFER__SELF_TRAINING__QUANTILE": 0.5,
+    "TRANSFER__SELF_TRAINING__IGNORE_UNCONFIDENT": True,
+    "TRANSFER__SELF_TRAINING__WEIGHT_BY": "confident",
+    "TRANSFER__SELF_TRAINING__SCALE_NO_OBJECT": True,
+    "TRANSFER__SELF_TRAINING__MASKED_WEIGHT": 1.0,
+}
+
+
+def self_training_cfg(output: Path, start: Path, method: str = "self-training", **changes: Any) -> Any:
+    return small_cfg(method, output, start, **FEW | changes)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+@pytest.mark.parametrize(("accumulation", "source"), [(1, 0.0), (2, 0.5)])
+def test_resumed_equals_uninterrupted(start: Path, tmp_path: Path, accumulation: int, source: float) -> None:
+    changes: dict[str, Any] = {"SOLVER__CHECKPOINT_PERIOD": 2, "SOLVER__ACCUMULATION_STEPS": accumulation}
+    changes |= {"TRANSFER__SELF_TRAINING__SOURCE": source, "DATASETS__SOURCE_TRAIN": ("cityscapes_sem_seg_train",)}
+    if source:
+        settings = {"FDA_BETA": 0.05, "FEATURE_DISTANCE": 0.1, "FEATURE_WEIGHTS": str(start), "RARE_CLASSES": 0.1}
+        changes |= CAREFUL | {f"TRANSFER__SELF_TRAINING__{key}": value for key, value in settings.items()}
+    run_stage(self_training_cfg(tmp_path / "straight", start, **changes))
+    run_killed(self_training_cfg(tmp_path / "killed", start, **changes), 3)
+    run_stage(self_training_cfg(tmp_path / "killed", start, **changes), resume=True)
+    assert not differences(tmp_path / "straight" / FINAL, tmp_path / "killed" / FINAL)
+    saved = contents(tmp_path / "killed" / FINAL)
+    assert saved["/method_training/average._extra_state/steps"] == 4
+    names = [name for name in saved if name.startswith("/model/")]
+    assert any((saved[name] != saved[STUDENT + name.removeprefix("/model/")]).any() for name in names)
+    scores = json.loads((tmp_path / "killed" / "evaluation.json").read_text())["bdd100k_sem_seg_val"]
+    assert {"mIoU", "mIoU-student", "fwIoU-student", "mACC-student", "pACC-student"} <= scores.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+def test_t_weighs_pseudo_labels_and_nothing_else(start: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"SOLVER__MAX_ITER": 2, "DATASETS__SOURCE_TEST": ("cityscapes_sem_seg_val",)}
+    losses: dict[str, list[float]] = {}
+    for name in ("tmt-self-training", "tmt-self-training-inverted"):
+        run_stage(self_training_cfg(tmp_path / name, start, name, **changes))
+        losses[name] = [logged["loss_pseudo"] for logged in lines(tmp_path / name)]
+        saved, before = contents(tmp_path / name / FINAL), contents(start)
+        assert all(torch.equal(saved[key], before[key]) for key in before if key.startswith("/model/transferability.d"))
+    assert losses["tmt-self-training"] != losses["tmt-self-training-inverted"]
+    with pytest.raises(ValueError, match="WEIGHT_BY is T: it needs discriminators, use the method tmt-self-training"):
+        run_stage(self_training_cfg(tmp_path / "no", start, TRANSFER__SELF_TRAINING__WEIGHT_BY="T"))
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    values = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    return [line for line in values if "loss_pseudo" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+def test_full_ema_trains_as_full_and_saves_the_average(start: Path, tmp_path: Path) -> None:
+    changes = {"TRANSFER__LABEL_COUNT": 2, "MODEL__RESNETS__NORM": "BN"}
+    run_stage(small_cfg("full", tmp_path / "full", start, **changes))
+    run_stage(small_cfg("full-ema", tmp_path / "ema", start, **changes))
+    full, ema = contents(tmp_path / "full" / FINAL), contents(tmp_path / "ema" / FINAL)
+    names = [name.removeprefix("/model/") for name in full if name.startswith("/model/")]
+    assert all(torch.equal(full[f"/model/{name}"], ema[STUDENT + name]) for name in names)
+    scores = [
+        json.loads((tmp_path / name / "evaluation.json").read_text())["bdd100k_sem_seg_val"] for name in ("full", "ema")
+    ]
+    assert scores[0]["mIoU"] == scores[1]["mIoU-student"]
+    moved = [name for name in names if not torch.equal(full[f"/model/{name}"], ema[f"/model/{name}"])]
+    assert any("running_mean" in name for name in moved)
+    mean = ema["/model/sem_seg_head.predictor.class_embed.bias"]  # min(1 - 1 / (i + 1), m): so far the plain mean
+    steps = [contents(tmp_path / "full" / f"model_000000{i}.pth") for i in (1, 2)] + [full]
+    first = small_cfg("full", tmp_path / "one", start, SOLVER__CHECKPOINT_PERIOD=1, **changes)
+    run_killed(first, 1)
+    steps.insert(0, contents(tmp_path / "one" / "model_0000000.pth"))
+    values = [each["/model/sem_seg_head.predictor.class_embed.bias"] for each in steps]
+    torch.testing.assert_close(mean, torch.stack(values).mean(0))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+def test_gradients_do_not_depend_on_the_split(start: Path, tmp_path: Path) -> None:
+    def gradients(steps: int) -> tuple[dict[str, float], list[Tensor]]:
+        cfg = self_training_cfg(tmp_path, start, SOLVER__ACCUMULATION_STEPS=steps, **CAREFUL)
+        run, records = trainer_of(cfg)
+        run.module.statistics.said += 1  # thresholds of 0.5
+        for name, parameter in run.module.student.named_parameters():
+            if name.endswith("sampling_offsets.bias"):
+                parameter.data += 0.3  # as in test_resume
+        values, _ = run.step.backward(records)
+        return {name: float(value) for name, value in values.items()}, [p.grad.clone() for p in run.step.parameters]
+
+    (whole_losses, whole), (split_losses, split) = gradients(1), gradients(2)
+    assert whole_losses == pytest.approx(split_losses, rel=1e-4)
+    assert max(float((a - b).abs().max()) for a, b in zip(whole, split)) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+def test_the_checkpoint_of_a_stage_that_ended_holds_the_teacher_alone(start: Path, tmp_path: Path) -> None:
+    run_stage(self_training_cfg(tmp_path, start, SOLVER__MAX_ITER=1))
+    keep_weights(tmp_path)
+    kept = ("/model/", "/classes/", "/ended_after")
+    assert not [name for name in contents(tmp_path / FINAL) if not name.startswith(kept)]
+
+
+def test_a_source_of_other_classes(caplog: Any) -> None:
+    """Cityscapes as source and target, and two sources that have some and none of its classes."""
+    for name, ids in (("some", {0: 0}), ("none", {0: 3})):
+        register_split(name, list, LabelSpace(name, ids, frozenset({255})))
+    register_split("target", list, LabelSpace("target", {0: 0, 1: 1}, frozenset({255})))
+    message = "SOURCE_TRAIN none has none of the target's classes .road, sidewalk.: name another source"
+    for source, expected in (("some", nullcontext()), ("none", pytest.raises(ValueError, match=message))):
+        cfg = tiny_cfg(DATASETS__TRAIN=("target",), DATASETS__SOURCE_TRAIN=(source,))
+        with expected:
+            _check_source(cfg)
+    assert "the source has no sidewalk: only labels of the target can teach them" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"TRANSFER__LABEL_COUNT": 6}, "^no unlabelled picture: all 6 of DATASETS.TRAIN are used with their labels; "),
+        ({"TRANSFER__LABEL_COUNT": 7}, "TRANSFER.LABEL_COUNT is 7: DATASETS.TRAIN has 6 labelled images"),
+        ({"TRANSFER__SELF_TRAINING__SOURCE": 1.0, "DATASETS__SOURCE_TRAIN": ()}, "DATASETS.SOURCE_TRAIN is empty"),
+        (
+            {"TRANSFER__SELF_TRAINING__UNLABELLED": 0.3},
+            r"UNLABELLED is 0.3: times SOLVER.IMS_PER_BATCH 4 it must be",
+        ),
+        ({"SOLVER__ACCUMULATION_STEPS": 4}, r"ACCUMULATION_STEPS 4 does not divide a process's 4 \+ 2 images of its"),
+    ],
+)
+def test_bad_input_is_one_line(start: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_stage(self_training_cfg(tmp_path, start, **changes))

@@ -1,0 +1,127 @@
+"""The files of a user's own data set: what its patterns and lists find on disk, paired."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tmt_d2.data.label_spaces import LabelSpace
+from tmt_d2.data.layouts import Listing, find, pair
+from tmt_d2.data.reader import DataError
+
+PATTERN_KEYS = ("images", "labels", "unlabelled")
+NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class CustomSplit:
+    """What the YAML file says of one split.
+
+    Attributes:
+        patterns: by key of ``PATTERN_KEYS``, below the data set's root; images and labels, or unlabelled, or all three.
+        list_file: names the images of the split.
+        subset: images without a label, and names of `list_file` without an image, are no error.
+    """
+
+    patterns: Mapping[str, tuple[str, ...]]
+    list_file: Path | None = None
+    subset: bool = False
+
+
+@dataclass(frozen=True)
+class CustomDataSet:
+    """What one YAML file says.
+
+    Attributes:
+        file: the YAML file, absolute.
+        root: the folder below which all files lie, absolute, symbolic links resolved.
+    """
+
+    file: Path
+    name: str
+    root: Path
+    splits: Mapping[str, CustomSplit]
+    label_space: LabelSpace
+
+    def listing(self, split: str) -> Listing:
+        """Pair the files of one split.
+
+        Raises:
+            FileNotFoundError: nothing matches a pattern, or the list of the split is not there.
+            DataError: a file lies outside the root, two have the same name, or the list names what is not there.
+        """
+        wanted = self.splits[split]
+        files = {key: self._find(split, key, patterns) for key, patterns in wanted.patterns.items()}
+        absent: list[str] = []
+        if wanted.list_file is not None:
+            key = "images" if "images" in files else "unlabelled"
+            files[key], absent = self._listed(split, key, files[key], wanted.list_file)
+            if key == "images":
+                files["labels"] = {stem: path for stem, path in files["labels"].items() if stem in files["images"]}
+        listing = pair(files.get("images", {}), files.get("labels", {}))
+        listing.absent, listing.subset = absent, wanted.subset
+        unlabelled, labelled = files.get("unlabelled", {}), {image for image, _ in listing.pairs.values()}
+        listing.unlabelled = {stem: path for stem, path in sorted(unlabelled.items()) if path not in labelled}
+        for stem in listing.unlabelled.keys() & listing.pairs.keys():
+            raise DataError(
+                f"{self.file}: splits.{split}.unlabelled: {unlabelled[stem]} has the name {stem!r}, as the labelled "
+                f"{listing.pairs[stem][0]}; capture the folder as well: {{folder}}/{{stem}}"
+            )
+        meant = set(unlabelled.values())
+        listing.images_alone = [path for path in listing.images_alone if path not in meant]
+        return listing
+
+    def _find(self, split: str, key: str, patterns: Iterable[str]) -> dict[str, str]:
+        """stem -> path, of all patterns together."""
+        found: dict[str, str] = {}
+        for pattern in patterns:
+            files = find(self.root, pattern)
+            if not files:
+                raise FileNotFoundError(f"{self.file}: splits.{split}.{key}: no file like {self.root}/{pattern}")
+            for stem in sorted(files.keys() & found.keys()):
+                if files[stem] != found[stem]:
+                    raise DataError(
+                        f"{self.file}: splits.{split}.{key}: {found[stem]} and {files[stem]} both have the name "
+                        f"{stem!r}; capture the folder as well: {{folder}}/{{stem}}"
+                    )
+            found |= files
+        self._check_inside(found, f"splits.{split}.{key}")
+        return found
+
+    def _listed(
+        self, split: str, key: str, files: Mapping[str, str], list_file: Path
+    ) -> tuple[dict[str, str], list[str]]:
+        """The files that the list names, and the names that none of them has."""
+        where = f"{self.file}: splits.{split}.list: {list_file}"
+        if not list_file.is_file():
+            raise FileNotFoundError(f"{where}: no such file (the names of the split's images)")
+        try:
+            lines = list_file.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}: is no text in UTF-8") from error
+        names = list(dict.fromkeys(filter(None, (re.split(r"(?:^|\s)#", line)[0].strip() for line in lines))))
+        stem_of = {stem: stem for stem in files}
+        stem_of |= {os.path.relpath(path, self.root): stem for stem, path in files.items()}
+        unknown = [name for name in names if os.path.normpath(name) not in stem_of]
+        if not names or len(unknown) == len(names) or (unknown and not self.splits[split].subset):
+            shown = ", ".join(unknown[:NAMES_SHOWN]) + (", ..." if len(unknown) > NAMES_SHOWN else "")
+            what = f"names {len(unknown)} of {len(names)} that {key} does not have: {shown}" if names else "is empty"
+            raise DataError(f"{where}: {what}; write stems such as {next(iter(files))}, or paths below {self.root}")
+        stems = {stem_of[path] for name in names if (path := os.path.normpath(name)) in stem_of}
+        return {stem: path for stem, path in files.items() if stem in stems}, unknown
+
+    def _check_inside(self, files: Mapping[str, str], key: str) -> None:
+        """A pattern cannot climb out of the root, but a symbolic link can."""
+        inside: dict[str, bool] = {}  # by folder: resolving every file of a large set would take seconds
+        for path in files.values():
+            folder = os.path.dirname(path)
+            if folder not in inside:
+                inside[folder] = Path(folder).resolve().is_relative_to(self.root)
+            if not inside[folder] or (os.path.islink(path) and not Path(path).resolve().is_relative_to(self.root)):
+                raise DataError(
+                    f"{self.file}: {key}: {path} leads to {os.path.realpath(path)}, outside root {self.root}; "
+                    "set root to a folder that holds both"
+                )

@@ -5,7 +5,8 @@
 ResNet-50, 100 queries, 19 classes, random weights and the same input for all, in turns, medians and ratios. "network"
 ends at class and mask logits; "labels" goes on to a label map of the image's size, each by its own way; a "step" is
 forward, losses, backward and AdamW. "bf16" is plain in mixed precision, on a CPU that is faster with it; on a GPU
-everything is. Peak memory of a step is that of a process of its own (on a GPU: the allocator's peak). Needs
+everything is. "efficiency" is FLOPs / (time x the rate of a large matrix product here), which, unlike seconds and ratios,
+hardly depends on the machine. Peak memory of a step is that of a process of its own (on a GPU: the allocator's peak). Needs
 `pip install transformers`.
 """
 
@@ -23,7 +24,7 @@ import torch
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-from benchmarks.common import Function, in_turns, machine, peak_flops, print_table
+from benchmarks.common import Function, flops, in_turns, machine, peak_flops, print_table
 from tmt_d2 import setup_cfg
 from tmt_d2.data.maps import STRIDES
 from tmt_d2.data.targets import semantic_targets
@@ -166,6 +167,8 @@ def compare(what: str, size: str, functions: dict[str, Function], args: argparse
         "tmt / hf": times["tmt"]["median"] / times["hf"]["median"],
         "tmt / plain": times["tmt"]["median"] / times["plain"]["median"],
     }
+    for name in ("plain", "hf"):
+        row[f"{name} efficiency"] = flops(functions[name]) / (times[name]["median"] * args.peak)
     if "bf16" in times:
         row |= {"bf16 s": times["bf16"]["median"], "bf16 / plain": times["bf16"]["median"] / times["plain"]["median"]}
     return row
@@ -186,6 +189,7 @@ def main() -> None:
         print(step_memory(args.memory_of, args.device, args.batch, height, width))
         return
 
+    args.peak = peak_flops(args.device, torch.float32 if args.device == "cpu" else torch.bfloat16)
     rows = []
     models = {name: build(name, args.device) for name in MODELS}
     for size in args.sizes:
@@ -209,7 +213,7 @@ def main() -> None:
         )
     print_table(rows)
     if args.output:
-        facts = machine(args.device) | {"peak_flops": peak_flops(args.device)}
+        facts = machine(args.device) | {"peak_flops": args.peak}
         write_json(args.output, {"machine": facts, "rounds": args.rounds, "rows": rows})
         print(json.dumps(facts))
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -23,8 +25,9 @@ from tmt_d2.data.custom import read_custom
 from tmt_d2.data.reader import read_label
 from tmt_d2.deployment.predictor import Prediction, Predictor
 from tmt_d2.errors import UserError
+from tmt_d2.experiments.selection import prelabels
 from tmt_d2.experiments.selection.pool import Pool
-from tmt_d2.experiments.selection.prelabels import POLYGONS, check_free, mask_annotations, write_prelabels
+from tmt_d2.experiments.selection.prelabels import POLYGONS, begin, check_free, mask_annotations, write_prelabels
 from tmt_d2.experiments.selection.regions import UncertainRegions, most_uncertain
 
 
@@ -143,6 +146,70 @@ def test_files_of_the_chosen_pictures(tmp_path: Path) -> None:
         check_free(tmp_path)
 
 
+class Killed(Halves):
+    """Gone at the third picture."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, pixels: np.ndarray, channels: str) -> Prediction:
+        self.asked += 1
+        if self.asked == 3:
+            raise KeyboardInterrupt
+        return super().__call__(pixels, channels)
+
+
+def test_a_killed_run_goes_on_and_keeps_what_a_person_has_corrected(tmp_path: Path) -> None:
+    pool, asked = pool_of(tmp_path / "p", ["a", "b", "c"]), {"--regions": 0.1, "pictures": ["a", "b", "c"]}
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    for folder in (whole, out):
+        folder.mkdir()
+        begin(folder, asked)
+    write_prelabels(whole, pool, [0, 1, 2], Halves())  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        write_prelabels(out, pool, [0, 1, 2], Killed())  # type: ignore[arg-type]
+    assert sorted(file.name for file in (out / "prelabels").iterdir()) == ["a.png", "b.png"]
+    assert not (out / "prelabels.json").exists()
+
+    for other, message in (
+        (asked | {"--regions": 0.2}, "prelabels was begun with other --regions: ask for the same, move it, or choose"),
+        (asked | {"pictures": ["a"]}, "prelabels was begun with other pictures: "),
+    ):
+        with pytest.raises(UserError, match=message):
+            begin(out, other)
+    before = (out / "prelabels" / "a.png").stat().st_mtime_ns
+    (out / "prelabels" / f".c.png.{os.getpid()}.tmp").write_bytes(b"half")
+    begin(out, asked)
+    write_prelabels(out, pool, [0, 1, 2], Halves())  # type: ignore[arg-type]
+    assert (out / "prelabels" / "a.png").stat().st_mtime_ns == before
+    files = [sorted(str(each.relative_to(folder)) for each in folder.rglob("*")) for folder in (out, whole)]
+    assert files[0] == files[1] == ["prelabels", "prelabels.json", *(f"prelabels/{name}.png" for name in "abc")]
+    assert (out / "prelabels.json").read_bytes() == (whole / "prelabels.json").read_bytes()
+    with pytest.raises(UserError, match=r"prelabels is there, and may have been corrected: move it, or choose another"):
+        begin(out, asked)
+
+
+def test_a_file_that_was_corrected_before_the_run_went_on_is_what_the_json_says(tmp_path: Path) -> None:
+    pool = pool_of(tmp_path / "p", ["a", "b"])
+    begin(tmp_path, {})
+    corrected = np.full((5, 8), 1, np.uint8)
+    (tmp_path / "prelabels").mkdir()
+    cv2.imwrite(str(tmp_path / "prelabels" / "a.png"), corrected)
+    write_prelabels(tmp_path, pool, [0, 1], Halves())  # type: ignore[arg-type]
+    assert np.array_equal(png(tmp_path / "prelabels" / "a.png"), corrected)
+    found = json.loads((tmp_path / "prelabels.json").read_text())["annotations"]
+    assert [(each["category_id"], each["area"], each["score"]) for each in found if each["image_id"] == 1] == [
+        (2, 40, 0.75)  # the mean of 0.9 and 0.6: how sure the model was there, whatever of
+    ]
+    for pixels, message in (
+        (np.full((5, 8), 7, np.uint8), "a.png: ids 7 are not defined in the model's class list"),
+        (corrected[:, 1:], "a.jpg is 8x5, but its label .*a.png is 7x5"),
+    ):
+        cv2.imwrite(str(tmp_path / "prelabels" / "a.png"), pixels)
+        with pytest.raises(UserError, match=message):
+            write_prelabels(tmp_path, pool, [0, 1], Halves())  # type: ignore[arg-type]
+
+
 def test_what_is_not_confident_and_what_lies_outside_of_the_parts_is_255_in_both_files(tmp_path: Path) -> None:
     pool = pool_of(tmp_path / "p", ["c"])
     rows = np.arange(5)[:, None].repeat(8, 1) < 2
@@ -211,12 +278,20 @@ def test_errors_of_the_command(words: str, message: str, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_the_command_pre_labels_what_it_proposes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_pre_labels_what_it_proposes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     cfg = tiny_cfg(INPUT__MIN_SIZE_TEST=0)
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
     (tmp_path / "model.yaml").write_text(cfg.dump())
     pool_of(tmp_path / "p", ["0", "1", "2"], (75, 91))
-    assert command(tmp_path, "--prelabels", "polygons", "--regions", "0.3") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(prelabels, "mask_annotations", Mock(side_effect=[[], KeyboardInterrupt]))
+        with pytest.raises(KeyboardInterrupt):
+            command(tmp_path, "--prelabels", "--regions", "0.3")
+    with pytest.raises(UserError, match="prelabels was begun with other --regions: ask for the same, move it, or"):
+        command(tmp_path, "--prelabels", "--regions", "0.2")
+    assert command(tmp_path, "--prelabels", "polygons", "--regions", "0.3") == 0  # these are in the JSON file only
     assert f"correct {tmp_path}/out/prelabels; train with" in capsys.readouterr().out
     proposed = (tmp_path / "out" / "selected.txt").read_text().split()
     found = json.loads((tmp_path / "out" / "prelabels.json").read_text())
@@ -230,3 +305,4 @@ def test_the_command_pre_labels_what_it_proposes(tmp_path: Path, capsys: pytest.
     with pytest.raises(UserError, match="prelabels is there, and may have been corrected"):
         command(tmp_path, "--prelabels")
     assert command(tmp_path) == 0  # without, everything else is written anew
+    assert not (tmp_path / "out" / "prelabels.begun.json").exists()

@@ -37,7 +37,7 @@ from tmt_d2.deployment.predictor import Predictor, load_model
 from tmt_d2.deployment.streaming import VIDEOS, check_apart, find_pictures
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.selection.pool import Describer, describe
-from tmt_d2.experiments.selection.prelabels import FOLDER, MASKS, SEGMENTATIONS, check_free, write_prelabels
+from tmt_d2.experiments.selection.prelabels import FOLDER, MASKS, SEGMENTATIONS, begin, check_free, write_prelabels
 from tmt_d2.experiments.selection.proposal import (
     LIST,
     PAGE,
@@ -112,6 +112,10 @@ def main(arguments=None):
         raise UserError(f"--budget is {args.budget}: there are {len(pool) - len(labelled)} pictures without a label")
     strategy = AUTO if args.strategy == "auto" else args.strategy
     choice = STRATEGIES[strategy](Question(pool, args.budget, labelled, np.random.default_rng(args.seed)))
+    if args.prelabels:
+        asked = {"--confidence": args.confidence, "--regions": args.regions}
+        asked |= {"TEST": cfg.TEST.dump(), "MODEL.TMT": cfg.MODEL.TMT.dump()}
+        begin(args.output, asked | {"pictures": [pool.names[index] for index in choice.indices]})
     rows = rows_of(pool, choice, labelled, model.class_list.names)
     about = {
         "proposed": f"{len(rows)} of {len(pool)} pictures",

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from tmt_d2.experiments.report.examples import Example, Thumbnail
 from tmt_d2.experiments.report.results import Results
-from tmt_d2.experiments.report.sections import Section, comparison, curves, gains, measurements, settings
+from tmt_d2.experiments.report.sections import Section, choices, comparison, curves, gains, measurements, settings
 from tmt_d2.experiments.report.summary import tiles, verdict
 from tmt_d2.experiments.report.view import View
 from tmt_d2.methods.table import BASELINE
@@ -33,6 +33,7 @@ def render_page(
         gains.heat_maps(view),
         curves.sweeps(view),
         curves.few_labels(view),
+        choices.chosen_labels(view),
         gains.classes(view),
         measurements.estimators(view),
         measurements.scores(view),

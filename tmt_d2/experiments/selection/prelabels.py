@@ -26,7 +26,8 @@ BEGUN = "prelabels.begun.json"  # what was asked, as long as not all of it is th
 MASKS, POLYGONS = SEGMENTATIONS = ("masks", "polygons")
 TOLERANCE = 1.0  # pixels by which a polygon may leave its outline: each corner is one that a person has to move
 
-Parts = Callable[[np.ndarray], np.ndarray]  # (H, W, 3) in the model's channel order -> (H, W) bool
+# Index of a picture in the pool, and the picture (H, W, 3) in the model's channel order -> (H, W) bool.
+Parts = Callable[[int, np.ndarray], np.ndarray]
 
 
 def check_free(output: Path) -> None:
@@ -94,7 +95,7 @@ def write_prelabels(
             sure = prediction.confidence().numpy()
             kept = sure >= confidence
             if parts is not None:
-                kept &= parts(pixels)
+                kept &= parts(index, pixels)
             labels = np.where(kept, prediction.labels.numpy(), np.uint8(IGNORE))
             write_png(path, labels)
         suffix = Path(file).suffix

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.helpers.checkout import CONFIGS
 from tmt_d2 import setup_cfg
@@ -23,7 +24,7 @@ from tmt_d2.data.label_spaces import CLASSES
 from tmt_d2.experiments.records import ALL, Labels
 from tmt_d2.experiments.report.charts import Chart, HeatTable, Point, Series
 from tmt_d2.experiments.report.document import TEMPLATES, render_page
-from tmt_d2.experiments.report.examples import Example, Thumbnail
+from tmt_d2.experiments.report.examples import Example, Thumbnail, Worst, doubts_of, told
 from tmt_d2.experiments.report.paper import paper_miou
 from tmt_d2.experiments.report.results import read_results
 from tmt_d2.experiments.report.sections import NOTHING, Cell
@@ -244,8 +245,34 @@ def test_nothing_is_bold_without_an_interval(matrix: Path, tmp_path: Path) -> No
 
 def test_worst_pictures_stand_in_their_sheets() -> None:
     sheet = [Thumbnail("a<b.png", 0.25, 0.5, "data:,"), Thumbnail("c.png", 0.125, None, "data:,")]
-    section = TEMPLATES.get_template("sections/worst.html").render(sheets={"tmt, largest error": sheet})
+    worst = Worst({"tmt, largest error": sheet}, {"high entropy": 0.714, "low T": -0.04}, 233)
+    section = TEMPLATES.get_template("sections/worst.html").render(worst._asdict())
+    assert "over all 233 pictures: high entropy +0.71, low T -0.04. At +1" in section
+    without = TEMPLATES.get_template("sections/worst.html").render(worst._replace(told={})._asdict())
+    assert "Spearman" not in without and "a&lt;b.png" in without
     assert "25.0 % wrong, mean T 0.500<br>a&lt;b.png" in section and "12.5 % wrong<br>c.png" in section
+
+
+def test_what_tells_an_error_by_hand() -> None:
+    doubts = [{"high entropy": 0.9, "small margin": -0.1, "low T": 0.5}] * 4
+    errors = [0.4, 0.1, 0.3, 0.2]
+    doubts = [{**each, "high entropy": error**2, "low T": -error} for each, error in zip(doubts, errors)]
+    assert told(list(zip(errors, doubts))) == {"high entropy": pytest.approx(1), "low T": pytest.approx(-1)}
+    swapped = [doubts[i] for i in (2, 1, 0, 3)]  # the two worst change places: 1 - 6 (1 + 1) / (4 * 15)
+    assert told(list(zip(errors, swapped)))["high entropy"] == pytest.approx(0.8)
+    assert told(list(zip([0.4, 0.1], doubts))) == told([]) == {}
+
+
+def test_doubts_are_those_of_the_normalised_scores() -> None:
+    scores = torch.tensor([[[1.0, 4.0]], [[1.0, 0.0]], [[2.0, 0.0]]])  # 1/4, 1/4, 1/2 and 1, 0, 0
+    doubts = doubts_of(scores, 0.3)
+    assert doubts == {
+        "high entropy": pytest.approx(1.5 * np.log(2) / 2),
+        "small margin": pytest.approx(-(0.25 + 1) / 2),
+        "low T": -0.3,
+    }
+    assert doubts_of(scores * 7, None).keys() == {"high entropy", "small margin"}
+    assert doubts_of(scores * 7, None)["high entropy"] == pytest.approx(doubts["high entropy"])
 
 
 def test_a_matrix_shows_its_own_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

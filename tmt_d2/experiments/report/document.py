@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from tmt_d2.experiments.report.examples import Example, Thumbnail
+from tmt_d2.experiments.report.examples import Example, Worst
 from tmt_d2.experiments.report.results import Results
 from tmt_d2.experiments.report.sections import Section, choices, comparison, curves, gains, measurements, settings
 from tmt_d2.experiments.report.summary import tiles, verdict
@@ -23,7 +23,7 @@ def render_page(
     results: Results,
     examples: Sequence[Example] = (),
     title: str = "Transfer matrix",
-    worst: Mapping[str, Sequence[Thumbnail]] = {},
+    worst: Worst | None = None,
 ) -> str:
     """The whole page as HTML text."""
     view = View(results)
@@ -39,7 +39,7 @@ def render_page(
         measurements.scores(view),
         curves.training(view),
         Section("examples", "Examples", {"examples": examples} if examples else {}),
-        Section("worst", "Worst pictures", {"sheets": worst} if worst else {}),
+        Section("worst", "Worst pictures", worst._asdict() if worst and worst.sheets else {}),
         settings.settings(view),
     ]
     sections = [section for section in sections if section.values]

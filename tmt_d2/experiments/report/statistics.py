@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import kendalltau, pearsonr, t
+from scipy.stats import kendalltau, pearsonr, spearmanr, t
 
 LEVEL = 0.95
 FEWEST = 3  # pairs, or seeds, that tell how much others would differ
@@ -113,6 +113,15 @@ def gains_by_pair(values: Mapping[Cell, float], baseline: Mapping[Cell, float]) 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] | None:
     """Kendall's tau-b and Pearson's r; None for fewer than three points, or where one side is constant."""
-    if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
+    if not _is_ranked(x, y):
         return None
     return float(kendalltau(x, y).statistic), float(pearsonr(x, y).statistic)
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Spearman's; None as of ``correlation``."""
+    return float(spearmanr(x, y).statistic) if _is_ranked(x, y) else None
+
+
+def _is_ranked(x: Sequence[float], y: Sequence[float]) -> bool:
+    return len(x) >= 3 and len(set(x)) > 1 and len(set(y)) > 1

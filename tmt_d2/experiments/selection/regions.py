@@ -64,7 +64,8 @@ class UncertainRegions:
         regions, entropy = self._ask(pixels)
         if index in self.chosen:
             return np.isin(regions, self.chosen[index])
-        return np.isin(regions, *most_uncertain([region_entropy(regions, entropy)], self.share))
+        (chosen,) = most_uncertain([region_entropy(regions, entropy)], self.share)
+        return np.isin(regions, chosen)
 
     @torch.no_grad()
     def _ask(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -27,6 +27,11 @@ PRESETS = sorted((ROOT / "configs" / "matrix").glob("*.yaml"))
         ({"seeds": [1, "two"]}, r"seeds is \[1, 'two'\]: it must be a list of at least one whole number"),
         ({"label_fractions": 0.5}, "label_fractions is 0.5: it must be a list of at least one number"),
         ({"label_counts": [0.5]}, r"label_counts is \[0.5\]: it must be a list of at least one whole number"),
+        ({"labelled": ["a.txt"]}, r"labelled is \['a.txt'\]: it must hold keys and values"),
+        (
+            {"labelled": {"k": "{pair}.txt"}},
+            r"labelled.k is \{pair\}.txt: its fields may be \{source\}, \{target\} and",
+        ),
         ({"targets": ["cityscapes"], "sources": ["cityscapes"]}, "make no pair: name another target"),
         ({"pairs": ["cityscapes-bdd100k"]}, "give either pairs, or sources and targets"),
         ({"pairs": ["cityscapes"], "sources": None}, "each is written source-target"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -23,9 +25,10 @@ from tmt_d2.data.custom import read_custom
 from tmt_d2.data.reader import read_label
 from tmt_d2.deployment.predictor import Prediction, Predictor
 from tmt_d2.errors import UserError
+from tmt_d2.experiments.selection import prelabels
 from tmt_d2.experiments.selection.pool import Pool
-from tmt_d2.experiments.selection.prelabels import POLYGONS, check_free, mask_annotations, write_prelabels
-from tmt_d2.experiments.selection.regions import UncertainRegions, most_uncertain
+from tmt_d2.experiments.selection.prelabels import POLYGONS, begin, check_free, mask_annotations, write_prelabels
+from tmt_d2.experiments.selection.regions import RegionEntropy, UncertainRegions, most_uncertain, region_entropy
 
 
 def painted(annotations: list[dict[str, Any]], size: tuple[int, int]) -> np.ndarray:
@@ -143,12 +146,76 @@ def test_files_of_the_chosen_pictures(tmp_path: Path) -> None:
         check_free(tmp_path)
 
 
+class Killed(Halves):
+    """Gone at the third picture."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, pixels: np.ndarray, channels: str) -> Prediction:
+        self.asked += 1
+        if self.asked == 3:
+            raise KeyboardInterrupt
+        return super().__call__(pixels, channels)
+
+
+def test_a_killed_run_goes_on_and_keeps_what_a_person_has_corrected(tmp_path: Path) -> None:
+    pool, asked = pool_of(tmp_path / "p", ["a", "b", "c"]), {"--regions": 0.1, "pictures": ["a", "b", "c"]}
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    for folder in (whole, out):
+        folder.mkdir()
+        begin(folder, asked)
+    write_prelabels(whole, pool, [0, 1, 2], Halves())  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        write_prelabels(out, pool, [0, 1, 2], Killed())  # type: ignore[arg-type]
+    assert sorted(file.name for file in (out / "prelabels").iterdir()) == ["a.png", "b.png"]
+    assert not (out / "prelabels.json").exists()
+
+    for other, message in (
+        (asked | {"--regions": 0.2}, "prelabels was begun with other --regions: ask for the same, move it, or choose"),
+        (asked | {"pictures": ["a"]}, "prelabels was begun with other pictures: "),
+    ):
+        with pytest.raises(UserError, match=message):
+            begin(out, other)
+    before = (out / "prelabels" / "a.png").stat().st_mtime_ns
+    (out / "prelabels" / f".c.png.{os.getpid()}.tmp").write_bytes(b"half")
+    begin(out, asked)
+    write_prelabels(out, pool, [0, 1, 2], Halves())  # type: ignore[arg-type]
+    assert (out / "prelabels" / "a.png").stat().st_mtime_ns == before
+    files = [sorted(str(each.relative_to(folder)) for each in folder.rglob("*")) for folder in (out, whole)]
+    assert files[0] == files[1] == ["prelabels", "prelabels.json", *(f"prelabels/{name}.png" for name in "abc")]
+    assert (out / "prelabels.json").read_bytes() == (whole / "prelabels.json").read_bytes()
+    with pytest.raises(UserError, match=r"prelabels is there, and may have been corrected: move it, or choose another"):
+        begin(out, asked)
+
+
+def test_a_file_that_was_corrected_before_the_run_went_on_is_what_the_json_says(tmp_path: Path) -> None:
+    pool = pool_of(tmp_path / "p", ["a", "b"])
+    begin(tmp_path, {})
+    corrected = np.full((5, 8), 1, np.uint8)
+    (tmp_path / "prelabels").mkdir()
+    cv2.imwrite(str(tmp_path / "prelabels" / "a.png"), corrected)
+    write_prelabels(tmp_path, pool, [0, 1], Halves())  # type: ignore[arg-type]
+    assert np.array_equal(png(tmp_path / "prelabels" / "a.png"), corrected)
+    found = json.loads((tmp_path / "prelabels.json").read_text())["annotations"]
+    assert [(each["category_id"], each["area"], each["score"]) for each in found if each["image_id"] == 1] == [
+        (2, 40, 0.75)  # the mean of 0.9 and 0.6: how sure the model was there, whatever of
+    ]
+    for pixels, message in (
+        (np.full((5, 8), 7, np.uint8), "a.png: ids 7 are not defined in the model's class list"),
+        (corrected[:, 1:], "a.jpg is 8x5, but its label .*a.png is 7x5"),
+    ):
+        cv2.imwrite(str(tmp_path / "prelabels" / "a.png"), pixels)
+        with pytest.raises(UserError, match=message):
+            write_prelabels(tmp_path, pool, [0, 1], Halves())  # type: ignore[arg-type]
+
+
 def test_what_is_not_confident_and_what_lies_outside_of_the_parts_is_255_in_both_files(tmp_path: Path) -> None:
     pool = pool_of(tmp_path / "p", ["c"])
     rows = np.arange(5)[:, None].repeat(8, 1) < 2
-    cases: list[tuple[str, float, Callable[[np.ndarray], np.ndarray] | None, np.ndarray]] = [
+    cases: list[tuple[str, float, Callable[[int, np.ndarray], np.ndarray] | None, np.ndarray]] = [
         ("confident", 0.7, None, np.array([[0] * 4 + [255] * 4] * 5)),
-        ("parts", 0.0, lambda pixels: rows, np.where(rows, [0] * 4 + [1] * 4, 255)),
+        ("parts", 0.0, lambda index, pixels: rows, np.where(rows, [0] * 4 + [1] * 4, 255)),
     ]
     settings = tmp_path / "town.yaml"
     splits = "{train: {images: 'p/{stem}.jpg', labels: 'prelabels/{stem}.png'}}"
@@ -165,8 +232,44 @@ def test_least_certain_regions_by_hand() -> None:
     regions = np.array([[0, 0, 3], [0, 2, 3], [2, 2, 3], [2, 2, 3]])  # 3, 5 and 4 pixels; there is no region 1
     entropy = np.where(regions == 2, 0.5, np.where(regions == 3, 0.9, 0.1))
     entropy[0, 0] = 1.5  # the highest pixel; its region's mean is 1.7 / 3
-    chosen = [np.unique(regions[most_uncertain(regions, entropy, share)]).tolist() for share in (0.1, 0.5, 0.6, 1.0)]
+    found = region_entropy(regions, entropy)
+    assert (found.areas * 12).tolist() == pytest.approx([3, 0, 5, 4])
+    assert found.means.tolist() == pytest.approx([1.7 / 3, -np.inf, 0.5, 0.9])
+    chosen = [most_uncertain([found], share)[0].tolist() for share in (0.1, 0.5, 0.6, 1.0)]
     assert chosen == [[3], [3], [0, 3], [0, 2, 3]]
+
+
+def test_regions_of_several_pictures_compete_for_the_area_of_all() -> None:
+    first = RegionEntropy(np.array([0.5, 0.25, 0.25]), np.array([0.9, 0.8, 0.1]))
+    second = RegionEntropy(np.array([0.0, 0.75, 0.25]), np.array([-np.inf, 0.3, 0.7]))
+    sure = RegionEntropy(np.array([1.0]), np.array([0.2]))
+    for share, expected in (
+        (0.1, [[0], [], []]),  # more than 0.3 pictures, but the first always
+        (0.25, [[0, 1], [], []]),  # 0.75 pictures, all of the first one
+        (0.34, [[0, 1], [2], []]),  # 1.02 pictures
+        (0.6, [[0, 1], [1, 2], []]),
+        (1.0, [[0, 1, 2], [1, 2], [0]]),
+    ):
+        assert [each.tolist() for each in most_uncertain([first, second, sure], share)] == expected
+    alone = [most_uncertain([each], 0.5)[0].tolist() for each in (first, second, sure)]
+    assert alone == [[0], [2], [0]]  # each by itself: of the sure one, too
+
+
+def test_brute_force_of_regions_that_compete() -> None:
+    rng = np.random.default_rng(0)
+    pictures = []
+    for count, size in ((7, (9, 11)), (4, (30, 20)), (9, (8, 8))):
+        pictures.append(region_entropy(rng.integers(0, count, size), rng.random(size)))
+    for share in (0.1, 0.3, 0.77):
+        ranked = sorted(((mean, i, j) for i, each in enumerate(pictures) for j, mean in enumerate(each.means)))[::-1]
+        expected: list[list[int]] = [[], [], []]
+        area = 0.0
+        for _, i, j in ranked:
+            area += pictures[i].areas[j]
+            if area > 3 * share:
+                break
+            expected[i].append(j)
+        assert [each.tolist() for each in most_uncertain(pictures, share)] == list(map(sorted, expected))
 
 
 @pytest.mark.parametrize("architecture", ["MaskFormer", "TransferableMaskFormer"])
@@ -178,14 +281,35 @@ def test_regions_are_those_of_the_estimator_or_else_of_the_finest_level(architec
     predictor: Any = SimpleNamespace(model=model.eval(), min_size=0, max_size=1000)
     pixels = np.random.default_rng(0).integers(0, 256, (75, 91, 3), dtype=np.uint8)
     chosen, other = (
-        UncertainRegions(predictor, 0.4, cell_size=size, iterations=6, kappa=10.0)(pixels) for size in (4, 2)
+        UncertainRegions(predictor, 0.4, cell_size=size, iterations=6, kappa=10.0)(0, pixels) for size in (4, 2)
     )
     assert chosen.shape == (75, 91) and 0 < chosen.mean() <= 0.4
     assert np.array_equal(chosen, other) == (architecture == "TransferableMaskFormer")  # that has its own cell size
     steps = chosen[:72, :88].reshape(9, 8, 11, 8)  # whole positions of the level at 1/8
     assert np.array_equal(steps.any((1, 3)), steps.all((1, 3)))
-    sure = most_uncertain(np.arange(75 * 91).reshape(75, 91) // 91, np.zeros((75, 91)), 0.4)
-    assert not np.array_equal(chosen, sure)
+
+
+class LeftOf(UncertainRegions):
+    """The entropy of a picture of one colour is that colour; regions are its columns."""
+
+    def _ask(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        columns = np.broadcast_to(np.arange(pixels.shape[1]), pixels.shape[:2])
+        return columns.astype(np.int64), pixels[..., 0] - columns / 100
+
+
+def test_pictures_without_a_region_of_the_most_uncertain_are_no_longer_proposed(tmp_path: Path) -> None:
+    pool = pool_of(tmp_path / "p", ["dark", "bright", "grey"])
+    for file, value in zip(pool.files, (9, 200, 198)):
+        cv2.imwrite(file.replace(".jpg", ".png"), np.full((5, 8, 3), value, np.uint8))
+    pool.files[:] = [file.replace(".jpg", ".png") for file in pool.files]
+    predictor: Any = SimpleNamespace(image_format="RGB")
+    parts = LeftOf(predictor, 0.5, cell_size=0, iterations=0, kappa=0.0)
+    pixels = [cv2.imread(file) for file in pool.files]
+    assert [parts(i, pixels[i]).sum(1)[0] for i in range(3)] == [4, 4, 4]  # half of each
+    assert parts.compete(pool, [2, 0, 1]) == [2, 1]
+    chosen = [parts(i, pixels[i]) for i in range(3)]
+    assert [each.sum() for each in chosen] == [0, 40, 20]  # 1.5 pictures: all of the bright one, and half of the grey
+    assert chosen[2][:, :4].all() and not chosen[2][:, 4:].any()
 
 
 def command(folder: Path, *more: str) -> int:
@@ -198,6 +322,7 @@ def command(folder: Path, *more: str) -> int:
     [
         ("--prelabels --confidence 1", "--confidence is 1.0: it must be at least 0 and below 1"),
         ("--prelabels --regions 0", "--regions is 0.0: it must be above 0 and at most 1, such as 0.1"),
+        ("--prelabels --regions-across", "--regions-across says where --regions come from: give their share, such as"),
         ("--regions 0.1", "--confidence and --regions say what --prelabels writes: add it"),
         (
             "--prelabels --regions 0.1 --confidence 0.5",
@@ -211,12 +336,20 @@ def test_errors_of_the_command(words: str, message: str, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_the_command_pre_labels_what_it_proposes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_pre_labels_what_it_proposes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     cfg = tiny_cfg(INPUT__MIN_SIZE_TEST=0)
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
     (tmp_path / "model.yaml").write_text(cfg.dump())
     pool_of(tmp_path / "p", ["0", "1", "2"], (75, 91))
-    assert command(tmp_path, "--prelabels", "polygons", "--regions", "0.3") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(prelabels, "mask_annotations", Mock(side_effect=[[], KeyboardInterrupt]))
+        with pytest.raises(KeyboardInterrupt):
+            command(tmp_path, "--prelabels", "--regions", "0.3")
+    with pytest.raises(UserError, match="prelabels was begun with other --regions: ask for the same, move it, or"):
+        command(tmp_path, "--prelabels", "--regions", "0.2")
+    assert command(tmp_path, "--prelabels", "polygons", "--regions", "0.3") == 0  # these are in the JSON file only
     assert f"correct {tmp_path}/out/prelabels; train with" in capsys.readouterr().out
     proposed = (tmp_path / "out" / "selected.txt").read_text().split()
     found = json.loads((tmp_path / "out" / "prelabels.json").read_text())
@@ -229,4 +362,11 @@ def test_the_command_pre_labels_what_it_proposes(tmp_path: Path, capsys: pytest.
         assert np.array_equal(labels[given], predictor(tmp_path / "p" / name).labels.numpy()[given])
     with pytest.raises(UserError, match="prelabels is there, and may have been corrected"):
         command(tmp_path, "--prelabels")
+    across = ("--prelabels", "--regions", "0.01", "--regions-across", "--output", str(tmp_path / "across"))
+    assert command(tmp_path, *across) == 0  # one region, as even that is more than 0.02 pictures
+    (name,) = (tmp_path / "across" / "selected.txt").read_text().split()
+    assert [file.stem for file in (tmp_path / "across" / "prelabels").iterdir()] == [Path(name).stem]
+    given = png(tmp_path / "across" / "prelabels" / f"{Path(name).stem}.png") != 255
+    assert 0 < given.mean() < 0.3
     assert command(tmp_path) == 0  # without, everything else is written anew
+    assert not (tmp_path / "out" / "prelabels.begun.json").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,11 +65,61 @@ def test_numbers_of_labels_are_units_too(tmp_path) -> None:
     assert [unit.cfg.TRANSFER.LABEL_COUNT for unit in tuned] == [4, 4, 10]
 
 
-def test_a_list_of_labels_is_counted(tmp_path) -> None:
-    (tmp_path / "labelled.txt").write_text("a\n\nb\na\n")
-    plan = read_plan(write_plan(tmp_path, **ONE_PAIR, methods=["full"]))
+def test_a_list_of_labels_is_counted_and_named_after_its_file(tmp_path) -> None:
+    (tmp_path / "labelled.txt").write_text("# two of them\na\n\nb\na\n")
+    plan = read_plan(write_plan(tmp_path, **ONE_PAIR, methods=["full", "self-training"]))
     units = units_of(plan, tmp_path, ["TRANSFER.LABELLED", str(tmp_path / "labelled.txt")])
-    assert units[-1].about["label_count"] == 2
+    assert units[-1].name == "finetune/cityscapes-bdd100k/self-training/count2-labelled/seed1"
+    assert (units[-1].about["label_count"], units[-1].about["labelled"]) == (2, "labelled")
+    unlabelled = [str(tmp_path / "labelled.txt"), "TRANSFER.SELF_TRAINING.LABELLED", "0.0"]
+    none = units_of(plan, tmp_path, ["TRANSFER.LABELLED", *unlabelled])[-1]  # its labels are not read
+    assert none.about["label_count"] == 0 and "labelled" not in none.about
+
+
+def test_lists_stand_beside_random_draws_by_their_names(tmp_path) -> None:
+    (tmp_path / "lists").mkdir()
+    for file in ("clue", "kmeans-bdd100k-1", "kmeans-bdd100k-2"):
+        (tmp_path / "lists" / f"{file}.txt").write_text("a\nb\n")
+    lists = {"k": "lists/kmeans-{target}-{seed}.txt", "clue": "lists/clue.txt"}
+    changes: dict[str, Any] = {**ONE_PAIR, "methods": ["full"], "seeds": [1, 2], "labelled": lists}
+    units = units_of(read_plan(write_plan(tmp_path, **changes, label_counts=[2])), tmp_path / "out")
+    tuned = [unit for unit in units if unit.kind == "finetune"]
+    assert [Path(unit.name).parts[3:] for unit in tuned] == [
+        (labels, seed) for seed in ("seed1", "seed2") for labels in ("count2", "count2-k", "count2-clue")
+    ]
+    assert [unit.about.get("labelled", "") for unit in tuned[:3]] == ["", "k", "clue"]
+    assert [Path(unit.cfg.TRANSFER.LABELLED).name for unit in tuned if unit.about.get("labelled") == "k"] == [
+        "kmeans-bdd100k-1.txt",
+        "kmeans-bdd100k-2.txt",
+    ]
+    draws = {"draws": {"key": "TRANSFER.LABEL_SEED", "values": [7]}}
+    names = planned(tmp_path, **changes, label_counts=[2], sweeps=draws)
+    assert [name for name in names if "draws" in name] == [  # of a list nothing is drawn
+        f"finetune/cityscapes-bdd100k/full/draws-7/count2/seed{seed}" for seed in (1, 2)
+    ]
+    only = planned(tmp_path, **changes)
+    assert [Path(name).parts[3] for name in only if name.startswith("finetune")] == ["count2-k", "count2-clue"] * 2
+    (tmp_path / "lists" / "clue.txt").unlink()
+    with pytest.raises(ValueError, match="TRANSFER.LABELLED .*lists/clue.txt cannot be read: .*No such file"):
+        planned(tmp_path, **changes)
+
+
+def test_a_list_of_other_pictures_is_another_setting(tmp_path) -> None:
+    file = tmp_path / "labelled.txt"
+
+    def done(text: str, path: Path = file) -> bool:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        plan = read_plan(write_plan(tmp_path, **ONE_PAIR, methods=["full"]))
+        unit = units_of(plan, tmp_path / "out", ["TRANSFER.LABELLED", str(path)])[-1]
+        if not unit.folder.exists():
+            unit.folder.mkdir(parents=True)
+            unit.write_record(1.0)
+        return unit.is_done()
+
+    assert done("a\nb\n") and done("b\na\n") and done("a\nb\n", tmp_path / "moved" / "labelled.txt")
+    with pytest.raises(ValueError, match="count2-labelled/seed1 holds .* run with other settings"):
+        done("a\nc\n")
 
 
 def test_sweeps_share_what_they_do_not_change(tmp_path) -> None:

@@ -4,7 +4,8 @@
 
 The page is one file that opens offline. --examples N shows N pictures of the first pair by every method, for which the
 models are run; the images are those in OUTPUT/data where the matrix rendered its own, else below $DETECTRON2_DATASETS.
---worst N adds the N held-out pictures with the largest share of wrong pixels, and the N with the highest mean T.
+--worst N adds the N held-out pictures with the largest share of wrong pixels, and the N with the highest mean T,
+and says how well entropy, margin and T rank all of them by that share.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from tmt_d2.deployment.predictor import Predictor, load_model
 from tmt_d2.deployment.streaming import VIDEOS, check_apart, find_pictures
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.selection.pool import Describer, describe
-from tmt_d2.experiments.selection.prelabels import FOLDER, MASKS, SEGMENTATIONS, check_free, write_prelabels
+from tmt_d2.experiments.selection.prelabels import FOLDER, MASKS, SEGMENTATIONS, begin, check_free, write_prelabels
 from tmt_d2.experiments.selection.proposal import (
     LIST,
     PAGE,
@@ -50,7 +50,7 @@ from tmt_d2.experiments.selection.proposal import (
 )
 from tmt_d2.experiments.selection.regions import UncertainRegions
 from tmt_d2.experiments.selection.strategies import AUTO, STRATEGIES
-from tmt_d2.experiments.selection.strategies.interface import Question
+from tmt_d2.experiments.selection.strategies.interface import Choice, Question
 
 
 def parser():
@@ -68,6 +68,7 @@ def parser():
     add("--prelabels", nargs="?", const=MASKS, choices=SEGMENTATIONS, help="for annotators to correct")
     add("--confidence", type=float, default=0.0, metavar="P", help="pre-labels are 255 where they are less sure")
     add("--regions", type=float, default=1.0, metavar="SHARE", help="pre-label only so much, the least certain regions")
+    add("--regions-across", action="store_true", help="those of all proposed pictures compete for that share of them")
     add("--batch-size", type=int, default=8, metavar="N", help="pictures of one size that share a pass, at most")
     add("opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides")
     return arguments
@@ -83,6 +84,8 @@ def main(arguments=None):
         raise UserError(f"--confidence is {args.confidence}: it must be at least 0 and below 1")
     if not 0 < args.regions <= 1:
         raise UserError(f"--regions is {args.regions}: it must be above 0 and at most 1, such as 0.1")
+    if args.regions_across and args.regions == 1:
+        raise UserError("--regions-across says where --regions come from: give their share, such as --regions 0.1")
     check_apart(args.output, args.target, "--target")
     if args.prelabels:
         check_free(args.output)
@@ -112,6 +115,18 @@ def main(arguments=None):
         raise UserError(f"--budget is {args.budget}: there are {len(pool) - len(labelled)} pictures without a label")
     strategy = AUTO if args.strategy == "auto" else args.strategy
     choice = STRATEGIES[strategy](Question(pool, args.budget, labelled, np.random.default_rng(args.seed)))
+    if args.prelabels:
+        asked = {"--confidence": args.confidence, "--regions": args.regions, "--regions-across": args.regions_across}
+        asked |= {"TEST": cfg.TEST.dump(), "MODEL.TMT": cfg.MODEL.TMT.dump()}
+        begin(args.output, asked | {"pictures": [pool.names[index] for index in choice.indices]})
+    predictor, parts = Predictor.of_model(cfg, model), None
+    if args.regions < 1:
+        tmt = cfg.MODEL.TMT
+        parts = UncertainRegions(
+            predictor, args.regions, cell_size=tmt.CELL_SIZES[-1], iterations=tmt.ITERATIONS, kappa=tmt.KAPPA
+        )
+        if args.regions_across:
+            choice = Choice(parts.compete(pool, choice.indices), choice.clusters)
     rows = rows_of(pool, choice, labelled, model.class_list.names)
     about = {
         "proposed": f"{len(rows)} of {len(pool)} pictures",
@@ -122,15 +137,8 @@ def main(arguments=None):
     }
     write_list(args.output / LIST, rows)
     write_table(args.output / TABLE, rows)
-    predictor = Predictor.of_model(cfg, model)
     write_page(args.output / PAGE, rows, predictor, about)
     if args.prelabels:
-        parts = None
-        if args.regions < 1:
-            tmt = cfg.MODEL.TMT
-            parts = UncertainRegions(
-                predictor, args.regions, cell_size=tmt.CELL_SIZES[-1], iterations=tmt.ITERATIONS, kappa=tmt.KAPPA
-            )
         write_prelabels(
             args.output,
             pool,

@@ -71,8 +71,10 @@ def label_subset(records: Sequence[Record], fraction: float, seed: int, count: i
     return [records[i] for i in chosen]
 
 
-def listed_names(file: str) -> list[str]:
-    """The lines of ``file`` that are not empty, each once.
+def listed_names(key: str, file: str) -> list[str]:
+    """The lines of ``file`` that are not empty, each once; # begins a comment.
+
+    key: where the file comes from, for messages.
 
     Raises:
         UserError: it cannot be read, or there is none.
@@ -80,10 +82,10 @@ def listed_names(file: str) -> list[str]:
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"TRANSFER.LABELLED {file} cannot be read: {' '.join(str(error).split())}") from error
-    names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        raise UserError(f"{key} {file} cannot be read: {' '.join(str(error).split())}") from error
+    names = list(dict.fromkeys(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")))
     if not names:
-        raise UserError(f"TRANSFER.LABELLED {file} names no image")
+        raise UserError(f"{key} {file} names no image")
     return names
 
 
@@ -94,7 +96,7 @@ def listed(records: Sequence[Record], file: str) -> list[Record]:
         UserError: as ``named``.
     """
     names = [{str(record["image_id"]), *file_names(str(record["file_name"]))} for record in records]
-    return [records[i] for i in named(f"TRANSFER.LABELLED {file}", file, names, "labelled images of DATASETS.TRAIN")]
+    return [records[i] for i in named("TRANSFER.LABELLED", file, names, "labelled images of DATASETS.TRAIN")]
 
 
 def file_names(path: str) -> set[str]:
@@ -102,20 +104,14 @@ def file_names(path: str) -> set[str]:
 
 
 def named(key: str, file: str, names: Sequence[Iterable[str]], what: str) -> list[int]:
-    """The indices, ascending, of those things of whose ``names`` one stands in a line of ``file``; # begins a comment.
+    """The indices, ascending, of those things of whose ``names`` one stands in a line of ``file``.
 
     key, what: for messages, where the file comes from and what the things are.
 
     Raises:
-        UserError: the file cannot be read or is empty, or a line is of nothing, or of several.
+        UserError: as ``listed_names``, or a line is of nothing, or of several.
     """
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{key} cannot be read: {' '.join(str(error).split())}") from error
-    wanted = dict.fromkeys(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
-    if not wanted:
-        raise UserError(f"{key} names no image")
+    wanted = listed_names(key, file)
     places: dict[str, set[int]] = {}
     for index, own in enumerate(names):
         for name in own:
@@ -126,5 +122,5 @@ def named(key: str, file: str, names: Sequence[Iterable[str]], what: str) -> lis
     ):
         if wrong:
             first = ", ".join(wrong[:NAMES_SHOWN]) + (", ..." if len(wrong) > NAMES_SHOWN else "")
-            raise UserError(f"{key}: {len(wrong)} of {len(wanted)} lines {problem}: {first}")
+            raise UserError(f"{key} {file}: {len(wrong)} of {len(wanted)} lines {problem}: {first}")
     return sorted(set().union(*(places[name] for name in wanted)))

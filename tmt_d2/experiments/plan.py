@@ -31,7 +31,8 @@ class Plan:
     """What a matrix file says, checked; its keys are these, and ``sources`` and ``targets`` instead of ``pairs``.
 
     pairs: (source, target) in the order of the file. methods: methods and variants, files of ``configs``. seeds: empty
-    means SEED of ``source.yaml``. label_fractions, label_counts: both empty means what each method's file says.
+    means SEED of ``source.yaml``. label_fractions, label_counts, labelled: all empty means what each method's file
+    says. labelled: by name the lists of labelled pictures, files whose {source}, {target} and {seed} are filled in.
     options: KEY VALUE overrides for all units, and by kind for units of that kind. scores: arguments of
     ``score_checkpoint``, or None: no scores. guess: seconds of an "iteration" and of an "evaluation" where none was
     measured. render: "train" and "val" images of each data set that the command draws before the first unit; None: the
@@ -44,6 +45,7 @@ class Plan:
     seeds: tuple[int, ...] = ()
     label_fractions: tuple[float, ...] = ()
     label_counts: tuple[int, ...] = ()
+    labelled: Mapping[str, str] = field(default_factory=dict)
     sweeps: tuple[Sweep, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     kind_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -95,15 +97,15 @@ def _plan(content: Any, folder: Path) -> Plan:
     if not configs.is_dir():
         raise UserError(f"configs: {configs} is not a folder")
     methods = _methods(content, configs)
+    fractions = () if {"label_counts", "labelled"} & content.keys() else [1.0]
     return Plan(
         configs=configs,
         pairs=_pairs(content),
         methods=methods,
         seeds=tuple(_list(content, "seeds", int, [1])),
-        label_fractions=tuple(
-            map(float, _list(content, "label_fractions", float, () if "label_counts" in content else [1.0]))
-        ),
+        label_fractions=tuple(map(float, _list(content, "label_fractions", float, fractions))),
         label_counts=tuple(_list(content, "label_counts", int, ())),
+        labelled=_labelled(content, folder),
         sweeps=tuple(
             _sweep(name, item, configs, methods) for name, item in _mapping(content.get("sweeps", {}), "sweeps").items()
         ),
@@ -138,6 +140,17 @@ def _methods(content: Mapping[str, Any], configs: Path, default: Sequence[str] |
     methods = tuple(_list(content, "methods", str, default))
     check_methods(configs, methods)
     return methods
+
+
+def _labelled(content: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    lists = _mapping(content.get("labelled", {}), "labelled")
+    for name, file in lists.items():
+        try:
+            str(file).format(source="", target="", seed=1)
+        except (AttributeError, LookupError, ValueError) as error:
+            fields = "{source}, {target} and {seed}"
+            raise UserError(f"labelled.{name} is {file}: its fields may be {fields}") from error
+    return {str(name): str(folder / str(file)) for name, file in lists.items()}
 
 
 def _sweep(name: str, item: Any, configs: Path, methods: Sequence[str]) -> Sweep:

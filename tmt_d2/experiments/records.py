@@ -23,15 +23,20 @@ SCORES_FILE = "scores.json"
 @dataclass(frozen=True, order=True)
 class Labels:
     """How many labelled target pictures a fine-tuning had: a share of them, or else a number. The smaller the less,
-    if every number is less than every share."""
+    if every number is less than every share.
+
+    listed: the name of the list that names them; empty: they were drawn at random.
+    """
 
     fraction: float
     count: int = 0
+    listed: str = ""
 
     def __str__(self) -> str:
         if self.fraction:
             return "all labels" if self.fraction == 1 else f"{self.fraction:.3g} of the labels"
-        return f"{self.count} label{'s' if self.count != 1 else ''}"
+        chosen = f" ({self.listed})" if self.listed else ""
+        return f"{self.count} label{'s' if self.count != 1 else ''}{chosen}"
 
 
 ALL = Labels(1.0)
@@ -47,7 +52,8 @@ class About(_Source, total=False):
     """What a unit is for.
 
     kind: of ``KINDS``. target: of all but source models. variant: of an estimator that differs from the shared one,
-    empty for that. method, label_fraction or label_count: of fine-tuning; sweep, key, value: of one in a sweep.
+    empty for that. method, label_fraction or label_count: of fine-tuning; labelled, pictures: name and digest of the
+    list that names the labelled pictures, where one does; sweep, key, value: of one in a sweep.
     """
 
     target: str
@@ -55,6 +61,8 @@ class About(_Source, total=False):
     method: str
     label_fraction: float
     label_count: int
+    labelled: str
+    pictures: str
     sweep: str
     key: str
     value: Any
@@ -62,7 +70,9 @@ class About(_Source, total=False):
 
 def labels_of(about: Mapping[str, Any]) -> Labels:
     """Of a fine-tuning."""
-    return Labels(0.0, about["label_count"]) if "label_count" in about else Labels(about["label_fraction"])
+    if "label_count" in about:
+        return Labels(0.0, about["label_count"], about.get("labelled", ""))
+    return Labels(about["label_fraction"])
 
 
 class Identity(TypedDict, total=False):
@@ -81,10 +91,12 @@ class StageRecord(Identity, total=False):
 
 
 def settings_fingerprint(cfg: CfgNode, identity: Identity) -> str:
-    """Equal for configs that must give equal results: all keys but where to write and how many loader processes."""
+    """Equal for configs that must give equal results: all keys but where to write and how many loader processes; of
+    files that are read only the names."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR, cfg.DATALOADER.NUM_WORKERS, cfg.MODEL.WEIGHTS = "", 0, Path(cfg.MODEL.WEIGHTS).name
+    cfg.TRANSFER.LABELLED = Path(cfg.TRANSFER.LABELLED).name
     return hashlib.sha256((cfg.dump() + json.dumps(identity, sort_keys=True)).encode()).hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,8 @@ class _PairUnits:
         self.cell_name = f"{source}-{target}"
         self.source_name = f"source/{source}/seed{seed}"
         self.weights = f"{output / self.source_name}/model_final.pth"
+        fields = {"source": source, "target": target, "seed": seed}
+        self.lists = {name: file.format(**fields) for name, file in plan.labelled.items()}
 
     def units(self) -> Iterator[Unit]:
         cfg = self.cfg("source", self.source_name, "source", test=self.source)
@@ -96,11 +99,14 @@ class _PairUnits:
                 scores = self.plan.scores if kind == "scores" else None
                 yield Unit(name, cfg, (self.source_name,), self.about(kind), scores)
         labels: list[Sequence[Any]] = [("TRANSFER.LABEL_COUNT", count) for count in self.plan.label_counts]
+        labels += [("TRANSFER.LABELLED", file) for file in self.lists.values()]
         labels += [("TRANSFER.LABEL_FRACTION", fraction) for fraction in self.plan.label_fractions]
         for choice in labels or [()]:
             for method in self.plan.methods:
                 yield from self.cell(method, choice)
             for sweep in self.plan.sweeps:
+                if sweep.key == "TRANSFER.LABEL_SEED" and "TRANSFER.LABELLED" in choice:
+                    continue  # nothing is drawn
                 for method in sweep.methods:
                     own = self.own_value(method, sweep)
                     for value in sweep.values:
@@ -122,7 +128,8 @@ class _PairUnits:
         """labels: key and value of TRANSFER that say how many; empty: what file and overrides say."""
         part = method if sweep is None else f"{method}/{sweep.name}-{_plain(value)}"
         extra = [*labels, *([] if sweep is None else [sweep.key, str(value)])]
-        amount = label_amount(self.cfg(method, "", "finetune", extra=extra))
+        cfg = self.cfg(method, "", "finetune", extra=extra)
+        amount = label_amount(cfg, {file: name for name, file in self.lists.items()})
         name = f"finetune/{self.cell_name}/{part}/{_folder(amount)}/seed{self.seed}"
         cfg = self.cfg(method, name, "finetune", self.weights, extra)
         needs = self.source_name
@@ -134,6 +141,10 @@ class _PairUnits:
             cfg = self.cfg(method, name, "finetune", f"{estimator.OUTPUT_DIR}/model_final.pth", extra)
         about: About = {**self.about("finetune"), "method": method}
         about |= {"label_fraction": amount.fraction} if amount.fraction else {"label_count": amount.count}
+        if amount.listed:
+            names = sorted(listed_names("TRANSFER.LABELLED", cfg.TRANSFER.LABELLED))
+            digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+            about |= {"labelled": amount.listed, "pictures": digest}
         if sweep is not None:
             about |= {"sweep": sweep.name, "key": sweep.key, "value": value}
         yield Unit(name, cfg, (needs,), about)
@@ -171,22 +182,26 @@ def estimator_cfg(shared: CfgNode, method: CfgNode) -> tuple[str, CfgNode]:
     return "-".join(differences), cfg
 
 
-def label_amount(cfg: CfgNode) -> Labels:
-    """How many labelled target pictures the fine-tuning reads.
+def label_amount(cfg: CfgNode, names: Mapping[str, str] = {}) -> Labels:
+    """How many labelled target pictures the fine-tuning reads, and of which list.
+
+    names: of lists, by file; others are called like their file.
 
     Raises:
         UserError: TRANSFER.LABELLED cannot be read.
     """
-    transfer = cfg.TRANSFER
+    transfer, file = cfg.TRANSFER, cfg.TRANSFER.LABELLED
     if method_of(cfg).mixes_groups and not transfer.SELF_TRAINING.LABELLED:
         return Labels(0.0, 0)
-    if transfer.LABELLED:
-        return Labels(0.0, len(listed_names(transfer.LABELLED)))
+    if file:
+        return Labels(0.0, len(listed_names("TRANSFER.LABELLED", file)), names.get(file, Path(file).stem))
     return Labels(0.0, transfer.LABEL_COUNT) if transfer.LABEL_COUNT else Labels(transfer.LABEL_FRACTION)
 
 
 def _folder(amount: Labels) -> str:
-    return f"labels{_plain(amount.fraction)}" if amount.fraction else f"count{amount.count}"
+    if amount.fraction:
+        return f"labels{_plain(amount.fraction)}"
+    return f"count{amount.count}" + (f"-{amount.listed}" if amount.listed else "")
 
 
 def _setting(key: str, value: Any) -> str:

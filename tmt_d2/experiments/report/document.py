@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from tmt_d2.experiments.report.examples import Example, Thumbnail
+from tmt_d2.experiments.report.examples import Example, Worst
 from tmt_d2.experiments.report.results import Results
-from tmt_d2.experiments.report.sections import Section, comparison, curves, gains, measurements, settings
+from tmt_d2.experiments.report.sections import Section, choices, comparison, curves, gains, measurements, settings
 from tmt_d2.experiments.report.summary import tiles, verdict
 from tmt_d2.experiments.report.view import View
 from tmt_d2.methods.table import BASELINE
@@ -23,7 +23,7 @@ def render_page(
     results: Results,
     examples: Sequence[Example] = (),
     title: str = "Transfer matrix",
-    worst: Mapping[str, Sequence[Thumbnail]] = {},
+    worst: Worst | None = None,
 ) -> str:
     """The whole page as HTML text."""
     view = View(results)
@@ -33,12 +33,13 @@ def render_page(
         gains.heat_maps(view),
         curves.sweeps(view),
         curves.few_labels(view),
+        choices.chosen_labels(view),
         gains.classes(view),
         measurements.estimators(view),
         measurements.scores(view),
         curves.training(view),
         Section("examples", "Examples", {"examples": examples} if examples else {}),
-        Section("worst", "Worst pictures", {"sheets": worst} if worst else {}),
+        Section("worst", "Worst pictures", worst._asdict() if worst and worst.sheets else {}),
         settings.settings(view),
     ]
     sections = [section for section in sections if section.values]

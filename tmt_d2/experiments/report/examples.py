@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from tmt_d2.config import setup_cfg
@@ -18,6 +19,7 @@ from tmt_d2.data.registration import labelled_records
 from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.experiments.records import Labels
 from tmt_d2.experiments.report.results import Results
+from tmt_d2.experiments.report.statistics import rank_correlation
 from tmt_d2.methods.table import OURS
 from tmt_d2.pictures.html import data_uri
 from tmt_d2.pictures.overlays import TRANSFERABILITY_MAP, error_overlay, heat_overlay, label_overlay, wrong_pixels
@@ -48,6 +50,15 @@ class Thumbnail(NamedTuple):
     picture: str
 
 
+class Worst(NamedTuple):
+    """sheets: by name. told: how well a score ranks all the pictures by their error, Spearman's correlation with it, by
+    what should mean an error; pictures: how many these are."""
+
+    sheets: Mapping[str, Sequence[Thumbnail]] = {}
+    told: Mapping[str, float] = {}
+    pictures: int = 0
+
+
 def examples(results: Results, images: int, labels: Labels) -> list[Example]:
     """The first ``images`` held-out pictures of the first pair and seed, by every method; runs the models."""
     if not images or not results.fine_tuned:
@@ -68,31 +79,59 @@ def examples(results: Results, images: int, labels: Labels) -> list[Example]:
 
 
 @torch.no_grad()
-def worst(results: Results, count: int, labels: Labels) -> dict[str, list[Thumbnail]]:
+def worst(results: Results, count: int, labels: Labels) -> Worst:
     """The ``count`` held-out pictures of the first pair and seed with the largest error, and those with the highest
-    mean T, by the method that is ours, or else the last; runs one model over the whole split."""
+    mean T, by the method that is ours, or else the last, and what tells an error; runs one model over the whole split.
+    """
     if not count or not results.fine_tuned:
-        return {}
+        return Worst()
     cell = results.fine_tuned[0].cell
     method = OURS if OURS in results.methods() else results.methods()[-1]
     runs = [run for run in results.of(method, labels) if run.cell == cell]
     if not runs:
-        return {}
+        return Worst()
     cfg = setup_cfg(str(runs[0].folder / "config.yaml"))
     loaded = LoadedModel.load(str(runs[0].folder / "config.yaml"), str(runs[0].folder / f"{FINAL}.pth"))
     sheets: dict[str, list[Thumbnail]] = {"largest error": [], "highest mean T": []}
+    measured: list[tuple[float, Mapping[str, float]]] = []
     for record in tqdm(labelled_records(cfg.DATASETS.TEST), desc="worst pictures", unit="picture"):
-        thumbnail = _thumbnail(loaded, record)
+        thumbnail, doubts = _thumbnail(loaded, record)
+        measured.append((thumbnail.error, doubts))
         sheets["largest error"].append(thumbnail)
         sheets["largest error"] = heapq.nlargest(count, sheets["largest error"], key=lambda each: each.error)
         if thumbnail.t is not None:
             sheets["highest mean T"].append(thumbnail)
             sheets["highest mean T"] = heapq.nlargest(count, sheets["highest mean T"], key=lambda each: each.t or 0.0)
-    return {f"{method}, {name}": sheet for name, sheet in sheets.items() if sheet}
+    return Worst({f"{method}, {name}": sheet for name, sheet in sheets.items() if sheet}, told(measured), len(measured))
 
 
-def _thumbnail(loaded: LoadedModel, record: dict[str, Any]) -> Thumbnail:
-    """Errors in red over the picture, half of it, and the picture."""
+def told(measured: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, float]:
+    """Spearman's correlation of each doubt with the error, over pictures; without those where nothing is ranked.
+
+    measured: of each picture the error, and doubts by name: the higher, the more likely an error.
+    """
+    errors = [error for error, _ in measured]
+    names = measured[0][1] if measured else ()
+    found = {name: rank_correlation([doubts[name] for _, doubts in measured], errors) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def doubts_of(scores: Tensor, t: float | None) -> dict[str, float]:
+    """Those by which pictures are proposed for labelling (see ``selection.pool``), means over the picture.
+
+    scores: (K, H, W), not normalised. t: mean T.
+    """
+    probabilities = scores.float() / scores.float().sum(0).clamp(min=1e-6)
+    best = probabilities.topk(2, dim=0).values
+    doubts = {
+        "high entropy": float(torch.special.entr(probabilities).sum(0).mean()),
+        "small margin": -float((best[0] - best[1]).mean()),
+    }
+    return doubts if t is None else {**doubts, "low T": -t}
+
+
+def _thumbnail(loaded: LoadedModel, record: dict[str, Any]) -> tuple[Thumbnail, dict[str, float]]:
+    """Errors in red over the picture, half of it, and the picture; and what the model's doubts about it are."""
     whole, truth = read_pair(record, label_space_for(loaded.model, record["dataset"]))
     result = loaded.model([loaded.mapper(record)])[0]
     prediction = labels_at_size(result["sem_seg"], truth.shape).cpu().numpy()
@@ -101,7 +140,8 @@ def _thumbnail(loaded: LoadedModel, record: dict[str, Any]) -> Thumbnail:
     picture = resized(whole, (round(whole.shape[0] * SHEET_WIDTH / whole.shape[1]), SHEET_WIDTH))
     both = np.vstack([picture, error_overlay(picture, prediction, truth)])
     error = float(wrong_pixels(prediction, truth).sum()) / max(labelled, 1)
-    return Thumbnail(Path(record["file_name"]).name, error, t, data_uri(both, 75))
+    thumbnail = Thumbnail(Path(record["file_name"]).name, error, t, data_uri(both, 75))
+    return thumbnail, doubts_of(result["sem_seg"], t)
 
 
 @torch.no_grad()

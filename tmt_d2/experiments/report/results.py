@@ -57,7 +57,9 @@ class Results:
     swept: list[Run] = field(default_factory=list)
 
     def labels(self) -> list[Labels]:
-        return sorted({run.labels for run in self.fine_tuned}, reverse=True)
+        """The most first; of as many, what was drawn at random before what a list named."""
+        found = {run.labels for run in self.fine_tuned}
+        return sorted(found, key=lambda labels: (-labels.fraction, -labels.count, labels.listed))
 
     def methods(self) -> list[str]:
         names = {run.method for run in self.fine_tuned}

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import kendalltau, pearsonr, t
+from scipy.stats import kendalltau, pearsonr, spearmanr, t
 
 LEVEL = 0.95
 FEWEST = 3  # pairs, or seeds, that tell how much others would differ
@@ -33,22 +33,26 @@ def spread(values: Sequence[float]) -> tuple[float, float | None]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def paired_difference(values: Mapping[Cell, float], baseline: Mapping[Cell, float]) -> Difference | None:
+def paired_difference(
+    values: Mapping[Cell, float], baseline: Mapping[Cell, float], fewest: int = FEWEST
+) -> Difference | None:
     """The mean of ``values - baseline`` over the (pair, seed) that both have; None where there is none.
 
     Its interval is for other pairs and other seeds. With fewer than three seeds that at least half of the pairs have,
     it is for other pairs with these seeds; within a single pair, for other seeds of that pair. Two pairs have none.
+
+    fewest: seeds, instead of three.
     """
     shared = sorted(values.keys() & baseline.keys())
     if not shared:
         return None
     differences = np.array([values[cell] - baseline[cell] for cell in shared])
-    mean, half = float(differences.mean()), _half_width(differences, shared)
+    mean, half = float(differences.mean()), _half_width(differences, shared, fewest)
     low, high = (None, None) if half is None else (mean - half, mean + half)
     return Difference(mean, low, high, len(shared), differences.tolist())
 
 
-def _half_width(differences: np.ndarray, cells: Sequence[Cell]) -> float | None:
+def _half_width(differences: np.ndarray, cells: Sequence[Cell], fewest: int) -> float | None:
     """Half of the t interval of the mean, for effects of pairs and of seeds that are crossed and random.
 
     The variance is the largest of three: what means by pair give, what means by seed give, and the sum of both less the
@@ -63,7 +67,7 @@ def _half_width(differences: np.ndarray, cells: Sequence[Cell]) -> float | None:
     common_seeds = sum(seeds.count(seed) >= number / 2 for seed in set(seeds))
     if 1 < number < FEWEST:
         return None
-    sides = [_one_hot(names) for names, n in ((pairs, number), (seeds, common_seeds)) if n >= FEWEST]
+    sides = [_one_hot(names) for names, n, few in ((pairs, number, FEWEST), (seeds, common_seeds, fewest)) if n >= few]
     if not sides:
         return None
     estimates = [_variance_of_mean(differences, groups) for groups in sides]
@@ -109,6 +113,15 @@ def gains_by_pair(values: Mapping[Cell, float], baseline: Mapping[Cell, float]) 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] | None:
     """Kendall's tau-b and Pearson's r; None for fewer than three points, or where one side is constant."""
-    if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
+    if not _is_ranked(x, y):
         return None
     return float(kendalltau(x, y).statistic), float(pearsonr(x, y).statistic)
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Spearman's; None as of ``correlation``."""
+    return float(spearmanr(x, y).statistic) if _is_ranked(x, y) else None
+
+
+def _is_ranked(x: Sequence[float], y: Sequence[float]) -> bool:
+    return len(x) >= 3 and len(set(x)) > 1 and len(set(y)) > 1

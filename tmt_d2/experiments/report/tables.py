@@ -11,7 +11,8 @@ from tmt_d2.experiments.report.statistics import paired_difference, spread
 from tmt_d2.files import atomic_write
 from tmt_d2.methods.table import BASELINE
 
-COLUMNS = ("kind", "source", "target", "method", "seed", "label_fraction", "label_count", "sweep", "key", "value")
+LABELS = ("label_fraction", "label_count", "labelled")
+COLUMNS = ("kind", "source", "target", "method", "seed", *LABELS, "sweep", "key", "value")
 
 
 def write_csv(results: Results, path: Path) -> None:

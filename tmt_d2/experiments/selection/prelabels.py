@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +12,53 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from tmt_d2.data.label_spaces import IGNORE
-from tmt_d2.data.reader import read_image_of
+from tmt_d2.data.label_spaces import IGNORE, LabelSpace
+from tmt_d2.data.labelled import LABEL
+from tmt_d2.data.reader import read_image_of, read_pair
 from tmt_d2.deployment.predictor import Predictor
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.selection.pool import Pool
-from tmt_d2.files import write_json
+from tmt_d2.files import remove_temporaries, write_json
 from tmt_d2.pictures.predicting import write_png
 
 FOLDER, COCO = "prelabels", "prelabels.json"
+BEGUN = "prelabels.begun.json"  # what was asked, as long as not all of it is there
 MASKS, POLYGONS = SEGMENTATIONS = ("masks", "polygons")
 TOLERANCE = 1.0  # pixels by which a polygon may leave its outline: each corner is one that a person has to move
 
-Parts = Callable[[np.ndarray], np.ndarray]  # (H, W, 3) in the model's channel order -> (H, W) bool
+# Index of a picture in the pool, and the picture (H, W, 3) in the model's channel order -> (H, W) bool.
+Parts = Callable[[int, np.ndarray], np.ndarray]
 
 
 def check_free(output: Path) -> None:
     """
     Raises:
-        UserError: there are pre-labels, which may have been corrected since.
+        UserError: there are pre-labels, which may have been corrected since, and not of a run that was killed.
     """
-    for path in (output / FOLDER, output / COCO):
+    was_killed = (output / BEGUN).is_file()
+    for path in [output / COCO] if was_killed else [output / FOLDER, output / COCO]:
         if path.exists():
             raise UserError(f"{path} is there, and may have been corrected: move it, or choose another --output")
+
+
+def begin(output: Path, asked: Mapping[str, Any]) -> None:
+    """Say in ``output`` which pre-labels there are to be, or find that a run that was killed began with the same.
+
+    asked: what they depend on, by names for messages; JSON gives it back as it is.
+
+    Raises:
+        UserError: as ``check_free``, or that run was asked for others: they would be mixed.
+    """
+    check_free(output)
+    folder, path = output / FOLDER, output / BEGUN
+    if folder.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in asked.items():
+            if before.get(key) != value:
+                remedy = "ask for the same, move it, or choose another --output"
+                raise UserError(f"{folder} was begun with other {key}: {remedy}")
+    write_json(path, asked)
+    remove_temporaries(folder)
 
 
 def write_prelabels(
@@ -46,32 +71,42 @@ def write_prelabels(
     parts: Parts | None = None,
     segmentation: str = MASKS,
 ) -> None:
-    """``output/prelabels/NAME.png`` of each picture, 8-bit ids of the class list, and ``output/prelabels.json``.
+    """``output/prelabels/NAME.png`` of each picture, 8-bit ids of the class list, then ``output/prelabels.json``.
+
+    A label file that is there stays as it is, and the JSON file says the same.
 
     Args:
         indices: pictures of the pool. confidence: pixels whose prediction is less confident are 255.
         parts: what of a picture is labelled, the rest is 255; None: all. segmentation: as of ``mask_annotations``.
     """
+    classes = predictor.classes
+    own = LabelSpace("the model's class list", {i: i for i in range(len(classes))}, frozenset([IGNORE]), classes)
     images: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
     for image_id, index in enumerate(tqdm(indices, unit="picture", desc=FOLDER), 1):
         name, file = pool.names[index], pool.files[index]
-        pixels = read_image_of({"file_name": file}, predictor.image_format)
-        prediction = predictor(pixels, predictor.image_format)
-        labels, sure = prediction.labels.numpy(), prediction.confidence().numpy()
-        kept = sure >= confidence
-        if parts is not None:
-            kept &= parts(pixels)
-        labels = np.where(kept, labels, np.uint8(IGNORE))
-        write_png(output / FOLDER / f"{name}.png", labels)
+        path = output / FOLDER / f"{name}.png"
+        if path.is_file():
+            pixels, labels = read_pair({"file_name": file, LABEL: str(path)}, own, predictor.image_format)
+            sure = predictor(pixels, predictor.image_format).confidence().numpy()
+        else:
+            pixels = read_image_of({"file_name": file}, predictor.image_format)
+            prediction = predictor(pixels, predictor.image_format)
+            sure = prediction.confidence().numpy()
+            kept = sure >= confidence
+            if parts is not None:
+                kept &= parts(index, pixels)
+            labels = np.where(kept, prediction.labels.numpy(), np.uint8(IGNORE))
+            write_png(path, labels)
         suffix = Path(file).suffix
         height, width = labels.shape
         file_name = name.removesuffix(suffix) + suffix
         images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
         for annotation in mask_annotations(labels, sure, segmentation):
             found.append({"id": len(found) + 1, "image_id": image_id, **annotation})
-    categories = [{"id": train_id + 1, "name": name} for train_id, name in enumerate(predictor.classes.names)]
+    categories = [{"id": train_id + 1, "name": name} for train_id, name in enumerate(classes.names)]
     write_json(output / COCO, {"images": images, "categories": categories, "annotations": found})
+    (output / BEGUN).unlink(missing_ok=True)
 
 
 def mask_annotations(labels: np.ndarray, confidence: np.ndarray, segmentation: str = MASKS) -> list[dict[str, Any]]:

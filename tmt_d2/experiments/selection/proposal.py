@@ -62,7 +62,7 @@ def labelled_indices(pool: Pool, file: str) -> np.ndarray:
         UserError: as ``named``.
     """
     names = [{name, *file_names(path)} for name, path in zip(pool.names, pool.files)]
-    return np.array(named(f"--labelled {file}", file, names, "pictures of the pool"), np.int64)
+    return np.array(named("--labelled", file, names, "pictures of the pool"), np.int64)
 
 
 def rows_of(pool: Pool, choice: Choice, labelled: np.ndarray, class_names: Sequence[str]) -> list[Row]:

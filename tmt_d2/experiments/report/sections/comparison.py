@@ -56,7 +56,7 @@ def _table(view: View, metric: str, labels: Labels) -> Table:
     total = [Cell(_mean(before.values()))]
     for method in view.methods:
         difference = None if method == BASELINE else view.difference(method, metric, labels)
-        total.append(_total_cell(_mean(values[method].values()), difference))
+        total.append(difference_cell(_mean(values[method].values()), difference))
     total += [Cell(_mean([[row[name] for row in paper.values()]])) for name in from_paper]
     columns = ["source → target", "before", *view.methods, *(f"paper: {name}" for name in from_paper)]
     return Table(columns, [*rows, Row("mean", total, is_total=True)])
@@ -73,7 +73,7 @@ def _method_cells(values: Mapping[str, list[float]], gains: Mapping[str, float])
     ]
 
 
-def _total_cell(mean: str, difference: Difference | None) -> Cell:
+def difference_cell(mean: str, difference: Difference | None) -> Cell:
     if difference is None:
         return Cell(mean)
     text = f"{difference.mean:+.1f}"

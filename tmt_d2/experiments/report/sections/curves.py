@@ -43,13 +43,15 @@ def sweeps(view: View) -> Section:
 
 def few_labels(view: View) -> Section:
     values: _Values = {}
-    shares = all(labels.fraction for labels in view.amounts)
+    amounts = [labels for labels in view.amounts if not labels.listed]
+    shares = all(labels.fraction for labels in amounts)
     for run in view.results.fine_tuned:
-        by_cell = values.setdefault(run.method, {}).setdefault(run.labels, {})
-        by_cell[run.cell] = run.values[MIOU]
-    place = _places(view.amounts)
-    series = _series(view, values, place) if len(view.amounts) > 1 else []
-    x_ticks = [(place[labels], f"{labels.fraction:.3g}" if shares else str(labels)) for labels in view.amounts]
+        if not run.labels.listed:
+            by_cell = values.setdefault(run.method, {}).setdefault(run.labels, {})
+            by_cell[run.cell] = run.values[MIOU]
+    place = _places(amounts)
+    series = _series(view, values, place) if len(amounts) > 1 else []
+    x_ticks = [(place[labels], f"{labels.fraction:.3g}" if shares else str(labels)) for labels in amounts]
     chart = Chart(series, "share of labels" if shares else "labels of the target", "mIoU", x_ticks=x_ticks)
     return Section("labels", "Few labels", {"chart": chart} if series else {})
 

@@ -5,8 +5,8 @@
 ResNet-50, 100 queries, 19 classes, random weights and the same input for all, in turns, medians and ratios. "network"
 ends at class and mask logits; "labels" goes on to a label map of the image's size, each by its own way; a "step" is
 forward, losses, backward and AdamW. "bf16" is plain in mixed precision, on a CPU that is faster with it; on a GPU
-everything is. "efficiency" is FLOPs / (time x the rate of a large matrix product here), which, unlike seconds and ratios,
-hardly depends on the machine. Peak memory of a step is that of a process of its own (on a GPU: the allocator's peak). Needs
+everything is. "efficiency" is FLOPs / (time x the rate of a large matrix product here), which hardly depends on the
+machine. Peak memory of a step is that of a process of its own (on a GPU: the allocator's peak). Needs
 `pip install transformers`.
 """
 

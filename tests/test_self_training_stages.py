@@ -151,7 +151,10 @@ def test_a_source_of_other_classes(caplog: Any) -> None:
             {"TRANSFER__SELF_TRAINING__UNLABELLED": 0.3},
             r"UNLABELLED is 0.3: times SOLVER.IMS_PER_BATCH 4 it must be",
         ),
-        ({"SOLVER__ACCUMULATION_STEPS": 4}, r"ACCUMULATION_STEPS 4 does not divide a process's 4 \+ 2 \+ 2 images of its"),
+        (
+            {"SOLVER__ACCUMULATION_STEPS": 4},
+            r"ACCUMULATION_STEPS 4 does not divide a process's 4 \+ 2 \+ 2 images of its",
+        ),
     ],
 )
 def test_bad_input_is_one_line(start: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:

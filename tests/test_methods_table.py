@@ -21,6 +21,7 @@ OF_A_METHOD = {  # its keys
     "tmt": "MODEL.TMT.",
     "leep": "TRANSFER.ALIGNMENT.",
     "otce": "TRANSFER.ALIGNMENT.",
+    "full-ema": "TRANSFER.SELF_TRAINING.",
     "self-training": "TRANSFER.SELF_TRAINING.",
     "tmt-self-training": "TRANSFER.SELF_TRAINING.",
 }

@@ -355,7 +355,10 @@ def test_self_training_on_images_without_labels(tmp_path: Path) -> None:
     for name in [name for name in DatasetCatalog.list() if name.startswith("own")]:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    cfg = train(tmp_path, "self-training", file, f"{start.OUTPUT_DIR}/model_final.pth", **splits)
+    weights = f"{start.OUTPUT_DIR}/model_final.pth"
+    with pytest.raises(UserError, match=r"SOURCE_TRAIN cityscapes_sem_seg_train: .*SELF_TRAINING.SOURCE 0\.0"):
+        run_stage(train(tmp_path, "self-training", file, weights, **splits))
+    cfg = train(tmp_path, "self-training", file, weights, **splits, TRANSFER__SELF_TRAINING__SOURCE=0.0)
     assert set(run_stage(cfg)["own_sem_seg_val"]) >= {"IoU-lawn", "IoU-pond"}
 
 

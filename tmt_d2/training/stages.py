@@ -182,7 +182,13 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
                     "measured on images that they have not seen, name a held-out split"
                 )
             # A missing root or file speaks up now, not at the first evaluation.
-            _ = labelled_records([name]) if key in needs_labels else DatasetCatalog.get(name)
+            try:
+                _ = labelled_records([name]) if key in needs_labels else DatasetCatalog.get(name)
+            except FileNotFoundError as error:
+                if key != "SOURCE_TRAIN" or not method.mixes_groups:
+                    raise
+                remedy = "or do without the source's pictures: TRANSFER.SELF_TRAINING.SOURCE 0.0"
+                raise UserError(f"DATASETS.{key} {name}: {error}; {remedy}") from error
     both = {*cfg.DATASETS.SOURCE_TRAIN} & {*cfg.DATASETS.TRAIN}
     if both and "SOURCE_TRAIN" in keys:
         logger.warning(

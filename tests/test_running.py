@@ -16,6 +16,7 @@ import torch
 
 from tests.helpers.checkout import environment
 from tests.helpers.small_runs import make_scenes, measured, small_units, write_values
+from tmt_d2.errors import UserError
 from tmt_d2.experiments import running
 from tmt_d2.experiments.progress import Progress
 from tmt_d2.experiments.report.writing import write_report
@@ -70,6 +71,14 @@ def test_p_t_zero_is_full_fine_tuning(finished) -> None:
     metrics = measured(finished[1])
     full = metrics["finetune/cityscapes-bdd100k/full/labels1/seed1"]
     assert metrics["finetune/cityscapes-bdd100k/tmt/p_T-0/labels1/seed1"] == full
+
+
+def test_a_wrong_name_in_a_list_is_told_before_the_first_unit(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("no_such_picture\n")
+    units = small_units(tmp_path, labelled={"own": str(tmp_path / "own.txt")})
+    with pytest.raises(UserError, match=r"1 of 1 lines are no labelled images of DATASETS.TRAIN: no_such_picture"):
+        run_all(units, tmp_path / "out", run_unit, {})
+    assert not measured(units)
 
 
 def test_report_of_a_real_run_shows_its_pictures(finished) -> None:

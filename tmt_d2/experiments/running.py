@@ -145,7 +145,8 @@ def check_units(units: Sequence[Unit]) -> None:
     seen = set()
     for unit in units:
         cfg = unit.cfg
-        settings = unit.kind, cfg.TRANSFER.METHOD, cfg.DATASETS.dump()
+        labels = cfg.TRANSFER.LABEL_COUNT, cfg.TRANSFER.LABELLED
+        settings = unit.kind, cfg.TRANSFER.METHOD, cfg.DATASETS.dump(), labels
         if settings not in seen:
             register_data(cfg)
             check_stage(cfg, eval_only=unit.kind == "evaluation")

@@ -25,7 +25,13 @@ from tmt_d2.data.labelled import LabelChoice
 from tmt_d2.data.loaders import Shares, build_paired_loader, build_semi_supervised_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.rare_classes import RareClasses
-from tmt_d2.data.registration import check_registered, common_classes, label_space_of, labelled_records
+from tmt_d2.data.registration import (
+    check_registered,
+    common_classes,
+    label_space_of,
+    labelled_records,
+    records_of,
+)
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import metric_names
 from tmt_d2.files import atomic_write, remove_temporaries, write_json
@@ -198,8 +204,11 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
     if stage != "estimator" and not eval_only:
         _check_best(cfg)
     used = [name for key in keys if key in says_classes for name in cfg.DATASETS[key]]
-    if stage == "finetune" and not eval_only and mixed.source:
-        _check_source(cfg)
+    if stage == "finetune" and not eval_only:
+        if mixed.labelled:
+            LabelChoice.from_config(cfg).of(records_of(cfg.DATASETS.TRAIN))
+        if mixed.source:
+            _check_source(cfg)
     classes, configured = common_classes(used), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if configured not in (len(classes), *NUM_CLASSES_UNSET):
         raise UserError(

@@ -19,7 +19,7 @@ from tmt_d2.deployment.predictor import Predictor
 from tmt_d2.deployment.streaming import find_pictures
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.selection import pool as pool_module
-from tmt_d2.experiments.selection.pool import Describer, Pool, describe
+from tmt_d2.experiments.selection.pool import Describer, Pool, describe, fill
 from tmt_d2.experiments.selection.proposal import (
     labelled_indices,
     rows_of,
@@ -200,6 +200,19 @@ def test_it_goes_on_where_it_was_killed_and_names_what_is_broken(
         describe(describer, find_pictures(str(tmp_path / "none")), tmp_path / "n", {})
 
 
+def test_processes_share_the_files_and_together_make_the_pool(
+    describer: Describer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pictures(tmp_path / "p")
+    monkeypatch.setattr(pool_module, "PART", 2)
+    pictures, shared = find_pictures(str(tmp_path / "p")), tmp_path / "shared"
+    names = [[file.name for file in fill(describer, pictures, shared, {}, 8, rank, 2)] for rank in (0, 1)]
+    assert names == [["pool_00000.npz", "pool_00002.npz"], ["pool_00001.npz"]]
+    mute = type("Mute", (), {"image_format": "RGB"})()  # nothing is left to ask
+    pool, whole = describe(mute, pictures, shared, {}), describe(describer, pictures, tmp_path / "alone", {})
+    assert pool.names == whole.names and np.array_equal(pool.features, whole.features)
+
+
 def test_reasons_a_list_and_the_way_back(tmp_path: Path) -> None:
     pool = made(domain=np.array([0.0, 2.0, 0.0, 0.0, 0.0, 0.0]))
     rows = rows_of(pool, Choice([1, 5], np.arange(6)), np.array([0]), ["road", "car", "sky"])
@@ -267,6 +280,10 @@ def test_the_command_from_a_folder_to_a_list_and_back(tmp_path: Path, capsys: py
     assert select(2) == 1  # one is broken
     assert "left out: 5" in capsys.readouterr().out
     first = (tmp_path / "out" / "selected.txt").read_text().split()
+    (alone,) = (np.load(file) for file in (tmp_path / "out" / "pool").glob("*.npz"))
+    select(2, "--output", str(tmp_path / "two"), "--num-gpus", "2")
+    (both,) = (np.load(file) for file in (tmp_path / "two" / "pool").glob("*.npz"))
+    assert np.allclose(alone["features"], both["features"], atol=1e-5)
     labelled = tmp_path / "labelled.txt"
     labelled.write_text("\n".join(first))
     select(3, "--labelled", str(labelled), "--strategy", "kcenter")

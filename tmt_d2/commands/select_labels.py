@@ -31,12 +31,13 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+from detectron2.utils import comm
 
 from tmt_d2.cli import log_to_screen, parse, run
 from tmt_d2.deployment.predictor import Predictor, load_model
 from tmt_d2.deployment.streaming import VIDEOS, check_apart, find_pictures
 from tmt_d2.errors import UserError
-from tmt_d2.experiments.selection.pool import Describer, describe
+from tmt_d2.experiments.selection.pool import Describer, describe, fill
 from tmt_d2.experiments.selection.prelabels import FOLDER, MASKS, SEGMENTATIONS, begin, check_free, write_prelabels
 from tmt_d2.experiments.selection.proposal import (
     LIST,
@@ -51,6 +52,7 @@ from tmt_d2.experiments.selection.proposal import (
 from tmt_d2.experiments.selection.regions import UncertainRegions
 from tmt_d2.experiments.selection.strategies import AUTO, STRATEGIES
 from tmt_d2.experiments.selection.strategies.interface import Choice, Question
+from tmt_d2.processes.launch import launch
 
 
 def parser():
@@ -70,14 +72,40 @@ def parser():
     add("--regions", type=float, default=1.0, metavar="SHARE", help="pre-label only so much, the least certain regions")
     add("--regions-across", action="store_true", help="those of all proposed pictures compete for that share of them")
     add("--batch-size", type=int, default=8, metavar="N", help="pictures of one size that share a pass, at most")
+    add("--num-gpus", type=int, default=1, help="processes that ask the model, each on a GPU; 256 pictures at a time")
     add("opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides")
     return arguments
+
+
+def question_of(args):
+    """The config, and the arguments of ``describe``."""
+    cfg, model = load_model(args.config_file, args.weights, args.opts)
+    pictures = find_pictures(args.target)
+    if Path(args.target).suffix.lower() in VIDEOS:
+        raise UserError(f"--target {args.target} is a video: extract its frames, only files can be labelled")
+    describer = Describer(
+        model,
+        min_size=cfg.INPUT.MIN_SIZE_TEST,
+        max_size=cfg.INPUT.MAX_SIZE_TEST,
+        image_format=cfg.INPUT.FORMAT,
+    )
+    weights = Path(cfg.MODEL.WEIGHTS)
+    identity = {"weights": str(weights), "changed": weights.stat().st_mtime_ns if weights.is_file() else 0}
+    identity |= {key: cfg.INPUT[key] for key in ("MIN_SIZE_TEST", "MAX_SIZE_TEST", "FORMAT")}
+    asked = {"describer": describer, "pictures": pictures, "folder": args.output / "pool", "identity": identity}
+    return cfg, asked | {"batch": args.batch_size}
+
+
+def fill_share(args):
+    """What one of several processes does."""
+    _, asked = question_of(args)
+    fill(**asked, rank=comm.get_rank(), processes=comm.get_world_size())
 
 
 def main(arguments=None):
     args = parse(parser(), arguments)
     log_to_screen()
-    for name in ("budget", "batch_size"):
+    for name in ("budget", "batch_size", "num_gpus"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be at least 1")
     if not 0 <= args.confidence < 1:
@@ -93,20 +121,10 @@ def main(arguments=None):
         raise UserError("--confidence and --regions say what --prelabels writes: add it")
     if args.confidence and args.regions < 1:
         raise UserError("--confidence and --regions both leave pixels out, which nobody could tell apart: take one")
-    cfg, model = load_model(args.config_file, args.weights, args.opts)
-    pictures = find_pictures(args.target)
-    if Path(args.target).suffix.lower() in VIDEOS:
-        raise UserError(f"--target {args.target} is a video: extract its frames, only files can be labelled")
-    describer = Describer(
-        model,
-        min_size=cfg.INPUT.MIN_SIZE_TEST,
-        max_size=cfg.INPUT.MAX_SIZE_TEST,
-        image_format=cfg.INPUT.FORMAT,
-    )
-    weights = Path(cfg.MODEL.WEIGHTS)
-    identity = {"weights": str(weights), "changed": weights.stat().st_mtime_ns if weights.is_file() else 0}
-    identity |= {key: cfg.INPUT[key] for key in ("MIN_SIZE_TEST", "MAX_SIZE_TEST", "FORMAT")}
-    pool = describe(describer, pictures, args.output / "pool", identity, args.batch_size)
+    if args.num_gpus > 1:
+        launch(fill_share, args.num_gpus, args=(args,))  # what follows finds the answers
+    cfg, asked = question_of(args)
+    model, pool = asked["describer"].model, describe(**asked)
     for name, reason in pool.broken.items():
         print(f"left out: {name}: {reason}")
 
@@ -116,9 +134,9 @@ def main(arguments=None):
     strategy = AUTO if args.strategy == "auto" else args.strategy
     choice = STRATEGIES[strategy](Question(pool, args.budget, labelled, np.random.default_rng(args.seed)))
     if args.prelabels:
-        asked = {"--confidence": args.confidence, "--regions": args.regions, "--regions-across": args.regions_across}
-        asked |= {"TEST": cfg.TEST.dump(), "MODEL.TMT": cfg.MODEL.TMT.dump()}
-        begin(args.output, asked | {"pictures": [pool.names[index] for index in choice.indices]})
+        options = {"--confidence": args.confidence, "--regions": args.regions, "--regions-across": args.regions_across}
+        options |= {"TEST": cfg.TEST.dump(), "MODEL.TMT": cfg.MODEL.TMT.dump()}
+        begin(args.output, options | {"pictures": [pool.names[index] for index in choice.indices]})
     predictor, parts = Predictor.of_model(cfg, model), None
     if args.regions < 1:
         tmt = cfg.MODEL.TMT

@@ -97,30 +97,16 @@ class Describer:
 
 
 def describe(describer: Describer, pictures: Pictures, folder: Path, identity: dict[str, Any], batch: int = 8) -> Pool:
-    """The rows of all pictures, ``PART`` by ``PART`` in files of ``folder``; the same call again goes on.
-
-    Args:
-        identity: what the rows depend on, such as the weights. batch: pictures of one size that share a pass, at most.
+    """The rows of all pictures, made as by ``fill`` where they are not in ``folder`` yet.
 
     Raises:
-        UserError: ``folder`` holds the rows of other pictures or of another model, or no picture can be read.
+        UserError: as ``fill``, or no picture can be read.
     """
-    stamp = identity | {"pictures": _digest(pictures)}
-    path = folder / "pool.json"
-    if path.is_file() and json.loads(path.read_text()) != stamp:
-        raise UserError(f"{folder} holds what another model said, or of other pictures: choose another --output")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, stamp)
+    written = fill(describer, pictures, folder, identity, batch)
     parts = []
-    with tqdm(total=pictures.count or None, unit="picture", desc=pictures.place) as progress:
-        for number, part in enumerate(_parts(pictures)):
-            file = folder / f"pool_{number:05d}.npz"
-            if not file.is_file():
-                with atomic_write(file) as stream:
-                    np.savez(stream, **_rows(describer, part, batch))  # type: ignore[arg-type]
-            with np.load(file, allow_pickle=False) as content:
-                parts.append({key: content[key] for key in content.files})
-            progress.update(len(part))
+    for file in written:
+        with np.load(file, allow_pickle=False) as content:
+            parts.append({key: content[key] for key in content.files})
     broken = {str(name): str(why) for part in parts for name, why in zip(part["broken"], part["reasons"])}
     parts = [part for part in parts if len(part["names"])]
     if not parts:
@@ -128,6 +114,46 @@ def describe(describer: Describer, pictures: Pictures, folder: Path, identity: d
     arrays = {key: np.concatenate([part[key] for part in parts]) for key in ROWS}
     names, files = ([str(name) for part in parts for name in part[key]] for key in ("names", "files"))
     return Pool(names, files, **arrays, broken=broken)
+
+
+def fill(
+    describer: Describer,
+    pictures: Pictures,
+    folder: Path,
+    identity: dict[str, Any],
+    batch: int = 8,
+    rank: int = 0,
+    processes: int = 1,
+) -> list[Path]:
+    """Write the rows of the pictures, ``PART`` by ``PART`` in files of ``folder``; the same call again goes on.
+
+    Args:
+        identity: what the rows depend on, such as the weights. batch: pictures of one size that share a pass, at most.
+        rank, processes: which files are this process's, number ``rank`` of so many.
+
+    Returns:
+        its files.
+
+    Raises:
+        UserError: ``folder`` holds the rows of other pictures or of another model.
+    """
+    stamp = identity | {"pictures": _digest(pictures)}
+    path = folder / "pool.json"
+    if path.is_file() and json.loads(path.read_text()) != stamp:
+        raise UserError(f"{folder} holds what another model said, or of other pictures: choose another --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, stamp)
+    files = []
+    with tqdm(total=pictures.count or None, unit="picture", desc=pictures.place, disable=rank > 0) as progress:
+        for number, part in enumerate(_parts(pictures)):
+            if number % processes == rank:
+                file = folder / f"pool_{number:05d}.npz"
+                if not file.is_file():
+                    with atomic_write(file) as stream:
+                        np.savez(stream, **_rows(describer, part, batch))  # type: ignore[arg-type]
+                files.append(file)
+            progress.update(len(part))
+    return files
 
 
 def _rows(describer: Describer, pictures: Sequence[Picture], batch: int) -> dict[str, np.ndarray]:

@@ -92,6 +92,8 @@ def test_lists_beside_random_draws(tmp_path: Path) -> None:
     assert (kmeans.mean, kmeans.low, kmeans.high) == pytest.approx((4.5, 4.5 - half, 4.5 + half), abs=1e-3)
     half = 12.706 * 0.25  # two seeds, +0.8 and +0.3: mean 0.55, one degree of freedom
     assert (clue.mean, clue.low, clue.high) == pytest.approx((0.55, 0.55 - half, 0.55 + half), abs=1e-2)
+    tabs = [label for label, _ in results_table(view).values["panes"] if "(" in label]
+    assert tabs == ["mIoU, 4 labels (clue)", "mIoU, 4 labels (kmeans)"]  # of draws there are the other metrics, too
     page = write_report(tmp_path).read_text()
     assert "Chosen labels" in page and "at random, 3 draws" in page
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))

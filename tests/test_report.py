@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.checkout import CONFIGS
 from tests.helpers.invented_matrix import make_matrix, metrics, record, three_domains
+from tmt_d2 import setup_cfg
 from tmt_d2.commands import report
 from tmt_d2.experiments.records import ALL
 from tmt_d2.experiments.report.charts import Chart, HeatTable, Point, Series
@@ -23,12 +25,15 @@ from tmt_d2.experiments.report.paper import paper_miou
 from tmt_d2.experiments.report.results import read_results
 from tmt_d2.experiments.report.sections import Cell
 from tmt_d2.experiments.report.sections.comparison import results_table
+from tmt_d2.experiments.report.sections.settings import settings
 from tmt_d2.experiments.report.summary import tiles
 from tmt_d2.experiments.report.tables import latex_table
 from tmt_d2.experiments.report.view import View
 from tmt_d2.experiments.report.writing import write_report
 
 pytestmark = pytest.mark.slow
+
+RUN = {"kind": "finetune", "source": "gtav", "target": "bdd100k", "seed": 1, "method": "full", "label_fraction": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +94,20 @@ def test_page_says_what_was_found(matrix) -> None:
     assert "correlation of T with T before it" in text
     assert "0.52" in text
     assert "nan" not in re.sub(r"<style>.*?</style>|<script>.*?</script>", "", text, flags=re.S).lower().split()
+
+
+def test_single_runs_lie_on_the_bar_of_their_interval(matrix) -> None:
+    text = render_page(read_results(matrix))
+    row = text[text.index('stroke-width="6"') :]  # the bar, and what is drawn over it
+    assert row.index('class="dot"') < row.index(' mean"') < row.index("</svg>")
+
+
+def test_settings_name_the_timm_model(tmp_path: Path) -> None:
+    record(tmp_path / "full", metrics(50, np.random.default_rng(0)), **RUN)
+    config = setup_cfg(str(CONFIGS.parent / "lite0" / "full.yaml"))
+    (tmp_path / "full" / "config.yaml").write_text(config.dump())
+    (row,) = settings(View(read_results(tmp_path))).values["table"].rows
+    assert "tf_efficientnet_lite0" in [cell.text for cell in row.cells]
 
 
 def test_page_of_one_pair_and_one_seed(tmp_path) -> None:

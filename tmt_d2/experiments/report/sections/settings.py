@@ -26,6 +26,8 @@ def _row(name: str, runs: Sequence[Run]) -> Row:
     backbone = cfg["MODEL"]["BACKBONE"]["NAME"].replace("build_", "").replace("_backbone", "")
     if "resnet" in backbone:
         backbone = f"ResNet-{cfg['MODEL']['RESNETS']['DEPTH']}"
+    elif backbone == "timm":
+        backbone = cfg["MODEL"]["TIMM"]["NAME"]
     p_t = f"{cfg['MODEL']['TMT']['P_T']:g}" if cfg["MODEL"]["META_ARCHITECTURE"].startswith("Transferable") else ""
     solver = cfg["SOLVER"]
     values = [len(runs), solver["MAX_ITER"], solver["IMS_PER_BATCH"], f"{solver['BASE_LR']:g}", backbone, p_t]

@@ -17,10 +17,11 @@ from tests.helpers.checkout import CONFIGS
 from tests.helpers.invented_matrix import make_matrix, metrics, record, three_domains
 from tmt_d2 import setup_cfg
 from tmt_d2.commands import report
+from tmt_d2.data.label_spaces import SYNTHIA
 from tmt_d2.experiments.records import ALL
 from tmt_d2.experiments.report.charts import Chart, HeatTable, Point, Series
 from tmt_d2.experiments.report.document import TEMPLATES, render_page
-from tmt_d2.experiments.report.examples import Example, Thumbnail, Worst, doubts_of, told
+from tmt_d2.experiments.report.examples import Example, Thumbnail, Worst, doubts_of, legend_of, told
 from tmt_d2.experiments.report.paper import paper_miou
 from tmt_d2.experiments.report.results import read_results
 from tmt_d2.experiments.report.sections import Cell
@@ -168,6 +169,12 @@ def test_nothing_is_bold_without_an_interval(matrix: Path, tmp_path: Path) -> No
     make_matrix(tmp_path / "m", ("a", "b"), 1, {"full": 0.0, "tmt": 3.0})
     assert 'class="best"' not in render_page(read_results(tmp_path / "m"))
     assert 'class="best"' in render_page(read_results(matrix))  # a gain with its interval above 0
+
+
+def test_the_legend_of_examples_names_what_occurs() -> None:
+    legend = legend_of(SYNTHIA)
+    assert len(legend) == 16 and legend[0] == ("road", "rgb(128, 64, 128)")
+    assert {"road", "terrain", "truck", "train"} - {name for name, _ in legend} == {"terrain", "truck", "train"}
 
 
 def test_worst_pictures_stand_in_their_sheets() -> None:

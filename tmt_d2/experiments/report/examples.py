@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tmt_d2.config import setup_cfg
-from tmt_d2.data.label_spaces import IGNORE
+from tmt_d2.data.label_spaces import IGNORE, LabelSpace
 from tmt_d2.data.reader import read_pair
 from tmt_d2.data.registration import labelled_records
 from tmt_d2.evaluation.semantic import labels_at_size
@@ -73,9 +73,16 @@ def examples(results: Results, images: int, labels: Labels) -> list[Example]:
         for record in labelled_records(names)[:images]:
             new = _views(loaded, record, run.method or "source model")
             views.setdefault(record["file_name"], {}).update({key: data_uri(view) for key, view in new.items()})
-    classes = loaded.model.class_list
-    keys = [(name, f"rgb{tuple(map(int, colour))}") for name, colour in zip(classes.names, classes.colors)]
+    keys = legend_of(label_space_for(loaded.model, names[0]))
     return [Example(f"{pair[0]} → {pair[1]}, seed {seed}: {Path(file).name}", views[file], keys) for file in views]
+
+
+def legend_of(space: LabelSpace) -> list[tuple[str, str]]:
+    """Names and colours of the classes that occur."""
+    named = enumerate(zip(space.classes.names, space.classes.colors))
+    return [
+        (name, f"rgb{tuple(map(int, colour))}") for index, (name, colour) in named if index not in space.never_occurs
+    ]
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import sys
@@ -26,6 +27,7 @@ from tmt_d2.experiments.report.paper import paper_miou
 from tmt_d2.experiments.report.results import read_results
 from tmt_d2.experiments.report.sections import Cell
 from tmt_d2.experiments.report.sections.comparison import results_table
+from tmt_d2.experiments.report.sections.curves import training
 from tmt_d2.experiments.report.sections.settings import settings
 from tmt_d2.experiments.report.summary import tiles
 from tmt_d2.experiments.report.tables import latex_table
@@ -163,6 +165,19 @@ def test_too_few_records_make_no_curve(tmp_path: Path) -> None:
     text = render_page(read_results(tmp_path / "m"))
     assert "Too few records for a curve: tmt, a → b; tmt, b → a." in text
     assert 'id="curves"' in text and "#e07b24" in text
+
+
+def test_losses_are_compared_by_the_terms_that_all_methods_have(tmp_path: Path) -> None:
+    """Pseudo-labels are one term more, and not in every line: the warm-up has none."""
+    make_matrix(tmp_path, ("a", "b"), 1, {"full": 0.0, "tmt": 1.0})
+    for method in ("full", "tmt"):
+        lines = [{"iteration": i, "loss_ce": 3.0 - i, "loss_mask": 1.0, "total_loss": 9.0} for i in range(3)]
+        if method == "tmt":
+            lines[2]["loss_pseudo"] = 5.0
+        for file in tmp_path.glob(f"finetune/*/{method}/*/*/metrics.json"):
+            file.write_text("\n".join(map(json.dumps, lines)))
+    for _, chart in training(View(read_results(tmp_path))).values["parts"]:
+        assert [[point.y for point in series.points] for series in chart.series] == [[4.0, 3.0, 2.0]] * 2
 
 
 def test_nothing_is_bold_without_an_interval(matrix: Path, tmp_path: Path) -> None:

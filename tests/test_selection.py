@@ -284,6 +284,8 @@ def test_the_command_from_a_folder_to_a_list_and_back(tmp_path: Path, capsys: py
     select(2, "--output", str(tmp_path / "two"), "--num-gpus", "2")
     (both,) = (np.load(file) for file in (tmp_path / "two" / "pool").glob("*.npz"))
     assert np.allclose(alone["features"], both["features"], atol=1e-5)
+    with pytest.raises(FileNotFoundError):  # here, not in each of the processes
+        select(2, "--output", str(tmp_path / "three"), "--num-gpus", "2", "--weights", str(tmp_path / "missing.pth"))
     labelled = tmp_path / "labelled.txt"
     labelled.write_text("\n".join(first))
     select(3, "--labelled", str(labelled), "--strategy", "kcenter")

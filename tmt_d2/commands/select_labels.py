@@ -121,9 +121,9 @@ def main(arguments=None):
         raise UserError("--confidence and --regions say what --prelabels writes: add it")
     if args.confidence and args.regions < 1:
         raise UserError("--confidence and --regions both leave pixels out, which nobody could tell apart: take one")
+    cfg, asked = question_of(args)
     if args.num_gpus > 1:
         launch(fill_share, args.num_gpus, args=(args,))  # what follows finds the answers
-    cfg, asked = question_of(args)
     model, pool = asked["describer"].model, describe(**asked)
     for name, reason in pool.broken.items():
         print(f"left out: {name}: {reason}")

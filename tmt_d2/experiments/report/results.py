@@ -127,10 +127,8 @@ def setting(run: Run, key: str) -> Any:
     return node
 
 
-def curve(run: Run, metric: str) -> list[tuple[int, float]]:
-    """(iteration, value) of the run's training log."""
+def log_of(run: Run) -> list[dict[str, Any]]:
+    """The lines of the run's training log that have a loss."""
     path = run.folder / "metrics.json"
-    if not path.is_file():
-        return []
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [(line["iteration"], line[metric]) for line in lines if line.get(metric) is not None]
+    lines = map(json.loads, path.read_text().splitlines()) if path.is_file() else ()
+    return [line for line in lines if line.get("total_loss") is not None]

@@ -9,7 +9,7 @@ import numpy as np
 
 from tmt_d2.experiments.records import Labels
 from tmt_d2.experiments.report.charts import Chart, Point, Series
-from tmt_d2.experiments.report.results import Pair, curve, setting
+from tmt_d2.experiments.report.results import Pair, log_of, setting
 from tmt_d2.experiments.report.sections import Section
 from tmt_d2.experiments.report.statistics import spread
 from tmt_d2.experiments.report.view import MIOU, View
@@ -67,22 +67,29 @@ def _places(amounts: Sequence[Labels]) -> dict[Labels, float]:
 def training(view: View) -> Section:
     parts, few = [], []
     for pair in view.pairs:
+        logs = {method: [log_of(run) for run in view.runs(method) if run.pair == pair] for method in view.methods}
+        logs = {method: each for method, each in logs.items() if each and all(each)}
+        terms = shared_terms([line for each in logs.values() for log in each for line in log])
         series = []
-        for method in view.methods:
-            lines = [curve(run, "total_loss") for run in view.runs(method) if run.pair == pair]
-            if lines and all(lines):
-                points = [
-                    Point(each[0][0], float(np.mean([value for _, value in each])))
-                    for each in zip(*lines)  # as far as the shortest goes
-                ]
-                if len(points) < FEWEST:
-                    few.append(f"{method}, {' → '.join(pair)}")
-                    continue
-                series.append(Series(method, view.colours[method], points))
+        for method, each in logs.items():
+            points = [
+                Point(lines[0]["iteration"], float(np.mean([sum(line[term] for term in terms) for line in lines])))
+                for lines in zip(*each)  # as far as the shortest goes
+            ]
+            if len(points) < FEWEST:
+                few.append(f"{method}, {' → '.join(pair)}")
+                continue
+            series.append(Series(method, view.colours[method], points))
         if series:
             parts.append((" → ".join(pair), Chart(series, "iteration", "loss", kind="small")))
     keys = [(method, view.colours[method]) for method in view.methods]
     return Section("curves", "Training", {"keys": keys, "parts": parts, "few": few} if parts or few else {})
+
+
+def shared_terms(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The loss terms that every line of the logs has, so that methods with terms of their own can be compared."""
+    names = set.intersection(*({*line} for line in lines)) if lines else set()
+    return sorted(name for name in names if name.startswith("loss_")) or ["total_loss"]
 
 
 def _series(view: View, values: _Values, place: Mapping[Any, float]) -> list[Series]:

@@ -9,6 +9,7 @@ import torch
 
 from tmt_d2.data.label_spaces import CLASSES
 from tmt_d2.methods.self_training.pseudo_labels import (
+    NEVER,
     Statistics,
     Trust,
     labels_and_confidence,
@@ -40,14 +41,14 @@ def test_labels_and_confidence_are_those_of_the_enlarged_map() -> None:
 
 def test_confident_pixels_by_hand() -> None:
     labels, confidence = torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0.5, 0.9, 0.5, 0.7]])
-    quantiles = torch.tensor([0.8, 0.6])
+    thresholds = torch.tensor([0.8, 0.6])
 
     def confident(**settings: float) -> list[int]:
-        return Trust(**settings).confident(labels, confidence, quantiles)[0].int().tolist()
+        return Trust(**settings).confident(labels, confidence, thresholds)[0].int().tolist()
 
     assert confident() == [1, 1, 1, 1]
     assert confident(threshold=0.7) == [0, 1, 0, 1]
-    assert confident(quantile=0.3) == [0, 1, 0, 1]
+    assert confident(quantile=0.3) == confident(precision=0.9) == [0, 1, 0, 1]
     assert confident(quantile=0.3, threshold=0.95) == [0, 1, 0, 1]  # the lower one of each class
     assert confident(quantile=0.3, threshold=0.5) == [1, 1, 1, 1]
 
@@ -77,9 +78,9 @@ def test_quantiles_are_of_each_class_and_take_effect_after_the_step() -> None:
     statistics = Statistics(3, quantile=0.5)
     confidence = torch.tensor([[0.2, 0.4, 0.6, 0.8, 0.9], [0.1, 0.1, 0.1, 0.3, 1.0]])
     statistics.note(torch.tensor([[0] * 5, [1] * 5]), confidence)
-    assert statistics.quantiles().tolist() == [0, 0, 0]
+    assert statistics.thresholds().tolist() == [0, 0, 0]
     statistics.after_step()
-    assert statistics.quantiles().tolist() == pytest.approx([0.6, 0.1, 0])  # to a bin of 1 / 200
+    assert statistics.thresholds().tolist() == pytest.approx([0.6, 0.1, 0])  # to a bin of 1 / 200
     split = Statistics(3, quantile=0.5)
     for label in (0, 1):  # two micro-batches
         split.note(torch.full((5,), label), confidence[label])
@@ -88,7 +89,23 @@ def test_quantiles_are_of_each_class_and_take_effect_after_the_step() -> None:
     for _ in range(600):  # what was said long ago is forgotten
         statistics.note(torch.tensor([0]), torch.tensor([0.333]))
         statistics.after_step()
-    assert statistics.quantiles()[0] == pytest.approx(0.33)
+    assert statistics.thresholds()[0] == pytest.approx(0.33)
+
+
+def test_precision_by_hand() -> None:
+    """Class 0 is right on 3 of 4 pixels from 0.301 on and on 2 of 2 from 0.601 on; 1 never; nobody has judged 2."""
+    statistics = Statistics(3, precision=0.75)
+    assert statistics.thresholds().tolist() == [0, 0, 0]
+    labels = torch.tensor([[0, 0, 0, 0, 0, 1, 0]])
+    truth = torch.tensor([[1, 0, 2, 0, 0, 0, 255]], dtype=torch.uint8)
+    confidence = torch.tensor([[0.201, 0.301, 0.501, 0.601, 0.801, 0.999, 0.001]])
+    for part in (slice(0, 3), slice(3, 7)):  # two micro-batches
+        statistics.judge(labels[:, part], confidence[:, part], truth[:, part])
+    assert statistics.thresholds().tolist() == [0, 0, 0]
+    statistics.after_step()
+    assert statistics.thresholds().tolist() == pytest.approx([0.205, NEVER, 0])  # a bin above the wrong one
+    statistics.precision = 0.8
+    assert statistics.thresholds().tolist() == pytest.approx([0.505, NEVER, 0])  # above the next
 
 
 @pytest.mark.parametrize(("road", "labelled", "expected"), [(19, 10, True), (14, 10, False), (19, 18, False)])

@@ -186,9 +186,12 @@ def add_tmt_config(cfg: CfgNode) -> None:
     training.WARM_UP = 0.0  # share of SOLVER.MAX_ITER in which only labels teach, and the teacher follows them
     training.WEIGHT = 1.0  # of the loss on pseudo-labels
     # The teacher is confident of a pixel from this probability on (the marginal over the queries, divided by its sum
-    # over the classes), or from the quantile of this order among the pixels of its class; with both, the lower counts.
+    # over the classes), or from the quantile of this order among the pixels of its class; or from where it has been
+    # right on the share PRECISION of the pixels that it said to be of this class in labelled pictures of the target
+    # (it looks at a quarter of those). With THRESHOLD and one of the other two the lower counts.
     training.THRESHOLD = 0.0
     training.QUANTILE = 0.0
+    training.PRECISION = 0.0
     training.IGNORE_UNCONFIDENT = False  # the other pixels are ignored, as with IGNORED_PIXELS "ignore"
     # The mask and dice losses of a mask are weighted by the mean over its pixels of: "nothing", 1 each; "confident", 1
     # or 0; "picture", the share of the picture's pixels that are confident; "T" or "1-T" (tmt-self-training), twice the

@@ -71,8 +71,8 @@ def check_cfg(cfg: CfgNode) -> None:
     training = transfer.SELF_TRAINING
     _check_choice("TRANSFER.SELF_TRAINING.MIX", training.MIX, MIXES)
     _check_choice("TRANSFER.SELF_TRAINING.WEIGHT_BY", training.WEIGHT_BY, PSEUDO_WEIGHTS)
-    shares = ("EMA", "BURN_IN", "WARM_UP", "COLOUR", "BLUR", "THRESHOLD", "QUANTILE", "MASK_RATIO", "MASK_BLOCK")
-    for key in (*shares, "FDA_BETA", "RARE_CLASS_AREA"):
+    shares = ("EMA", "BURN_IN", "WARM_UP", "COLOUR", "BLUR", "THRESHOLD", "QUANTILE", "PRECISION", "MASK_RATIO")
+    for key in (*shares, "MASK_BLOCK", "FDA_BETA", "RARE_CLASS_AREA"):
         if not 0 <= training[key] <= 1:
             raise UserError(f"TRANSFER.SELF_TRAINING.{key} is {training[key]}: it must be in [0, 1]")
     for key in ("WEIGHT", "COLOUR_STRENGTH", "MASKED_WEIGHT", "RARE_CLASSES", "FEATURE_DISTANCE"):

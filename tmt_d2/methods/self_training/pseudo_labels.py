@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 BY_T = ("T", "1-T")
 BINS = 200  # of a confidence between 0 and 1
+NEVER = 2.0  # a confidence that no pixel reaches
 MEMORY = 0.99  # of the counts after a step
 STEPS_BETWEEN_LOOKS = 20
 SUSPICIOUS = 0.5  # share of what a class does not have among the labels that it must have won to be a collapse
@@ -52,8 +53,8 @@ def labels_and_confidence(probabilities: Tensor, size: tuple[int, int]) -> Itera
 class Trust:
     """What of the pseudo-labels counts, and how much.
 
-    threshold, quantile: a pixel is confident if its probability is at least the one, or at least the quantile of this
-        order among the pixels of its class; 0: none of this kind. Without both, every pixel is confident.
+    threshold: a pixel is confident if its probability is at least this. quantile, precision: or if it is at least what
+        ``Statistics.thresholds`` has for its class. 0: none of this kind; without all, every pixel is confident.
     ignores: pixels that are not confident are ignored.
     weighs: masks by the mean of their pixels' weights: "nothing"; "confident": 1 where confident, else 0; "picture": of
         all pixels of a picture the share that is confident (DAFormer, arXiv 2111.14887); "T" or "1-T": see
@@ -64,6 +65,7 @@ class Trust:
 
     threshold: float = 0.0
     quantile: float = 0.0
+    precision: float = 0.0
     ignores: bool = False
     weighs: str = "nothing"
     no_object: bool = False
@@ -72,11 +74,11 @@ class Trust:
     def is_blind(self) -> bool:
         return not (self.ignores or self.no_object or self.weighs != "nothing")
 
-    def confident(self, labels: Tensor, confidence: Tensor, quantiles: Tensor) -> Tensor:
-        """(H, W) bool. quantiles: (N,), of each class."""
-        least = torch.full_like(quantiles, self.threshold)
-        if self.quantile:
-            least = torch.minimum(quantiles, least) if self.threshold else quantiles
+    def confident(self, labels: Tensor, confidence: Tensor, thresholds: Tensor) -> Tensor:
+        """(H, W) bool. thresholds: (N,), of each class."""
+        least = torch.full_like(thresholds, self.threshold)
+        if self.quantile or self.precision:
+            least = torch.minimum(thresholds, least) if self.threshold else thresholds
         return confidence >= least[labels]
 
     def entries(self, labels: Tensor, confident: Tensor, weights: Tensor) -> dict[str, Any]:
@@ -126,7 +128,8 @@ def mask_weights(labels: Tensor, weights: Tensor) -> Tensor:
 
 
 class Statistics(nn.Module):
-    """Which classes and with what confidence the teacher has said lately, beside the classes of labels.
+    """Which classes and with what confidence the teacher has said lately, beside the classes of labels, and how often
+    it was right where there is a label.
 
     Counts of a step are added up over micro-batches and processes and take effect after it, so that they do not depend
     on how the step is shared.
@@ -134,38 +137,62 @@ class Statistics(nn.Module):
 
     said: Tensor
     labelled: Tensor
+    judged: Tensor
     _said_now: Tensor
     _labelled_now: Tensor
+    _judged_now: Tensor
 
-    def __init__(self, classes: int, quantile: float = 0.0, names: Sequence[str] = ()):
-        """names: of the classes, for messages."""
+    def __init__(self, classes: int, quantile: float = 0.0, precision: float = 0.0, names: Sequence[str] = ()):
+        """quantile, precision: what ``thresholds`` are of, one of them. names: of the classes, for messages."""
         super().__init__()
         self.names = names if len(names) == classes else [f"class {index}" for index in range(classes)]
-        self.quantile, self.steps, self.has_warned = quantile, 0, False
+        self.quantile, self.precision, self.steps, self.has_warned = quantile, precision, 0, False
         self.register_buffer("said", torch.zeros(classes, BINS, dtype=torch.float64))
         self.register_buffer("labelled", torch.zeros(classes, dtype=torch.float64))
+        self.register_buffer("judged", torch.zeros(2, classes, BINS, dtype=torch.float64))  # wrong, right
         self.register_buffer("_said_now", torch.zeros_like(self.said), persistent=False)
         self.register_buffer("_labelled_now", torch.zeros_like(self.labelled), persistent=False)
+        self.register_buffer("_judged_now", torch.zeros_like(self.judged), persistent=False)
 
     def note(self, labels: Tensor, confidence: Tensor) -> None:
         """Of one picture, (H, W) each."""
+        self._said_now += self._counts(labels, confidence)
+
+    def judge(self, labels: Tensor, confidence: Tensor, truth: Tensor) -> None:
+        """What the teacher says of one labelled picture, (H, W) each; truth: train ids."""
+        truth = truth.to(labels.device)
+        for right in (0, 1):
+            these = (truth != IGNORE) & ((truth == labels) == bool(right))
+            self._judged_now[right] += self._counts(labels[these], confidence[these])
+
+    def _counts(self, labels: Tensor, confidence: Tensor) -> Tensor:
+        """(N, BINS)."""
         bins = (confidence * BINS).long().clamp(max=BINS - 1)
-        counts = torch.bincount((labels * BINS + bins).flatten(), minlength=self.said.numel())
-        self._said_now += counts.view_as(self.said)
+        return torch.bincount((labels * BINS + bins).flatten(), minlength=self.said.numel()).view_as(self.said)
 
     def note_label(self, sem_seg: Tensor) -> None:
         """Of one picture, train ids."""
         counts = torch.bincount(sem_seg.flatten().int(), minlength=IGNORE + 1)
         self._labelled_now += counts[: len(self.labelled)].to(self.labelled.device)
 
-    def quantiles(self) -> Tensor:
-        """(N,): the confidence that a share ``quantile`` of a class's pixels does not reach; 0 of an unseen class."""
-        below = self.said.cumsum(1)
-        wanted = self.quantile * below[:, -1:]
-        return (below < wanted).sum(1) / BINS
+    def thresholds(self) -> Tensor:
+        """(N,), of a class of which nothing is known 0.
+
+        The confidence that a share ``quantile`` of a class's pixels does not reach. With ``precision`` the lowest from
+        which on so many of the pixels that the teacher says to be of the class are; above 1 where there is none.
+        """
+        if not self.precision:
+            below = self.said.cumsum(1)
+            return (below < self.quantile * below[:, -1:]).sum(1) / BINS
+        wrong, right = self.judged.flip(-1).cumsum(-1).flip(-1)  # from a confidence on
+        some = wrong + right > 0
+        enough = some & (right >= self.precision * (wrong + right))
+        least = torch.where(enough.any(1), enough.int().argmax(1) / BINS, NEVER)
+        return least.where(some[:, 0], 0.0)
 
     def after_step(self) -> None:
-        for counts, now in ((self.said, self._said_now), (self.labelled, self._labelled_now)):
+        for name in ("said", "labelled", "judged"):
+            counts, now = self.get_buffer(name), self.get_buffer(f"_{name}_now")
             if comm.get_world_size() > 1:
                 torch.distributed.all_reduce(now)
             counts.mul_(MEMORY).add_(now)
@@ -186,7 +213,7 @@ class Statistics(nn.Module):
             self.has_warned = True
             logger.warning(
                 "collapse? %.0f %% of the pseudo-labels are %s, of the labels %.0f %%: the teacher may only agree with "
-                "itself; try TRANSFER.SELF_TRAINING.QUANTILE, WEIGHT or another BURN_IN",
+                "itself; try TRANSFER.SELF_TRAINING.PRECISION, WEIGHT or another BURN_IN",
                 100 * shares[worst],
                 self.names[worst],
                 100 * usual[worst],

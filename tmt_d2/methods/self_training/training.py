@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from tmt_d2.data.loaders import SOURCE_DOMAIN
@@ -33,7 +34,7 @@ from tmt_d2.methods.self_training.pseudo_labels import (
 )
 from tmt_d2.methods.self_training.teacher import MovingAverage
 from tmt_d2.methods.self_training.views import MaskedView, StrongView
-from tmt_d2.modeling.mask_former import MaskFormer
+from tmt_d2.modeling.mask_former import MaskFormer, Pass
 from tmt_d2.modeling.mask_logits import DecoderOutputs, MaskLogits, QueryOutputs
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.randomness import derived_seed, seeded
@@ -44,6 +45,7 @@ Record = dict[str, Any]
 FOUNDATION_MODELS = ("dinov2", "dinov3", "clip", "siglip", "eva", "mae")  # in timm's names
 STUDENT = "student"
 MASKED = "masked_view"
+ONE_IN = 4  # labelled pictures is looked at by the teacher for its precision
 VIEW_STREAM, MIX_STREAM, MASK_STREAM = 1, 2, 3  # of the draws for one sample
 
 
@@ -87,7 +89,7 @@ class SelfTraining(MethodTraining):
         """
         super().__init__()
         self.teacher = model
-        self.statistics = Statistics(model.sem_seg_head.num_classes, trust.quantile, class_names)
+        self.statistics = Statistics(model.sem_seg_head.num_classes, trust.quantile, trust.precision, class_names)
         self.progress = nn.ModuleDict(
             {STUDENT: copy.deepcopy(model), "average": MovingAverage(momentum, burn_in), "statistics": self.statistics}
         )
@@ -177,21 +179,20 @@ class SelfTraining(MethodTraining):
             if self.beta and donor.get("domain") == SOURCE_DOMAIN:
                 style = neighbour(place, donor["seed"], pictures, len(donors))["image"].to(self.teacher.device)
                 donor["image"] = in_style_of(donor["image"].to(style.device), style, self.beta)
-        teacher, quantiles = self.teacher, self.statistics.quantiles()
-        images = teacher.preprocess(pictures)
-        passed = teacher.run(images, pictures)
-        probabilities = marginals(passed.outputs)
+        teacher, thresholds = self.teacher, self.statistics.thresholds()
+        if self.trust.precision:
+            self._judge([donor for donor in donors if donor.get("domain") != SOURCE_DOMAIN])
+        images, passed, said = self._ask(pictures)
         padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
         ranks: Sequence[Tensor | None] = [None] * len(pictures)
         if self.trust.asks_t:
             assert isinstance(teacher, TransferableMaskFormer)
             ranks = transferability_ranks(teacher.estimate(images, passed.inputs), padded_size).unbind()
-        labels = labels_and_confidence(probabilities, padded_size)
-        for place, (record, (height, width), said) in enumerate(zip(pictures, images.image_sizes, labels)):
-            label, confidence = (values[:height, :width] for values in said)
+        for place, (record, (label, confidence)) in enumerate(zip(pictures, said)):
             self.statistics.note(label, confidence)
-            confident = self.trust.confident(label, confidence, quantiles)
+            confident = self.trust.confident(label, confidence, thresholds)
             rank = ranks[place]
+            height, width = label.shape
             weights = self.trust.weights(confident, None if rank is None else rank[:height, :width])
             label = label.to(torch.uint8)
             record["image"] = record["image"].to(teacher.device)
@@ -204,6 +205,27 @@ class SelfTraining(MethodTraining):
             record |= self.trust.entries(label, confident, weights)
             with seeded(record["seed"], VIEW_STREAM):
                 record["image"] = self.view(record["image"])
+
+    def _ask(self, records: Sequence[Record]) -> tuple[ImageList, Pass, Iterator[tuple[Tensor, Tensor]]]:
+        """The teacher's pass, and of each picture labels and confidence, (H, W) each."""
+        images = self.teacher.preprocess(records)
+        passed = self.teacher.run(images, records)
+        labels = labels_and_confidence(marginals(passed.outputs), (images.tensor.shape[-2], images.tensor.shape[-1]))
+        return (
+            images,
+            passed,
+            (
+                (label[:height, :width], confidence[:height, :width])
+                for (height, width), (label, confidence) in zip(images.image_sizes, labels)
+            ),
+        )
+
+    def _judge(self, labelled: Sequence[Record]) -> None:
+        """Compare the teacher with labels of the target, of some pictures: the same however the step is shared."""
+        records = [record for record in labelled if record["seed"] % ONE_IN == 0]
+        if records:
+            for record, (label, confidence) in zip(records, self._ask(records)[2]):
+                self.statistics.judge(label, confidence, record["sem_seg"])
 
     def _masked_view(self, record: Record) -> Record:
         assert self.masked is not None
@@ -284,6 +306,11 @@ def self_training(cfg: CfgNode, model: nn.Module) -> SelfTraining:
             f"TRANSFER.SELF_TRAINING.FDA_BETA is {keys.FDA_BETA}: it gives source pictures the style of unlabelled "
             "ones, and SOURCE or UNLABELLED is 0"
         )
+    if keys.PRECISION and (keys.QUANTILE or not keys.LABELLED):
+        why = f"QUANTILE is {keys.QUANTILE}, take one of them" if keys.QUANTILE else "LABELLED is 0: take QUANTILE"
+        raise UserError(
+            f"TRANSFER.SELF_TRAINING.PRECISION is {keys.PRECISION}, measured on labelled target pictures, and {why}"
+        )
     names = label_space_of(cfg.DATASETS.TRAIN[0]).classes.names if cfg.DATASETS.TRAIN else ()
     _check_features(cfg, names)
     assert isinstance(model, MaskFormer)
@@ -309,6 +336,7 @@ def self_training(cfg: CfgNode, model: nn.Module) -> SelfTraining:
         trust=Trust(
             keys.THRESHOLD,
             keys.QUANTILE,
+            keys.PRECISION,
             keys.IGNORE_UNCONFIDENT,
             weighs=keys.WEIGHT_BY,
             no_object=keys.SCALE_NO_OBJECT,

@@ -213,7 +213,7 @@ class Statistics(nn.Module):
             self.has_warned = True
             logger.warning(
                 "collapse? %.0f %% of the pseudo-labels are %s, of the labels %.0f %%: the teacher may only agree with "
-                "itself; try TRANSFER.SELF_TRAINING.PRECISION, WEIGHT or another BURN_IN",
+                "itself; try TRANSFER.SELF_TRAINING.QUANTILE, WEIGHT or another BURN_IN",
                 100 * shares[worst],
                 self.names[worst],
                 100 * usual[worst],

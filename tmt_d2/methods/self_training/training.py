@@ -180,7 +180,7 @@ class SelfTraining(MethodTraining):
                 style = neighbour(place, donor["seed"], pictures, len(donors))["image"].to(self.teacher.device)
                 donor["image"] = in_style_of(donor["image"].to(style.device), style, self.beta)
         teacher, thresholds = self.teacher, self.statistics.thresholds()
-        if self.trust.precision:
+        if self.trust.precision and not self.trust.is_blind:
             self._judge([donor for donor in donors if donor.get("domain") != SOURCE_DOMAIN])
         images, passed, said = self._ask(pictures)
         padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
@@ -210,15 +210,10 @@ class SelfTraining(MethodTraining):
         """The teacher's pass, and of each picture labels and confidence, (H, W) each."""
         images = self.teacher.preprocess(records)
         passed = self.teacher.run(images, records)
-        labels = labels_and_confidence(marginals(passed.outputs), (images.tensor.shape[-2], images.tensor.shape[-1]))
-        return (
-            images,
-            passed,
-            (
-                (label[:height, :width], confidence[:height, :width])
-                for (height, width), (label, confidence) in zip(images.image_sizes, labels)
-            ),
-        )
+        padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
+        said = zip(images.image_sizes, labels_and_confidence(marginals(passed.outputs), padded_size))
+        cut = ((label[:height, :width], confidence[:height, :width]) for (height, width), (label, confidence) in said)
+        return images, passed, cut
 
     def _judge(self, labelled: Sequence[Record]) -> None:
         """Compare the teacher with labels of the target, of some pictures: the same however the step is shared."""

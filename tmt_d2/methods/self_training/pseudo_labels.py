@@ -23,6 +23,7 @@ from tmt_d2.transferability.map import TransferabilityMap
 logger = logging.getLogger(__name__)
 
 BY_T = ("T", "1-T")
+BY_CONFIDENCE = ("confident", "picture")
 BINS = 200  # of a confidence between 0 and 1
 NEVER = 2.0  # a confidence that no pixel reaches
 MEMORY = 0.99  # of the counts after a step
@@ -72,7 +73,7 @@ class Trust:
 
     @property
     def is_blind(self) -> bool:
-        return not (self.ignores or self.no_object or self.weighs != "nothing")
+        return not (self.asks_confidence or self.asks_t)
 
     def confident(self, labels: Tensor, confidence: Tensor, thresholds: Tensor) -> Tensor:
         """(H, W) bool. thresholds: (N,), of each class."""
@@ -94,6 +95,10 @@ class Trust:
     @property
     def asks_t(self) -> bool:
         return self.weighs in BY_T
+
+    @property
+    def asks_confidence(self) -> bool:
+        return self.ignores or self.no_object or self.weighs in BY_CONFIDENCE
 
     def weights(self, confident: Tensor, ranks: Tensor | None = None) -> Tensor:
         """(H, W) bool -> float. ranks: (H, W) of T, where ``asks_t``."""

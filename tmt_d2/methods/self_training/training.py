@@ -180,7 +180,7 @@ class SelfTraining(MethodTraining):
                 style = neighbour(place, donor["seed"], pictures, len(donors))["image"].to(self.teacher.device)
                 donor["image"] = in_style_of(donor["image"].to(style.device), style, self.beta)
         teacher, thresholds = self.teacher, self.statistics.thresholds()
-        if self.trust.precision and not self.trust.is_blind:
+        if self.trust.precision:
             self._judge([donor for donor in donors if donor.get("domain") != SOURCE_DOMAIN])
         images, passed, said = self._ask(pictures)
         padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
@@ -306,6 +306,20 @@ def self_training(cfg: CfgNode, model: nn.Module) -> SelfTraining:
         raise UserError(
             f"TRANSFER.SELF_TRAINING.PRECISION is {keys.PRECISION}, measured on labelled target pictures, and {why}"
         )
+    trust = Trust(
+        keys.THRESHOLD,
+        keys.QUANTILE,
+        keys.PRECISION,
+        keys.IGNORE_UNCONFIDENT,
+        weighs=keys.WEIGHT_BY,
+        no_object=keys.SCALE_NO_OBJECT,
+    )
+    for key in ("THRESHOLD", "QUANTILE", "PRECISION"):
+        if keys[key] and not trust.asks_confidence:
+            raise UserError(
+                f"TRANSFER.SELF_TRAINING.{key} is {keys[key]} and nothing depends on which pixels are confident: set "
+                "IGNORE_UNCONFIDENT or SCALE_NO_OBJECT True, or WEIGHT_BY confident or picture"
+            )
     names = label_space_of(cfg.DATASETS.TRAIN[0]).classes.names if cfg.DATASETS.TRAIN else ()
     _check_features(cfg, names)
     assert isinstance(model, MaskFormer)
@@ -328,14 +342,7 @@ def self_training(cfg: CfgNode, model: nn.Module) -> SelfTraining:
         feature_weight=keys.FEATURE_DISTANCE,
         feature_weights=keys.FEATURE_WEIGHTS,
         feature_classes=[index for index, name in enumerate(names) if name in keys.FEATURE_CLASSES],
-        trust=Trust(
-            keys.THRESHOLD,
-            keys.QUANTILE,
-            keys.PRECISION,
-            keys.IGNORE_UNCONFIDENT,
-            weighs=keys.WEIGHT_BY,
-            no_object=keys.SCALE_NO_OBJECT,
-        ),
+        trust=trust,
         view=StrongView(keys.COLOUR, keys.COLOUR_STRENGTH, keys.BLUR, bgr=cfg.INPUT.FORMAT == "BGR"),
     )
 

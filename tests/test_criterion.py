@@ -113,6 +113,20 @@ def test_mask_losses_are_means_over_the_masks_of_the_batch() -> None:
     assert losses["loss_mask"].item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_fewer_masks_than_calls() -> None:
+    """One mask in four images: the mean of four calls is what one call gives."""
+    outputs, targets, seeds = make_outputs(1, B=4), make_targets([1], [], [], []), [5, 6, 7, 8]
+    whole = make_criterion()(dense(outputs), targets, None, seeds)
+
+    def one(image: int) -> dict[str, Tensor]:
+        part = {name: value[image : image + 1] for name, value in dense(outputs).items() if name != "aux_outputs"}
+        return make_criterion()(part, targets[image : image + 1], torch.tensor(0.25), seeds[image : image + 1])
+
+    parts = [one(image) for image in range(4)]
+    for name, value in whole.items():
+        torch.testing.assert_close(torch.stack([part[name] for part in parts]).mean(), value)
+
+
 def test_factored_masks_equal_dense_masks() -> None:
     outputs, targets, criterion = make_outputs(), make_targets([0, 2], [1]), make_criterion(aux=2)
     factored = seeded(criterion, outputs, targets)

@@ -96,6 +96,12 @@ def test_all_processes_evaluate_the_model_that_is_saved(
     assert json.loads((saved.parent / "evaluation.json").read_text()) == alone
 
 
+def test_there_is_one_teacher(runs: Path, two: subprocess.CompletedProcess[str]) -> None:
+    """Its normalisation statistics are those of the first process in every step, not only in checkpoints."""
+    first, second = (json.loads((runs / "two" / "teachers" / f"teacher{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second and len(first) == 3 and first[0] != first[1]
+
+
 def test_a_nan_stops_all_with_one_message(runs: Path, two: subprocess.CompletedProcess[str]) -> None:
     first, second = ((runs / "two" / f"nan{rank}.txt").read_text() for rank in (0, 1))
     assert first == second

@@ -13,7 +13,7 @@ import pytest
 
 from tests.helpers.small_runs import small_cfg
 from tmt_d2.data import loaders
-from tmt_d2.data.label_spaces import TRAIN_IDS
+from tmt_d2.data.label_spaces import TRAIN_IDS, LabelSpace
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.rare_classes import ClassChooser, RareClasses, class_pixels, class_probabilities
 from tmt_d2.data.registration import register_split
@@ -61,6 +61,36 @@ def test_pictures_have_what_fills_enough_of_a_crop(tmp_path: Path) -> None:
     smaller = rare(tmp_path, crop=(20, 20)).chooser(records)  # 0.01 of the picture is 0.04 of it
     assert [each.tolist() for each in smaller.pictures] == [[0, 1, 2], [1, 2]]
     assert rare(tmp_path, area=1.0).chooser(records[3:]) is None
+
+
+def test_sizes_are_those_of_the_mapper(tmp_path: Path) -> None:
+    """Of pictures that keep their size, and of uncropped ones: as the mapper would do it."""
+    records = make_records(tmp_path, labels())
+    kept = rare(tmp_path, crop=(20, 20), min_size=0).chooser(records)
+    assert [each.tolist() for each in kept.pictures] == [[0, 1, 2], [1, 2]]
+    whole = rare(tmp_path, crop=None, min_size=20).chooser(records)
+    assert [each.tolist() for each in whole.pictures] == [[0, 1, 2], [2]]
+
+
+def test_a_broken_label_is_named(tmp_path: Path, caplog: Any) -> None:
+    records = make_records(tmp_path, labels())
+    Path(records[1]["sem_seg_file_name"]).write_bytes(b"")
+    for _ in range(2):  # the second time the counts come from the file
+        caplog.clear()
+        chooser = rare(tmp_path).chooser(records)
+        assert [each.tolist() for each in chooser.pictures] == [[0, 2], [2]]
+        assert f"1 labels cannot be read, never drawn: {records[1]['sem_seg_file_name']}" in caplog.text
+
+
+def test_counts_are_of_what_ids_mean(tmp_path: Path) -> None:
+    records = make_records(tmp_path, labels())
+    counted = class_pixels(records, tmp_path / "counts")[0]
+    swapped = LabelSpace("swapped", {0: 13, 13: 0, 10: 10}, frozenset({255}))
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("rare_classes", "registration"):
+            patch.setattr(f"tmt_d2.data.{module}.label_space_of", lambda name: swapped)
+        anew = class_pixels(records, tmp_path / "counts")[0]
+    assert (anew[:, [0, 13]] == counted[:, [13, 0]]).all() and (anew != counted).any()
 
 
 def test_classes_are_counted_once_and_again_when_a_file_changes(tmp_path: Path, monkeypatch: Any) -> None:

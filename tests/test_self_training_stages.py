@@ -153,6 +153,10 @@ def test_a_source_of_other_classes(caplog: Any) -> None:
             r"UNLABELLED is 0.3: times SOLVER.IMS_PER_BATCH 4 it must be",
         ),
         (
+            {"TRANSFER__LABELLED": "some.txt"},
+            "TRANSFER.LABELLED some.txt and LABEL_COUNT 2 all say which pictures are labelled: set one of them",
+        ),
+        (
             {"SOLVER__ACCUMULATION_STEPS": 4},
             r"ACCUMULATION_STEPS 4 does not divide a process's 4 \+ 2 \+ 2 images of its",
         ),
@@ -161,3 +165,68 @@ def test_a_source_of_other_classes(caplog: Any) -> None:
 def test_bad_input_is_one_line(start: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run_stage(self_training_cfg(tmp_path, start, **changes))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+def test_another_methods_run_is_not_resumed(start: Path, tmp_path: Path) -> None:
+    """Neither by its config nor, where that is gone, by its checkpoint; and it can still be gone on with."""
+    changes: dict[str, Any] = {"TRANSFER__LABEL_COUNT": 2, "TRANSFER__SELF_TRAINING__BURN_IN": 0.25}
+    run_killed(small_cfg("full", tmp_path, start, **changes), 2)
+    config = (tmp_path / "config.yaml").read_text()
+    with pytest.raises(ValueError, match="holds a run of TRANSFER.METHOD full, this one is self-training: choose"):
+        run_stage(self_training_cfg(tmp_path, start), resume=True)
+    assert (tmp_path / "config.yaml").read_text() == config
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(ValueError, match=r"model_0000001.pth is of another TRANSFER.METHOD, .* choose another"):
+        run_stage(self_training_cfg(tmp_path, start), resume=True)
+    run_stage(small_cfg("full", tmp_path, start, **changes), resume=True)
+    assert (tmp_path / "config.yaml").read_text() == config
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+def test_a_refused_command_leaves_the_config_of_the_run_before(start: Path, tmp_path: Path) -> None:
+    run_stage(self_training_cfg(tmp_path, start, SOLVER__MAX_ITER=1))
+    config = (tmp_path / "config.yaml").read_text()
+    with pytest.raises(ValueError, match="THRESHOLD is 0.9 and nothing depends on which pixels"):
+        run_stage(self_training_cfg(tmp_path, start, TRANSFER__SELF_TRAINING__THRESHOLD=0.9))
+    assert (tmp_path / "config.yaml").read_text() == config
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+def test_pretrained_features_come_from_any_file_with_the_backbone(start: Path, tmp_path: Path) -> None:
+    """Of other classes, or without a head; not from one without a part of it."""
+    content = torch.load(start, weights_only=True)
+    weights = content["model"]
+    changes: dict[str, Any] = {
+        "SOLVER__MAX_ITER": 1,
+        "TRANSFER__SELF_TRAINING__SOURCE": 0.5,
+        "DATASETS__SOURCE_TRAIN": ("cityscapes_sem_seg_train",),
+        "TRANSFER__SELF_TRAINING__FEATURE_DISTANCE": 0.1,
+        "TRANSFER__SELF_TRAINING__FEATURE_CLASSES": ("road", "building", "sky"),
+    }
+
+    def run(name: str, model: dict[str, Tensor]) -> None:
+        torch.save({"model": model}, tmp_path / f"{name}.pth")
+        file = str(tmp_path / f"{name}.pth")
+        cfg = self_training_cfg(tmp_path / name, start, TRANSFER__SELF_TRAINING__FEATURE_WEIGHTS=file, **changes)
+        run_stage(cfg)
+
+    head = "sem_seg_head.predictor.class_embed"
+    run("other", weights | {f"{head}.{part}": weights[f"{head}.{part}"][:8] for part in ("weight", "bias")})
+    backbone = {name: value for name, value in weights.items() if name.startswith("backbone.")}
+    run("backbone", backbone)
+    run("control", weights | {name: 0.9 * value for name, value in backbone.items() if name.endswith("weight")})
+    distances = [lines(tmp_path / name)[0]["loss_features"] for name in ("other", "backbone", "control")]
+    assert distances[0] == distances[1] == 0 < distances[2]
+    first = min(name for name in backbone if name.endswith("weight"))
+    with pytest.raises(ValueError, match=f"SELF_TRAINING.FEATURE_WEIGHTS: .*lacking.pth is .*: {first} is not in"):
+        run("lacking", {name: value for name, value in backbone.items() if name != first})
+    with pytest.raises(ValueError, match="FEATURE_WEIGHTS: checkpoint .* is of another backbone: .* more is not"):
+        run("foreign", {"layer.weight": torch.zeros(3)})
+    warning = "backbone.pth holds no segmentation head: fine-tuning begins with a random one"
+    run_stage(self_training_cfg(tmp_path / "headless", tmp_path / "backbone.pth", SOLVER__MAX_ITER=1))
+    assert warning in (tmp_path / "headless" / "log.txt").read_text()
+    assert warning not in (tmp_path / "backbone" / "log.txt").read_text()

@@ -214,7 +214,8 @@ def add_tmt_config(cfg: CfgNode) -> None:
     training.FEATURE_CLASSES = (
         "traffic light", "traffic sign", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"
     )  # fmt: skip
-    training.FDA_BETA = 0.0  # source pictures take low frequencies' amplitudes from a target picture, up to this share
+    # Source pictures take low frequencies' amplitudes from a target picture, up to this share; after the warm-up.
+    training.FDA_BETA = 0.0
     transfer.ESTIMATOR = CfgNode()
     transfer.ESTIMATOR.TARGET_ERROR = 0.0  # a level takes no step while its running training error is below this
     transfer.ESTIMATOR.HELD_OUT = 200  # images per domain on which the proxy A-distance is measured

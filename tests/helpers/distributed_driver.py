@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from tmt_d2.evaluation.semantic import SemanticEvaluator
 from tmt_d2.methods import alignment
 from tmt_d2.methods.alignment import SCORES
 from tmt_d2.methods.estimator import DiscriminatorTraining
+from tmt_d2.methods.self_training.training import SelfTraining
 from tmt_d2.processes.launch import launch
 from tmt_d2.training.stages import run_stage
 from tmt_d2.training.step import TrainingStep
@@ -85,6 +87,21 @@ def with_statistics() -> dict[str, Any]:
     return changes(1) | {"MODEL__RESNETS__NORM": "BN", "TEST__EVAL_PERIOD": 0}
 
 
+def teachers(folder: Path, start: Path) -> None:
+    """Self-training with batch normalisation; each process writes the teacher's statistics after every step."""
+    update, seen = SelfTraining.after_update, []
+
+    def noting(self: SelfTraining) -> None:
+        update(self)
+        buffers = dict(self.teacher.named_buffers())
+        seen.append([float(value.sum()) for name, value in buffers.items() if name.endswith("running_mean")])
+
+    SelfTraining.after_update = noting  # type: ignore[method-assign]
+    run_stage(small_cfg("self-training", folder, start, **with_statistics() | changes(1, "self-training")))
+    SelfTraining.after_update = update  # type: ignore[method-assign]
+    (folder / f"teacher{comm.get_rank()}.json").write_text(json.dumps(seen))
+
+
 def in_step(iteration: int, rank: int, act: Any) -> None:
     """Call ``act`` with the losses of one step of one process; its result, if any, replaces them."""
     backward, steps = TrainingStep.backward, iter(range(10**6))
@@ -102,6 +119,7 @@ def equal_then_failing(folder: Path, start: Path) -> None:
     """The stages; then a NaN in the second process; then an error in it, which ends everything."""
     torch.set_num_threads(1)
     run_stages(folder, start)
+    teachers(folder / "teachers", start)
     original = TrainingStep.backward
     in_step(1, 1, lambda losses: losses | {"loss_mask": losses["loss_mask"] * torch.nan})
     try:

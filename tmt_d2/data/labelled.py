@@ -36,7 +36,15 @@ class LabelChoice:
         transfer, seed = cfg.TRANSFER, cfg.TRANSFER.LABEL_SEED
         if seed < 0 and cfg.SEED < 0:
             raise UserError(f"TRANSFER.LABEL_SEED is {seed}, which means SEED, and that is {cfg.SEED}: set one of them")
+        all_of_them = {"LABELLED": "", "LABEL_COUNT": 0, "LABEL_FRACTION": 1.0}
+        said = [f"{key} {transfer[key]}" for key, every in all_of_them.items() if transfer[key] != every]
+        if len(said) > 1:
+            raise UserError(f"TRANSFER.{' and '.join(said)} all say which pictures are labelled: set one of them")
         return cls(transfer.LABEL_FRACTION, transfer.LABEL_COUNT, seed if seed >= 0 else cfg.SEED, transfer.LABELLED)
+
+    @property
+    def is_limited(self) -> bool:
+        return bool(self.file or self.count or self.fraction != 1)
 
     def of(self, records: Sequence[Record]) -> list[Record]:
         """The chosen ones among the records that have a label, in their order.

@@ -239,7 +239,8 @@ class StepSampler:
         if self.blocks < 1 or self.blocks % self.processes:
             raise UserError(
                 f"{self.processes} processes cannot share {' + '.join(map(str, shares))} images per step equally: each "
-                f"number must be a multiple of {self.processes}"
+                f"number, SOLVER.IMS_PER_BATCH times TRANSFER.SELF_TRAINING.LABELLED, UNLABELLED and SOURCE, must be a "
+                f"multiple of {self.processes}"
             )
         self.seed = comm.shared_random_seed() if seed is None else seed
         self.first_step = 0

@@ -170,7 +170,7 @@ class SemanticMapper:
             min_size = int(np.random.randint(self.min_sizes[0], self.min_sizes[1] + 1))
         else:
             min_size = int(np.random.choice(self.min_sizes))
-        resized = _resized(size, min_size, self.max_size)
+        resized = resized_size(size, min_size, self.max_size)
         if self.crop_size is None:
             return _whole(size, resized)
         height, width = min(self.crop_size[0], resized[0]), min(self.crop_size[1], resized[1])
@@ -202,7 +202,7 @@ def model_input(image: np.ndarray, min_size: int, max_size: int) -> dict[str, An
         min_size, max_size: of the shortest and the longest edge; min_size 0 keeps the size.
     """
     height, width = image.shape[:2]
-    crop = _whole((height, width), _resized((height, width), min_size, max_size))
+    crop = _whole((height, width), resized_size((height, width), min_size, max_size))
     return {"image": _channels_first(crop_image(image, crop)), "height": height, "width": width}
 
 
@@ -220,7 +220,7 @@ def _read_reduced(path: str, image_format: ChannelOrder, size: tuple[int, int], 
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image_format == "RGB" else image
 
 
-def _resized(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
+def resized_size(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
     return ResizeShortestEdge.get_output_shape(*size, min_size, max_size) if min_size else size
 
 

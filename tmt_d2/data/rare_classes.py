@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.utils import comm
 
 from tmt_d2.data.label_spaces import IGNORE
+from tmt_d2.data.labelled import LABEL, NAMES_SHOWN
+from tmt_d2.data.mapper import resized_size
 from tmt_d2.data.reader import UNREADABLE
-from tmt_d2.data.registration import read_record_label
+from tmt_d2.data.registration import label_space_of, read_record_label
 from tmt_d2.files import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -36,13 +37,13 @@ class RareClasses:
     Attributes:
         temperature: T of P(c) ~ exp((1 - f_c) / T), f_c the share of c among all labelled pixels.
         area: a picture has a class if the class fills this share of a crop, were all of it there.
-        crop: (H, W). min_size, max_size: of the edges of a resized picture.
+        crop: (H, W); None: all of a picture. min_size, max_size: of the edges of a resized one; min_size 0: as it is.
         folder: where the counts are kept.
     """
 
     temperature: float
     area: float
-    crop: tuple[int, int]
+    crop: tuple[int, int] | None
     min_size: int
     max_size: int
     folder: Path
@@ -58,7 +59,7 @@ class RareClasses:
         return cls(
             keys.RARE_CLASSES,
             keys.RARE_CLASS_AREA,
-            tuple(cfg.INPUT.CROP.SIZE),
+            tuple(cfg.INPUT.CROP.SIZE) if cfg.INPUT.CROP.ENABLED else None,
             int(np.median(cfg.INPUT.MIN_SIZE_TRAIN)),
             cfg.INPUT.MAX_SIZE_TRAIN,
             (weights.parent if weights.is_file() else Path(cfg.OUTPUT_DIR)) / FOLDER,
@@ -67,9 +68,14 @@ class RareClasses:
     def chooser(self, records: Sequence[Mapping[str, Any]]) -> ClassChooser | None:
         """Of labelled records; None, and a warning, if no class fills ``area`` anywhere."""
         pixels, sizes = class_pixels(records, self.folder)
-        shares = pixels / np.maximum(sizes.prod(1, keepdims=True), 1)  # of each picture
-        resized = np.array([ResizeShortestEdge.get_output_shape(*size, self.min_size, self.max_size) for size in sizes])
-        crops = np.minimum(resized, self.crop)
+        unreadable = [str(record[LABEL]) for record, size in zip(records, sizes) if not size.any()]
+        if unreadable:
+            shown = ", ".join(unreadable[:NAMES_SHOWN]) + (", ..." if len(unreadable) > NAMES_SHOWN else "")
+            logger.warning("rare class sampling: %d labels cannot be read, never drawn: %s", len(unreadable), shown)
+        sizes = np.maximum(sizes, 1)
+        shares = pixels / sizes.prod(1, keepdims=True)  # of each picture
+        resized = np.array([resized_size(tuple(size.tolist()), self.min_size, self.max_size) for size in sizes])
+        crops = resized if self.crop is None else np.minimum(resized, self.crop)
         of_a_crop = shares * (resized.prod(1) / np.maximum(crops.prod(1), 1))[:, None]
         pictures = {c: np.flatnonzero(of_a_crop[:, c] >= self.area) for c in range(pixels.shape[1])}
         classes = [c for c, having in pictures.items() if len(having)]
@@ -105,7 +111,8 @@ class ClassChooser:
 def class_pixels(records: Sequence[Mapping[str, Any]], folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """(R, 255) int64, pixels of each train id in each record's label, and (R, 2) its size; 0 where it cannot be read.
 
-    Counted by the first process and kept in ``folder``, under a name that says which files these were.
+    Counted by the first process and kept in ``folder``, under a name that says which files these were and how they are
+    read.
     """
     path = folder / f"{_fingerprint(records)}.npz"
     if comm.is_main_process() and not path.is_file():
@@ -124,15 +131,16 @@ def class_pixels(records: Sequence[Mapping[str, Any]], folder: Path) -> tuple[np
 def _count(record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     try:
         label = read_record_label(record)
-    except UNREADABLE:  # training will name it
-        return np.zeros(IGNORE, np.int64), np.ones(2, np.int64)
+    except UNREADABLE:
+        return np.zeros(IGNORE, np.int64), np.zeros(2, np.int64)
     return np.bincount(label.ravel(), minlength=IGNORE + 1)[:IGNORE], np.array(label.shape)
 
 
 def _fingerprint(records: Sequence[Mapping[str, Any]]) -> str:
     names = []
     for record in records:
-        path = str(record["sem_seg_file_name"])
+        path, space = str(record[LABEL]), label_space_of(record["dataset"])
         stat = os.stat(path) if os.path.isfile(path) else None
-        names.append([record["dataset"], path, stat and (stat.st_size, stat.st_mtime_ns)])
+        meaning = sorted(space.train_ids.items()), sorted(space.ignored), space.encoding
+        names.append([meaning, path, stat and (stat.st_size, stat.st_mtime_ns)])
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]

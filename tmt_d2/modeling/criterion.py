@@ -95,7 +95,7 @@ class SetCriterion(nn.Module):
             draw = _Points(class_logits.device, seeds)
             queries = self._match(class_logits, masks, targets, draw)
             loss_ce = self._classification_losses(class_logits, targets, queries, num_masks)
-            loss_mask, loss_dice = self._mask_losses(masks, targets, queries, num_masks.clamp(min=1), draw)
+            loss_mask, loss_dice = self._mask_losses(masks, targets, queries, num_masks, draw)
         losses = {}
         for index in range(len(layers)):
             suffix = "" if index == len(layers) - 1 else f"_{index}"

@@ -49,6 +49,7 @@ class TMTCheckpointer(DetectionCheckpointer):
         require_estimator: bool = False,
         keep: int = 3,
         reinit_class_head: bool = False,
+        backbone_only: bool = False,
         **others: Any,
     ):
         """
@@ -57,11 +58,13 @@ class TMTCheckpointer(DetectionCheckpointer):
             keep: how many periodic checkpoints stay; the final one does not count.
             reinit_class_head: where the file has other classes, take its rows of the class head by name, and leave the
                 others as initialised; all of them where the file names no classes and its head is of another size.
+            backbone_only: only the backbone will be used: the file must have all of it, and its head may be any.
         """
         super().__init__(model, save_dir, **others)
         self.require_estimator, self.keep = require_estimator, keep
-        self.reinit_class_head = reinit_class_head
-        self._loading = ""
+        self.reinit_class_head, self.backbone_only = reinit_class_head or backbone_only, backbone_only
+        self.found_head = False  # whether the file that was read last has a segmentation head
+        self._loading, self._resumes = "", False
 
     def save(self, name: str, **extra: Any) -> None:
         if not self.save_dir or not self.save_to_disk:
@@ -129,11 +132,12 @@ class TMTCheckpointer(DetectionCheckpointer):
         """
         Raises:
             FileNotFoundError: ``path`` does not exist.
-            UserError: it is damaged, holds more than arrays, or belongs to another model; one line with the file.
+            UserError: it is damaged, holds more than arrays, or belongs to another model, or, where its training is to
+                go on, to another method's; one line with the file.
         """
-        self._loading = path
+        self._loading, self._resumes = path, checkpointables is None
         if path and "://" not in path and not Path(path).is_file():
-            raise FileNotFoundError(f"checkpoint {path} does not exist")
+            raise FileNotFoundError(f"checkpoint {path} {'is a folder' if Path(path).is_dir() else 'does not exist'}")
         try:
             return super().load(path, checkpointables)
         except URLError as error:
@@ -167,6 +171,11 @@ class TMTCheckpointer(DetectionCheckpointer):
         return read_torch(filename)
 
     def _load_model(self, checkpoint: Any) -> _IncompatibleKeys:
+        if self._resumes and METHOD_TRAINING in self.checkpointables and METHOD_TRAINING not in checkpoint:
+            raise UserError(
+                f"checkpoint {self._loading} is of another TRANSFER.METHOD, whose training cannot go on as this one's: "
+                "choose another OUTPUT_DIR"
+            )
         model_state = self.model.state_dict()
         timm = timm_part(self.model)
         if timm and not any(name.startswith(("backbone.", "sem_seg_head.")) for name in checkpoint["model"]):
@@ -187,7 +196,10 @@ class TMTCheckpointer(DetectionCheckpointer):
         loaded = len(model_names - copied) - len(incompatible.missing_keys) - len(misfits) - len(reset)
         unused = [*incompatible.unexpected_keys, *misfits]
         self.logger.info(load_report(self._loading, loaded, incompatible.missing_keys, unused, reset, class_rows))
-        if any(name.startswith("sem_seg_head.") for name in names):
+        self.found_head = any(name.startswith("sem_seg_head.") for name in names)
+        if self.backbone_only:
+            self._refuse_part_of_backbone(incompatible)
+        elif self.found_head:
             self._refuse_misfit(incompatible)
         elif not self.require_estimator:
             self.logger.info("%s holds no segmentation head: only the backbone is initialised from it", self._loading)
@@ -230,6 +242,13 @@ class TMTCheckpointer(DetectionCheckpointer):
 
     def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
         """Said already, by the load report."""
+
+    def _refuse_part_of_backbone(self, incompatible: _IncompatibleKeys) -> None:
+        lacking = [*incompatible.missing_keys, *(name for name, _, _ in incompatible.incorrect_shapes)]
+        lacking = [n for n in lacking if n.startswith("backbone.") and not n.endswith("num_batches_tracked")]
+        if lacking:
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            raise UserError(f"checkpoint {self._loading} is of another backbone: {lacking[0]}{more} is not in the file")
 
     def _refuse_misfit(self, incompatible: _IncompatibleKeys) -> None:
         def essential(names: list[str]) -> list[str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
@@ -59,6 +59,7 @@ from tmt_d2.training.trainer import StageTrainer, evaluate_model
 logger = logging.getLogger(__name__)
 
 RESULTS = {"source": "evaluation.json", "estimator": "estimator.json", "finetune": "evaluation.json"}
+CONFIG = "config.yaml"
 MEANS = ("mIoU", "fwIoU", "mACC", "pACC")
 ESTIMATED = "TransferableMaskFormer"  # the architecture that has discriminators
 
@@ -95,15 +96,19 @@ def run_stage(
                 logger.info(line)
             if not (resume or eval_only):
                 _warn_of_a_run_in(folder)
+        if resume:
+            _refuse_another_run_in(folder, cfg)
         seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
-        if comm.is_main_process():
-            with atomic_write(folder / "config.yaml", "w") as file:
-                file.write(cfg.dump())
         model = build_model(cfg)
         model.classes = classes
         logger.info("predicting %s", classes)
-        run = _run_estimator if cfg.TRANSFER.STAGE == "estimator" else partial(_run_training, hooks=hooks)
-        results = run(cfg, model, resume, eval_only)
+        keep = _KeepConfig(cfg)
+        if cfg.TRANSFER.STAGE == "estimator":
+            results = _run_estimator(cfg, model, resume, eval_only, [keep])
+        else:
+            results = _run_training(cfg, model, resume, eval_only, [keep, *hooks])
+        if eval_only:
+            keep.before_train()
         drift = results.pop(DRIFT, None)
         if comm.is_main_process():
             if drift is not None:
@@ -112,6 +117,31 @@ def run_stage(
             write_json(path, results)
             logger.info("results: %s", path)
     return results
+
+
+class _KeepConfig(HookBase):
+    """The config of a run that has begun; a command that is refused leaves that of an earlier run."""
+
+    def __init__(self, cfg: CfgNode):
+        self.cfg = cfg
+
+    def before_train(self) -> None:
+        if comm.is_main_process():
+            with atomic_write(Path(self.cfg.OUTPUT_DIR) / CONFIG, "w") as file:
+                file.write(self.cfg.dump())
+
+
+def _refuse_another_run_in(folder: Path, cfg: CfgNode) -> None:
+    """What is resumed must be of this stage and method."""
+    if not (folder / CONFIG).is_file() or not TMTCheckpointer(nn.Module(), str(folder)).has_checkpoint():
+        return
+    there = yaml.safe_load((folder / CONFIG).read_text())["TRANSFER"]
+    for key in ("STAGE", "METHOD"):
+        if there[key] != cfg.TRANSFER[key] and (key == "STAGE" or cfg.TRANSFER.STAGE == "finetune"):
+            raise UserError(
+                f"--resume: {folder} holds a run of TRANSFER.{key} {there[key]}, this one is {cfg.TRANSFER[key]}: "
+                "choose another OUTPUT_DIR"
+            )
 
 
 def _has_ended(cfg: CfgNode) -> bool:
@@ -205,10 +235,16 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
         _check_best(cfg)
     used = [name for key in keys if key in says_classes for name in cfg.DATASETS[key]]
     if stage == "finetune" and not eval_only:
+        choice = LabelChoice.from_config(cfg)
         if mixed.labelled:
-            LabelChoice.from_config(cfg).of(records_of(cfg.DATASETS.TRAIN))
+            choice.of(records_of(cfg.DATASETS.TRAIN))
+        elif choice.is_limited:
+            logger.warning("TRANSFER.SELF_TRAINING.LABELLED is 0: no label of the target is used, however many it has")
         if mixed.source:
             _check_source(cfg)
+        tested = {*cfg.DATASETS.UNLABELLED} & {*cfg.DATASETS.TEST} if mixed.unlabelled else ()
+        if tested:
+            logger.warning("DATASETS.UNLABELLED and TEST both name %s: it is trained on, unseen it is not", *tested)
     classes, configured = common_classes(used), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if configured not in (len(classes), *NUM_CLASSES_UNSET):
         raise UserError(
@@ -313,9 +349,14 @@ def _run_training(
         extra_hooks=hooks,
     )
     if training is not None:
-        training.load_references(lambda path, other: TMTCheckpointer(other).load(path, checkpointables=[]))
+        training.load_references(lambda path, other: TMTCheckpointer(other, backbone_only=True).load(path, []))
         trainer.checkpointer.add_checkpointable(METHOD_TRAINING, training.progress)
     trainer.resume_or_load(resume)
+    if fine_tunes and not trainer.start_iter and not trainer.checkpointer.found_head:
+        logger.warning(
+            "MODEL.WEIGHTS %s holds no segmentation head: fine-tuning begins with a random one, not a source model's",
+            cfg.MODEL.WEIGHTS,
+        )
     if training is not None and not trainer.start_iter:
         training.begin()
     if drift is not None:
@@ -359,7 +400,9 @@ def _align(cfg: CfgNode, model: nn.Module, score: str, resume: bool) -> str:
     return f"{cfg.OUTPUT_DIR}/{FINAL}.pth"
 
 
-def _run_estimator(cfg: CfgNode, model: TransferableMaskFormer, resume: bool, eval_only: bool) -> dict[str, Any]:
+def _run_estimator(
+    cfg: CfgNode, model: TransferableMaskFormer, resume: bool, eval_only: bool, hooks: Sequence[HookBase]
+) -> dict[str, Any]:
     training = DiscriminatorTraining(model, cfg.TRANSFER.ESTIMATOR.TARGET_ERROR)
     held_out = {
         domain: Stoppable(held_out_loader(cfg, names, cfg.TRANSFER.ESTIMATOR.HELD_OUT))
@@ -382,7 +425,12 @@ def _run_estimator(cfg: CfgNode, model: TransferableMaskFormer, resume: bool, ev
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
     trainer = StageTrainer(
-        cfg, model=model, training_module=training, data_loader=loader, evaluate=lambda: measure(training, held_out)
+        cfg,
+        model=model,
+        training_module=training,
+        data_loader=loader,
+        evaluate=lambda: measure(training, held_out),
+        extra_hooks=hooks,
     )
     trainer.checkpointer.add_checkpointable(ESTIMATOR_TRAINING, training.progress)
     trainer.resume_or_load(resume)

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.config import CfgNode
 from detectron2.structures import ImageList
+from detectron2.utils import comm
 from torch import Tensor, nn
 
+from tmt_d2.cli import USER_ERRORS
 from tmt_d2.data.loaders import SOURCE_DOMAIN
 from tmt_d2.data.registration import label_space_of
 from tmt_d2.data.targets import padded_labels
@@ -114,7 +116,10 @@ class SelfTraining(MethodTraining):
     def load_references(self, load: Callable[[str, nn.Module], object]) -> None:
         if self.feature_weight:
             other = copy.deepcopy(self.teacher)
-            load(self.feature_weights, other)
+            try:
+                load(self.feature_weights, other)
+            except USER_ERRORS as error:
+                raise UserError(f"TRANSFER.SELF_TRAINING.FEATURE_WEIGHTS: {error}") from error
             self.reference = other.backbone.requires_grad_(False).eval()
 
     def begin(self) -> None:
@@ -125,6 +130,7 @@ class SelfTraining(MethodTraining):
 
     def after_update(self) -> None:
         self.progress["average"].update(self.teacher, self.student)
+        share_statistics(self.teacher)
         self.statistics.after_step()
 
     def count_masks(self, batched_inputs: Sequence[Record]) -> list[int]:
@@ -234,6 +240,17 @@ class SelfTraining(MethodTraining):
         with seeded(record["seed"], MIX_STREAM):
             mask = pasted(pasted_label, label.shape)
         return mask, paste(record["image"].float(), pasted_image, mask), paste(label, pasted_label, mask)
+
+
+@torch.no_grad()
+def share_statistics(teacher: nn.Module) -> None:
+    """Each process gathers normalisation statistics alone, and the teacher predicts with them: those of the first one
+    count, so that there is one teacher, and the one that a checkpoint holds."""
+    if comm.get_world_size() > 1:
+        buffers = [buffer.view(-1) for buffer in teacher.buffers() if buffer.is_floating_point()]
+        together = torch.cat(buffers)
+        torch.distributed.broadcast(together, 0)
+        torch._foreach_copy_(buffers, together.split([len(buffer) for buffer in buffers]))
 
 
 def coarsest(maps: Mapping[str, Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import zipfile
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from tmt_d2.files import atomic_write, remove_temporaries
-from tmt_d2.training.checkpoint import TMTCheckpointer, ended_after, keep_weights
+from tmt_d2.training.checkpoint import TMTCheckpointer, ended_after, keep_weights, read_state
 from tmt_d2.training.checkpoint_files import DamagedCheckpoint
 
 
@@ -73,7 +74,7 @@ def test_one_flipped_byte_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyP
     content[place] ^= 1  # 1.0 becomes 1.0000305
     newest.write_bytes(content)
     assert resumed_value(tmp_path) == 0
-    monkeypatch.setattr(zipfile, "is_zipfile", lambda name: False)  # control: PyTorch takes it as it is
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda self: None)  # control: PyTorch takes it as it is
     model = nn.Linear(40, 40)
     TMTCheckpointer(model, str(tmp_path), trainer=Counter()).resume_or_load("", resume=True)
     assert (model.weight != 1).sum() == 1
@@ -258,3 +259,16 @@ def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> 
         assert len(names(tmp_path)) == 2
     assert path.read_text() == "new"
     assert names(tmp_path) == ["file"]
+
+
+def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "text.pth").write_text("not found")
+    torch.save({"model": {}, "args": argparse.Namespace(epochs=1)}, tmp_path / "timm.pth")
+    for name, reason in (
+        ("text.pth", "it is no file that torch.save wrote"),
+        ("timm.pth", "it asks for argparse.Namespace, only arrays are admitted; of a file that you trust, keep"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} is damaged or holds more than arrays: {reason}"):
+            read_state(str(tmp_path / name))
+    with pytest.raises(FileNotFoundError, match="is a folder"):
+        read_state(str(tmp_path))

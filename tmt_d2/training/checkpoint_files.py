@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import zipfile
 from typing import Any
 
@@ -36,7 +37,20 @@ def read_torch(filename: str) -> dict[str, Any]:
             broken = archive.testzip()  # torch.load takes what it finds, right or wrong
         if broken:
             raise zipfile.BadZipFile(f"the checksum of {broken} is wrong")
-    return torch.load(filename, map_location="cpu", weights_only=True)
+    else:
+        with open(filename, "rb") as file:
+            if file.read(1) != pickle.PROTO:
+                raise pickle.UnpicklingError("it is no file that torch.save wrote")
+    try:
+        return torch.load(filename, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        if asked is None:
+            raise
+        raise pickle.UnpicklingError(
+            f"it asks for {asked[1]}, only arrays are admitted; of a file that you trust, keep the arrays: "
+            'torch.save({"model": torch.load(FILE, weights_only=False)["model"]}, OTHER_FILE)'
+        ) from error
 
 
 class _ArrayUnpickler(pickle.Unpickler):

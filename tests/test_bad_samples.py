@@ -107,6 +107,7 @@ def test_a_replacement_is_of_the_same_domain(tmp_path: Path) -> None:
     data = loaders.MappedRecords(
         records, SemanticMapper(is_train=True, label_spaces={"d": CITYSCAPES}, min_sizes=(24,), max_size=64)
     )
+    assert data.images == 2  # each file once, in however many groups it is
     draws = [draw for step in range(4) for draw in sampler.batch(step) if draw.index == 0]
     assert draws
     assert {data[draw]["image_id"] for draw in draws} == {"1"}

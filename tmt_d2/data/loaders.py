@@ -276,9 +276,12 @@ class MappedRecords(Dataset):
     """``Draw`` -> the mapped record with its ``seed``. A record that cannot be read is replaced by another one.
 
     What was replaced stands in the sample's ``bad_samples``, {file name: reason}; the trainer counts them.
+
+    Attributes: images: how many there are; a labelled one may also be among the unlabelled records.
     """
 
     def __init__(self, records: list[Record], mapper: Mapper) -> None:
+        self.images = len({record["file_name"] for record in records})
         self.records = DatasetFromList(records, copy=False)  # packed: workers share its memory
         self.mapper = mapper
 

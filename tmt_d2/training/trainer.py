@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tmt_d2.cli import USER_ERRORS
-from tmt_d2.data.loaders import StepSampler
+from tmt_d2.data.loaders import MappedRecords, StepSampler
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.registration import labelled_records
 from tmt_d2.errors import UserError
@@ -77,7 +77,7 @@ class StageTrainer(TrainerBase):
         super().__init__()
         self.extra_hooks = list(extra_hooks)
         self.sampler = cast(StepSampler, data_loader.batch_sampler)
-        records: Any = data_loader.dataset
+        records = cast(MappedRecords, data_loader.dataset)
         _check_share(self.sampler, cfg.SOLVER.ACCUMULATION_STEPS)
         module = model if training_module is None else training_module
         optimizer = build_optimizer(cfg, module)
@@ -94,7 +94,7 @@ class StageTrainer(TrainerBase):
         )
         self.module, self.optimizer, self.data_loader, self.cfg = module, optimizer, data_loader, cfg
         self.scheduler = build_lr_scheduler(cfg, optimizer)
-        self.bad_samples = BadSamples(len(records), cfg.DATALOADER.MAX_BAD_FRACTION)
+        self.bad_samples = BadSamples(records.images, cfg.DATALOADER.MAX_BAD_FRACTION)
         self.checkpointer = TMTCheckpointer(
             model,
             cfg.OUTPUT_DIR,

@@ -71,6 +71,8 @@ class TestRuns:
         best = tmp_path / "model_best.pth"
         assert weights(best) == weights(tmp_path / "model_0000001.pth") != weights(tmp_path / "model_final.pth")
         assert not any(name.startswith("/trainer") for name in contents(best))
+        classes = {name for name in contents(tmp_path / "model_final.pth") if name.startswith("/classes/")}
+        assert classes and classes <= contents(best).keys()  # or nobody could tell what its rows mean
         assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
         log = (tmp_path / "log.txt").read_text()
         assert f"mIoU of {SPLIT}: 6.50 after 4 iterations; best so far: 7.00 after 2" in log

@@ -45,13 +45,13 @@ def pair(tmp_path_factory, scenes) -> tuple[Path, PairResults]:
 
 def test_folders_are_those_of_a_matrix(pair) -> None:
     assert [path.parent.relative_to(pair[0]).as_posix() for path in sorted(pair[0].rglob("stage.json"))] == [
-        "estimator/cityscapes-bdd100k/seed3",
-        "estimator/cityscapes-bdd100k/seed3-square",
-        "evaluation/cityscapes-bdd100k/seed3",
-        "finetune/cityscapes-bdd100k/full/labels1/seed3",
-        "finetune/cityscapes-bdd100k/tmt-no-tma/labels1/seed3",
-        "finetune/cityscapes-bdd100k/tmt-square/labels1/seed3",
-        "source/cityscapes/seed3",
+        "estimator/cityscapes-bdd100k/seed1",
+        "estimator/cityscapes-bdd100k/seed1-square",
+        "evaluation/cityscapes-bdd100k/seed1",
+        "finetune/cityscapes-bdd100k/full/labels1/seed1",
+        "finetune/cityscapes-bdd100k/tmt-no-tma/labels1/seed1",
+        "finetune/cityscapes-bdd100k/tmt-square/labels1/seed1",
+        "source/cityscapes/seed1",
     ]
 
 
@@ -82,7 +82,7 @@ def test_units_that_are_done_are_not_run_again(pair) -> None:
 
 def test_a_unit_of_other_settings_is_refused_not_overwritten(pair) -> None:
     output, _ = pair
-    with pytest.raises(ValueError, match=r"holds source/cityscapes/seed3 run with other settings .*--output"):
+    with pytest.raises(ValueError, match=r"holds source/cityscapes/seed1 run with other settings .*--output"):
         run_pair(units_in(output, "SOLVER.BASE_LR", "0.5"), output)
 
 
@@ -107,7 +107,7 @@ def test_a_signal_stops_the_command_and_the_same_command_goes_on(tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(TrainingStep, "backward", signalled)
         assert command(tmp_path, patch) == 75
-    source = tmp_path / "source" / "cityscapes" / "seed3"
+    source = tmp_path / "source" / "cityscapes" / "seed1"
     assert (source / "model_0000000.pth").is_file() and not (source / "stage.json").exists()
     assert command(tmp_path, monkeypatch) == 0
     losses = [json.loads(line)["iteration"] for line in (source / "metrics.json").read_text().splitlines()]

@@ -11,6 +11,7 @@ from tmt_d2.experiments.plan import read_plan
 from tmt_d2.experiments.progress import Progress
 from tmt_d2.experiments.units import units_of
 
+P_T = "MODEL.TMT.P_T"
 PRESETS = sorted((ROOT / "configs" / "matrix").glob("*.yaml"))
 
 
@@ -45,11 +46,18 @@ PRESETS = sorted((ROOT / "configs" / "matrix").glob("*.yaml"))
         ({"sweeps": {"p_T": [0.1]}}, "sweeps.p_T: the sweep is .*: it must hold keys and values"),
         ({"sweeps": {"p_T": {"values": [0.1]}}}, "sweeps.p_T: key is None: it must be a key of the config"),
         ({"sweeps": {"p_T": {"key": "MODEL.TMT.P_T"}}}, "sweeps.p_T: values is None: it must be a list of at least"),
-        ({"sweeps": {"p_T": {"key": "SEED", "value": [1]}}}, "sweeps.p_T: the sweep has the unknown key 'value': use"),
+        ({"sweeps": {"p_T": {"key": P_T, "value": [1]}}}, "sweeps.p_T: the sweep has the unknown key 'value': use"),
+        ({"sweeps": {"p_T": {"key": P_T, "values": [1], "methods": ["no"]}}}, "sweeps.p_T: methods: no is no method"),
+        ({"sweeps": {"s": {"key": "SEED", "values": [1]}}}, "sweeps.s: key SEED is the matrix's own, or has no effect"),
         (
-            {"sweeps": {"p_T": {"key": "SEED", "values": [1], "methods": ["no"]}}},
-            "sweeps.p_T: methods: no is no method",
+            {"sweeps": {"s": {"key": "TRANSFER.ESTIMATOR.HELD_OUT", "values": [1]}}},
+            "HELD_OUT is the matrix's own, or h",
         ),
+        ({"sweeps": {"s": {"key": P_T, "values": ["hard", False]}}}, "YAML reads on, off, yes and no as such, quote"),
+        ({"label_counts": [0, 4]}, r"label_counts is \[0, 4\]: each must be at least 1"),
+        ({"options": {"SEED": 7}}, r"options.SEED: give it as seeds: \[7\]"),
+        ({"kind_options": {"source": {"SEED": 7}}}, "kind_options.source.SEED: give it as seeds"),
+        ({"labelled": {"a": "one.txt", "b": "one.txt"}}, "labelled: a, b are not all different files"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path, changes, message) -> None:

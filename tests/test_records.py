@@ -148,7 +148,7 @@ def test_what_ended_as_a_unit_does_not_train_on_but_is_a_start(
     cfg = small_cfg("full", folder, start, SOLVER__MAX_ITER=1)
     run_stage(cfg)
     assert contents(folder / "model_final.pth")["/trainer/iteration"] == 0  # a run of train_net.py keeps everything
-    records.write_record(cfg, {}, 1.0)
+    records.write_record(cfg, {}, {}, 1.0)
     longer = small_cfg("full", folder, start, SOLVER__MAX_ITER=2)
     with pytest.raises(ValueError) as caught:
         run_stage(longer, resume=True)

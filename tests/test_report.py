@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,17 @@ def test_latex_table(matrix) -> None:
     assert re.search(r"minus full & .* & -- & .* & \$\\mathbf\{\+1\.\d\\ \[\+1", rows[-1])
 
 
+def test_two_matrices_are_not_mixed(matrix: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(matrix, tmp_path / name)
+    assert read_results(tmp_path / "a").fine_tuned
+    with pytest.raises(ValueError, match="/a/.* and .*/b/.* are both of one cell: give the folder of one matrix"):
+        read_results(tmp_path)
+
+
 def test_page_says_what_was_found(matrix) -> None:
     text = render_page(read_results(matrix))
-    assert "6 pairs, 2 seeds, all labels. tmt minus full: +1." in text
+    assert "6 pairs, 2 seeds, all labels. tmt minus full, 12 runs each: +1." in text
     assert "a gain." in text
     assert "bdd100k → cityscapes" in text
     assert "paper: tmt" in text

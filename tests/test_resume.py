@@ -244,3 +244,24 @@ def test_three_runs_with_one_seed_tell_the_same_losses(
         run_stage(small_cfg("tmt", tmp_path / str(run), start))
     assert told[0] == told[1] == told[2]
     assert len(set(told[0])) == 4
+
+
+def test_a_run_that_begins_anew_does_not_go_on_from_the_one_before(start: Path, tmp_path: Path) -> None:
+    """Killed before its first checkpoint, and then resumed: it is the new run that goes on, from its beginning."""
+    run_stage(small_cfg("full", tmp_path / "new", start, SOLVER__BASE_LR=0.002))
+    run_stage(small_cfg("full", tmp_path / "run", start, SOLVER__BASE_LR=0.01))
+    cfg = small_cfg("full", tmp_path / "run", start, SOLVER__BASE_LR=0.002)
+    run_killed(cfg, 0)
+    assert (tmp_path / "run" / FINAL).is_file()  # the old one stays until it is replaced
+    run_stage(cfg, resume=True)
+    assert not differences(tmp_path / "new" / FINAL, tmp_path / "run" / FINAL)
+    run_stage(cfg, resume=True)  # control: the new one's can be resumed from
+    assert not differences(tmp_path / "new" / FINAL, tmp_path / "run" / FINAL)
+
+
+def test_other_settings_of_a_resumed_run_are_said(start: Path, tmp_path: Path) -> None:
+    run_killed(small_cfg("full", tmp_path, start), 2)
+    run_stage(small_cfg("full", tmp_path, start, SOLVER__BASE_LR=0.5, SOLVER__MAX_ITER=5), resume=True)
+    log = (tmp_path / "log.txt").read_text()
+    assert "--resume: the run began with other settings: SOLVER.BASE_LR 0.001, now 0.5; learning rate and" in log
+    assert "SOLVER.MAX_ITER" not in log.split("began with other settings: ")[1].splitlines()[0]

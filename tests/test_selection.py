@@ -185,10 +185,10 @@ def test_it_goes_on_where_it_was_killed_and_names_what_is_broken(
     killing = type("Killing", (), {"image_format": "RGB", "__call__": lambda self, pixels: killed(pixels)})()
     with pytest.raises(KeyboardInterrupt):
         describe(killing, pictures, folder, {"weights": "w"})
-    assert sorted(file.name for file in folder.iterdir()) == ["pool.json", "pool_00000.npz"]
-    before = (folder / "pool_00000.npz").stat().st_mtime_ns
+    assert sorted(file.name for file in folder.iterdir()) == ["pool.json", *[f.name for f in first(folder)]]
+    before = [file.stat().st_mtime_ns for file in first(folder)]
     pool = describe(describer, pictures, folder, {"weights": "w"})
-    assert (folder / "pool_00000.npz").stat().st_mtime_ns == before
+    assert before == [file.stat().st_mtime_ns for file in first(folder)] and len(before) == 1
     assert pool.names == ["0", "1", "2", "4"] and list(pool.broken) == ["3"]
     whole = describe(describer, pictures, tmp_path / "whole", {"weights": "w"})
     assert np.array_equal(pool.features, whole.features) and pool.broken == whole.broken
@@ -200,14 +200,33 @@ def test_it_goes_on_where_it_was_killed_and_names_what_is_broken(
         describe(describer, find_pictures(str(tmp_path / "none")), tmp_path / "n", {})
 
 
+def first(folder: Path) -> list[Path]:
+    return list(folder.glob("pool_00000*"))
+
+
+def test_what_has_changed_is_asked_again(describer: Describer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture that was mended, and with it those of its file only."""
+    write_pictures(tmp_path / "p")
+    sound = (tmp_path / "p" / "1.png").read_bytes()
+    (tmp_path / "p" / "1.png").write_bytes(b"no picture")
+    monkeypatch.setattr(pool_module, "PART", 2)
+    pictures, folder = find_pictures(str(tmp_path / "p")), tmp_path / "pool"
+    assert list(describe(describer, pictures, folder, {}).broken) == ["1"]
+    (tmp_path / "p" / "1.png").write_bytes(sound)
+    kept = {file: file.stat().st_mtime_ns for file in folder.glob("pool_*") if file not in first(folder)}
+    pool = describe(describer, pictures, folder, {})
+    assert pool.names == ["0", "1", "2", "3", "4"] and not pool.broken
+    assert len(first(folder)) == 1 and all(file.stat().st_mtime_ns == time for file, time in kept.items())
+
+
 def test_processes_share_the_files_and_together_make_the_pool(
     describer: Describer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_pictures(tmp_path / "p")
     monkeypatch.setattr(pool_module, "PART", 2)
     pictures, shared = find_pictures(str(tmp_path / "p")), tmp_path / "shared"
-    names = [[file.name for file in fill(describer, pictures, shared, {}, 8, rank, 2)] for rank in (0, 1)]
-    assert names == [["pool_00000.npz", "pool_00002.npz"], ["pool_00001.npz"]]
+    names = [[file.name[:10] for file in fill(describer, pictures, shared, {}, 8, rank, 2)] for rank in (0, 1)]
+    assert names == [["pool_00000", "pool_00002"], ["pool_00001"]]
     mute = type("Mute", (), {"image_format": "RGB"})()  # nothing is left to ask
     pool, whole = describe(mute, pictures, shared, {}), describe(describer, pictures, tmp_path / "alone", {})
     assert pool.names == whole.names and np.array_equal(pool.features, whole.features)

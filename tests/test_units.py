@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.helpers.checkout import CONFIGS
-from tests.helpers.small_runs import ONE_PAIR, small_cfg, write_plan
+from tests.helpers.small_runs import ONE_PAIR, small_cfg, small_units, write_plan, write_values
 from tmt_d2.experiments.plan import Plan, read_plan
+from tmt_d2.experiments.progress import Progress
 from tmt_d2.experiments.units import estimator_cfg, select, units_of
 
 
@@ -188,6 +191,49 @@ def test_only_takes_what_it_needs_along(tmp_path) -> None:
     ]
     with pytest.raises(ValueError, match="--only gtav: no unit is called so"):
         select(units, "gtav")
+
+
+def test_what_has_several_values_is_not_overridden(tmp_path: Path) -> None:
+    """Else its cells would be one run under several names."""
+    sweeps = {"p_T": {"key": "MODEL.TMT.P_T", "values": [0.1, 0.2], "methods": ["tmt"]}}
+    plan = read_plan(write_plan(tmp_path, **ONE_PAIR, seeds=[1, 2], sweeps=sweeps))
+    for key, where in (("SEED", "seeds"), ("MODEL.TMT.P_T", "sweeps.p_T")):
+        with pytest.raises(ValueError, match=f"^{key} is overridden, and {where} gives it several values: take one"):
+            units_of(plan, tmp_path, [key, "0"])
+    with pytest.raises(ValueError, match="DATASETS.TEST is overridden by a, b: a unit is tested on one split"):
+        units_of(plan, tmp_path, ["DATASETS.TEST", "('a', 'b')"])
+
+
+def test_what_is_made_from_a_unit_goes_with_it(tmp_path: Path) -> None:
+    """Once the source is run with other settings, what was made from the earlier one is refused, and all is named."""
+    units = small_units(tmp_path)
+    for unit in units:
+        write_values(unit)
+        unit.write_record(1.0)
+    assert set(Progress(units, tmp_path / "out", {}).state.values()) == {"done"}
+    changed = small_units(tmp_path, kind_options={"source": {"SOLVER.BASE_LR": 0.5}})
+    shutil.rmtree(units[0].folder)
+    with pytest.raises(ValueError) as caught:
+        Progress(changed, tmp_path / "out", {})
+    assert "seed1 made from source/cityscapes/seed1 with other settings than now: choose" in str(caught.value)
+    assert all(unit.name in str(caught.value) for unit in units[1:])
+    for unit in units[1:]:  # as earlier versions recorded it
+        record = json.loads((unit.folder / "stage.json").read_text())
+        del record["made_from"]
+        (unit.folder / "stage.json").write_text(json.dumps(record))
+    assert list(Progress(changed, tmp_path / "out", {}).state.values()).count("done") == len(units) - 1
+
+
+def test_what_began_with_other_settings_does_not_go_on(tmp_path: Path) -> None:
+    first, *_ = small_units(tmp_path)
+    first.write_beginning()
+    assert not first.is_done()
+    other, *_ = small_units(tmp_path, "SOLVER.BASE_LR", "0.5")
+    with pytest.raises(ValueError, match="source/cityscapes/seed1 begun with other settings"):
+        other.is_done()
+    write_values(first)
+    first.write_record(1.0)
+    assert first.is_done() and not (first.folder / "begun.json").exists()
 
 
 @pytest.mark.parametrize("key", ["MODEL.TMT.P", "SEED.NUMBER", "P_T"])

@@ -133,10 +133,12 @@ def write_plan(folder: Path, **changes: Any) -> Path:
 
 
 def unit_options(**changes: Any) -> list[str]:
-    """As ``options``, but a unit says itself what it is tested on."""
+    """As ``options``, but a unit says itself what it is tested on, and its seed."""
     small = options(**changes)
-    position = small.index("DATASETS.TEST")
-    return small[:position] + small[position + 2 :]
+    for key in ("DATASETS.TEST", "SEED"):
+        position = small.index(key)
+        small = small[:position] + small[position + 2 :]
+    return small
 
 
 def small_units(folder: Path, *opts: str, **changes: Any) -> list[Unit]:

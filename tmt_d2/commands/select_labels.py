@@ -27,6 +27,7 @@ catalogs. With --labelled LIST what is labelled already counts: nothing like it 
 from __future__ import annotations
 
 import argparse
+import hashlib
 from pathlib import Path
 from typing import NoReturn
 
@@ -92,6 +93,10 @@ def question_of(args):
     weights = Path(cfg.MODEL.WEIGHTS)
     identity = {"weights": str(weights), "changed": weights.stat().st_mtime_ns if weights.is_file() else 0}
     identity |= {key: cfg.INPUT[key] for key in ("MIN_SIZE_TEST", "MAX_SIZE_TEST", "FORMAT")}
+    asked = cfg.MODEL.clone()
+    asked.defrost()
+    asked.WEIGHTS = asked.DEVICE = ""
+    identity["model"] = hashlib.sha256(asked.dump().encode()).hexdigest()[:16]
     asked = {"describer": describer, "pictures": pictures, "folder": args.output / "pool", "identity": identity}
     return cfg, asked | {"batch": args.batch_size}
 
@@ -105,9 +110,9 @@ def fill_share(args):
 def main(arguments=None):
     args = parse(parser(), arguments)
     log_to_screen()
-    for name in ("budget", "batch_size", "num_gpus"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be at least 1")
+    for name, least in {"budget": 1, "batch_size": 1, "num_gpus": 1, "seed": 0}.items():
+        if getattr(args, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be at least {least}")
     if not 0 <= args.confidence < 1:
         raise UserError(f"--confidence is {args.confidence}: it must be at least 0 and below 1")
     if not 0 < args.regions <= 1:

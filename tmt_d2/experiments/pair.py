@@ -9,7 +9,6 @@ from typing import TypedDict
 from tabulate import tabulate
 
 from tmt_d2.config_file import find_config
-from tmt_d2.data.registration import split_name
 from tmt_d2.experiments.plan import Plan, check_methods
 from tmt_d2.experiments.records import About
 from tmt_d2.experiments.running import RunUnit, run_all, run_unit
@@ -63,8 +62,8 @@ def run_pair(units: Sequence[Unit], output: Path, run: RunUnit = run_unit) -> Pa
 
 
 def pair_results(units: Sequence[Unit]) -> PairResults:
-    def metrics(unit: Unit, data_set: str) -> dict[str, float]:
-        values = unit.values()[split_name(data_set, "val")]
+    def metrics(unit: Unit) -> dict[str, float]:
+        (values,) = unit.values().values()  # of the one split
         return {metric: values[metric] for metric in METRICS}
 
     by_label = {_label(unit.about): unit for unit in units}
@@ -73,9 +72,9 @@ def pair_results(units: Sequence[Unit]) -> PairResults:
     return {
         "source": source,
         "target": target,
-        "source_on_source": metrics(by_label["source"], source),
-        "source_on_target": metrics(evaluation, target),
-        "methods": {unit.about["method"]: metrics(unit, target) for unit in units if unit.kind == "finetune"},
+        "source_on_source": metrics(by_label["source"]),
+        "source_on_target": metrics(evaluation),
+        "methods": {unit.about["method"]: metrics(unit) for unit in units if unit.kind == "finetune"},
         "proxy_a_distance": estimator.values()["proxy_a_distance"] if estimator else [],
         "seconds": {label: unit.record()["seconds"] for label, unit in by_label.items()},
     }

@@ -13,6 +13,7 @@ from tmt_d2.config import setup_cfg
 from tmt_d2.config_file import find_config
 from tmt_d2.errors import UserError, did_you_mean
 
+NOT_SWEPT = ("SEED", "OUTPUT_DIR", "MODEL.WEIGHTS", "TRANSFER.STAGE", "DATASETS.TRAIN", "DATASETS.TEST")
 KINDS = ("source", "evaluation", "scores", "estimator", "finetune")
 
 
@@ -104,20 +105,36 @@ def _plan(content: Any, folder: Path) -> Plan:
         methods=methods,
         seeds=tuple(_list(content, "seeds", int, [1])),
         label_fractions=tuple(map(float, _list(content, "label_fractions", float, fractions))),
-        label_counts=tuple(_list(content, "label_counts", int, ())),
+        label_counts=_label_counts(content),
         labelled=_labelled(content, folder),
         sweeps=tuple(
             _sweep(name, item, configs, methods) for name, item in _mapping(content.get("sweeps", {}), "sweeps").items()
         ),
-        options=_mapping(content.get("options", {}), "options"),
+        options=_options(content.get("options", {}), "options"),
         kind_options={
-            kind: _mapping(options, f"kind_options.{kind}")
+            kind: _options(options, f"kind_options.{kind}")
             for kind, options in _mapping(content.get("kind_options", {}), "kind_options", KINDS).items()
         },
         scores=_optional(content, "scores", ("images", "pixels", "draws")),
         guess=_mapping(content.get("guess", {}), "guess", ("iteration", "evaluation")),
         render=_render(content),
     )
+
+
+def _label_counts(content: Mapping[str, Any]) -> tuple[int, ...]:
+    counts = tuple(_list(content, "label_counts", int, ()))
+    if min(counts, default=1) < 1:
+        raise UserError(
+            f"label_counts is {list(counts)}: each must be at least 1; self-training-daformer uses no label"
+        )
+    return counts
+
+
+def _options(content: Any, what: str) -> dict[str, Any]:
+    options = _mapping(content, what)
+    if "SEED" in options:
+        raise UserError(f"{what}.SEED: give it as seeds: [{options['SEED']}]")
+    return options
 
 
 def _pairs(content: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -132,7 +149,7 @@ def _pairs(content: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         raise UserError("pairs: give either pairs, or sources and targets")
     pairs = [tuple(pair.split("-")) for pair in _list(content, "pairs", str)]
     if any(len(pair) != 2 for pair in pairs):
-        raise UserError("pairs: each is written source-target, e.g. cityscapes-bdd100k")
+        raise UserError("pairs: each is written source-target, e.g. cityscapes-bdd100k; no name may have a -")
     return tuple(dict.fromkeys((source, target) for source, target in pairs))
 
 
@@ -150,6 +167,8 @@ def _labelled(content: Mapping[str, Any], folder: Path) -> dict[str, str]:
         except (AttributeError, LookupError, ValueError) as error:
             fields = "{source}, {target} and {seed}"
             raise UserError(f"labelled.{name} is {file}: its fields may be {fields}") from error
+    if len({*lists.values()}) < len(lists):
+        raise UserError(f"labelled: {', '.join(map(str, lists))} are not all different files")
     return {str(name): str(folder / str(file)) for name, file in lists.items()}
 
 
@@ -159,7 +178,12 @@ def _sweep(name: str, item: Any, configs: Path, methods: Sequence[str]) -> Sweep
         key = item.get("key")
         if not isinstance(key, str):
             raise UserError(f"key is {key!r}: it must be a key of the config, e.g. MODEL.TMT.P_T")
-        return Sweep(name, key, tuple(_list(item, "values", object)), _methods(item, configs, methods))
+        if key in NOT_SWEPT or key.startswith("TRANSFER.ESTIMATOR."):
+            raise UserError(f"key {key} is the matrix's own, or has no effect on a fine-tuning: use seeds or pairs")
+        values = tuple(_list(item, "values", object))
+        if len({isinstance(value, bool) for value in values}) > 1:
+            raise UserError(f"values are {list(values)}: YAML reads on, off, yes and no as such, quote them")
+        return Sweep(name, key, values, _methods(item, configs, methods))
     except UserError as error:
         raise UserError(f"sweeps.{name}: {error}") from error
 

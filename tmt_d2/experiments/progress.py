@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from tmt_d2.errors import UserError
 from tmt_d2.experiments.estimate import Estimate, clock, megabytes, total
 from tmt_d2.experiments.units import Unit
 from tmt_d2.files import atomic_write
@@ -24,7 +25,7 @@ class Progress:
 
     def __init__(self, units: Sequence[Unit], output: Path, guess: Mapping[str, float]):
         self.units, self.output, self.guess = units, output, guess
-        self.state = {unit.name: "done" if unit.is_done() else "waiting" for unit in units}
+        self.state = _states(units)
         self.failures: dict[str, str] = {}
         self.first_error: BaseException | None = None
         self.warned = False
@@ -109,6 +110,24 @@ class Progress:
         return Estimate([unit for unit in self.units if self.state[unit.name] == "done"], self.guess)
 
 
+def _states(units: Sequence[Unit]) -> dict[str, str]:
+    """
+    Raises:
+        UserError: folders hold units of other settings; all are named, for one change may concern many.
+    """
+    states, problems = {}, {}
+    for unit in units:
+        try:
+            states[unit.name] = "done" if unit.is_done() else "waiting"
+        except UserError as error:
+            problems[unit.name] = error
+    first, *others = problems.values() or (None,)
+    if first is not None:
+        also = f"; likewise {', '.join([*problems][1:])}" if others else ""
+        raise UserError(f"{first}{also}")
+    return states
+
+
 def headline(unit: Unit) -> str:
     """The result of a unit that is done, in a few words."""
     values = unit.values()
@@ -116,4 +135,5 @@ def headline(unit: Unit) -> str:
         return ", ".join(f"{name} {value:.2f}" for name, value in values.items())
     if unit.kind == "estimator":
         return "PAD " + ", ".join(f"{value:.2f}" for value in values["proxy_a_distance"])
-    return ", ".join(f"mIoU {metrics['mIoU']:.1f}" for metrics in values.values())
+    scores = [metrics["mIoU"] for metrics in values.values()]  # None where no pixel of the split has a label
+    return ", ".join("mIoU -" if score is None else f"mIoU {score:.1f}" for score in scores)

@@ -17,6 +17,7 @@ from tmt_d2.training.checkpoint import keep_weights
 from tmt_d2.training.stages import RESULTS
 
 STAGE_RECORD = "stage.json"
+BEGINNING = "begun.json"
 SCORES_FILE = "scores.json"
 
 
@@ -83,9 +84,11 @@ class Identity(TypedDict, total=False):
 
 
 class StageRecord(Identity, total=False):
-    """settings: the fingerprint; seconds: of the sitting that ended it; bytes: on disk, not in old records."""
+    """settings: the fingerprint; made_from: of each unit that it needs, with all that that one needs; seconds: of the
+    sitting that ended it; bytes: on disk. Old records lack some."""
 
     settings: str
+    made_from: Mapping[str, str]
     seconds: float
     bytes: int
 
@@ -100,30 +103,47 @@ def settings_fingerprint(cfg: CfgNode, identity: Identity) -> str:
     return hashlib.sha256((cfg.dump() + json.dumps(identity, sort_keys=True)).encode()).hexdigest()
 
 
-def is_done(name: str, cfg: CfgNode, identity: Identity) -> bool:
+def is_done(name: str, cfg: CfgNode, identity: Identity, made_from: Mapping[str, str]) -> bool:
     """Whether the folder of unit ``name`` says that it ended with these settings.
 
     Raises:
-        UserError: it ended with other settings.
+        UserError: it ended, or began, with other settings, or was made from a unit with others.
     """
     folder = Path(cfg.OUTPUT_DIR)
-    if not (folder / STAGE_RECORD).is_file():
-        return False
-    if read_record(folder)["settings"] != settings_fingerprint(cfg, identity):
-        raise UserError(
-            f"{folder} holds {name} run with other settings (see its config.yaml): choose another --output, or delete "
-            "the folder to run it again"
-        )
-    return True
+    done, settings = (folder / STAGE_RECORD).is_file(), settings_fingerprint(cfg, identity)
+    remedy = "choose another --output, or delete the folder to run it again"
+    there = read_record(folder) if done else _read_beginning(folder)
+    if there.get("settings", settings) != settings:
+        what = "run" if done else "begun"
+        raise UserError(f"{folder} holds {name} {what} with other settings (see its config.yaml): {remedy}")
+    other = [need for need, value in made_from.items() if there.get("made_from", {}).get(need, value) != value]
+    if other:
+        raise UserError(f"{folder} holds {name} made from {other[0]} with other settings than now: {remedy}")
+    return done
 
 
-def write_record(cfg: CfgNode, identity: Identity, seconds: float) -> None:
+def write_beginning(cfg: CfgNode, identity: Identity, made_from: Mapping[str, str]) -> None:
+    """What the run in this folder is of, until it has ended."""
+    path = Path(cfg.OUTPUT_DIR) / BEGINNING
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"settings": settings_fingerprint(cfg, identity), "made_from": made_from})
+
+
+def _read_beginning(folder: Path) -> StageRecord:
+    try:
+        return json.loads((folder / BEGINNING).read_text())
+    except FileNotFoundError:  # another process may just have ended it
+        return {}
+
+
+def write_record(cfg: CfgNode, identity: Identity, made_from: Mapping[str, str], seconds: float) -> None:
     """Record that the stage has ended; nothing trains on from it: of its checkpoint only the weights are kept."""
     folder = Path(cfg.OUTPUT_DIR)
     keep_weights(folder)  # before the record: others read the checkpoint from then on
+    (folder / BEGINNING).unlink(missing_ok=True)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    settings = settings_fingerprint(cfg, identity)
-    write_json(folder / STAGE_RECORD, {"settings": settings, "seconds": seconds, "bytes": size, **identity})
+    ended = {"settings": settings_fingerprint(cfg, identity), "made_from": made_from, "seconds": seconds, "bytes": size}
+    write_json(folder / STAGE_RECORD, {**ended, **identity})
 
 
 def read_record(folder: Path) -> StageRecord:

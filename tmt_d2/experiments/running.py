@@ -55,6 +55,7 @@ def run_recorded(unit: Unit, run: RunUnit) -> bool:
         if mine and not unit.is_done():
             logger.info("%s: running, in %s", unit.name, unit.folder)
             start = time.perf_counter()
+            unit.write_beginning()
             run(unit)
             unit.write_record(time.perf_counter() - start)
         return mine

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class Unit:
     """One stage of one cell.
 
     name: its folder below the output. needs: names of units whose checkpoints it reads. scores: as in ``Plan``.
+    made_from: by name of these what they are, and what they are made from, in a few characters.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Unit:
     needs: tuple[str, ...]
     about: About
     scores: Mapping[str, int] | None = None
+    made_from: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -46,10 +49,22 @@ class Unit:
         return Path(self.cfg.OUTPUT_DIR)
 
     def is_done(self) -> bool:
-        return records.is_done(self.name, self.cfg, self._identity())
+        """
+        Raises:
+            UserError: what its folder holds is of other settings, or made from a unit of others.
+        """
+        return records.is_done(self.name, self.cfg, self._identity(), self.made_from)
+
+    def write_beginning(self) -> None:
+        records.write_beginning(self.cfg, self._identity(), self.made_from)
 
     def write_record(self, seconds: float) -> None:
-        records.write_record(self.cfg, self._identity(), seconds)
+        records.write_record(self.cfg, self._identity(), self.made_from, seconds)
+
+    def digest(self) -> str:
+        """Of its settings and of what it is made from."""
+        text = records.settings_fingerprint(self.cfg, self._identity()) + json.dumps(self.made_from, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def record(self) -> StageRecord:
         """Of a unit that is done."""
@@ -70,10 +85,22 @@ def units_of(plan: Plan, output: Path, opts: Sequence[str] = ()) -> list[Unit]:
         opts: KEY VALUE ... overrides behind those of the file.
     """
     units: dict[str, Unit] = {}
+    varied = {sweep.key: f"sweeps.{sweep.name}" for sweep in plan.sweeps}
+    varied |= {"SEED": "seeds"} if len(plan.seeds) > 1 else {}
+    for key in opts[::2]:
+        if key in varied:
+            raise UserError(f"{key} is overridden, and {varied[key]} gives it several values: take one of them out")
     for seed in plan.seeds or (setup_cfg(str(plan.configs / "source.yaml"), opts).SEED,):
         for source, target in plan.pairs:
             for unit in _PairUnits(plan, output, opts, source, target, seed).units():
-                units.setdefault(unit.name, unit)
+                if unit.name not in units:  # those it needs come first
+                    made_from = {need: units[need].digest() for need in unit.needs}
+                    units[unit.name] = replace(unit, made_from=made_from)
+                tested = unit.cfg.DATASETS.TEST
+                if len(tested) != 1:
+                    raise UserError(
+                        f"DATASETS.TEST is overridden by {', '.join(tested)}: a unit is tested on one split"
+                    )
     return list(units.values())
 
 
@@ -108,21 +135,13 @@ class _PairUnits:
                 if sweep.key == "TRANSFER.LABEL_SEED" and "TRANSFER.LABELLED" in choice:
                     continue  # nothing is drawn
                 for method in sweep.methods:
-                    own = self.own_value(method, sweep)
+                    own = value_of(self.cfg(method, "", "finetune"), sweep)
                     for value in sweep.values:
                         if value != own or method not in self.plan.methods:  # else it is a cell of the plan anyway
                             yield from self.cell(method, choice, sweep, value)
 
     def about(self, kind: str) -> About:
         return {"kind": kind, "source": self.source, "target": self.target, "seed": self.seed}
-
-    def own_value(self, method: str, sweep: Sweep) -> Any:
-        node: Any = self.cfg(method, "", "finetune")
-        for part in sweep.key.split("."):
-            if not isinstance(node, CfgNode) or part not in node:
-                raise UserError(f"sweeps.{sweep.name}: the config has no key {sweep.key}")
-            node = node[part]
-        return node
 
     def cell(self, method: str, labels: Sequence[Any], sweep: Sweep | None = None, value: Any = None) -> Iterator[Unit]:
         """labels: key and value of TRANSFER that say how many; empty: what file and overrides say."""
@@ -165,6 +184,19 @@ class _PairUnits:
         if weights:
             values += ["MODEL.WEIGHTS", weights]
         return setup_cfg(str(self.plan.configs / f"{file}.yaml"), [*values, "OUTPUT_DIR", str(self.output / name)])
+
+
+def value_of(cfg: CfgNode, sweep: Sweep) -> Any:
+    """
+    Raises:
+        UserError: there is no such key.
+    """
+    node: Any = cfg
+    for part in sweep.key.split("."):
+        if not isinstance(node, CfgNode) or part not in node:
+            raise UserError(f"sweeps.{sweep.name}: the config has no key {sweep.key}")
+        node = node[part]
+    return node
 
 
 def estimator_cfg(shared: CfgNode, method: CfgNode) -> tuple[str, CfgNode]:

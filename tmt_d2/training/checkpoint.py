@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 import re
@@ -16,7 +17,7 @@ from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import Tensor, nn
 
 from tmt_d2.errors import UserError
-from tmt_d2.files import atomic_write
+from tmt_d2.files import atomic_write, write_json
 from tmt_d2.modeling.official import CLASS_HEAD, load_report, upgrade_names
 from tmt_d2.modeling.timm_backbone import timm_part
 from tmt_d2.training.checkpoint_classes import CLASSES, EMPTY_WEIGHT, drop_other_sizes, encode_classes, match_classes
@@ -34,6 +35,7 @@ ESTIMATOR_TRAINING = "estimator_training"  # a checkpoint of the estimator stage
 FINAL = "model_final"
 METHOD_TRAINING = "method_training"  # what a method's training remembers, where there is a ``MethodTraining``
 ENDED_AFTER = "ended_after"  # iterations; a checkpoint has this entry where ``keep_weights`` took the trainer's state
+SUPERSEDED = "superseded.json"  # checkpoints of a run before the one in the folder: name and time of writing
 _PERIODIC = re.compile(r"model_\d{7}\.pth")
 
 
@@ -70,12 +72,9 @@ class TMTCheckpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         state = {key: item.state_dict() for key, item in self.checkpointables.items()}
-        classes = getattr(self.model, "classes", None)
-        if classes is not None:
-            state[CLASSES] = encode_classes(classes)
         path = Path(self.save_dir) / f"{name}.pth"
         with atomic_write(path) as file:
-            torch.save({"model": self.model.state_dict(), **state, **extra}, file)
+            torch.save({**self._model_and_classes(), **state, **extra}, file)
         if name == FINAL or _PERIODIC.fullmatch(path.name):  # others are not to be resumed from
             self.tag_last_checkpoint(path.name)
             for old in self._newest_first()[self.keep :]:
@@ -87,8 +86,12 @@ class TMTCheckpointer(DetectionCheckpointer):
         if self.save_dir and self.save_to_disk:
             path = Path(self.save_dir) / f"{name}.pth"
             with atomic_write(path) as file:
-                torch.save({"model": self.model.state_dict(), **extra}, file)
+                torch.save({**self._model_and_classes(), **extra}, file)
             self.logger.info("saved %s", path)
+
+    def _model_and_classes(self) -> dict[str, Any]:
+        classes = getattr(self.model, "classes", None)
+        return {"model": self.model.state_dict()} | ({} if classes is None else {CLASSES: encode_classes(classes)})
 
     def _newest_first(self) -> list[Path]:
         """The periodic checkpoints. By time of writing: an earlier run's in the same folder may have larger numbers."""
@@ -101,7 +104,15 @@ class TMTCheckpointer(DetectionCheckpointer):
         tag = folder / "last_checkpoint"
         tagged = [folder / Path(tag.read_text(errors="replace").strip()).name] if tag.is_file() else []
         candidates = [*tagged, *self._newest_first(), folder / f"{FINAL}.pth"]
-        return [path for path in dict.fromkeys(candidates) if path.is_file()]
+        others = folder / SUPERSEDED
+        superseded = json.loads(others.read_text()) if others.is_file() else {}
+        found = [path for path in dict.fromkeys(candidates) if path.is_file()]
+        return [path for path in found if superseded.get(path.name) != path.stat().st_mtime_ns]
+
+    def supersede(self) -> None:
+        """A run begins anew in a folder with checkpoints: they stay until it replaces them, but it is not theirs."""
+        if self.save_dir and self.save_to_disk and (files := self.resumable()):
+            write_json(Path(self.save_dir) / SUPERSEDED, {path.name: path.stat().st_mtime_ns for path in files})
 
     def has_checkpoint(self) -> bool:
         return bool(self.resumable())

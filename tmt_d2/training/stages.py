@@ -60,6 +60,15 @@ logger = logging.getLogger(__name__)
 
 RESULTS = {"source": "evaluation.json", "estimator": "estimator.json", "finetune": "evaluation.json"}
 CONFIG = "config.yaml"
+MAY_CHANGE = (  # between the sittings of a run
+    "OUTPUT_DIR",
+    "DATALOADER.NUM_WORKERS",
+    "MODEL.DEVICE",
+    "MODEL.WEIGHTS",
+    "SOLVER.MAX_ITER",
+    "SOLVER.CHECKPOINT",
+    "TEST.",
+)
 MEANS = ("mIoU", "fwIoU", "mACC", "pACC")
 ESTIMATED = "TransferableMaskFormer"  # the architecture that has discriminators
 
@@ -132,16 +141,30 @@ class _KeepConfig(HookBase):
 
 
 def _refuse_another_run_in(folder: Path, cfg: CfgNode) -> None:
-    """What is resumed must be of this stage and method."""
+    """What is resumed must be of this stage and method; what else has changed is said."""
     if not (folder / CONFIG).is_file() or not TMTCheckpointer(nn.Module(), str(folder)).has_checkpoint():
         return
-    there = yaml.safe_load((folder / CONFIG).read_text())["TRANSFER"]
-    for key in ("STAGE", "METHOD"):
-        if there[key] != cfg.TRANSFER[key] and (key == "STAGE" or cfg.TRANSFER.STAGE == "finetune"):
+    there, here = (flat(yaml.safe_load(text)) for text in ((folder / CONFIG).read_text(), cfg.dump()))
+    for key in ("TRANSFER.STAGE", "TRANSFER.METHOD"):
+        if there[key] != here[key] and (key == "TRANSFER.STAGE" or cfg.TRANSFER.STAGE == "finetune"):
             raise UserError(
-                f"--resume: {folder} holds a run of TRANSFER.{key} {there[key]}, this one is {cfg.TRANSFER[key]}: "
-                "choose another OUTPUT_DIR"
+                f"--resume: {folder} holds a run of {key} {there[key]}, this one is {here[key]}: choose another "
+                "OUTPUT_DIR"
             )
+    changed = [key for key in here if key in there and there[key] != here[key] and not key.startswith(MAY_CHANGE)]
+    if changed:
+        logger.warning(
+            "--resume: the run began with other settings: %s; learning rate and weight decay stay those of its "
+            "checkpoint, the others are the new ones from here on",
+            ", ".join(f"{key} {there[key]}, now {here[key]}" for key in changed),
+        )
+
+
+def flat(node: Any, place: str = "") -> dict[str, Any]:
+    """A config as dictionaries in dictionaries -> {"SOLVER.BASE_LR": value}."""
+    if not isinstance(node, dict):
+        return {place: node}
+    return {key: value for name in node for key, value in flat(node[name], f"{place}.{name}".lstrip(".")).items()}
 
 
 def _has_ended(cfg: CfgNode) -> bool:

@@ -155,6 +155,8 @@ class StageTrainer(TrainerBase):
             FloatingPointError: a loss or the gradient is not finite; the state before that step is on disk.
             DataError: too many training images cannot be read.
         """
+        if not self.start_iter:
+            self.checkpointer.supersede()
         if comm.is_main_process():
             _forget_metrics(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
         self.register_hooks(self.build_hooks())

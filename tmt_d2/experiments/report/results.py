@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from tmt_d2.errors import UserError
 from tmt_d2.experiments.records import STAGE_RECORD, Labels, labels_of, read_values
 from tmt_d2.methods.table import METHODS
 
@@ -79,13 +80,18 @@ def read_results(output: Path) -> Results:
     """
     Raises:
         FileNotFoundError: ``output`` holds no finished unit of a matrix.
+        UserError: it holds several matrices.
     """
     results = Results()
+    seen: dict[str, Path] = {}
     for file in sorted(output.rglob(STAGE_RECORD)):
         record = json.loads(file.read_text())
         about = record.get("unit")
         if about is None:  # a stage that belongs to a single pair
             continue
+        twin = seen.setdefault(json.dumps(about, sort_keys=True), file.parent)
+        if twin != file.parent:
+            raise UserError(f"{twin} and {file.parent} are both of one cell: give the folder of one matrix")
         kind = about["kind"]
         values = read_values(file.parent, kind)
         if kind in ("source", "evaluation", "finetune"):

@@ -17,7 +17,8 @@ def verdict(view: View) -> str:
     difference = view.difference(method) if method else None
     if difference is None:
         return text + "No two methods to compare yet."
-    text += f"{method} minus {BASELINE}: {difference.mean:+.2f} points of mIoU"
+    of = f"{difference.n} run{'s' if difference.n != 1 else ''} each"
+    text += f"{method} minus {BASELINE}, {of}: {difference.mean:+.2f} points of mIoU"
     if difference.low is None:
         return text + ", from too few runs for an interval."
     text += f", 95 % interval {difference.low:+.2f} to {difference.high:+.2f}: "

@@ -147,8 +147,10 @@ def fill(
     with tqdm(total=pictures.count or None, unit="picture", desc=pictures.place, disable=rank > 0) as progress:
         for number, part in enumerate(_parts(pictures)):
             if number % processes == rank:
-                file = folder / f"pool_{number:05d}.npz"
+                file = folder / f"pool_{number:05d}_{_state(part)}.npz"
                 if not file.is_file():
+                    for old in folder.glob(f"pool_{number:05d}*.npz"):  # of pictures that have changed since
+                        old.unlink()
                     with atomic_write(file) as stream:
                         np.savez(stream, **_rows(describer, part, batch))  # type: ignore[arg-type]
                 files.append(file)
@@ -195,6 +197,13 @@ def _parts(pictures: Pictures) -> Iterator[list[Picture]]:
             part = []
     if part:
         yield part
+
+
+def _state(pictures: Sequence[Picture]) -> str:
+    """Of the files as they are now."""
+    stats = [path.stat() if (path := Path(each.record["file_name"])).is_file() else None for each in pictures]
+    text = json.dumps([stat and (stat.st_size, stat.st_mtime_ns) for stat in stats])
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _digest(pictures: Pictures) -> str:

@@ -317,5 +317,9 @@ def test_the_command_from_a_folder_to_a_list_and_back(tmp_path: Path, capsys: py
         select(4, "--labelled", str(labelled))
     with pytest.raises(UserError, match="lies in --target .*: its pictures would be taken for input next time"):
         select(1, "--output", str(tmp_path / "p" / "out"))
+    with pytest.raises(UserError, match="holds what another model said"):  # the same weights, other settings
+        select(1, "--", "MODEL.MASK_FORMER.ATTEND_PADDING", "True")
+    with pytest.raises(UserError, match="--seed is -1: it must be at least 0"):
+        select(1, "--seed", "-1")
     with pytest.raises(UserError, match="--budget is 0: it must be at least 1"):
         select(0)

@@ -16,6 +16,7 @@ from tmt_d2.experiments.progress import Progress
 from tmt_d2.experiments.running import run_all, run_unit
 from tmt_d2.experiments.units import Unit, select
 from tmt_d2.training import checkpoint, stages
+from tmt_d2.training.folder import RESULTS
 from tmt_d2.training.stages import run_stage
 from tmt_d2.training.trainer import StageTrainer
 
@@ -109,7 +110,7 @@ def test_killed_between_its_end_and_its_record(
         original = getattr(place, name)
 
         def after_training(*args: Any, original: Any = original, unit: Unit = unit, **others: Any) -> Any:
-            ended = (unit.folder / stages.RESULTS[unit.kind]).is_file()
+            ended = (unit.folder / RESULTS[unit.kind]).is_file()
             if ended:
                 raise Killed
             return original(*args, **others)
@@ -119,7 +120,7 @@ def test_killed_between_its_end_and_its_record(
             run(units[: index + 1], tmp_path)
         assert not unit.is_done()
         assert ("/ended_after" in contents(unit.folder / "model_final.pth")) == (moment == "before the record")
-        (unit.folder / stages.RESULTS[unit.kind]).unlink()  # the worst case: these are missing, too
+        (unit.folder / RESULTS[unit.kind]).unlink()  # the worst case: these are missing, too
 
         def evaluate(self: StageTrainer) -> dict[str, Any]:
             assert self.start_iter == self.max_iter
@@ -136,7 +137,7 @@ def test_control_without_a_look_at_how_it_ended(tmp_path: Path, monkeypatch: pyt
     units = two_units(tmp_path)
     run(units, tmp_path)
     (units[0].folder / "stage.json").unlink()
-    monkeypatch.setattr(stages, "_has_ended", lambda cfg: False)
+    monkeypatch.setattr(stages, "has_ended", lambda cfg: False)
     failures = run_all(units, tmp_path / "out", run_unit, {}).failures
     assert "its checkpoint holds weights only, there is nothing to resume" in failures[units[0].name]
 

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from tmt_d2.errors import UserError
 from tmt_d2.files import write_json
 from tmt_d2.training.checkpoint import keep_weights
-from tmt_d2.training.stages import RESULTS
+from tmt_d2.training.folder import RESULTS
 
 STAGE_RECORD = "stage.json"
 BEGINNING = "begun.json"

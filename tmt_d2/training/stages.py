@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
@@ -34,7 +33,7 @@ from tmt_d2.data.registration import (
 )
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import metric_names
-from tmt_d2.files import atomic_write, remove_temporaries, write_json
+from tmt_d2.files import remove_temporaries, write_json
 from tmt_d2.methods.alignment import AlignmentTraining, build_alignment_loader, pixels_of_a_call
 from tmt_d2.methods.drift import DRIFT, build_drift
 from tmt_d2.methods.estimator import DiscriminatorTraining, held_out_loader, measure
@@ -43,32 +42,20 @@ from tmt_d2.methods.table import Method, method_of
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.processes.lock import sole_run
 from tmt_d2.processes.signals import Stoppable, stop_on_signals
-from tmt_d2.training.best import Best
 from tmt_d2.training.checkpoint import (
     ESTIMATOR,
     ESTIMATOR_TRAINING,
     FINAL,
     METHOD_TRAINING,
     TMTCheckpointer,
-    ended_after,
 )
 from tmt_d2.training.environment import environment
+from tmt_d2.training.folder import RESULTS, KeepConfig, has_ended, refuse_another_run_in, warn_of_a_run_in
 from tmt_d2.training.loading import on_this_machine
 from tmt_d2.training.trainer import StageTrainer, evaluate_model
 
 logger = logging.getLogger(__name__)
 
-RESULTS = {"source": "evaluation.json", "estimator": "estimator.json", "finetune": "evaluation.json"}
-CONFIG = "config.yaml"
-MAY_CHANGE = (  # between the sittings of a run
-    "OUTPUT_DIR",
-    "DATALOADER.NUM_WORKERS",
-    "MODEL.DEVICE",
-    "MODEL.WEIGHTS",
-    "SOLVER.MAX_ITER",
-    "SOLVER.CHECKPOINT",
-    "TEST.",
-)
 MEANS = ("mIoU", "fwIoU", "mACC", "pACC")
 ESTIMATED = "TransferableMaskFormer"  # the architecture that has discriminators
 
@@ -97,21 +84,21 @@ def run_stage(
     if weights and "://" not in weights and not Path(weights).is_file():
         raise FileNotFoundError(f"MODEL.WEIGHTS {weights} does not exist")
     folder = Path(cfg.OUTPUT_DIR)
-    eval_only = eval_only or (resume and _has_ended(cfg))
+    eval_only = eval_only or (resume and has_ended(cfg))
     with sole_run(folder), log_file(folder), stop_on_signals():
         if comm.is_main_process():
             remove_temporaries(folder)
             for line in environment():
                 logger.info(line)
             if not (resume or eval_only):
-                _warn_of_a_run_in(folder)
+                warn_of_a_run_in(folder)
         if resume:
-            _refuse_another_run_in(folder, cfg)
+            refuse_another_run_in(folder, cfg)
         seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
         model = build_model(cfg)
         model.classes = classes
         logger.info("predicting %s", classes)
-        keep = _KeepConfig(cfg)
+        keep = KeepConfig(cfg)
         if cfg.TRANSFER.STAGE == "estimator":
             results = _run_estimator(cfg, model, resume, eval_only, [keep])
         else:
@@ -126,78 +113,6 @@ def run_stage(
             write_json(path, results)
             logger.info("results: %s", path)
     return results
-
-
-class _KeepConfig(HookBase):
-    """The config of a run that has begun; a command that is refused leaves that of an earlier run."""
-
-    def __init__(self, cfg: CfgNode):
-        self.cfg = cfg
-
-    def before_train(self) -> None:
-        if comm.is_main_process():
-            with atomic_write(Path(self.cfg.OUTPUT_DIR) / CONFIG, "w") as file:
-                file.write(self.cfg.dump())
-
-
-def _refuse_another_run_in(folder: Path, cfg: CfgNode) -> None:
-    """What is resumed must be of this stage and method; what else has changed is said."""
-    if not (folder / CONFIG).is_file() or not TMTCheckpointer(nn.Module(), str(folder)).has_checkpoint():
-        return
-    there, here = (flat(yaml.safe_load(text)) for text in ((folder / CONFIG).read_text(), cfg.dump()))
-    for key in ("TRANSFER.STAGE", "TRANSFER.METHOD"):
-        if there[key] != here[key] and (key == "TRANSFER.STAGE" or cfg.TRANSFER.STAGE == "finetune"):
-            raise UserError(
-                f"--resume: {folder} holds a run of {key} {there[key]}, this one is {here[key]}: choose another "
-                "OUTPUT_DIR"
-            )
-    changed = [key for key in here if key in there and there[key] != here[key] and not key.startswith(MAY_CHANGE)]
-    if changed:
-        logger.warning(
-            "--resume: the run began with other settings: %s; learning rate and weight decay stay those of its "
-            "checkpoint, the others are the new ones from here on",
-            ", ".join(f"{key} {there[key]}, now {here[key]}" for key in changed),
-        )
-
-
-def flat(node: Any, place: str = "") -> dict[str, Any]:
-    """A config as dictionaries in dictionaries -> {"SOLVER.BASE_LR": value}."""
-    if not isinstance(node, dict):
-        return {place: node}
-    return {key: value for name in node for key, value in flat(node[name], f"{place}.{name}".lstrip(".")).items()}
-
-
-def _has_ended(cfg: CfgNode) -> bool:
-    """Whether OUTPUT_DIR holds this stage's weights and nothing to train on from: then only results may be missing."""
-    iterations = ended_after(cfg.OUTPUT_DIR)
-    if iterations not in (None, cfg.SOLVER.MAX_ITER) and not _stopped_early(cfg, iterations):
-        raise UserError(
-            f"{cfg.OUTPUT_DIR} holds only the weights of a run that ended after {iterations} iterations, "
-            f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}: it cannot go on; choose another OUTPUT_DIR, with MODEL.WEIGHTS "
-            f"{cfg.OUTPUT_DIR}/{FINAL}.pth to begin from these weights"
-        )
-    return iterations is not None
-
-
-def _stopped_early(cfg: CfgNode, iterations: int) -> bool:
-    best = Best.from_config(cfg)
-    if best is not None:
-        best.read(iterations - 1)
-    return best is not None and best.exhausted
-
-
-def _warn_of_a_run_in(folder: Path) -> None:
-    files = TMTCheckpointer(nn.Module(), str(folder)).resumable()
-    names = [file.name for file in files] + [
-        name for name in ("metrics.json", *sorted(set(RESULTS.values()), reverse=True)) if (folder / name).is_file()
-    ]
-    if names:
-        logger.warning(
-            "%s holds a run already, and without --resume it begins anew: what it has is overwritten as the new run "
-            "goes on (%s)",
-            folder,
-            ", ".join(names),
-        )
 
 
 def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:

@@ -28,7 +28,7 @@ from tmt_d2.experiments.report.paper import paper_miou
 from tmt_d2.experiments.report.results import read_results
 from tmt_d2.experiments.report.sections import Cell
 from tmt_d2.experiments.report.sections.comparison import results_table
-from tmt_d2.experiments.report.sections.curves import training
+from tmt_d2.experiments.report.sections.curves import sweeps, training
 from tmt_d2.experiments.report.sections.settings import settings
 from tmt_d2.experiments.report.summary import tiles
 from tmt_d2.experiments.report.tables import latex_table
@@ -120,6 +120,24 @@ def test_settings_name_the_timm_model(tmp_path: Path) -> None:
     (tmp_path / "full" / "config.yaml").write_text(config.dump())
     (row,) = settings(View(read_results(tmp_path))).values["table"].rows
     assert "tf_efficientnet_lite0" in [cell.text for cell in row.cells]
+
+
+def test_sweeps_of_every_amount_of_labels(tmp_path: Path) -> None:
+    """Each has a chart of its own, with the run of the plan where there is one; and one value is a point."""
+    rng = np.random.default_rng(0)
+    swept = {"sweep": "budget", "key": "SOLVER.MAX_ITER"}
+    for count, values in ((4, (None, 1200)), (10, (1200,))):
+        for value in values:
+            folder = tmp_path / f"{count}-{value}"
+            about = {name: each for name, each in RUN.items() if name != "label_fraction"} | {"label_count": count}
+            record(folder, metrics(50, rng), **about, **({} if value is None else {**swept, "value": value}))
+            (folder / "config.yaml").write_text("SOLVER: {MAX_ITER: 600}\n")
+    parts = sweeps(View(read_results(tmp_path))).values["parts"]
+    assert [(heading, [point.x for point in chart.series[0].points]) for heading, chart in parts] == [
+        ("SOLVER.MAX_ITER, 4 labels", [600, 1200]),
+        ("SOLVER.MAX_ITER, 10 labels", [0]),
+    ]
+    assert list(parts[1][1].x_ticks) == [(0, "1200")]
 
 
 def test_page_of_one_pair_and_one_seed(tmp_path) -> None:

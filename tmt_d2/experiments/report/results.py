@@ -59,7 +59,7 @@ class Results:
 
     def labels(self) -> list[Labels]:
         """The most first; of as many, what was drawn at random before what a list named."""
-        found = {run.labels for run in self.fine_tuned}
+        found = {run.labels for run in self.fine_tuned or self.swept}
         return sorted(found, key=lambda labels: (-labels.fraction, -labels.count, labels.listed))
 
     def methods(self) -> list[str]:
@@ -70,7 +70,7 @@ class Results:
         return sorted({run.pair for run in self.fine_tuned + self.evaluation})
 
     def seeds(self) -> list[int]:
-        return sorted({run.about["seed"] for run in self.fine_tuned})
+        return sorted({run.about["seed"] for run in self.fine_tuned or self.swept or self.evaluation})
 
     def of(self, method: str, labels: Labels) -> list[Run]:
         return [run for run in self.fine_tuned if run.method == method and run.labels == labels]

@@ -20,24 +20,26 @@ _Values = dict[str, dict[Any, dict[tuple[Pair, int], float]]]  # method, value o
 
 def sweeps(view: View) -> Section:
     parts = []
-    for name in sorted({run.about["sweep"] for run in view.results.swept}):
-        runs = [run for run in view.results.swept if run.about["sweep"] == name]
+    swept = view.results.swept
+    several = len({run.labels for run in swept}) > 1
+    for name, labels in sorted({(run.about["sweep"], run.labels) for run in swept}):
+        runs = [run for run in swept if run.about["sweep"] == name and run.labels == labels]
         key = runs[0].about["key"]
         values: _Values = {}
         methods = {run.method for run in runs}
-        fixed = [run for run in view.results.fine_tuned if run.method in methods]
+        fixed = [run for run in view.results.fine_tuned if run.method in methods and run.labels == labels]
         for run in [*runs, *fixed]:
-            if run.labels == view.labels:
-                value = run.about["value"] if "value" in run.about else setting(run, key)
-                value = tuple(value) if isinstance(value, list) else value
-                values.setdefault(run.method, {}).setdefault(value, {})[run.cell] = run.values[MIOU]
+            value = run.about["value"] if "value" in run.about else setting(run, key)
+            value = tuple(value) if isinstance(value, list) else value
+            values.setdefault(run.method, {}).setdefault(value, {})[run.cell] = run.values[MIOU]
         order = sorted({value for each in values.values() for value in each})
-        number = all(isinstance(value, (int, float)) for value in order)
+        number = len(order) > 1 and all(isinstance(value, (int, float)) for value in order)
         place = {value: float(value) if number else float(index) for index, value in enumerate(order)}
         series = _series(view, values, place)
         if series:
             x_ticks = () if number else [(place[value], str(value)) for value in order]
-            parts.append((key, Chart(series, name, "mIoU", x_ticks=x_ticks)))
+            heading = f"{key}, {labels}" if several or labels != view.labels else key
+            parts.append((heading, Chart(series, name, "mIoU", x_ticks=x_ticks)))
     return Section("sweeps", "Sweeps", {"parts": parts} if parts else {})
 
 

@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.helpers.models import make_records
+from tmt_d2.methods import estimator
 from tmt_d2.methods.estimator import DiscriminatorTraining, balanced_loss
+from tmt_d2.modeling.resize import resize, resize_level
 from tmt_d2.training.step import TrainingStep, clipping
 
 TARGET = 0.2
@@ -77,3 +80,24 @@ def test_balanced_loss_by_hand() -> None:
     exists[2] = False
     source, target = torch.tensor(1.0).exp().log1p(), torch.tensor(2.0).log()
     torch.testing.assert_close(balanced_loss(logits, domain, exists), (source + target) / 2)
+
+
+def test_t_of_a_class_is_that_of_its_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class for every 32 rows of a picture of 227, whose last position reaches beyond it, and T of each position."""
+    label = np.repeat(np.arange(8, dtype=np.uint8), 32)[:227, None].repeat(320, 1)
+    monkeypatch.setattr(estimator, "read_label", lambda name, space: label)
+    monkeypatch.setattr(estimator, "label_space_of", lambda name: None)
+    record = {"sem_seg_file_name": "", "dataset": "", "image": torch.zeros(3, 227, 320)}
+    t_map = torch.linspace(0, 0.7, 8)[:, None].expand(8, 10)
+    sums, counts = np.zeros((2, 255))
+    estimator._add_by_class(sums, counts, t_map, 32, record)
+    assert (sums[:8] / counts[:8]).tolist() == pytest.approx(t_map[:, 0].tolist())
+    assert counts[:8].tolist() == [32 * 320] * 7 + [3 * 320]
+
+
+def test_a_level_lies_over_the_image_where_its_positions_do() -> None:
+    """Positions that say where their middle is; the picture ends within the last of them."""
+    level = ((torch.arange(3) + 0.5) * 32)[:, None].expand(3, 4)[None]
+    over = resize_level(level, 32, (70, 100), (70, 100))[0, :, 50]
+    torch.testing.assert_close(over[16:], torch.arange(16, 70) + 0.5)
+    assert float((resize(level, (70, 100))[0, 16:, 50] - over[16:]).abs().max()) > 5  # control: stretched

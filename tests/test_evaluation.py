@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -353,3 +354,14 @@ def test_the_table_of_a_log_by_hand() -> None:
     lines = metrics_table(values, ("a", "b", "c", "d")).splitlines()
     assert lines[2].split()[:3] == ["a", "12.3", "100.0"] and lines[3].split()[:3] == ["b", "-", "-"]
     assert lines[-1] == "mIoU 50.0, fwIoU 1.0, mACC 2.0, pACC 100.0"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_scores_that_are_no_numbers_are_no_prediction_of_the_first_class(value: float) -> None:
+    scores = torch.rand(3, 4, 5)
+    assert labels_at_size(scores, (8, 10)).shape == (8, 10)
+    scores[:, 1, 1] = value
+    with pytest.raises(
+        FloatingPointError, match="scores of the model are not finite: its weights hold NaN or infinity"
+    ):
+        labels_at_size(scores, (8, 10))

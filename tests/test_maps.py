@@ -68,9 +68,11 @@ def test_another_picture_under_the_name_has_another_map(tmp_path: Path, record: 
 def test_a_damaged_map_is_named(tmp_path: Path, record: dict[str, str]) -> None:
     maps, _ = written(tmp_path, record, (64, 64))
     path = maps.path(record)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match=path.name):
-        maps.crop(record, Crop((64, 64), (64, 64), 0, 0, 64, 64), False)
+    whole = path.read_bytes()
+    for content in (b"", whole[:100], whole[: len(whole) // 2], whole[:200] + b"x" * 50 + whole[250:]):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=f"{path.name}: .*: delete that file, the next start makes it anew"):
+            maps.crop(record, Crop((64, 64), (64, 64), 0, 0, 64, 64), False)
 
 
 @pytest.mark.slow
@@ -112,7 +114,9 @@ def test_maps_are_made_once_and_anew_for_other_settings(tmp_path: Path, start: P
     second = files()
     assert len(second) == 6 and first < second
     assert all(path.stat().st_mtime_ns == written[path] for path in first)
-    assert not files(INPUT__MIN_SIZE_TEST=72) & second
+    for other in ({"INPUT__MIN_SIZE_TEST": 72}, {"MODEL__RESNETS__STRIDE_IN_1X1": True}):
+        assert not files(**other) & second
+    assert not files(MODEL__MASK_FORMER__SIZE_DIVISIBILITY=128) & second
     assert (
         prepare_maps(
             tmt_cfg(tmp_path, start, TRANSFER__MAPS=""), build_model(tmt_cfg(tmp_path, start)), load_source_model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def test_places_without_a_picture(tmp_path: Path) -> None:
     (tmp_path / "cut.mp4").write_bytes(b"no video")
     with pytest.raises(UserError, match="this folder has no image"):
         find_pictures(str(tmp_path / "empty"))
-    with pytest.raises(UserError, match="this list is empty"):
+    with pytest.raises(UserError, match="the list .*none.txt names no image"):
         find_pictures(str(tmp_path / "none.txt"))
     with pytest.raises(DataError, match="cannot be decoded as a video"):
         find_pictures(str(tmp_path / "cut.mp4"))
@@ -119,7 +120,7 @@ def test_batches_are_of_one_size_and_the_answers_those_of_one_by_one(
     predictor = Predictor.from_config(*model)
     alone = [predictor(picture.read("RGB")).labels for picture in find_pictures(str(photos))]
     sizes, batch = [], Predictor.batch
-    monkeypatch.setattr(Predictor, "batch", lambda self, images: sizes.append(len(images)) or batch(self, images))
+    monkeypatch.setattr(Predictor, "batch", lambda self, images, size: sizes.append(len(images)) or batch(self, images))
     results = list(predictions(predictor, find_pictures(str(photos))))
     assert sizes == [2, 1]
     assert all(torch.equal(result.labels, labels) for (_, _, result), labels in zip(results, alone))
@@ -213,3 +214,43 @@ def test_wrong_arguments(
         run(model, photos, tmp_path / "out", *more)
     with pytest.raises(UserError, match=r"its pictures would be taken for input next time"):
         run(model, photos, photos / "out")
+
+
+def test_files_of_others_are_neither_overwritten_nor_taken_for_predictions(
+    model: tuple[str, str], photos: Path, tmp_path: Path
+) -> None:
+    truth = tmp_path / "set" / "labels" / "a" / "1.png"
+    truth.parent.mkdir(parents=True)
+    truth.write_bytes(b"ground truth")
+    with pytest.raises(UserError, match="set/labels holds files that this command has not written: choose another"):
+        run(model, photos, tmp_path / "set")
+    assert truth.read_bytes() == b"ground truth" and not (tmp_path / "set" / "predictions.json").exists()
+
+
+def test_what_was_predicted_of_other_pictures_or_by_another_model_does_not_stay(
+    model: tuple[str, str], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    run(model, photos, output, "--write", "labels")
+    with pytest.raises(UserError, match="holds predictions with other settings of MODEL"):
+        run(model, photos, output, "--write", "labels", "MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0]")
+    made = output / "labels" / "a" / "1.png"
+    os.utime(photos / "a" / "1.png", ns=(made.stat().st_mtime_ns + 10**9,) * 2)  # the picture was replaced since
+    capsys.readouterr()
+    run(model, photos, output, "--write", "labels")
+    assert "1 pictures predicted, 2 were there already" in capsys.readouterr().out
+    place = tmp_path / "list.txt"
+    for folder in ("a", "b"):
+        place.write_text(f"# one picture\n{photos / folder / '1.png'}\n")
+        if folder == "a":
+            run(model, place, tmp_path / "listed")
+        else:
+            with pytest.raises(UserError, match="holds predictions with other pictures below"):
+                run(model, place, tmp_path / "listed")
+
+
+def test_no_two_pictures_have_one_name(tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg", "a.png.jpg"):
+        write(tmp_path / name, 8, 8)
+    names = [picture.name for picture in find_pictures(str(tmp_path))]
+    assert len({*names}) == 3

@@ -300,6 +300,14 @@ def _import_modules(names: str) -> None:
             raise UserError(f"TMT_IMPORT names {name}: {error}; is its folder in PYTHONPATH?") from error
 
 
+def model_settings(cfg: CfgNode) -> str:
+    """MODEL as YAML, without where its weights come from and where it runs: what, beside the weights, it depends on."""
+    model = cfg.MODEL.clone()
+    model.defrost()
+    model.WEIGHTS = model.DEVICE = ""
+    return model.dump()
+
+
 def _fitted(value: Any, default: Any) -> Any:
     """``value``, as text or not, as the kind of ``default`` that it plainly means; anything else as it is."""
     if isinstance(value, dict) and isinstance(default, dict):

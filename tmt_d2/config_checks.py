@@ -64,6 +64,12 @@ def check_cfg(cfg: CfgNode) -> None:
     for key, least in (("ITERATIONS", 0), ("PIXELS", 1), ("SINKHORN_ITERATIONS", 1)):
         if alignment[key] < least:
             raise UserError(f"TRANSFER.ALIGNMENT.{key} is {alignment[key]}: it must be at least {least}")
+    for key, value, least in (
+        ("ESTIMATOR.HELD_OUT", transfer.ESTIMATOR.HELD_OUT, 1),
+        ("DRIFT_IMAGES", transfer.DRIFT_IMAGES, 0),
+    ):
+        if value < least:
+            raise UserError(f"TRANSFER.{key} is {value}: it must be at least {least}")
     if not 0 < transfer.LABEL_FRACTION <= 1:
         raise UserError(f"TRANSFER.LABEL_FRACTION is {transfer.LABEL_FRACTION}: it must be in (0, 1]")
     if transfer.LABEL_COUNT < 0:

@@ -63,7 +63,7 @@ def main(arguments=None):
         )
     ids = None if args.ids == TRAIN_IDS else ids_table(label_space_for(model, split_name(args.ids, "val")))
     pictures = find_pictures(args.input)
-    claim_output(args.output, cfg, args.input, args.ids)
+    claim_output(args.output, cfg, pictures, args.ids)
     if pictures.left_out:
         print(f"{args.input}: {len(pictures)} pictures, {pictures.left_out} other files left out")
     predictor = Predictor.of_model(cfg, model)

@@ -35,6 +35,7 @@ import numpy as np
 from detectron2.utils import comm
 
 from tmt_d2.cli import log_to_screen, parse, run
+from tmt_d2.config import model_settings
 from tmt_d2.deployment.predictor import Predictor, load_model
 from tmt_d2.deployment.streaming import VIDEOS, check_apart, find_pictures
 from tmt_d2.errors import UserError
@@ -93,10 +94,7 @@ def question_of(args):
     weights = Path(cfg.MODEL.WEIGHTS)
     identity = {"weights": str(weights), "changed": weights.stat().st_mtime_ns if weights.is_file() else 0}
     identity |= {key: cfg.INPUT[key] for key in ("MIN_SIZE_TEST", "MAX_SIZE_TEST", "FORMAT")}
-    asked = cfg.MODEL.clone()
-    asked.defrost()
-    asked.WEIGHTS = asked.DEVICE = ""
-    identity["model"] = hashlib.sha256(asked.dump().encode()).hexdigest()[:16]
+    identity["model"] = hashlib.sha256(model_settings(cfg).encode()).hexdigest()[:16]
     asked = {"describer": describer, "pictures": pictures, "folder": args.output / "pool", "identity": identity}
     return cfg, asked | {"batch": args.batch_size}
 

@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tmt_d2.data.augmentation import Crop
 from tmt_d2.data.reader import DataError
 from tmt_d2.files import atomic_write
 
+DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 STRIDES = (32, 16, 8)  # of the levels that the decoder attends to
 
 
@@ -56,9 +58,10 @@ class TransferabilityMaps:
             with np.load(path, allow_pickle=False) as content:
                 size = content["size"].tolist()
                 levels = [content[f"level{i}"] for i in range(len(STRIDES))]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except DAMAGE as error:
             raise DataError(
-                f"{path}: the transferability map of {record['file_name']} cannot be read ({error})"
+                f"{path}: the transferability map of {record['file_name']} cannot be read ({error}): delete that file, "
+                "the next start makes it anew"
             ) from error
         result = []
         for level, stride in zip(levels, STRIDES):

@@ -37,11 +37,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tmt_d2.cli import log_to_screen, parse, run
+from tmt_d2.data.maps import STRIDES
 from tmt_d2.deployment.predictor import load_model
 from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
 from tmt_d2.modeling.mask_former import MaskFormer
-from tmt_d2.modeling.resize import resize
+from tmt_d2.modeling.resize import resize_level
 from tmt_d2.training.checkpoint_classes import CLASSES, encode_classes
 
 logger = logging.getLogger(__name__)
@@ -82,8 +83,9 @@ class FixedSizeModel(nn.Module):
         scores = result["sem_seg"][None]
         answers = [scores.argmax(1), scores, passed.outputs["pred_logits"], passed.outputs["pred_masks"].dense()]
         if "transferability" in result:
-            maps = [resize(level[None, None], (height, width)) for level in result["transferability"]]
-            answers.append(torch.cat(maps, 1))
+            size, levels = (height, width), zip(result["transferability"], STRIDES)
+            maps = [resize_level(level[None], stride, size, size) for level, stride in levels]
+            answers.append(torch.cat(maps)[None])
         return tuple(answers)
 
 
@@ -214,19 +216,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(parser(), arguments)
     size = _size(args.size)
     log_to_screen()
+    suffix = Path(args.output).suffix[1:]
+    file_format = args.format or (suffix if suffix in FORMATS else FORMATS[0])
+    if suffix in FORMATS and suffix != file_format:
+        raise UserError(f"--output {args.output} is called .{suffix}, --format is {file_format}: change one of them")
+    if Path(args.output).is_dir():
+        raise UserError(f"--output {args.output} is a folder: name a file in it")
     _, model = load_model(args.config_file, args.weights, ["MODEL.DEVICE", "cpu", *args.opts])
-    found = export_model(model, size, args.output, args.format)
+    found = export_model(model, size, args.output, file_format)
     print(  # noqa: T201  the command's answer
         f"{args.output}: {Path(args.output).stat().st_size / 2**20:.1f} MiB, logits differ by {found.logits:.1e} "
         f"(median of {IMAGES} images, at worst {found.worst:.1e}), {found.labels:.3%} of the labels are equal\n"
         f"latency at {args.size} on {torch.get_num_threads()} CPU threads, median of {IMAGES} images: "
-        f"PyTorch {1000 * found.model_seconds:.0f} ms, {args.format} {1000 * found.file_seconds:.0f} ms"
+        f"PyTorch {1000 * found.model_seconds:.0f} ms, {file_format} {1000 * found.file_seconds:.0f} ms"
     )
 
 
 def _size(text: str) -> tuple[int, int]:
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
         raise UserError(f"--size {text}: write HEIGHTxWIDTH, e.g. 512x1024")
     return int(parts[0]), int(parts[1])
 
@@ -237,7 +245,7 @@ def parser() -> argparse.ArgumentParser:
     add("--config-file", required=True, metavar="FILE")
     add("--weights", default="", metavar="FILE", help="checkpoint, path or URL; default: MODEL.WEIGHTS")
     add("--size", required=True, metavar="HxW", help="size of the images, e.g. 512x1024")
-    add("--format", choices=FORMATS, default="onnx")
+    add("--format", choices=FORMATS, help="default: as the name of --output says, else onnx")
     add("--output", required=True, metavar="FILE")
     add("opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides")
     return arguments

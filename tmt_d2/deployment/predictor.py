@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from tmt_d2.config import setup_cfg
 from tmt_d2.data import register_data
 from tmt_d2.data.mapper import model_input
+from tmt_d2.data.maps import STRIDES
 from tmt_d2.data.reader import ChannelOrder, read_image_of
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.inference import MAX_SCORE_PIXELS, SinglePass, build_inference
 from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.modeling.mask_former import MaskFormer
-from tmt_d2.modeling.resize import resize
+from tmt_d2.modeling.resize import resize, resize_level
 from tmt_d2.training import loading
 
 ImageLike = str | Path | Image.Image | np.ndarray
@@ -193,9 +194,10 @@ class WithTransferability(nn.Module):
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         results = self.model(batched_inputs)
-        for result in results:
-            scores = result["sem_seg"]
-            levels = [resize(level[None].float(), scores.shape[-2:]) for level in result.pop("transferability", [])]
+        for record, result in zip(batched_inputs, results):
+            scores, image = result["sem_seg"], record["image"].shape[-2:]
+            maps = zip(result.pop("transferability", []), STRIDES)
+            levels = [resize_level(level[None].float(), stride, image, scores.shape[-2:]) for level, stride in maps]
             result["sem_seg"] = torch.cat([scores, *(level.to(scores) for level in levels)])
         return results
 

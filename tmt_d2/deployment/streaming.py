@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog
 
+from tmt_d2.data.labelled import listed_names
 from tmt_d2.data.reader import ChannelOrder, DataError, read_image_of
 from tmt_d2.data.registration import records_of
 from tmt_d2.deployment.predictor import Prediction, Predictor
@@ -48,13 +49,15 @@ class Picture:
 class Pictures:
     """The pictures of one place in their order, as often as they are iterated over.
 
-    count: how many; of a video, what its header says. left_out: files of a folder that are no pictures.
+    count: how many; of a video, what its header says. left_out: files of a folder that are no pictures. top: the folder
+    that all share.
     """
 
     place: str
     count: int
     left_out: int
     _iterate: Callable[[], Iterator[Picture]]
+    top: str = ""
 
     def __len__(self) -> int:
         return self.count
@@ -88,10 +91,7 @@ def find_pictures(place: str) -> Pictures:
         with _opened(place) as video:
             return Pictures(place, max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT))), 0, partial(_frames, place))
     elif path.suffix.lower() in LISTS:
-        lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-        images = [path.parent / line for line in dict.fromkeys(lines) if line]
-        if not images:
-            raise UserError(f"{place}: this list is empty; write the path of a picture into each line")
+        images = [path.parent / line for line in listed_names("the list", place)]
     else:
         images = [path]
     return _of_records(place, [{"file_name": str(file)} for file in images], left_out)
@@ -107,21 +107,22 @@ def check_apart(output: Path, place: str, option: str) -> None:
 
 
 def _of_records(place: str, records: Sequence[Mapping[str, Any]], left_out: int = 0) -> Pictures:
-    names = _names([record["file_name"] for record in records])
+    files = [os.path.abspath(record["file_name"]) for record in records]
+    top = os.path.commonpath([os.path.dirname(file) for file in files])
+    names = _names([Path(file).relative_to(top) for file in files])
 
     def iterate() -> Iterator[Picture]:
         for name, record in zip(names, records):
             yield Picture(name, record, partial(read_image_of, record))
 
-    return Pictures(place, len(records), left_out, iterate)
+    return Pictures(place, len(records), left_out, iterate, top)
 
 
-def _names(files: Sequence[str]) -> list[str]:
-    """Paths below the folder that all files share, without suffix where that is enough to tell them apart."""
-    top = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
-    paths = [Path(os.path.abspath(file)).relative_to(top) for file in files]
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Without suffix where that is enough to tell them apart."""
     same = Counter(path.with_suffix("") for path in paths)
-    return [str(path.with_suffix("") if same[path.with_suffix("")] == 1 else path) for path in paths]
+    names = [str(path.with_suffix("") if same[path.with_suffix("")] == 1 else path) for path in paths]
+    return names if len({*names}) == len(names) else [str(path) for path in paths]  # a.png.jpg beside a.png and a.jpg
 
 
 class _opened:
@@ -174,7 +175,8 @@ def predictions(
     waiting: list[tuple[Picture, np.ndarray]] = []
 
     def predicted() -> Iterator[tuple[Picture, np.ndarray, Prediction]]:
-        for (picture, pixels), prediction in zip(waiting, predictor.batch([pixels for _, pixels in waiting])):
+        answers = predictor.batch([pixels for _, pixels in waiting], size=batch)
+        for (picture, pixels), prediction in zip(waiting, answers):
             yield picture, pixels, prediction
         waiting.clear()
 

@@ -53,6 +53,8 @@ def labels_at_size(scores: Tensor, size: tuple[int, int]) -> Tensor:
         better = (plane > best).view(torch.uint8)
         torch.maximum(labels, better.mul_(index), out=labels)  # later classes have larger ids; far faster than filling
         torch.maximum(best, plane, out=best)
+    if not torch.isfinite(best).all():
+        raise FloatingPointError("the scores of the model are not finite: its weights hold NaN or infinity")
     return labels
 
 

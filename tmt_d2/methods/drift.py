@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,9 @@ class Drift:
             "mean": [float(np.mean([each.mean() for each in level])) for level in t],
             "spread": [float(np.mean([each.std(correction=0) for each in level])) for level in t],
         }
+        if self.step_0 is not None and shapes(maps) != shapes(self.step_0):
+            logger.warning("%s is of other pictures or sizes: how T has moved since step 0 is not known", self.file)
+            self.step_0 = None
         if self.step_0 is not None:
             result["spearman_to_step_0"] = [
                 float(np.mean([spearman(now.flatten(), torch.from_numpy(then).flatten()) for now, then in zip(*both)]))
@@ -97,6 +100,10 @@ class Drift:
             return maps, []
         both = zip(regions["source"], regions["target"])
         return maps, [(1 - proxy_a_distance(torch.cat(source), torch.cat(target)) / 2) / 2 for source, target in both]
+
+
+def shapes(maps: Sequence[Sequence[Tensor | np.ndarray]]) -> list[list[tuple[int, ...]]]:
+    return [[tuple(each.shape) for each in level] for level in maps]
 
 
 def build_drift(cfg: CfgNode, model: nn.Module) -> Drift | None:

@@ -22,6 +22,7 @@ from tmt_d2.data.label_spaces import IGNORE
 from tmt_d2.data.labelled import LABEL
 from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN
 from tmt_d2.data.mapper import SemanticMapper
+from tmt_d2.data.maps import STRIDES
 from tmt_d2.data.reader import read_label
 from tmt_d2.data.registration import label_space_of, labelled_records, records_of
 from tmt_d2.modeling.mask_former import valid_positions
@@ -198,7 +199,7 @@ def measure(
                 )
                 if LABEL in batch[0]:
                     classes = label_space_of(batch[0]["dataset"]).classes.names
-                    _add_by_class(sums[level], counts[level], t_map, batch[0])
+                    _add_by_class(sums[level], counts[level], t_map, STRIDES[level], batch[0])
     training.train()
     distances = [
         proxy_a_distance(torch.cat(logits["source"][level]), torch.cat(logits["target"][level])) for level in levels
@@ -220,10 +221,14 @@ def spearman(a: Tensor, b: Tensor) -> float:
     return float(spearmanr(a.numpy(), b.numpy()).statistic)
 
 
-def _add_by_class(sums: np.ndarray, counts: np.ndarray, t_map: Tensor, record: Mapping[str, Any]) -> None:
-    """Add T at every labelled pixel's position to its class's sum."""
+def _add_by_class(sums: np.ndarray, counts: np.ndarray, t_map: Tensor, stride: int, record: Mapping[str, Any]) -> None:
+    """Add T at every labelled pixel's position to its class's sum. t_map: (h, w), positions of stride pixels."""
     label = torch.from_numpy(read_label(record["sem_seg_file_name"], label_space_of(record["dataset"])))
-    enlarged = F.interpolate(t_map[None, None].cpu(), size=label.shape, mode="nearest")[0, 0]
+    rows, columns = (
+        ((torch.arange(of_label) + 0.5) * of_image / (of_label * stride)).long()
+        for of_label, of_image in zip(label.shape, record["image"].shape[-2:])
+    )
+    enlarged = t_map.cpu()[rows][:, columns]
     labelled = label != IGNORE
     ids = label[labelled].long().numpy()
     sums += np.bincount(ids, enlarged[labelled].double().numpy(), minlength=len(sums))

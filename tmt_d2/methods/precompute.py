@@ -31,7 +31,11 @@ logger = logging.getLogger(__name__)
 FOLDER = "transferability"
 SECONDS_BETWEEN_LINES = 10
 # What T of a picture depends on, besides the weights.
-KEYS = ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
+KEYS = (
+    "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD",
+    "MODEL.MASK_FORMER.SIZE_DIVISIBILITY", "MODEL.BACKBONE", "MODEL.RESNETS", "MODEL.SWIN", "MODEL.TIMM",
+    "MODEL.SEM_SEG_HEAD",
+)  # fmt: skip
 TMT_KEYS = ("REGIONS", "CELL_SIZES", "ITERATIONS", "KAPPA", "DISCRIMINATOR")
 
 
@@ -115,7 +119,7 @@ def _fingerprint(cfg: CfgNode, weights: str) -> str:
         node: Any = cfg
         for part in key.split("."):
             node = node[part]
-        settings[key] = node
+        settings[key] = node.dump() if isinstance(node, CfgNode) else node
     with open(weights, "rb") as file:
         digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read())
     digest.update(json.dumps(settings, sort_keys=True).encode())

@@ -15,3 +15,10 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     if maps.dim() == 3:
         return resize(maps[None], size)[0]
     return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
+
+
+def resize_level(level: Tensor, stride: int, image: Sequence[int], size: Sequence[int]) -> Tensor:
+    """A map (C, h, w) over an image (H, W) -> (C, *size). Each position is of ``stride`` pixels, h = ceil(H / stride):
+    the last ones may reach beyond the image."""
+    covered = [positions * stride for positions in level.shape[-2:]]
+    return resize(resize(level, covered)[..., : image[0], : image[1]], size)

@@ -11,9 +11,11 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from tmt_d2.data.mapper import SemanticMapper
+from tmt_d2.data.maps import STRIDES
 from tmt_d2.data.reader import read_image_of
 from tmt_d2.data.registration import records_of
 from tmt_d2.evaluation.semantic import labels_at_size
+from tmt_d2.modeling.resize import resize_level
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.pictures.overlays import TRANSFERABILITY_MAP, heat_overlay, label_overlay
 from tmt_d2.pictures.sizes import resized, size_within
@@ -51,11 +53,13 @@ class EvaluationPictures(HookBase):
         for index, record in enumerate(records_of([self.split])[: self.count]):
             image = read_image_of(record)
             picture = resized(image, size_within(image.shape[:2], LONGEST))
-            (result,) = model([self.mapper(record)])
+            item = self.mapper(record)
+            (result,) = model([item])
             labels = labels_at_size(result["sem_seg"], picture.shape[:2]).cpu().numpy()
             self._put(f"{self.split}/{index} prediction", label_overlay(picture, labels, model.classes))
             for t in result.get("transferability", [])[-1:]:
-                t = resized(t.float().cpu().numpy(), picture.shape[:2])
+                image_size = item["image"].shape[-2:]
+                t = resize_level(t[None].float(), STRIDES[-1], image_size, picture.shape[:2])[0].cpu().numpy()
                 self._put(f"{self.split}/{index} T", heat_overlay(picture, t, TRANSFERABILITY_MAP))
         if estimated:
             model.output_transferability = said

@@ -15,6 +15,7 @@ import yaml
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
+from tmt_d2.config import model_settings
 from tmt_d2.data.class_lists import ClassList
 from tmt_d2.data.label_spaces import IGNORE, LabelSpace
 from tmt_d2.data.reader import PNG, DataError
@@ -70,7 +71,8 @@ def predict_files(
     batch: int = 8,
     report: Report = tqdm.write,
 ) -> Outcome:
-    """``output/KIND/NAME.png`` of every picture and kind; those that have all of them whole are not predicted again.
+    """``output/KIND/NAME.png`` of every picture and kind; those that have all of them, whole and not older than the
+    picture, are not predicted again.
 
     labels: grey PNG of train ids (or ``ids[train id]``). overlays: the picture in the colours of its classes.
     confidence: the share of the best class in the sum of all classes' scores, 0-255. transferability: T, the mean of
@@ -86,7 +88,7 @@ def predict_files(
 
         def missing() -> Iterator[Picture]:
             for picture in pictures:
-                if all(_is_whole(folder / f"{picture.name}.png") for folder in files.values()):
+                if all(_is_whole(folder / f"{picture.name}.png", picture) for folder in files.values()):
                     outcome.present += 1
                     progress.update()
                 else:
@@ -105,29 +107,39 @@ def predict_files(
     return outcome
 
 
-def claim_output(output: Path, cfg: CfgNode, place: str, ids: str) -> None:
+def claim_output(output: Path, cfg: CfgNode, pictures: Pictures, ids: str) -> None:
     """Say in ``output`` what its files come from.
 
     Raises:
-        UserError: they come from other pictures, another model, other settings or other ids: they would be mixed.
+        UserError: they come from other pictures, another model, other settings or other ids: they would be mixed; or
+            nobody knows what they come from: they would be overwritten, or taken for predictions.
     """
+    place = pictures.place
     path = output / IDENTITY
     settings = {key: cfg.INPUT[key] for key in ("MIN_SIZE_TEST", "MAX_SIZE_TEST", "FORMAT")}
     settings |= {key: yaml.safe_load(cfg.TEST[key].dump()) for key in ("SLIDING_WINDOW", "AUG")}
     identity = {
         "--input": str(Path(place).resolve()) if Path(place).exists() else place,
+        "pictures below": pictures.top,
         "--weights": _digest(cfg.MODEL.WEIGHTS),
         "--ids": ids,
         "settings of INPUT and TEST": settings,
         "MODEL.TMT": yaml.safe_load(cfg.MODEL.TMT.dump()),
+        "settings of MODEL": hashlib.sha256((model_settings(cfg) + cfg.TEST.PRECISION).encode()).hexdigest(),
     }
     if not path.is_file():
+        foreign = [output / kind for kind in KINDS if (output / kind).is_dir() and any((output / kind).iterdir())]
+        if foreign:
+            raise UserError(f"{foreign[0]} holds files that this command has not written: choose another --output")
         output.mkdir(parents=True, exist_ok=True)
         write_json(path, identity)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): choose another --output") from error
     for key, value in identity.items():
-        if before.get(key) != value:
+        if before.get(key, value) != value:  # earlier versions wrote fewer
             raise UserError(f"{output} holds predictions with other {key} ({IDENTITY}): choose another --output")
 
 
@@ -178,9 +190,11 @@ def write_png(path: Path, picture: np.ndarray) -> None:
         file.write(encoded)
 
 
-def _is_whole(path: Path) -> bool:
-    """A PNG file with its beginning and its end: files appear whole here, but a copy of them may not."""
-    if not path.is_file():
+def _is_whole(path: Path, picture: Picture) -> bool:
+    """A PNG file with its beginning and its end, no older than the picture: files appear whole here, but a copy of them
+    may not."""
+    source = Path(picture.record["file_name"])
+    if not path.is_file() or (source.is_file() and source.stat().st_mtime > path.stat().st_mtime):
         return False
     with path.open("rb") as file:
         begins = file.read(len(PNG)) == PNG

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from tmt_d2.config import setup_cfg
 from tmt_d2.data.label_spaces import IGNORE, LabelSpace
+from tmt_d2.data.maps import STRIDES
 from tmt_d2.data.reader import read_pair
 from tmt_d2.data.registration import labelled_records
 from tmt_d2.evaluation.semantic import labels_at_size
@@ -21,6 +22,7 @@ from tmt_d2.experiments.records import Labels
 from tmt_d2.experiments.report.results import Results
 from tmt_d2.experiments.report.statistics import rank_correlation
 from tmt_d2.methods.table import OURS
+from tmt_d2.modeling.resize import resize_level
 from tmt_d2.pictures.html import data_uri
 from tmt_d2.pictures.overlays import TRANSFERABILITY_MAP, error_overlay, heat_overlay, label_overlay, wrong_pixels
 from tmt_d2.pictures.reporting import LoadedModel, label_space_for
@@ -158,7 +160,8 @@ def _views(loaded: LoadedModel, record: dict[str, Any], name: str) -> dict[str, 
     classes = loaded.model.class_list
     height, width = whole.shape[:2]
     picture = resized(whole, (round(height * WIDTH / width), WIDTH))
-    result = loaded.model([loaded.mapper(record)])[0]
+    item = loaded.mapper(record)
+    result = loaded.model([item])[0]
     prediction = labels_at_size(result["sem_seg"], (height, width)).cpu().numpy()
     views = {
         "picture": picture,
@@ -167,6 +170,7 @@ def _views(loaded: LoadedModel, record: dict[str, Any], name: str) -> dict[str, 
         f"{name}: errors": error_overlay(picture, prediction, truth),
     }
     if "transferability" in result:
-        t = resized(result["transferability"][-1].cpu().numpy(), picture.shape[:2])
+        t = result["transferability"][-1][None].float()
+        t = resize_level(t, STRIDES[-1], item["image"].shape[-2:], picture.shape[:2])[0].cpu().numpy()
         views[f"{name}: T (stride 8)"] = heat_overlay(picture, t, TRANSFERABILITY_MAP)
     return views

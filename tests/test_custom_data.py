@@ -300,6 +300,16 @@ def test_a_name_that_is_taken_is_an_error(tmp_path: Path) -> None:
         register_custom(write(tmp_path, name="gtav"))
 
 
+def test_a_file_that_was_edited_counts_as_it_is_now(tmp_path: Path) -> None:
+    """As in a notebook; its splits are registered in the same process."""
+    register_custom(write(tmp_path))
+    (name,) = register_custom(write(tmp_path))
+    before = label_space_of(name).train_ids
+    register_custom(write(tmp_path, train_ids={7: "building"}))
+    assert label_space_of(name).train_ids != before == {**before}
+    assert list(label_space_of(name).train_ids) == [7]
+
+
 @pytest.mark.slow
 def test_a_pair_of_custom_data_sets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -322,4 +332,4 @@ def test_a_pair_of_custom_data_sets(
     train_pair.main()
     lines = capsys.readouterr().out
     assert "fine-tuned: tmt" in lines and "village" in lines
-    assert (tmp_path / "pair" / "finetune" / "town-village" / "tmt" / "labels1" / "seed3" / "stage.json").is_file()
+    assert (tmp_path / "pair" / "finetune" / "town-village" / "tmt" / "labels1" / "seed1" / "stage.json").is_file()

@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 
 
 def register_custom(yaml_path: str | Path) -> list[str]:
-    """Register ``<name>_sem_seg_<split>`` for every split of the file; a second call changes nothing.
+    """Register ``<name>_sem_seg_<split>`` for every split of the file; a second call changes nothing, unless the file
+    has changed.
 
     The folders are looked at when a split is used.
 
@@ -32,11 +33,15 @@ def register_custom(yaml_path: str | Path) -> list[str]:
     data_set = read_custom(yaml_path)
     names = [split_name(data_set.name, split) for split in data_set.splits]
     for name in names:
-        if name in DatasetCatalog and MetadataCatalog.get(name).get("custom_file") != str(data_set.file):
+        known = MetadataCatalog.get(name)
+        if name in DatasetCatalog and known.get("custom_file") != str(data_set.file):
             raise DataError(f"{yaml_path}: name: {name} is already registered by another data set; choose another name")
+        if known.get("custom", data_set) != data_set:
+            DatasetCatalog.pop(name, None)
+            MetadataCatalog.remove(name)
     for split, name in zip(data_set.splits, names):
         register_split(name, partial(_load, data_set, split), data_set.label_space)
-        MetadataCatalog.get(name).set(custom_file=str(data_set.file))
+        MetadataCatalog.get(name).set(custom_file=str(data_set.file), custom=data_set)
     return names
 
 

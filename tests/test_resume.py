@@ -250,6 +250,7 @@ def test_a_run_that_begins_anew_does_not_go_on_from_the_one_before(start: Path, 
     """Killed before its first checkpoint, and then resumed: it is the new run that goes on, from its beginning."""
     run_stage(small_cfg("full", tmp_path / "new", start, SOLVER__BASE_LR=0.002))
     run_stage(small_cfg("full", tmp_path / "run", start, SOLVER__BASE_LR=0.01))
+    run_killed(small_cfg("full", tmp_path / "run", start, SOLVER__BASE_LR=0.02), 2)  # a second one, that got further
     cfg = small_cfg("full", tmp_path / "run", start, SOLVER__BASE_LR=0.002)
     run_killed(cfg, 0)
     assert (tmp_path / "run" / FINAL).is_file()  # the old one stays until it is replaced

@@ -104,15 +104,19 @@ class TMTCheckpointer(DetectionCheckpointer):
         tag = folder / "last_checkpoint"
         tagged = [folder / Path(tag.read_text(errors="replace").strip()).name] if tag.is_file() else []
         candidates = [*tagged, *self._newest_first(), folder / f"{FINAL}.pth"]
-        others = folder / SUPERSEDED
-        superseded = json.loads(others.read_text()) if others.is_file() else {}
+        superseded = self._superseded()
         found = [path for path in dict.fromkeys(candidates) if path.is_file()]
         return [path for path in found if superseded.get(path.name) != path.stat().st_mtime_ns]
 
     def supersede(self) -> None:
         """A run begins anew in a folder with checkpoints: they stay until it replaces them, but it is not theirs."""
         if self.save_dir and self.save_to_disk and (files := self.resumable()):
-            write_json(Path(self.save_dir) / SUPERSEDED, {path.name: path.stat().st_mtime_ns for path in files})
+            now = {path.name: path.stat().st_mtime_ns for path in files}
+            write_json(Path(self.save_dir) / SUPERSEDED, self._superseded() | now)
+
+    def _superseded(self) -> dict[str, int]:
+        path = Path(self.save_dir) / SUPERSEDED
+        return json.loads(path.read_text()) if path.is_file() else {}
 
     def has_checkpoint(self) -> bool:
         return bool(self.resumable())

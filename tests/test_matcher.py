@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_criterion import CLASSES, sigmoid
+from tests.helpers.criterion import CLASSES, sigmoid
 from tmt_d2.modeling.matcher import match, matching_costs
 
 

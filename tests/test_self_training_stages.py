@@ -14,10 +14,11 @@ from torch import Tensor
 from tests.helpers.models import tiny_cfg
 from tests.helpers.small_runs import contents, differences, small_cfg
 from tests.test_resume import FINAL, run_killed, trainer_of
+from tmt_d2.data import register_data
 from tmt_d2.data.label_spaces import LabelSpace
 from tmt_d2.data.registration import register_split
 from tmt_d2.training.checkpoint import keep_weights
-from tmt_d2.training.stages import _check_source, run_stage
+from tmt_d2.training.stages import _check_source, check_stage, run_stage
 
 STUDENT = "/method_training/student."
 FEW: dict[str, Any] = {"TRANSFER__LABEL_COUNT": 2, "TRANSFER__SELF_TRAINING__BURN_IN": 0.25}
@@ -230,3 +231,13 @@ def test_pretrained_features_come_from_any_file_with_the_backbone(start: Path, t
     run_stage(self_training_cfg(tmp_path / "headless", tmp_path / "backbone.pth", SOLVER__MAX_ITER=1))
     assert warning in (tmp_path / "headless" / "log.txt").read_text()
     assert warning not in (tmp_path / "backbone" / "log.txt").read_text()
+
+
+@pytest.mark.usefixtures("data_root")
+def test_what_is_tested_and_trained_on_is_said(start: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    both = ("bdd100k_sem_seg_val", "cityscapes_sem_seg_val")
+    cfg = self_training_cfg(tmp_path, start, DATASETS__UNLABELLED=both, DATASETS__TEST=both)
+    register_data(cfg)
+    with caplog.at_level("WARNING", logger="tmt_d2"):
+        check_stage(cfg)
+    assert f"DATASETS.UNLABELLED and TEST both name {', '.join(both)}: it is trained on" in caplog.text

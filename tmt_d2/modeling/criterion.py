@@ -78,7 +78,8 @@ class SetCriterion(nn.Module):
                 pixels, also "labelled" (H, W) bool. Pseudo-labels have "weights" (T,), of the mask and dice losses, and
                 "no_object", which that class's weight is multiplied by; the other pixels of these are always ignored.
                 In one call all targets are such or none.
-            num_masks: K averaged over all the calls that make one step; by default over the processes of this call.
+            num_masks: K averaged over all the calls that make one step; by default over the processes of this call. The
+                official code raises it to 1, so that a step with fewer masks than calls depends on how it is split.
             seeds: per image, of its random points; without them all points come from the global generator.
 
         Returns:

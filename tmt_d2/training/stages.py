@@ -182,7 +182,8 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
             _check_source(cfg)
         tested = {*cfg.DATASETS.UNLABELLED} & {*cfg.DATASETS.TEST} if mixed.unlabelled else ()
         if tested:
-            logger.warning("DATASETS.UNLABELLED and TEST both name %s: it is trained on, unseen it is not", *tested)
+            names = ", ".join(sorted(tested))
+            logger.warning("DATASETS.UNLABELLED and TEST both name %s: it is trained on, unseen it is not", names)
     classes, configured = common_classes(used), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if configured not in (len(classes), *NUM_CLASSES_UNSET):
         raise UserError(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write, remove_temporaries
 from tmt_d2.training.checkpoint import TMTCheckpointer, ended_after, keep_weights, read_state
 from tmt_d2.training.checkpoint_files import DamagedCheckpoint
@@ -108,8 +109,10 @@ def test_all_damaged_is_an_error_not_a_new_start(tmp_path: Path) -> None:
 def test_another_architecture_is_no_damage(tmp_path: Path) -> None:
     save_series(tmp_path, range(2))
     checkpointer = TMTCheckpointer(nn.Conv2d(1, 1, 1), str(tmp_path), trainer=Counter())
-    checkpointer.resume_or_load("", resume=True)  # names do not match, and nothing is said of damage
-    assert checkpointer.checkpointables["trainer"].value == 1
+    with pytest.raises(UserError) as caught:  # the one before it is not tried
+        checkpointer.resume_or_load("", resume=True)
+    assert not isinstance(caught.value, DamagedCheckpoint)
+    assert checkpointer.checkpointables["trainer"].value == 0
 
 
 @pytest.mark.parametrize("tag", [None, "model_0000009.pth", ""])

@@ -129,7 +129,14 @@ class TimmBackbone(Backbone):
         by_timm = getattr(entrypoint, "checkpoint_filter_fn", None)
         weights = dict(weights)
         if not set(weights) & set(whole.state_dict()):
-            weights = _by_order(weights, whole.state_dict()) or weights
+            in_order = _by_order(weights, whole.state_dict())
+            if in_order:
+                logger.warning(
+                    "%s has none of timm's names, but arrays of the same shapes: the %d weights of %s are taken in "
+                    "order, e.g. %s for %s",
+                    file, len(weights), self.name, next(iter(weights)), next(iter(in_order)),
+                )  # fmt: skip
+            weights = in_order or weights
         if by_timm is not None:
             try:
                 weights = by_timm(weights, whole)

@@ -21,7 +21,13 @@ from tmt_d2.files import atomic_write, write_json
 from tmt_d2.modeling.official import CLASS_HEAD, load_report, upgrade_names
 from tmt_d2.modeling.timm_backbone import timm_part
 from tmt_d2.training.checkpoint_classes import CLASSES, EMPTY_WEIGHT, drop_other_sizes, encode_classes, match_classes
-from tmt_d2.training.checkpoint_files import DamagedCheckpoint, read_pickle, read_torch
+from tmt_d2.training.checkpoint_files import (
+    DamagedCheckpoint,
+    find_weights,
+    read_pickle,
+    read_torch,
+    strip_wrappers,
+)
 from tmt_d2.training.pretrained import read_safetensors
 from tmt_d2.transferability.acte import TransferabilityEstimator
 from tmt_d2.transferability.settings import decode_settings, refuse_other_settings
@@ -33,6 +39,7 @@ FROZEN_ENCODER = (f"{ESTIMATOR}backbone.", f"{ESTIMATOR}pixel_decoder.")  # fill
 SETTINGS = f"{ESTIMATOR}_extra_state"  # PyTorch's name for it
 ESTIMATOR_TRAINING = "estimator_training"  # a checkpoint of the estimator stage has this entry, no other one
 FINAL = "model_final"
+COUNT = "num_batches_tracked"  # of batch normalisation: with a momentum it changes nothing, and many files lack it
 METHOD_TRAINING = "method_training"  # what a method's training remembers, where there is a ``MethodTraining``
 ENDED_AFTER = "ended_after"  # iterations; a checkpoint has this entry where ``keep_weights`` took the trainer's state
 SUPERSEDED = "superseded.json"  # checkpoints of a run before the one in the folder: name and time of writing
@@ -49,6 +56,7 @@ class TMTCheckpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         require_estimator: bool = False,
+        require_head: bool = False,
         keep: int = 3,
         reinit_class_head: bool = False,
         backbone_only: bool = False,
@@ -57,13 +65,14 @@ class TMTCheckpointer(DetectionCheckpointer):
         """
         Args:
             require_estimator: refuse a checkpoint without trained discriminators.
+            require_head: refuse a checkpoint without a segmentation head, with which every prediction is random.
             keep: how many periodic checkpoints stay; the final one does not count.
             reinit_class_head: where the file has other classes, take its rows of the class head by name, and leave the
                 others as initialised; all of them where the file names no classes and its head is of another size.
             backbone_only: only the backbone will be used: the file must have all of it, and its head may be any.
         """
         super().__init__(model, save_dir, **others)
-        self.require_estimator, self.keep = require_estimator, keep
+        self.require_estimator, self.require_head, self.keep = require_estimator, require_head, keep
         self.reinit_class_head, self.backbone_only = reinit_class_head or backbone_only, backbone_only
         self.found_head = False  # whether the file that was read last has a segmentation head
         self._loading, self._resumes = "", False
@@ -170,9 +179,15 @@ class TMTCheckpointer(DetectionCheckpointer):
             elif filename.endswith(".pyth"):  # of pycls; Detectron2 would read it without `weights_only`
                 content = {"model": self._torch_load(filename)["model_state"], "matching_heuristics": True}
             else:
-                content = super()._load_file(filename)
+                content = super()._load_file(filename)  # a file without an entry "model" is put below it
+                whole = content["model"]
+                content["model"] = find_weights(whole, filename)
+                if isinstance(whole, dict) and CLASSES in whole and content["model"] is not whole:
+                    content[CLASSES] = whole[CLASSES]
             if not isinstance(content["model"], dict):
                 raise pickle.UnpicklingError(f"its model is a {type(content['model']).__name__}, not a dictionary")
+            if prefix := strip_wrappers(content["model"], filename):
+                self.logger.info("%s: names were written with %s, which is left out", filename, prefix)
             return content
         except UserError:
             raise
@@ -205,19 +220,27 @@ class TMTCheckpointer(DetectionCheckpointer):
         class_rows = match_classes(checkpoint, self.model, model_state, self._loading, self.reinit_class_head)
         reset = drop_other_sizes(weights, model_state) if self.reinit_class_head else set()
         incompatible = super()._load_model(checkpoint)
-        incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name not in {*reset, SETTINGS}]
+        incompatible.missing_keys[:] = [
+            name for name in incompatible.missing_keys if name not in {*reset, SETTINGS} and not name.endswith(COUNT)
+        ]
         misfits = [name for name, _, _ in incompatible.incorrect_shapes]
         copied = {name for name in model_names - names if name.startswith(FROZEN_ENCODER)}
-        loaded = len(model_names - copied) - len(incompatible.missing_keys) - len(misfits) - len(reset)
+        loaded = {name for name in model_names - copied - reset if not name.endswith(COUNT)}
+        loaded -= {*incompatible.missing_keys, *misfits}
         unused = [*incompatible.unexpected_keys, *misfits]
-        self.logger.info(load_report(self._loading, loaded, incompatible.missing_keys, unused, reset, class_rows))
+        self.logger.info(load_report(self._loading, len(loaded), incompatible.missing_keys, unused, reset, class_rows))
         self.found_head = any(name.startswith("sem_seg_head.") for name in names)
         if self.backbone_only:
             self._refuse_part_of_backbone(incompatible)
         elif self.found_head:
             self._refuse_misfit(incompatible)
+        elif self.require_head:
+            raise UserError(
+                f"checkpoint {self._loading} holds no segmentation head (sem_seg_head.*), and a random one predicts "
+                "nothing: name the checkpoint of a trained model"
+            )
         elif not self.require_estimator:
-            self.logger.info("%s holds no segmentation head: only the backbone is initialised from it", self._loading)
+            self._tell_what_initialises(loaded, model_names, names, misfits)
             incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name.startswith("backbone.")]
         if self.require_estimator and any(
             n.startswith(f"{ESTIMATOR}discriminators.") for n in incompatible.missing_keys
@@ -258,9 +281,27 @@ class TMTCheckpointer(DetectionCheckpointer):
     def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
         """Said already, by the load report."""
 
+    def _tell_what_initialises(self, loaded: set[str], model: set[str], file: set[str], misfits: list[str]) -> None:
+        """Refuse a file of another network, whose head is not looked for: it would initialise next to nothing."""
+        part = {name for name in model if not name.endswith(COUNT)}
+        part = {name for name in part if name.startswith("backbone.")} or part
+        lacking = part - loaded
+        if part & {*misfits} or 2 * len(lacking) > len(part):  # a pyramid or norms may be new, a network is not
+            raise UserError(
+                f"checkpoint {self._loading} fits {len(part) - len(lacking)} of the backbone's {len(part)} weights, "
+                f"e.g. not {min(lacking)}; it holds {', '.join(sorted(file)[:2]) or 'nothing'}, ...: name weights of "
+                "MODEL.BACKBONE, or a checkpoint of this model"
+            )
+        self.logger.info("%s holds no segmentation head: only the backbone is initialised from it", self._loading)
+        if lacking:
+            self.logger.warning(
+                "%s lacks %d of the backbone's %d weights, which stay random, e.g. %s",
+                self._loading, len(lacking), len(part), min(lacking),
+            )  # fmt: skip
+
     def _refuse_part_of_backbone(self, incompatible: _IncompatibleKeys) -> None:
         lacking = [*incompatible.missing_keys, *(name for name, _, _ in incompatible.incorrect_shapes)]
-        lacking = [n for n in lacking if n.startswith("backbone.") and not n.endswith("num_batches_tracked")]
+        lacking = [name for name in lacking if name.startswith("backbone.")]
         if lacking:
             more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
             raise UserError(f"checkpoint {self._loading} is of another backbone: {lacking[0]}{more} is not in the file")
@@ -268,9 +309,7 @@ class TMTCheckpointer(DetectionCheckpointer):
     def _refuse_misfit(self, incompatible: _IncompatibleKeys) -> None:
         def essential(names: list[str]) -> list[str]:
             return [
-                name
-                for name in names
-                if not name.startswith((ESTIMATOR, "criterion.")) and not name.endswith("num_batches_tracked")
+                name for name in names if not name.startswith((ESTIMATOR, "criterion.")) and not name.endswith(COUNT)
             ]
 
         problems = [
@@ -284,8 +323,9 @@ class TMTCheckpointer(DetectionCheckpointer):
             if {name for name, _, _ in incompatible.incorrect_shapes} - {EMPTY_WEIGHT} == set(CLASS_HEAD):
                 there, here = (shape[0] - 1 for shape in incompatible.incorrect_shapes[0][1:])
                 raise UserError(
-                    f"checkpoint {self._loading} has {there} classes, MODEL.SEM_SEG_HEAD.NUM_CLASSES is {here}: to "
-                    "train a new class head, set TRANSFER.REINIT_CLASS_HEAD True"
+                    f"checkpoint {self._loading} has {there} classes, MODEL.SEM_SEG_HEAD.NUM_CLASSES is {here}: "
+                    + (f"set it to {there}, or " if self.require_head else "")
+                    + "to train a new class head, set TRANSFER.REINIT_CLASS_HEAD True"
                 )
             more = f" and {len(problems) - 1} more differences" if len(problems) > 1 else ""
             raise UserError(

@@ -6,8 +6,10 @@ import io
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from tmt_d2.errors import UserError
@@ -24,6 +26,12 @@ _ARRAY_PARTS = {
     ("collections", "OrderedDict"),
     ("torch._utils", "_rebuild_tensor_v2"),  # the official converter of Swin weights pickles tensors
 }
+
+
+# What wrappers put before a module's names, at any depth (torch.compile, activation checkpointing, FSDP) or before all.
+_INSIDE = re.compile(r"\b(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+_AROUND = ("module", "model", "ema", "ema_model", "model_ema", "student", "teacher")
+_OWN = re.compile(r"((?:[^.]+\.)*?)(backbone|sem_seg_head|transferability|criterion)\.")
 
 
 class DamagedCheckpoint(UserError):
@@ -73,3 +81,72 @@ def read_pickle(filename: str) -> dict[str, Any]:
     blobs = data.get("blobs", data)
     weights = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def find_weights(content: Any, filename: str) -> dict[str, Any]:
+    """The dictionary of arrays in ``content``: itself or, in files of other tools, its only entry that is one.
+
+    Raises:
+        pickle.UnpicklingError: there is none.
+        UserError: there are several, such as ``student`` and ``teacher``.
+    """
+    if not isinstance(content, dict):
+        raise pickle.UnpicklingError(f"it holds a {type(content).__name__}, not a dictionary of arrays")
+    if _is_state(content):
+        return content
+    states = {key: value for key, value in content.items() if isinstance(value, dict) and value and _is_state(value)}
+    if len(states) > 1:
+        raise UserError(
+            f"checkpoint {filename} holds several sets of weights ({', '.join(map(str, states))}): keep one, "
+            f'torch.save({{"model": torch.load(FILE)["{next(iter(states))}"]}}, OTHER_FILE)'
+        )
+    if not states:
+        other = next(key for key, value in content.items() if not _is_array(value))
+        raise pickle.UnpicklingError(f"its {other} is a {type(content[other]).__name__}, not an array")
+    return next(iter(states.values()))
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (torch.Tensor, np.ndarray))
+
+
+def _is_state(content: Mapping[Any, Any]) -> bool:
+    return all(map(_is_array, content.values()))
+
+
+def strip_wrappers(weights: dict[str, Any], filename: str) -> str:
+    """Take what wrappers put before names (``module.``, ``_orig_mod.``, ``teacher.``) off, in place; order is kept.
+
+    Returns:
+        An example of what was taken off; empty where nothing was.
+
+    Raises:
+        UserError: there are several models in it, such as ``student.`` and ``teacher.``.
+    """
+    names = {name: _INSIDE.sub("", name) for name in weights}
+    prefix = _prefix(list(names.values()), filename)
+    example = prefix or next((match[0] for name in weights if (match := _INSIDE.search(name))), "")
+    if example:
+        values = [(names[name].removeprefix(prefix), value) for name, value in weights.items()]
+        weights.clear()
+        weights.update(values)
+    return example
+
+
+def _prefix(names: list[str], filename: str) -> str:
+    own = [match for name in names if (match := _OWN.match(name))]
+    prefixes = {match[1] for match in own if match[2] in ("backbone", "sem_seg_head")}
+    whole = any(match[2] == "sem_seg_head" for match in own)
+    if whole and "" not in prefixes:
+        if len(prefixes) > 1:
+            raise UserError(
+                f"checkpoint {filename} holds several models ({', '.join(sorted(prefixes))}): keep the names of one"
+            )
+        return prefixes.pop()
+    shared = ""
+    while names and all(name.startswith(shared) for name in names):
+        first = {name[len(shared) :].partition(".")[0] for name in names}
+        if len(first) > 1 or not first <= {*_AROUND}:
+            break
+        shared += f"{first.pop()}."
+    return shared

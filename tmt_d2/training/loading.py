@@ -35,7 +35,7 @@ def load_model(cfg: CfgNode) -> MaskFormer:
 
     Its classes are those that the checkpoint names, whatever the config was written for.
 
-    Raises: as ``TMTCheckpointer.load``; and UserError without weights.
+    Raises: as ``TMTCheckpointer.load``; and UserError without weights, or with those of a backbone alone.
     """
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty: name a checkpoint")
@@ -44,5 +44,6 @@ def load_model(cfg: CfgNode) -> MaskFormer:
         cfg = with_num_classes(cfg, len(classes))
     model = build_model(on_this_machine(cfg))
     model.classes = classes
-    TMTCheckpointer(model, require_estimator=isinstance(model, TransferableMaskFormer)).load(cfg.MODEL.WEIGHTS)
+    needs_estimator = isinstance(model, TransferableMaskFormer)
+    TMTCheckpointer(model, require_estimator=needs_estimator, require_head=True).load(cfg.MODEL.WEIGHTS)
     return model.eval()

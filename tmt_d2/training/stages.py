@@ -241,9 +241,8 @@ def _run_training(
 ) -> dict[str, Any]:
     require_estimator = isinstance(model, TransferableMaskFormer)
     if eval_only:
-        TMTCheckpointer(model, cfg.OUTPUT_DIR, require_estimator=require_estimator).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=resume
-        )
+        checkpointer = TMTCheckpointer(model, cfg.OUTPUT_DIR, require_estimator=require_estimator, require_head=True)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         return evaluate_model(cfg, model)
     fine_tunes = cfg.TRANSFER.STAGE == "finetune"
     maps = drift = training = None
@@ -304,7 +303,8 @@ def _run_training(
 
 
 def load_source_model(cfg: CfgNode, model: nn.Module) -> None:
-    checkpointer = TMTCheckpointer(model, require_estimator=True, reinit_class_head=cfg.TRANSFER.REINIT_CLASS_HEAD)
+    reinit = cfg.TRANSFER.REINIT_CLASS_HEAD
+    checkpointer = TMTCheckpointer(model, require_estimator=True, require_head=True, reinit_class_head=reinit)
     checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
 
 
@@ -334,6 +334,7 @@ def _align(cfg: CfgNode, model: nn.Module, score: str, resume: bool) -> str:
     loader = build_alignment_loader(cfg, _seed(cfg))
     with log_file(cfg.OUTPUT_DIR):
         trainer = StageTrainer(cfg, model=aligned, training_module=training, data_loader=loader, evaluate=dict)
+        trainer.checkpointer.require_head = True  # its predictions are what is aligned
         trainer.resume_or_load(resume)
         trainer.train()
     return f"{cfg.OUTPUT_DIR}/{FINAL}.pth"
@@ -348,7 +349,7 @@ def _run_estimator(
         for domain, names in (("source", cfg.DATASETS.SOURCE_TEST), ("target", cfg.DATASETS.TEST))
     }
     if eval_only:
-        checkpointer = TMTCheckpointer(model, cfg.OUTPUT_DIR, require_estimator=True)
+        checkpointer = TMTCheckpointer(model, cfg.OUTPUT_DIR, require_estimator=True, require_head=True)
         progress = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume).get(ESTIMATOR_TRAINING)
         if progress is None:
             logger.warning("%s holds one set of discriminators: rank stability, of two, is unknown", cfg.MODEL.WEIGHTS)
@@ -372,6 +373,7 @@ def _run_estimator(
         extra_hooks=hooks,
     )
     trainer.checkpointer.add_checkpointable(ESTIMATOR_TRAINING, training.progress)
+    trainer.checkpointer.require_head = True  # E learns on the features of a trained pixel decoder
     trainer.resume_or_load(resume)
     return trainer.train()
 

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the new one, never half of it."""
+"""Writing files so that a reader sees the old one or the new one, never half of it; and reading the project's own."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
+from tmt_d2.errors import UserError
+
+REMEDY = "delete it, or choose another folder"
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
@@ -84,6 +91,63 @@ def write_json(path: str | Path, values: Mapping[str, Any]) -> None:
     with atomic_write(path, "w") as file:
         json.dump(finite(values), file, indent=1, allow_nan=False)
         file.write("\n")
+
+
+def read_json(path: str | Path, keys: Iterable[str] = (), remedy: str = REMEDY) -> Any:
+    """The mapping in a file of ``write_json``, which has these keys.
+
+    Raises:
+        UserError: the file is damaged; one line that names it. FileNotFoundError: it does not exist.
+    """
+    try:
+        return _mapping(json.loads(Path(path).read_text(encoding="utf-8")), keys)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error, remedy) from error
+
+
+def read_json_lines(path: str | Path, keys: Iterable[str] = (), remedy: str = REMEDY) -> list[dict[str, Any]]:
+    """The mapping in each line of a log.
+
+    Raises: as ``read_json``; the line is named, too.
+    """
+    values = []
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+        try:
+            values.append(_mapping(json.loads(line), keys))
+        except (ValueError, RecursionError) as error:
+            raise _damaged(path, f"line {number}: {error}", remedy) from error
+    return values
+
+
+def read_npz(path: str | Path, keys: Iterable[str] = (), remedy: str = REMEDY) -> dict[str, np.ndarray]:
+    """All arrays of a file of ``np.savez``, which has these keys; nothing in it is executed.
+
+    Raises: as ``read_json``.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return _mapping({key: content[key] for key in content.files}, keys)
+    except (FileNotFoundError, PermissionError):
+        raise
+    # Damaged bytes make the readers raise nearly anything; a plain array is no archive (AttributeError).
+    except (OSError, ValueError, LookupError, EOFError, TypeError, AttributeError, NotImplementedError) as error:
+        raise _damaged(path, error, remedy) from error
+    except (zipfile.BadZipFile, zlib.error, SyntaxError, RuntimeError, MemoryError) as error:
+        raise _damaged(path, error, remedy) from error
+
+
+def _mapping(value: Any, keys: Iterable[str]) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds a {type(value).__name__}, not a mapping")
+    missing = [key for key in keys if key not in value]
+    if missing:
+        raise ValueError(f"it has no {missing[0]!r}")
+    return value
+
+
+def _damaged(path: str | Path, reason: BaseException | str, remedy: str) -> UserError:
+    text = " ".join(str(reason).split()) or type(reason).__name__
+    return UserError(f"{path} is damaged ({text}): {remedy}")
 
 
 def finite(value: Any) -> Any:

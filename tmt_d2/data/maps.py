@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,9 @@ from torch import Tensor
 
 from tmt_d2.data.augmentation import Crop
 from tmt_d2.data.reader import DataError
-from tmt_d2.files import atomic_write
+from tmt_d2.errors import UserError
+from tmt_d2.files import atomic_write, read_npz
 
-DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 STRIDES = (32, 16, 8)  # of the levels that the decoder attends to
 
 
@@ -54,15 +52,15 @@ class TransferabilityMaps:
             DataError: the picture has no map, or a damaged one.
         """
         path = self.path(record)
+        names = [f"level{i}" for i in range(len(STRIDES))]
         try:
-            with np.load(path, allow_pickle=False) as content:
-                size = content["size"].tolist()
-                levels = [content[f"level{i}"] for i in range(len(STRIDES))]
-        except DAMAGE as error:
+            content = read_npz(path, ["size", *names])
+        except (UserError, OSError) as error:
             raise DataError(
                 f"{path}: the transferability map of {record['file_name']} cannot be read ({error}): delete that file, "
                 "the next start makes it anew"
             ) from error
+        size, levels = content["size"].tolist(), [content[name] for name in names]
         result = []
         for level, stride in zip(levels, STRIDES):
             rows = _places(crop.top, crop.height, crop.resized[0], size[0], stride, False)

@@ -24,7 +24,7 @@ from tmt_d2.data.labelled import LABEL, NAMES_SHOWN
 from tmt_d2.data.mapper import resized_size
 from tmt_d2.data.reader import UNREADABLE
 from tmt_d2.data.registration import label_space_of, read_record_label
-from tmt_d2.files import atomic_write
+from tmt_d2.files import atomic_write, read_npz
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +124,8 @@ def class_pixels(records: Sequence[Mapping[str, Any]], folder: Path) -> tuple[np
             pixels, sizes = (np.stack(values) for values in zip(*counted))
             np.savez_compressed(file, pixels=pixels, sizes=sizes)  # type: ignore[arg-type]
     comm.synchronize()
-    with np.load(path, allow_pickle=False) as content:
-        return content["pixels"], content["sizes"]
+    content = read_npz(path, ("pixels", "sizes"), "delete it, the labels are counted anew")
+    return content["pixels"], content["sizes"]
 
 
 def _count(record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -12,12 +12,13 @@ from typing import Any, TypedDict
 from detectron2.config import CfgNode
 
 from tmt_d2.errors import UserError
-from tmt_d2.files import write_json
+from tmt_d2.files import read_json, write_json
 from tmt_d2.training.checkpoint import keep_weights
 from tmt_d2.training.folder import RESULTS
 
 STAGE_RECORD = "stage.json"
 BEGINNING = "begun.json"
+DAMAGED = "delete the folder to run it again"
 SCORES_FILE = "scores.json"
 
 
@@ -131,7 +132,7 @@ def write_beginning(cfg: CfgNode, identity: Identity, made_from: Mapping[str, st
 
 def _read_beginning(folder: Path) -> StageRecord:
     try:
-        return json.loads((folder / BEGINNING).read_text())
+        return read_json(folder / BEGINNING, remedy=DAMAGED)
     except FileNotFoundError:  # another process may just have ended it
         return {}
 
@@ -147,10 +148,10 @@ def write_record(cfg: CfgNode, identity: Identity, made_from: Mapping[str, str],
 
 
 def read_record(folder: Path) -> StageRecord:
-    return json.loads((folder / STAGE_RECORD).read_text())
+    return read_json(folder / STAGE_RECORD, ("settings", "seconds"), DAMAGED)
 
 
 def read_values(folder: Path, kind: str) -> Mapping[str, Any]:
     """Scores of kind "scores", measures of kind "estimator"; of every other kind {split: metrics}."""
     file = SCORES_FILE if kind == "scores" else RESULTS.get(kind, RESULTS["source"])
-    return json.loads((folder / file).read_text())
+    return read_json(folder / file, remedy=DAMAGED)

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from tmt_d2.files import atomic_write
+from tmt_d2.files import atomic_write, read_npz
 from tmt_d2.methods.estimator import existing_regions, held_out_loader, spearman
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.processes.signals import Stoppable
@@ -45,10 +45,13 @@ class Drift:
             if not self.file.is_file():
                 logger.warning("%s is not there: how T has moved since step 0 is not known", self.file)
                 return
-            with np.load(self.file, allow_pickle=False) as content:
-                levels = range(len(self.model.transferability.discriminators))
-                pictures = len(content.files) // len(levels)
-                self.step_0 = [[content[f"{level}_{i}"] for i in range(pictures)] for level in levels]
+            content = read_npz(self.file, remedy="delete it; how T has moved since step 0 is then not known")
+            levels = range(len(self.model.transferability.discriminators))
+            names = [[f"{level}_{i}" for i in range(len(content) // len(levels))] for level in levels]
+            if {name for level in names for name in level} != {*content}:
+                logger.warning("%s is of another model: how T has moved since step 0 is not known", self.file)
+                return
+            self.step_0 = [[content[name] for name in level] for level in names]
             return
         maps, _ = self._look()
         self.step_0 = [[t.numpy() for t in level] for level in maps]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from tmt_d2.data.reader import PNG, DataError
 from tmt_d2.deployment.predictor import Prediction, Predictor
 from tmt_d2.deployment.streaming import Picture, Pictures, predictions
 from tmt_d2.errors import UserError
-from tmt_d2.files import atomic_write, write_json
+from tmt_d2.files import atomic_write, read_json, write_json
 from tmt_d2.pictures.overlays import label_overlay
 
 KINDS = ("labels", "overlays", "confidence", "transferability")  # each a folder of PNG files
@@ -134,10 +133,7 @@ def claim_output(output: Path, cfg: CfgNode, pictures: Pictures, ids: str) -> No
         output.mkdir(parents=True, exist_ok=True)
         write_json(path, identity)
         return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): choose another --output") from error
+    before = read_json(path, remedy="choose another --output")
     for key, value in identity.items():
         if before.get(key, value) != value:  # earlier versions wrote fewer
             raise UserError(f"{output} holds predictions with other {key} ({IDENTITY}): choose another --output")

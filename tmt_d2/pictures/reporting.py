@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from tmt_d2.data.registration import check_registered, label_space_of, labelled_
 from tmt_d2.deployment import load_model
 from tmt_d2.deployment.streaming import IMAGES
 from tmt_d2.errors import UserError, did_you_mean
+from tmt_d2.files import read_json
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.pictures.exclusion import collect
 from tmt_d2.pictures.inspection import AttentionReport, Selector, attention_report
@@ -145,6 +145,6 @@ def split_statistics(loaded: LoadedModel, split: str, limit: int | None = None) 
         folders.append(Path(setup_cfg(str(folder / "config.yaml")).MODEL.WEIGHTS).parent)
     for estimator in (each / "estimator.json" for each in folders):
         if estimator.is_file():
-            result["proxy_a_distance"] = json.loads(estimator.read_text(encoding="utf-8"))["proxy_a_distance"]
+            result["proxy_a_distance"] = read_json(estimator, ["proxy_a_distance"])["proxy_a_distance"]
             break
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from tmt_d2.errors import UserError
-from tmt_d2.files import write_json
+from tmt_d2.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +52,8 @@ class Best:
         """
         if not self.path.is_file():
             return
-        record = json.loads(self.path.read_text(encoding="utf-8"))
+        keys = ("metric", "split", "evaluations")
+        record = read_json(self.path, keys, "delete it to begin a new record")
         if (record["metric"], record["split"]) != (self.metric, self.split):
             raise UserError(
                 f"{self.path} is of {record['metric']} of {record['split']}, TEST.BEST asks for {self.metric} of "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 import re
@@ -17,7 +16,7 @@ from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import Tensor, nn
 
 from tmt_d2.errors import UserError
-from tmt_d2.files import atomic_write, write_json
+from tmt_d2.files import atomic_write, read_json, write_json
 from tmt_d2.modeling.official import CLASS_HEAD, load_report, upgrade_names
 from tmt_d2.modeling.timm_backbone import timm_part
 from tmt_d2.training.checkpoint_classes import CLASSES, EMPTY_WEIGHT, drop_other_sizes, encode_classes, match_classes
@@ -125,7 +124,7 @@ class TMTCheckpointer(DetectionCheckpointer):
 
     def _superseded(self) -> dict[str, int]:
         path = Path(self.save_dir) / SUPERSEDED
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
 
     def has_checkpoint(self) -> bool:
         return bool(self.resumable())

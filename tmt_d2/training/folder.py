@@ -12,6 +12,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
 
+from tmt_d2.config_file import load_config_file
 from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
 from tmt_d2.training.best import Best
@@ -48,10 +49,7 @@ def refuse_another_run_in(folder: Path, cfg: CfgNode) -> None:
     """What is resumed must be of this stage and method; what else has changed is said."""
     if not (folder / CONFIG).is_file() or not TMTCheckpointer(nn.Module(), str(folder)).has_checkpoint():
         return
-    try:
-        there = flat(yaml.safe_load((folder / CONFIG).read_text()))
-    except yaml.YAMLError as error:
-        raise UserError(f"{folder / CONFIG} is no YAML file: {' '.join(str(error).split())}") from error
+    there = flat(load_config_file(folder / CONFIG))
     here = flat(yaml.safe_load(cfg.dump()))
     for key in ("TRANSFER.STAGE", "TRANSFER.METHOD"):
         if there.get(key, here[key]) != here[key] and (key == "TRANSFER.STAGE" or cfg.TRANSFER.STAGE == "finetune"):

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from tmt_d2.config_file import load_config_file
 from tmt_d2.errors import UserError
-from tmt_d2.experiments.records import STAGE_RECORD, Labels, labels_of, read_values
+from tmt_d2.experiments.records import STAGE_RECORD, Labels, labels_of, read_record, read_values
+from tmt_d2.files import read_json_lines
 from tmt_d2.methods.table import METHODS
 
 METRICS = ("mIoU", "fwIoU", "mACC")
@@ -85,7 +85,7 @@ def read_results(output: Path) -> Results:
     results = Results()
     seen: dict[str, Path] = {}
     for file in sorted(output.rglob(STAGE_RECORD)):
-        record = json.loads(file.read_text())
+        record = read_record(file.parent)
         about = record.get("unit")
         if about is None:  # a stage that belongs to a single pair
             continue
@@ -127,7 +127,7 @@ def by_pair(runs: Iterable[Run], metric: str) -> dict[Pair, list[float]]:
 
 def setting(run: Run, key: str) -> Any:
     """The value of a config key that the run was made with."""
-    node: Any = yaml.safe_load((run.folder / "config.yaml").read_text())
+    node: Any = load_config_file(run.folder / "config.yaml")
     for part in key.split("."):
         node = node[part]
     return node
@@ -136,5 +136,5 @@ def setting(run: Run, key: str) -> Any:
 def log_of(run: Run) -> list[dict[str, Any]]:
     """The lines of the run's training log that have a loss."""
     path = run.folder / "metrics.json"
-    lines = map(json.loads, path.read_text().splitlines()) if path.is_file() else ()
+    lines = read_json_lines(path) if path.is_file() else ()
     return [line for line in lines if line.get("total_loss") is not None]

@@ -22,7 +22,7 @@ from tmt_d2.data.mapper import model_input
 from tmt_d2.data.reader import ChannelOrder, DataError
 from tmt_d2.deployment.streaming import Picture, Pictures
 from tmt_d2.errors import UserError
-from tmt_d2.files import atomic_write, write_json
+from tmt_d2.files import atomic_write, read_json, read_npz, write_json
 from tmt_d2.methods.self_training.pseudo_labels import marginals
 from tmt_d2.modeling.mask_former import MaskFormer, real_positions
 
@@ -105,8 +105,8 @@ def describe(describer: Describer, pictures: Pictures, folder: Path, identity: d
     written = fill(describer, pictures, folder, identity, batch)
     parts = []
     for file in written:
-        with np.load(file, allow_pickle=False) as content:
-            parts.append({key: content[key] for key in content.files})
+        keys = ("names", "files", "broken", "reasons")  # and ROWS, where any could be read
+        parts.append(read_npz(file, keys, "delete it, its pictures are described anew"))
     broken = {str(name): str(why) for part in parts for name, why in zip(part["broken"], part["reasons"])}
     parts = [part for part in parts if len(part["names"])]
     if not parts:
@@ -139,7 +139,7 @@ def fill(
     """
     stamp = identity | {"pictures": _digest(pictures)}
     path = folder / "pool.json"
-    if path.is_file() and json.loads(path.read_text()) != stamp:
+    if path.is_file() and read_json(path) != stamp:
         raise UserError(f"{folder} holds what another model said, or of other pictures: choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, stamp)

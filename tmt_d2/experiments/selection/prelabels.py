@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from tmt_d2.data.reader import read_image_of, read_pair
 from tmt_d2.deployment.predictor import Predictor
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.selection.pool import Pool
-from tmt_d2.files import remove_temporaries, write_json
+from tmt_d2.files import read_json, remove_temporaries, write_json
 from tmt_d2.pictures.predicting import write_png
 
 FOLDER, COCO = "prelabels", "prelabels.json"
@@ -52,7 +51,7 @@ def begin(output: Path, asked: Mapping[str, Any]) -> None:
     check_free(output)
     folder, path = output / FOLDER, output / BEGUN
     if folder.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path, remedy="choose another --output")
         for key, value in asked.items():
             if before.get(key) != value:
                 remedy = "ask for the same, move it, or choose another --output"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -13,6 +12,7 @@ from tmt_d2.experiments.report.sections import NOTHING, Cell, Row, Section, Tabl
 from tmt_d2.experiments.report.statistics import correlation
 from tmt_d2.experiments.report.view import MIOU, View
 from tmt_d2.experiments.scoring import SCORES
+from tmt_d2.files import read_json
 from tmt_d2.methods.drift import DRIFT
 from tmt_d2.methods.table import BASELINE
 
@@ -45,7 +45,7 @@ def estimators(view: View) -> Section:
     ]
     parts.append(("mean T by class, over all pairs", _by_level(classes, t_of_classes)))
     drifts = [
-        (method, json.loads(file.read_text()))
+        (method, read_json(file))
         for method in view.methods
         for run in view.runs(method)
         if (file := run.folder / f"{DRIFT}.json").is_file()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import yaml
 
+from tmt_d2.config_file import load_config_file
 from tmt_d2.experiments.report.results import Run
 from tmt_d2.experiments.report.sections import Cell, Row, Section, Table
 from tmt_d2.experiments.report.view import View
@@ -22,7 +22,7 @@ def settings(view: View) -> Section:
 
 
 def _row(name: str, runs: Sequence[Run]) -> Row:
-    cfg = yaml.safe_load((runs[0].folder / "config.yaml").read_text())
+    cfg = load_config_file(runs[0].folder / "config.yaml")
     backbone = cfg["MODEL"]["BACKBONE"]["NAME"].replace("build_", "").replace("_backbone", "")
     if "resnet" in backbone:
         backbone = f"ResNet-{cfg['MODEL']['RESNETS']['DEPTH']}"

@@ -18,7 +18,6 @@ from tests.helpers.checkout import ROOT
 from tests.helpers.models import equal, make_records, scores, tiny_cfg, train_step
 from tmt_d2 import setup_cfg
 from tmt_d2.errors import UserError
-from tmt_d2.modeling.lora import LoRALinear, add_lora
 from tmt_d2.modeling.timm_backbone import TimmBackbone, TimmPyramid
 from tmt_d2.modeling.tmt import differs_in_training
 from tmt_d2.training.checkpoint import TMTCheckpointer
@@ -48,19 +47,30 @@ def build(name: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", [*HIERARCHICAL, *PLAIN])
-def test_four_maps_of_the_right_size_that_know_where_they_are(name: str) -> None:
-    backbone = build(name)
-    shapes = backbone.output_shape()
-    assert {key: shape.stride for key, shape in shapes.items()} == {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
-    first = torch.rand(1, 3, 96, 160)
-    second = first.clone()
-    second[..., 64:, :32] = torch.rand(1, 3, 32, 32)  # bottom left
-    with torch.no_grad():
-        changes = {key: (value - backbone(first)[key]).abs() for key, value in backbone(second).items()}
-    for key, change in changes.items():
-        assert change.shape == (1, shapes[key].channels, 96 // shapes[key].stride, 160 // shapes[key].stride)
-    where = changes["res2"][0].sum(0)
-    assert where[16:, :8].mean() > 2 * where[:8, 20:].mean()  # a map on its side would differ elsewhere
+def test_maps_are_those_of_timm(name: str) -> None:
+    torch.manual_seed(0)
+    net = TimmBackbone(name).eval()
+    theirs = timm.create_model(name, **net._options).eval()
+    net.load_state_dict(net.convert(theirs.state_dict(), "timm"), strict=False)
+    sizes = [(96, 160), (96, 96)]
+    if name in HIERARCHICAL:
+        sizes.append((76, 108))  # plain transformers need whole patches
+    if "swin" in name:
+        sizes.append((384, 384))  # its first map, (96, 96, 96), looks the same on its side
+    shapes = net.output_shape()
+    assert [shape.stride for shape in shapes.values()] == ([16] if name in PLAIN else [4, 8, 16, 32])
+    for size in sizes:
+        image = torch.rand(1, 3, *size)
+        with torch.no_grad():
+            ours = net(image)
+            expected = theirs.forward_intermediates(image, output_fmt="NCHW", intermediates_only=True)
+        for key, shape in shapes.items():
+            assert ours[key].shape[1] == shape.channels
+            assert any(
+                ours[key].shape == each.shape and torch.allclose(ours[key], each, atol=1e-4) for each in expected
+            )
+            if size[0] % 32 == 0:
+                assert ours[key].shape[2:] == (size[0] // shape.stride, size[1] // shape.stride)
 
 
 def test_a_plain_transformer_of_patch_14_has_patches_of_16() -> None:
@@ -186,13 +196,30 @@ def test_normalisation_is_that_of_the_weights_and_a_wrong_one_is_said(caplog: py
     with caplog.at_level(logging.WARNING):
         model = build_model(small_cfg())
     assert model.pixel_mean.flatten().tolist() == model.pixel_std.flatten().tolist() == [127.5] * 3
-    assert "MODEL.PIXEL_MEAN is [123.675, 116.28, 103.53]: tf_efficientnet_lite0 has learned with" in caplog.text
+    assert "MODEL.PIXEL_MEAN [123.675, 116.28, 103.53]" in caplog.text
     caplog.clear()
     right = {"MODEL__PIXEL_MEAN": [127.5] * 3, "MODEL__PIXEL_STD": [127.5] * 3}
     build_model(small_cfg(**right))
     assert "PIXEL_MEAN" not in caplog.text
     with pytest.raises(UserError, match="INPUT.FORMAT is 'BGR'"):
         build_model(small_cfg(INPUT__FORMAT="BGR"))
+
+
+def mean_of(name: str, **changes: Any) -> list[float]:
+    return build_model(small_cfg(name, **changes)).pixel_mean.flatten().tolist()
+
+
+def test_normalisation_is_that_of_the_tag_or_the_users_own() -> None:
+    name = "mobilenetv4_conv_small"
+    tag = f"{name}.e3600_r256_in1k"
+    imagenet = pytest.approx([123.675, 116.28, 103.53])
+    assert mean_of(name) == imagenet
+    assert mean_of(tag) == [127.5] * 3
+    with pytest.raises(UserError, match=f"MODEL.TIMM.NAME {tag}"):
+        mean_of(name, MODEL__WEIGHTS=f"timm://{tag}")
+    assert mean_of(tag, MODEL__WEIGHTS=f"timm://{tag}") == [127.5] * 3
+    own = {"MODEL__PIXEL_MEAN": [1.0, 2.0, 3.0], "MODEL__PIXEL_STD": [255.0] * 3}
+    assert mean_of(name, MODEL__WEIGHTS=f"timm://{tag}", **own) == [1.0, 2.0, 3.0]
 
 
 def test_a_checkpoint_holds_all_of_it(tmp_path: Path) -> None:
@@ -224,31 +251,6 @@ def test_stochastic_depth_is_known_as_what_differs_in_training(rate: float) -> N
     net = TimmBackbone("convnextv2_atto", drop_path_rate=rate)  # no normalisation by batches, no dropout
     assert any(map(differs_in_training, net.train().modules())) == (rate > 0)
     assert not any(map(differs_in_training, net.eval().modules()))
-
-
-def test_lora_by_hand() -> None:
-    torch.manual_seed(0)
-    linear = nn.Linear(5, 6)
-    adapted = LoRALinear(linear, rank=2, alpha=4.0)
-    x = torch.rand(3, 5)
-    assert torch.equal(adapted(x), linear(x))  # B is 0
-    with torch.no_grad():
-        adapted.lora_b.normal_()
-    expected = x @ linear.weight.T + linear.bias + 2.0 * x @ adapted.lora_a.T @ adapted.lora_b.T
-    assert torch.allclose(adapted(x), expected, atol=1e-6)
-    assert [name for name, p in adapted.named_parameters() if p.requires_grad] == ["lora_a", "lora_b"]
-    assert set(adapted.state_dict()) == {"weight", "bias", "lora_a", "lora_b"}  # the first two by their old names
-
-
-def test_adapters_learn_while_what_they_adapt_is_frozen() -> None:
-    model = build_model(small_cfg("vit_tiny_patch16_224", MODEL__TIMM__FROZEN=True, MODEL__TIMM__LORA_RANK=2))
-    train_step(model, make_records())
-    part = model.backbone.net
-    learning = {name for name, parameter in part.named_parameters() if parameter.grad is not None}
-    assert len(learning) == 24 and all(".lora_" in name for name in learning)  # A and B of 12 blocks
-    with pytest.raises(UserError, match="MODEL.TIMM.LORA_RANK is 2: tf_efficientnet_lite0 has no projections"):
-        build_model(small_cfg(MODEL__TIMM__LORA_RANK=2))
-    assert add_lora(nn.Linear(2, 2), 1) == 0
 
 
 def test_layers_learn_slower_the_further_from_the_head_they_are() -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+PROJECTIONS = ("qkv", "q", "k", "v", "kv", "q_proj", "k_proj", "v_proj")  # to queries, keys and values, in timm
+
 
 class LoRALinear(nn.Linear):
-    """A linear layer with an adapter. Its own weight and bias keep their names and do not learn; at first B is 0."""
+    """A linear layer with an adapter. Its own weight and bias keep their names and do not learn; at first B is 0.
+
+    Who reads ``weight`` instead of calling the layer, as EVA, BEiT and SwinV2 do, reads W + (alpha / r) B A.
+    """
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float):
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
@@ -22,16 +28,32 @@ class LoRALinear(nn.Linear):
         self.lora_b = nn.Parameter(torch.zeros(linear.out_features, rank))
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
 
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)
+        if name == "weight" and "lora_b" in self._parameters:
+            return value + self.lora_b @ self.lora_a * self.scale
+        return value
+
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + F.linear(F.linear(x, self.lora_a), self.lora_b) * self.scale
+        weight: Any = self._parameters["weight"]  # not self.weight: in 16 bits a small B A would be lost in the sum
+        return F.linear(x, weight, self.bias) + F.linear(F.linear(x, self.lora_a), self.lora_b) * self.scale
 
 
-def add_lora(module: nn.Module, rank: int, alpha: float | None = None, name: str = "qkv") -> int:
-    """Put an adapter on every linear layer called ``name`` below ``module``; returns how many. alpha: 2 x rank."""
+def add_lora(module: nn.Module, rank: int, alpha: float | None = None) -> int:
+    """Put an adapter on every linear layer below ``module`` whose name is one of ``PROJECTIONS``; returns how many.
+
+    alpha: 2 x rank.
+    """
     count = 0
     for parent in list(module.modules()):
-        child = getattr(parent, name, None)
-        if isinstance(child, nn.Linear) and not isinstance(child, LoRALinear):
-            setattr(parent, name, LoRALinear(child, rank, 2.0 * rank if alpha is None else alpha))
-            count += 1
+        for name, child in list(parent.named_children()):
+            if name in PROJECTIONS and isinstance(child, nn.Linear) and not isinstance(child, LoRALinear):
+                setattr(parent, name, LoRALinear(child, rank, 2.0 * rank if alpha is None else alpha))
+                count += 1
     return count
+
+
+def adapters_without_gradient(module: nn.Module) -> list[str]:
+    """Names of the adapters that the backward pass before did not reach."""
+    adapters = ((name, layer) for name, layer in module.named_modules() if isinstance(layer, LoRALinear))
+    return [name for name, layer in adapters if layer.lora_a.grad is None or layer.lora_b.grad is None]

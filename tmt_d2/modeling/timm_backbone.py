@@ -24,7 +24,7 @@ from detectron2.modeling.backbone.vit import SimpleFeaturePyramid
 from torch import Tensor, nn
 
 from tmt_d2.errors import UserError
-from tmt_d2.modeling.lora import add_lora
+from tmt_d2.modeling.lora import adapters_without_gradient, add_lora
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,14 @@ STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 PATCH = 16
 TRIED_SIZE = (96, 160)
 SHOWN = 4  # names in an error
+TIMM_WEIGHTS = "timm://"  # of MODEL.WEIGHTS, see ``training/pretrained.py``
+Normalization = tuple[list[float], list[float]]  # mean and standard deviation, RGB, in 0 ... 255
+# What MODEL.PIXEL_MEAN and PIXEL_STD are where a user has not set them: Detectron2's defaults and those of configs/.
+HELD_BY_CONFIGS: tuple[Normalization, ...] = (
+    ([103.53, 116.28, 123.675], [1.0, 1.0, 1.0]),
+    ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
+    ([127.5, 127.5, 127.5], [127.5, 127.5, 127.5]),
+)
 
 
 class TimmBackbone(Backbone):
@@ -39,7 +47,8 @@ class TimmBackbone(Backbone):
 
     Attributes:
         net: timm's ``features_only`` model, whose names the state dict has.
-        normalization: mean and standard deviation per RGB channel that its weights were trained with, in 0 ... 255.
+        normalization: mean and standard deviation per RGB channel that the weights ``name`` were trained with, in
+            0 ... 255.
         blocks: of a plain Vision Transformer, how many; 0 for any other.
     """
 
@@ -53,7 +62,7 @@ class TimmBackbone(Backbone):
 
         Raises:
             UserError: timm is not installed or knows no such model, it has no features of these strides, or no
-                projections to adapt.
+                projections that can be adapted.
         """
         super().__init__()
         create_model = _timm().create_model
@@ -71,12 +80,10 @@ class TimmBackbone(Backbone):
                 f"MODEL.TIMM.NAME {name} has features at strides {', '.join(map(str, reductions))}: "
                 f"{', '.join(map(str, wanted.values()))} are needed"
             )
-        with torch.device("meta"):
-            try:
-                probe.eval()(torch.empty(1, 3, *TRIED_SIZE))
-            except (AssertionError, RuntimeError) as error:
-                raise UserError(f"MODEL.TIMM.NAME {name} takes pictures of one size only") from error
         indices = [len(reductions) - 1 - reductions[::-1].index(stride) for stride in wanted.values()]
+        # timm says it; the shape does not, where a map has as many rows as channels.
+        self._channels_last = getattr(probe, "output_fmt", "NCHW") == "NHWC"
+        _try(probe, name, indices, lora_rank)
         drop_path = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
         self.net: Any = create_model(
             name, features_only=True, out_indices=[-1] if plain else indices, **drop_path, **self._options
@@ -86,22 +93,20 @@ class TimmBackbone(Backbone):
             out: ShapeSpec(channels=channels[index], stride=stride)
             for index, (out, stride) in zip(indices, wanted.items())
         }
-        settings = self.net.pretrained_cfg
-        self.normalization = tuple([255.0 * value for value in settings[key]] for key in ("mean", "std"))
+        self.normalization = _normalization(self.net.pretrained_cfg)
         self.blocks = len(self.net.model.blocks) if plain else 0
         self.frozen = frozen
         if frozen:
             self.net.requires_grad_(False)
-        if lora_rank and not add_lora(self.net, lora_rank):
-            raise UserError(f"MODEL.TIMM.LORA_RANK is {lora_rank}: {name} has no projections called qkv to adapt")
+        if lora_rank:
+            add_lora(self.net, lora_rank)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W), multiples of 32 -> {"res2": (B, C2, H/4, W/4), ...}, or {"last": (B, C, H/16, W/16)}."""
-        features = {}
-        for (name, shape), feature in zip(self._shapes.items(), self.net(x)):
-            channels_last = feature.shape[1] != shape.channels or feature.shape[2] * shape.stride != x.shape[2]
-            features[name] = feature.permute(0, 3, 1, 2) if channels_last else feature  # Swin's come as (B, H, W, C)
-        return features
+        maps = self.net(x)
+        if self._channels_last:
+            maps = [each.permute(0, 3, 1, 2) for each in maps]
+        return dict(zip(self._shapes, maps))
 
     def train(self, mode: bool = True) -> TimmBackbone:
         super().train(mode)
@@ -181,12 +186,55 @@ def timm(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     if cfg.INPUT.FORMAT != "RGB":
         raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}: timm's models were trained on RGB")
     net = TimmBackbone(settings.NAME, settings.DROP_PATH_RATE, settings.FROZEN, settings.LORA_RANK)
-    for key, here, there in zip(("MEAN", "STD"), (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD), net.normalization):
-        if any(abs(a - b) > 0.5 for a, b in zip(here, there)):
-            logger.warning(
-                "MODEL.PIXEL_%s is %s: %s has learned with %s, which is taken", key, list(here), settings.NAME, there
-            )
+    net.normalization = _chosen_normalization(cfg, net.normalization)
     return TimmPyramid(net, settings.PYRAMID_CHANNELS) if net.blocks else net
+
+
+def _chosen_normalization(cfg: CfgNode, of_name: Normalization) -> Normalization:
+    """The config's mean and standard deviation where they are a user's own, else ``of_name``, those of the weights that
+    MODEL.TIMM.NAME names.
+
+    The values that the files in configs/ hold are not a user's own: they were chosen for other backbones.
+
+    Raises:
+        UserError: MODEL.WEIGHTS names weights of timm with others. The weights of later stages are a checkpoint, so
+            MODEL.TIMM.NAME alone can say it in all of them.
+    """
+    name, weights = cfg.MODEL.TIMM.NAME, cfg.MODEL.WEIGHTS
+    here: Normalization = ([*cfg.MODEL.PIXEL_MEAN], [*cfg.MODEL.PIXEL_STD])
+    if not any(_alike(here, held) for held in (of_name, *HELD_BY_CONFIGS)):
+        logger.warning(
+            "MODEL.PIXEL_MEAN %s and PIXEL_STD %s are taken, though %s has learned with %s and %s",
+            *here,
+            name,
+            *of_name,
+        )
+        return here
+    if weights.startswith(TIMM_WEIGHTS):
+        settings = _timm().get_pretrained_cfg(weights.removeprefix(TIMM_WEIGHTS))
+        if settings is not None and not _alike(_normalization(settings.to_dict()), of_name):
+            raise UserError(
+                f"MODEL.WEIGHTS {weights} has learned with another mean and standard deviation than MODEL.TIMM.NAME "
+                f"{name}: set MODEL.TIMM.NAME {weights.removeprefix(TIMM_WEIGHTS)}, in all stages"
+            )
+    if not _alike(here, of_name):
+        logger.warning(
+            "MODEL.PIXEL_MEAN %s and PIXEL_STD %s: %s has learned with %s and %s, which are taken",
+            *here,
+            name,
+            *of_name,
+        )
+    return of_name
+
+
+def _alike(one: Normalization, other: Normalization) -> bool:
+    return all(abs(a - b) <= 0.5 for mine, its in zip(one, other) for a, b in zip(mine, its))
+
+
+def _normalization(settings: Mapping[str, Any]) -> Normalization:
+    """Mean and standard deviation of timm's settings of pretrained weights, in 0 ... 255."""
+    mean, std = ([255.0 * value for value in settings[key]] for key in ("mean", "std"))
+    return mean, std
 
 
 def timm_part(model: nn.Module) -> tuple[str, TimmBackbone] | None:
@@ -224,6 +272,31 @@ def _options(name: str) -> dict[str, Any]:
     elif "strict_img_size" in accepted:
         options["strict_img_size"] = False
     return options
+
+
+def _try(probe: nn.Module, name: str, indices: Sequence[int], lora_rank: int) -> None:
+    """One pass without numbers, of the maps that are used.
+
+    Raises:
+        UserError: the model takes images of one size only, or has adapters that would not learn, or none.
+    """
+    with torch.device("meta"):
+        adapters = add_lora(probe, lora_rank) if lora_rank else 0
+        try:
+            maps = probe.eval()(torch.empty(1, 3, *TRIED_SIZE))
+        except (AssertionError, RuntimeError) as error:
+            raise UserError(f"MODEL.TIMM.NAME {name} takes pictures of one size only") from error
+    if not lora_rank:
+        return
+    torch.stack([maps[index].sum() for index in indices]).sum().backward()
+    idle = adapters_without_gradient(probe)
+    if idle or not adapters:
+        why = (
+            f"an adapter on {idle[0]} would not learn"
+            if idle
+            else "no linear layer projects to queries, keys or values"
+        )
+        raise UserError(f"MODEL.TIMM.LORA_RANK is {lora_rank}: in {name} {why}; set it to 0")
 
 
 def _plain(name: str) -> str:

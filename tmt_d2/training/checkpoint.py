@@ -37,6 +37,7 @@ ESTIMATOR = "transferability."
 FROZEN_ENCODER = (f"{ESTIMATOR}backbone.", f"{ESTIMATOR}pixel_decoder.")  # filled from the model's own where missing
 SETTINGS = f"{ESTIMATOR}_extra_state"  # PyTorch's name for it
 ESTIMATOR_TRAINING = "estimator_training"  # a checkpoint of the estimator stage has this entry, no other one
+ADAPTER = ".lora_"  # in the names of adapters, which may be added to a model that was trained without
 FINAL = "model_final"
 COUNT = "num_batches_tracked"  # of batch normalisation: with a momentum it changes nothing, and many files lack it
 METHOD_TRAINING = "method_training"  # what a method's training remembers, where there is a ``MethodTraining``
@@ -229,6 +230,9 @@ class TMTCheckpointer(DetectionCheckpointer):
         unused = [*incompatible.unexpected_keys, *misfits]
         self.logger.info(load_report(self._loading, len(loaded), incompatible.missing_keys, unused, reset, class_rows))
         self.found_head = any(name.startswith("sem_seg_head.") for name in names)
+        goes_on = self._resumes and self.checkpointables
+        if not goes_on and not any(ADAPTER in name for name in names):  # at first they change nothing
+            incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if ADAPTER not in name]
         if self.backbone_only:
             self._refuse_part_of_backbone(incompatible)
         elif self.found_head:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.timm_backbone import timm_part
 
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
+_LAYER_SCALE = re.compile(r"gamma_?\w*|res_scale\d*")  # the factor of a residual branch, in timm
 _POSITIONS = ("relative_position_bias_table", "absolute_pos_embed", "pos_embed")
 _TOKENS = ("cls_token", "reg_token", "dist_token")
 
@@ -33,8 +34,8 @@ def parameter_groups(
     """One group for every combination of learning rate and weight decay, over the trainable parameters.
 
     The backbone learns ``backbone_multiplier`` times slower, and each of a Vision Transformer's ``num_layers`` blocks
-    ``layer_decay`` times slower than the next one; norms and embeddings have their own weight decay, positions and
-    tokens none.
+    ``layer_decay`` times slower than the next one; norms (and layer scale with them) and embeddings have their own
+    weight decay, positions and tokens none.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
@@ -49,7 +50,7 @@ def parameter_groups(
                 within = "pos_embed" if name in _TOKENS else ".".join(path[path.index("backbone") + 1 :])
                 lr *= backbone_multiplier * get_vit_lr_decay_rate(f"backbone.{within}", layer_decay, num_layers)
             decay = weight_decay
-            if isinstance(module, _NORMS):
+            if _is_norm(module) or _LAYER_SCALE.fullmatch(name):
                 decay = weight_decay_norm
             elif isinstance(module, nn.Embedding):
                 decay = weight_decay_embed
@@ -57,6 +58,11 @@ def parameter_groups(
                 decay = 0.0
             groups.setdefault((lr, decay), []).append(parameter)
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """By its name: Detectron2 and timm have norms that share no base class with PyTorch's."""
+    return any("norm" in kind.__name__.lower() for kind in type(module).__mro__)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -6,6 +6,7 @@ import argparse
 import errno
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +276,15 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
             read_state(str(tmp_path / name))
     with pytest.raises(FileNotFoundError, match="is a folder"):
         read_state(str(tmp_path))
+
+
+def test_settings_of_the_loss_are_those_of_the_config(build_tiny: Callable[..., nn.Module], tmp_path: Path) -> None:
+    first = build_tiny("MaskFormer", MODEL__MASK_FORMER__NO_OBJECT_WEIGHT=0.1)
+    file = tmp_path / "a.pth"
+    torch.save({"model": first.state_dict()}, file)
+    assert first.state_dict()["criterion.empty_weight"][-1] == pytest.approx(0.1)  # as in official files
+    second = build_tiny("MaskFormer", MODEL__MASK_FORMER__NO_OBJECT_WEIGHT=0.5)
+    TMTCheckpointer(second).load(str(file))
+    assert second.criterion.empty_weight[-1] == 0.5
+    second.load_state_dict(first.state_dict())
+    assert second.criterion.empty_weight[-1] == 0.5

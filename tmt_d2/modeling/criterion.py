@@ -7,6 +7,7 @@ Letters: L decoder outputs, B images, Q queries, N classes, T targets of an imag
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,13 @@ from tmt_d2.modeling.mask_logits import DecoderOutputs, MaskLogits, QueryOutputs
 from tmt_d2.modeling.matcher import LEAST, match, matching_costs
 
 _TEMPORARY = 2**22  # elements of a temporary tensor of the matcher: it stays in a CPU's cache, and out of the peak
+
+
+def _keep_empty_weight(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Official checkpoints hold it, and it is a setting: that of the config stays."""
+    name = f"{prefix}empty_weight"
+    if name in state_dict:
+        state_dict[name] = module.get_buffer("empty_weight").clone()
 
 
 class SetCriterion(nn.Module):
@@ -63,6 +71,7 @@ class SetCriterion(nn.Module):
         empty_weight = torch.ones(num_classes + 1)
         empty_weight[-1] = no_object_weight
         self.register_buffer("empty_weight", empty_weight)
+        self.register_load_state_dict_pre_hook(_keep_empty_weight)
 
     def forward(
         self,

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tests.helpers.small_runs import contents, small_cfg
+from tmt_d2.errors import UserError
 from tmt_d2.modeling.pixel_decoder import MSDeformAttnPixelDecoder
 from tmt_d2.training.anomaly import find_anomalies
 from tmt_d2.training.stages import run_stage
@@ -102,6 +103,30 @@ def test_the_scaler_is_resumed() -> None:
     other.load_state_dict(make_step().state_dict())  # or begins it
 
 
+def test_a_step_is_taken_back_with_its_statistics() -> None:
+    class Normalised(Squares):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(2)
+
+        def forward(self, batch: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+            return super().forward([*self.norm(torch.stack(batch))])
+
+    module = Normalised()
+    step = TrainingStep(module, torch.optim.SGD(module.parameters(), lr=1.0), accumulation_steps=2)
+    batch = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, -1.0]), torch.ones(2), torch.zeros(2)]
+    for _ in range(2):
+        before = [buffer.clone() for buffer in module.buffers()]
+        step.backward(batch)
+        moved = [buffer.clone() for buffer in module.buffers()]
+        assert not any(torch.equal(a, b) for a, b in zip(before, moved))  # mean, variance, and count
+        step.take_back()
+        assert all(torch.equal(a, b) for a, b in zip(before, module.buffers()))
+        step.backward(batch)
+        step.update()
+        assert all(torch.equal(a, b) for a, b in zip(moved, module.buffers()))
+
+
 def test_bfloat16_has_no_scaler() -> None:
     step = make_step(amp_dtype=torch.bfloat16)
     assert not step.scaler.is_enabled() and not step.may_overflow()
@@ -127,11 +152,19 @@ def test_not_finite_loss_names_images_and_saves_the_state_before(
         r"the state before this step is in \S+/not_finite_0000000.pth; --detect-anomaly finds the module$"
     )
     with pytest.raises(FloatingPointError, match=message):
-        run_stage(small_cfg("full", tmp_path, start))
+        run_stage(small_cfg("full", tmp_path, start, MODEL__RESNETS__NORM="BN"))
     before, saved = contents(start), contents(tmp_path / "not_finite_0000000.pth")
-    name = "/model/sem_seg_head.predictor.query_feat.weight"
-    assert torch.equal(saved[name], before[name])
+    names = [name for name in saved if name.startswith("/model/") and name in before]
+    assert any(name.endswith("running_mean") for name in names)  # which the forward pass moves
+    assert all(torch.equal(saved[name], before[name]) for name in names)
     assert not (tmp_path / "last_checkpoint").exists()
+
+
+def test_one_value_per_channel_is_said_before_training(tmp_path: Path) -> None:
+    tiny = {"INPUT__CROP__SIZE": (32, 32), "INPUT__MIN_SIZE_TRAIN": (32,), "SOLVER__IMS_PER_BATCH": 1}
+    with pytest.raises(UserError, match=r"INPUT\.CROP\.SIZE"):
+        run_stage(small_cfg("source", tmp_path, MODEL__RESNETS__NORM="BN", **tiny))
+    assert not (tmp_path / "config.yaml").exists()
 
 
 @pytest.mark.slow

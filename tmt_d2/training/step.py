@@ -47,10 +47,12 @@ class TrainingStep:
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.device = self.parameters[0].device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype is torch.float16)
+        self._buffers: list[Tensor] = []  # their values before the step
 
     def backward(self, batch: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Tensor], Tensor]:
         """Gradients of the mean loss over the micro-batches -> the losses, detached, and the gradient's norm."""
         micro_batches = split(batch, self.accumulation_steps)
+        self._remember_buffers()
         with mixed_precision(self.device.type, self.amp_dtype):
             arguments = self._normalisers(micro_batches)
         self.optimizer.zero_grad()
@@ -80,6 +82,19 @@ class TrainingStep:
         self.scaler.update()
         if hasattr(self._plain_module, "after_update"):
             self._plain_module.after_update()
+
+    @torch.no_grad()
+    def _remember_buffers(self) -> None:
+        buffers = list(self.module.buffers())
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, buffers)
+        else:
+            self._buffers = [buffer.clone() for buffer in buffers]
+
+    @torch.no_grad()
+    def take_back(self) -> None:
+        """Undo ``backward``: the forward pass has changed buffers, such as normalization statistics."""
+        torch._foreach_copy_(list(self.module.buffers()), self._buffers)
 
     def may_overflow(self) -> bool:
         """Whether a gradient that is not finite is the scaler's business: its scale can still be lowered."""

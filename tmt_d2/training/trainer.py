@@ -34,6 +34,7 @@ from tmt_d2.errors import UserError
 from tmt_d2.evaluation.inference import build_inference
 from tmt_d2.evaluation.semantic import SemanticEvaluator, evaluate_split, metrics_table
 from tmt_d2.files import atomic_write, write_json
+from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.precision import bfloat16_where_faster
 from tmt_d2.processes import signals
 from tmt_d2.randomness import seed_everything
@@ -47,6 +48,8 @@ from tmt_d2.training.writers import build_writers
 
 logger = logging.getLogger(__name__)
 
+COARSEST = 32  # stride of a backbone's last map
+ONE_VALUE = "Expected more than 1 value per channel"  # PyTorch's batch normalization
 STEP_STREAM = 1_000_003  # keeps the draws of steps apart from those of samples
 
 
@@ -80,6 +83,7 @@ class StageTrainer(TrainerBase):
         records = cast(MappedRecords, data_loader.dataset)
         _check_share(self.sampler, cfg.SOLVER.ACCUMULATION_STEPS)
         module = model if training_module is None else training_module
+        _check_normalization(cfg, module, self.sampler)
         optimizer = build_optimizer(cfg, module)
         if cfg.TRANSFER.DETECT_ANOMALY:
             find_anomalies(module)
@@ -237,6 +241,10 @@ class StageTrainer(TrainerBase):
             losses, norm = self.step.backward(batch)
         except FloatingPointError as error:  # of find_anomalies
             raise FloatingPointError(f"iteration {self.iter}: {error}; images: {_file_names(batch)}") from error
+        except ValueError as error:
+            if ONE_VALUE not in str(error):
+                raise
+            raise UserError(f"iteration {self.iter}: {_one_value_per_channel(self.cfg)}") from error
         *values, norm_value, stop = self._over_processes([*losses.values(), norm])
         named = dict(zip(losses, values))
         if not math.isfinite(sum(values)) or not (math.isfinite(norm_value) or self.step.may_overflow()):
@@ -260,6 +268,7 @@ class StageTrainer(TrainerBase):
             wrong = [f"the gradient of {name}" for name, value in gradients if not torch.isfinite(value).all()]
         told = comm.all_gather((wrong, _file_names(batch)))
         wrong = list(dict.fromkeys(name for each, _ in told for name in each))
+        self.step.take_back()
         name = f"not_finite_{self.iter:07d}"
         self.save_checkpoint(name)
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
@@ -346,6 +355,25 @@ def _check_share(sampler: StepSampler, accumulation_steps: int) -> None:
     if any(share % accumulation_steps for share in shares):
         own = " + ".join(map(str, shares)) + (" images of its groups" if len(shares) > 1 else " image(s)")
         raise UserError(f"SOLVER.ACCUMULATION_STEPS {accumulation_steps} does not divide a process's {own}")
+
+
+def _check_normalization(cfg: CfgNode, module: nn.Module, sampler: StepSampler) -> None:
+    """Batch normalization needs more than one value per channel, in the coarsest map too."""
+    images = sum(sampler.shares) // sampler.processes // cfg.SOLVER.ACCUMULATION_STEPS
+    one_position = cfg.INPUT.CROP.ENABLED and max(cfg.INPUT.CROP.SIZE) <= COARSEST
+    learns = isinstance(module, MaskFormer) and any(
+        isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training
+        for part in module.train().backbone.modules()
+    )
+    if images == 1 and one_position and learns:
+        raise UserError(_one_value_per_channel(cfg))
+
+
+def _one_value_per_channel(cfg: CfgNode) -> str:
+    return (
+        f"INPUT.CROP.SIZE is {tuple(cfg.INPUT.CROP.SIZE)} and a forward pass has one image: batch normalization of the "
+        f"coarsest map, at 1/{COARSEST}, needs more than one value; take larger crops or more SOLVER.IMS_PER_BATCH"
+    )
 
 
 def _forget_metrics(path: Path, start: int) -> None:

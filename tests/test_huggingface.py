@@ -18,9 +18,10 @@ from tests.helpers.checkout import BASE_CONFIG
 from tests.helpers.models import TINY, tiny_cfg
 from tmt_d2.data.class_lists import unnamed
 from tmt_d2.data.label_spaces import PALETTE
+from tmt_d2.errors import UserError
 from tmt_d2.interop.convert import main as convert
 from tmt_d2.interop.huggingface import from_huggingface, read_huggingface, to_huggingface
-from tmt_d2.interop.huggingface_config import classes_of, config_of, processor_of
+from tmt_d2.interop.huggingface_config import classes_of, config_of, processor_of, settings_of_processor
 from tmt_d2.training.checkpoint import TMTCheckpointer
 from tmt_d2.training.checkpoint_classes import read_classes
 
@@ -154,7 +155,7 @@ def test_sharded_weights_and_names_inside_transformers(tmp_path: Path) -> None:
     theirs = random_model(small_swin(), **SMALL)
     theirs.save_pretrained(tmp_path, max_shard_size="5MB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    config, tensors = read_huggingface(str(tmp_path))
+    config, tensors, _ = read_huggingface(str(tmp_path))
     state = from_huggingface(config, tensors).state
     inside = from_huggingface(config, theirs.state_dict()).state
     assert set(state) == set(inside)
@@ -196,13 +197,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_models_that_are_not_built(change: dict[str, Any], message: str, folder: Path) -> None:
-    config, tensors = read_huggingface(str(folder))
+    config, tensors, _ = read_huggingface(str(folder))
     with pytest.raises(ValueError, match=message):
         from_huggingface({**config, **change}, tensors)
 
 
 def test_entries_without_a_counterpart(folder: Path) -> None:
-    config, tensors = read_huggingface(str(folder))
+    config, tensors, _ = read_huggingface(str(folder))
     with pytest.raises(ValueError, match=r"model.adapter.weight has no counterpart"):
         from_huggingface(config, {**tensors, "model.adapter.weight": torch.zeros(1)})
     key = "model.transformer_module.decoder.layers.0.self_attn.k_proj.weight"
@@ -214,7 +215,7 @@ def test_entries_without_a_counterpart(folder: Path) -> None:
 
 
 def test_config_and_weights_of_different_models(folder: Path, tmp_path: Path) -> None:
-    config, _ = read_huggingface(str(folder))
+    config, *_ = read_huggingface(str(folder))
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_queries": 8}))
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     with pytest.raises(ValueError, match=r"config.json and weights do not belong together, see .*query_"):
@@ -264,3 +265,47 @@ def test_a_processor_for_images_as_they_are() -> None:
         values = processor_of(tiny_cfg(INPUT__MIN_SIZE_TEST=edge))
         processor = transformers.Mask2FormerImageProcessor(**{k: v for k, v in values.items() if "type" not in k})
         assert processor(images=[pixels], return_tensors="pt")["pixel_values"].shape[-2:] == size
+
+
+def test_the_processor_comes_along(folder: Path, tmp_path: Path) -> None:
+    convert(["from-hf", str(folder), str(tmp_path / "a.pth")])
+    words = ["--config-file", str(tmp_path / "a.yaml"), "--weights", str(tmp_path / "a.pth"), str(tmp_path / "back")]
+    given = {"MODEL.PIXEL_MEAN": [1.0, 2.0, 3.0], "MODEL.PIXEL_STD": [4.0, 5.0, 6.5], "INPUT.MIN_SIZE_TEST": 1024}
+    given |= {"INPUT.MAX_SIZE_TEST": 2048}
+    convert(["to-hf", *words, *(str(item) for pair in given.items() for item in pair)])
+    convert(["from-hf", str(tmp_path / "back"), str(tmp_path / "b.pth")])
+    cfg = tmt_d2.setup_cfg(str(tmp_path / "b.yaml"))
+    assert (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD) == ([1.0, 2.0, 3.0], [4.0, 5.0, 6.5])
+    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (1024, 2048)
+
+
+IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+
+
+@pytest.mark.parametrize(
+    ("processor", "normalization", "edges"),
+    [
+        ({}, IMAGENET, (800, 1333)),
+        ({"size": 512, "max_size": 2048}, IMAGENET, (512, 2048)),
+        ({"size": {"shortest_edge": 96, "longest_edge": 640}}, IMAGENET, (96, 640)),
+        ({"do_resize": False}, IMAGENET, (0, None)),
+        ({"size": {"height": 384, "width": 384}}, IMAGENET, (None, None)),
+        ({"do_normalize": False}, ([0.0] * 3, [255.0] * 3), (800, 1333)),
+        ({"do_rescale": False, "image_mean": [9, 8, 7], "image_std": [1, 1, 1]}, ([9, 8, 7], [1] * 3), (800, 1333)),
+        ({"rescale_factor": 0.5, "image_mean": [1, 2, 3], "image_std": [1, 1, 2]}, ([2, 4, 6], [2, 2, 4]), (800, 1333)),
+    ],
+)
+def test_settings_of_processors(processor: dict[str, Any], normalization: Any, edges: Any) -> None:
+    settings = settings_of_processor(processor)
+    assert (settings["MODEL.PIXEL_MEAN"], settings["MODEL.PIXEL_STD"]) == normalization
+    assert (settings.get("INPUT.MIN_SIZE_TEST"), settings.get("INPUT.MAX_SIZE_TEST")) == edges
+
+
+def test_a_processor_that_cannot_be_read(folder: Path, tmp_path: Path) -> None:
+    for wrong in ("{", '{"image_mean": 3}', '{"rescale_factor": 0}'):
+        for file in ("config.json", "model.safetensors"):
+            (tmp_path / file).write_bytes((folder / file).read_bytes())
+        (tmp_path / "preprocessor_config.json").write_text(wrong)
+        with pytest.raises(UserError, match="preprocessor_config.json"):
+            convert(["from-hf", str(tmp_path), str(tmp_path / "a.pth")])
+        assert not (tmp_path / "a.pth").exists()

@@ -4,7 +4,8 @@
     python -m tmt_d2.interop.convert to-hf --config-file swin_tiny.yaml --weights model_final.pth FOLDER
     python -m tmt_d2.interop.convert strip output/R50/tmt/model_final.pth plain.pth
 
-from-hf   a folder or hub name of a Mask2Former of Hugging Face -> NAME.pth and NAME.yaml, the config it needs.
+from-hf   a folder or hub name of a Mask2Former of Hugging Face -> NAME.pth and NAME.yaml, the config it needs, with the
+          sizes and the normalization of its preprocessor_config.json.
 to-hf     a checkpoint and its config -> a folder that transformers reads (model.safetensors, config.json).
 strip     a TMT checkpoint -> plain Mask2Former for the official code: .pth, or .pkl as in its model zoo.
 
@@ -15,6 +16,7 @@ Of to-hf KEY VALUE overrides may stand anywhere. Files of the given names are ov
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,11 +31,13 @@ from tmt_d2.cli import log_to_screen, parse, run
 from tmt_d2.config import add_tmt_config, setup_cfg
 from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write
-from tmt_d2.interop.huggingface import from_huggingface, read_huggingface, write_huggingface
+from tmt_d2.interop.huggingface import PROCESSOR, from_huggingface, read_huggingface, write_huggingface
 from tmt_d2.interop.huggingface_config import classes_of
 from tmt_d2.modeling.official import ESTIMATOR, write_official
 from tmt_d2.training.checkpoint import read_state
 from tmt_d2.training.checkpoint_classes import CLASSES, encode_classes, read_classes
+
+logger = logging.getLogger(__name__)
 
 
 def convert_from_huggingface(source: str, output: str | Path) -> Path:
@@ -45,8 +49,13 @@ def convert_from_huggingface(source: str, output: str | Path) -> Path:
     output = Path(output)
     if output.suffix != ".pth":
         raise UserError(f"{output}: write a .pth file")
-    config, tensors = read_huggingface(source)
-    state, settings = from_huggingface(config, tensors)
+    config, tensors, processor = read_huggingface(source)
+    state, settings = from_huggingface(config, tensors, processor)
+    if "INPUT.MIN_SIZE_TEST" not in settings:
+        logger.warning(
+            "%s resizes images to %s, whatever their shape; here they keep it: set INPUT.MIN_SIZE_TEST in the config",
+            PROCESSOR, processor["size"],
+        )  # fmt: skip
     nested = _nested(settings)
     cfg = get_cfg()
     add_tmt_config(cfg)

@@ -17,10 +17,18 @@ from torch import Tensor
 
 from tmt_d2.data.class_lists import ClassList
 from tmt_d2.errors import UserError
-from tmt_d2.files import atomic_write, write_json
-from tmt_d2.interop.huggingface_config import backbone_type, config_of, processor_of, settings_from
+from tmt_d2.files import atomic_write, read_json, write_json
+from tmt_d2.interop.huggingface_config import (
+    backbone_type,
+    config_of,
+    processor_of,
+    settings_from,
+    settings_of_processor,
+)
 from tmt_d2.interop.huggingface_names import name_here, names_there
 from tmt_d2.modeling.official import ESTIMATOR
+
+PROCESSOR = "preprocessor_config.json"
 
 
 class Converted(NamedTuple):
@@ -30,13 +38,17 @@ class Converted(NamedTuple):
     settings: dict[str, Any]
 
 
-def from_huggingface(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Converted:
+def from_huggingface(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], processor: Mapping[str, Any] = {}
+) -> Converted:
     """A ``Mask2FormerForUniversalSegmentation`` as our state dict and the settings that build its model.
+
+    processor: its preprocessor_config.json.
 
     Raises:
         UserError: another kind of model, a variant that is not built here, or an entry without a counterpart.
     """
-    settings = settings_from(config)
+    settings = settings_from(config) | settings_of_processor(processor)
     if "class_predictor.weight" not in tensors:
         raise UserError("class_predictor.weight is missing: take a Mask2FormerForUniversalSegmentation")
     settings["MODEL.SEM_SEG_HEAD.NUM_CLASSES"] = len(tensors["class_predictor.weight"]) - 1
@@ -93,8 +105,9 @@ def _relative_position_index(window: int) -> Tensor:
     return (y[:, None] - y + window - 1) * (2 * window - 1) + (x[:, None] - x + window - 1)
 
 
-def read_huggingface(source: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """config.json and tensors of a local folder, or of a name on the hub, which is downloaded.
+def read_huggingface(source: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    """config.json, tensors and preprocessor_config.json (empty where there is none) of a local folder, or of a name on
+    the hub, which is downloaded.
 
     Raises:
         FileNotFoundError: no such folder or hub name, or no config.json or safetensors in it.
@@ -116,7 +129,8 @@ def read_huggingface(source: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors.update(load_file(file))
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{source} cannot be read: {' '.join(str(error).split())}") from error
-    return config, tensors
+    processor = folder / PROCESSOR
+    return config, tensors, read_json(processor, remedy="download it again") if processor.is_file() else {}
 
 
 def _download(name: str) -> Path:
@@ -125,7 +139,7 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download  # optional: pip install "tmt_d2[hf]"
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["config.json", "model*.safetensors"]))
+        return Path(snapshot_download(name, allow_patterns=["config.json", PROCESSOR, "model*.safetensors"]))
     except Exception as error:  # a dozen kinds, of the library and of the network
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(f"{name} is no folder here and cannot be had from the hub: {reason}") from error
@@ -146,4 +160,4 @@ def write_huggingface(
     with atomic_write(folder / "model.safetensors") as file:
         file.write(save(tensors, metadata={"format": "pt"}))
     write_json(folder / "config.json", config)
-    write_json(folder / "preprocessor_config.json", processor_of(cfg))
+    write_json(folder / PROCESSOR, processor_of(cfg))

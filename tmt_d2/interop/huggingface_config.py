@@ -98,8 +98,6 @@ def settings_from(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **_CHOSEN,
         "MODEL.META_ARCHITECTURE": "MaskFormer",
-        "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
-        "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
         **{ours: config.get(key, default) for key, (ours, default) in _KEYS.items()},
         **(_swin_settings(backbone) if kind == "swin" else _resnet_settings(backbone)),
     }
@@ -203,6 +201,41 @@ def _get(cfg: CfgNode, key: str) -> Any:
     for part in key.split("."):
         value = value[part]
     return value
+
+
+def settings_of_processor(processor: Mapping[str, Any]) -> dict[str, Any]:
+    """Our keys, dotted, for what a preprocessor_config.json does to images; what it leaves out has the default there.
+
+    Returns:
+        without INPUT.MIN_SIZE_TEST where images are resized to one height and width, which is not done here.
+
+    Raises:
+        UserError: a value of another type.
+    """
+    try:
+        scale = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
+        mean, std = (
+            processor.get("image_mean", [0.485, 0.456, 0.406]),
+            processor.get("image_std", [0.229, 0.224, 0.225]),
+        )
+        if not processor.get("do_normalize", True):
+            mean, std = [0.0] * 3, [1.0] * 3
+        settings: dict[str, Any] = {
+            "MODEL.PIXEL_MEAN": [round(value / scale, 4) for value in mean],
+            "MODEL.PIXEL_STD": [round(value / scale, 4) for value in std],
+            "MODEL.MASK_FORMER.SIZE_DIVISIBILITY": int(processor.get("size_divisor", 32)) or 32,
+        }
+        size = processor.get("size", 800)
+        if isinstance(size, int):  # of old versions
+            size = {"shortest_edge": size}
+        if not processor.get("do_resize", True):
+            settings["INPUT.MIN_SIZE_TEST"] = 0
+        elif "shortest_edge" in size:
+            longest = size.get("longest_edge", processor.get("max_size", processor.get("_max_size", 1333)))
+            settings |= {"INPUT.MIN_SIZE_TEST": int(size["shortest_edge"]), "INPUT.MAX_SIZE_TEST": int(longest)}
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"preprocessor_config.json: {error}") from error
+    return settings
 
 
 def processor_of(cfg: CfgNode) -> dict[str, Any]:

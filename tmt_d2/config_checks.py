@@ -2,101 +2,222 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 
 from tmt_d2.errors import UserError, did_you_mean
 
-STAGES = ("source", "estimator", "finetune")
-MASK_RULES = ("foreground", "uncertain")
-REGIONS = ("adaptive", "square")
-ACTE_FEATURES = ("source", "live")
-ATTENTIONS = ("hard", "soft", "off")
-RANKINGS = ("T", "random", "inverted")
-IGNORED_PIXELS = ("background", "ignore")
-PRECISIONS = ("float32", "bfloat16")
-AMP_DTYPES = ("float16", "bfloat16")
-MIXES = ("classmix", "none")
-PSEUDO_WEIGHTS = ("nothing", "confident", "picture", "T", "1-T")
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers between ``low`` and ``high``; of a list each of them, and ``count`` where that is not 0."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False  # without ``low`` itself
+    below: bool = True  # without ``high`` itself
+    count: int = 0
+    whole: bool = False
+
+    def admits(self, value: Any) -> bool:
+        values = value if isinstance(value, (list, tuple)) else [value]
+        return len(values) == (self.count or max(len(values), 1)) and all(map(self._admits, values))
+
+    def _admits(self, value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
+            return False
+        low = self.low < value if self.above else self.low <= value
+        return low and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        many = f"{self.count} numbers, each " if self.count else ""
+        if math.isinf(self.high):
+            return f"{many}{'above' if self.above else 'at least'} {self.low:g}"
+        return f"{many}in {'(['[not self.above]}{self.low:g}, {self.high:g}{')]'[not self.below]}"
+
+
+NONNEGATIVE, POSITIVE, COUNT = Range(0), Range(0, above=True), Range(1, whole=True)
+SHARE, RATE = Range(0, 1, below=False), Range(0, 1)
+PART = Range(0, 1, above=True, below=False)
+INFINITE = Range(0, math.inf, below=False)
+SIZES = Range(1, count=2, whole=True)
+
+# Every number that is read, in Detectron2's sections as in the project's own.
+RANGES: dict[str, Range] = {
+    "SEED": Range(-(2**31), 2**31),
+    "SOLVER.BASE_LR": NONNEGATIVE,
+    "SOLVER.BASE_LR_END": NONNEGATIVE,
+    "SOLVER.MAX_ITER": COUNT,
+    "SOLVER.IMS_PER_BATCH": COUNT,
+    "SOLVER.ACCUMULATION_STEPS": COUNT,
+    "SOLVER.CHECKPOINTS_KEPT": COUNT,
+    "SOLVER.CHECKPOINT_PERIOD": NONNEGATIVE,
+    "SOLVER.MOMENTUM": RATE,
+    "SOLVER.WEIGHT_DECAY": NONNEGATIVE,
+    "SOLVER.WEIGHT_DECAY_NORM": NONNEGATIVE,
+    "SOLVER.WEIGHT_DECAY_EMBED": NONNEGATIVE,
+    "SOLVER.BACKBONE_MULTIPLIER": NONNEGATIVE,
+    "SOLVER.LAYER_DECAY": PART,
+    "SOLVER.WARMUP_FACTOR": SHARE,
+    "SOLVER.WARMUP_ITERS": NONNEGATIVE,
+    "SOLVER.POLY_LR_POWER": NONNEGATIVE,
+    "SOLVER.GAMMA": PART,
+    "SOLVER.NUM_DECAYS": COUNT,
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": POSITIVE,
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": Range(0, math.inf, above=True, below=False),
+    "DATALOADER.NUM_WORKERS": NONNEGATIVE,
+    "DATALOADER.MAX_BAD_FRACTION": SHARE,
+    "INPUT.MIN_SIZE_TRAIN": Range(0, whole=True),
+    "INPUT.MAX_SIZE_TRAIN": COUNT,
+    "INPUT.MIN_SIZE_TEST": NONNEGATIVE,
+    "INPUT.MAX_SIZE_TEST": COUNT,
+    "INPUT.CROP.SIZE": Range(0, above=True, count=2),
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": PART,
+    "INPUT.SIZE_DIVISIBILITY": Range(-1),
+    "TEST.EVAL_PERIOD": NONNEGATIVE,
+    "TEST.BEST.PATIENCE": NONNEGATIVE,
+    "TEST.PICTURES": NONNEGATIVE,
+    "TEST.SLIDING_WINDOW.SIZE": SIZES,
+    "TEST.SLIDING_WINDOW.STRIDE": SIZES,
+    "TEST.AUG.MIN_SIZES": COUNT,
+    "TEST.AUG.MAX_SIZE": COUNT,
+    "MODEL.PIXEL_MEAN": Range(-math.inf, count=3, above=True),
+    "MODEL.PIXEL_STD": Range(0, count=3, above=True),
+    "MODEL.BACKBONE.FREEZE_AT": NONNEGATIVE,
+    "MODEL.RESNETS.NUM_GROUPS": COUNT,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": COUNT,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": COUNT,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": COUNT,
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": Range(1, 255, below=False),
+    "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": Range(0, 255, below=False),
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": COUNT,
+    "MODEL.SEM_SEG_HEAD.MASK_DIM": COUNT,
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": NONNEGATIVE,
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": COUNT,
+    "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": NONNEGATIVE,
+    "MODEL.MASK_FORMER.CLASS_WEIGHT": NONNEGATIVE,
+    "MODEL.MASK_FORMER.DICE_WEIGHT": NONNEGATIVE,
+    "MODEL.MASK_FORMER.MASK_WEIGHT": NONNEGATIVE,
+    "MODEL.MASK_FORMER.NHEADS": COUNT,
+    "MODEL.MASK_FORMER.DROPOUT": RATE,
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": COUNT,
+    "MODEL.MASK_FORMER.DEC_LAYERS": COUNT,
+    "MODEL.MASK_FORMER.HIDDEN_DIM": COUNT,
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": COUNT,
+    "MODEL.MASK_FORMER.SIZE_DIVISIBILITY": Range(-1),
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": COUNT,
+    "MODEL.MASK_FORMER.OVERSAMPLE_RATIO": Range(1),
+    "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO": SHARE,
+    "MODEL.SWIN.PRETRAIN_IMG_SIZE": COUNT,
+    "MODEL.SWIN.PATCH_SIZE": COUNT,
+    "MODEL.SWIN.EMBED_DIM": COUNT,
+    "MODEL.SWIN.DEPTHS": COUNT,
+    "MODEL.SWIN.NUM_HEADS": COUNT,
+    "MODEL.SWIN.WINDOW_SIZE": COUNT,
+    "MODEL.SWIN.MLP_RATIO": POSITIVE,
+    "MODEL.SWIN.DROP_RATE": RATE,
+    "MODEL.SWIN.ATTN_DROP_RATE": RATE,
+    "MODEL.SWIN.DROP_PATH_RATE": RATE,
+    "MODEL.TIMM.DROP_PATH_RATE": RATE,
+    "MODEL.TIMM.LORA_RANK": NONNEGATIVE,
+    "MODEL.TIMM.PYRAMID_CHANNELS": COUNT,
+    "MODEL.TMT.CELL_SIZES": Range(1, count=3, whole=True),
+    "MODEL.TMT.ITERATIONS": NONNEGATIVE,
+    "MODEL.TMT.KAPPA": NONNEGATIVE,
+    "MODEL.TMT.DISCRIMINATOR.HIDDEN_DIM": NONNEGATIVE,
+    "MODEL.TMT.P_T": RATE,
+    "MODEL.TMT.LAMBDA_M": Range(0, 1, above=True),
+    "MODEL.TMT.SOFT_STRENGTH": INFINITE,
+    "TRANSFER.LABEL_FRACTION": PART,
+    "TRANSFER.LABEL_COUNT": NONNEGATIVE,
+    "TRANSFER.LABEL_SEED": Range(-1),
+    "TRANSFER.DRIFT_IMAGES": NONNEGATIVE,
+    "TRANSFER.ESTIMATOR.TARGET_ERROR": Range(0, 0.5),
+    "TRANSFER.ESTIMATOR.HELD_OUT": COUNT,
+    "TRANSFER.ALIGNMENT.ITERATIONS": NONNEGATIVE,
+    "TRANSFER.ALIGNMENT.BASE_LR": NONNEGATIVE,
+    "TRANSFER.ALIGNMENT.WEIGHT": PART,
+    "TRANSFER.ALIGNMENT.PIXELS": COUNT,
+    "TRANSFER.ALIGNMENT.EPSILON": POSITIVE,
+    "TRANSFER.ALIGNMENT.SINKHORN_ITERATIONS": COUNT,
+}
+_TRAINING = {
+    NONNEGATIVE: "LABELLED UNLABELLED SOURCE WEIGHT COLOUR_STRENGTH MASKED_WEIGHT RARE_CLASSES FEATURE_DISTANCE",
+    SHARE: "EMA BURN_IN WARM_UP COLOUR BLUR THRESHOLD QUANTILE PRECISION MASK_RATIO MASK_BLOCK FDA_BETA "
+    "RARE_CLASS_AREA",
+}
+RANGES |= {f"TRANSFER.SELF_TRAINING.{key}": each for each, keys in _TRAINING.items() for key in keys.split()}
+
+CHOICES: dict[str, Sequence[Any]] = {
+    "TRANSFER.STAGE": ("source", "estimator", "finetune"),
+    "TRANSFER.SELF_TRAINING.MIX": ("classmix", "none"),
+    "TRANSFER.SELF_TRAINING.WEIGHT_BY": ("nothing", "confident", "picture", "T", "1-T"),
+    "MODEL.TMT.MASK_RULE": ("foreground", "uncertain"),
+    "MODEL.TMT.REGIONS": ("adaptive", "square"),
+    "MODEL.TMT.FEATURES": ("source", "live"),
+    "MODEL.TMT.ATTENTION": ("hard", "soft", "off"),
+    "MODEL.TMT.RANK_BY": ("T", "random", "inverted"),
+    "MODEL.MASK_FORMER.IGNORED_PIXELS": ("background", "ignore"),
+    "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
+    "SOLVER.AMP.DTYPE": ("float16", "bfloat16"),
+    "SOLVER.OPTIMIZER": ("ADAMW", "SGD"),
+    "SOLVER.LR_SCHEDULER_NAME": (
+        "WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR",
+    ),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "norm", "value"),
+    "INPUT.FORMAT": ("RGB", "BGR"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "INPUT.RANDOM_FLIP": ("horizontal", "none"),
+    "TEST.PRECISION": ("float32", "bfloat16"),
+}  # fmt: skip
+REGISTRIES = {
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
+}
 
 
 def check_cfg(cfg: CfgNode) -> None:
     """Raise a UserError that names the key for values that would only fail (or mislead) after training began."""
-    tmt, transfer = cfg.MODEL.TMT, cfg.TRANSFER
-    for key, name, registry in (
-        ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
-        ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
-        ("MODEL.SEM_SEG_HEAD.NAME", cfg.MODEL.SEM_SEG_HEAD.NAME, SEM_SEG_HEADS_REGISTRY),
-    ):
-        if name not in registry:
-            raise UserError(f"{key} is {name!r}, which is not built here: see configs/ for what is")
-    _check_choice("TRANSFER.STAGE", transfer.STAGE, STAGES)
-    _check_choice("MODEL.TMT.MASK_RULE", tmt.MASK_RULE, MASK_RULES)
-    _check_choice("MODEL.TMT.REGIONS", tmt.REGIONS, REGIONS)
-    _check_choice("MODEL.TMT.FEATURES", tmt.FEATURES, ACTE_FEATURES)
-    _check_choice("MODEL.TMT.ATTENTION", tmt.ATTENTION, ATTENTIONS)
-    _check_choice("MODEL.TMT.RANK_BY", tmt.RANK_BY, RANKINGS)
-    _check_choice("MODEL.MASK_FORMER.IGNORED_PIXELS", cfg.MODEL.MASK_FORMER.IGNORED_PIXELS, IGNORED_PIXELS)
-    _check_choice("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, AMP_DTYPES)
-    _check_choice("TEST.PRECISION", cfg.TEST.PRECISION, PRECISIONS)
-    for key in ("ACCUMULATION_STEPS", "CHECKPOINTS_KEPT"):
-        if cfg.SOLVER[key] < 1:
-            raise UserError(f"SOLVER.{key} is {cfg.SOLVER[key]}: it must be at least 1")
-    if not 0 < cfg.SOLVER.LAYER_DECAY <= 1:
-        raise UserError(f"SOLVER.LAYER_DECAY is {cfg.SOLVER.LAYER_DECAY}: it must be in (0, 1]")
-    if cfg.MODEL.TIMM.LORA_RANK < 0:
-        raise UserError(f"MODEL.TIMM.LORA_RANK is {cfg.MODEL.TIMM.LORA_RANK}: it must be >= 0")
-    if not 0 <= cfg.DATALOADER.MAX_BAD_FRACTION <= 1:
-        raise UserError(f"DATALOADER.MAX_BAD_FRACTION is {cfg.DATALOADER.MAX_BAD_FRACTION}: it must be in [0, 1]")
-    if not 0 <= tmt.P_T < 1:
-        raise UserError(f"MODEL.TMT.P_T is {tmt.P_T}: it is the excluded fraction of positions, so 0 <= P_T < 1")
-    if not 0 < tmt.LAMBDA_M < 1:
-        raise UserError(f"MODEL.TMT.LAMBDA_M is {tmt.LAMBDA_M}: it is a probability strictly between 0 and 1")
-    if tmt.SOFT_STRENGTH < 0:
-        raise UserError(f"MODEL.TMT.SOFT_STRENGTH is {tmt.SOFT_STRENGTH}: it must be >= 0")
-    alignment = transfer.ALIGNMENT
-    if not 0 < alignment.WEIGHT <= 1:
-        raise UserError(f"TRANSFER.ALIGNMENT.WEIGHT is {alignment.WEIGHT}: it must be in (0, 1]")
-    if alignment.EPSILON <= 0:
-        raise UserError(f"TRANSFER.ALIGNMENT.EPSILON is {alignment.EPSILON}: it must be above 0")
-    for key, least in (("ITERATIONS", 0), ("PIXELS", 1), ("SINKHORN_ITERATIONS", 1)):
-        if alignment[key] < least:
-            raise UserError(f"TRANSFER.ALIGNMENT.{key} is {alignment[key]}: it must be at least {least}")
-    for key, value, least in (
-        ("ESTIMATOR.HELD_OUT", transfer.ESTIMATOR.HELD_OUT, 1),
-        ("DRIFT_IMAGES", transfer.DRIFT_IMAGES, 0),
-    ):
-        if value < least:
-            raise UserError(f"TRANSFER.{key} is {value}: it must be at least {least}")
-    if not 0 < transfer.LABEL_FRACTION <= 1:
-        raise UserError(f"TRANSFER.LABEL_FRACTION is {transfer.LABEL_FRACTION}: it must be in (0, 1]")
-    if transfer.LABEL_COUNT < 0:
-        raise UserError(f"TRANSFER.LABEL_COUNT is {transfer.LABEL_COUNT}: it must be at least 0")
-    training = transfer.SELF_TRAINING
-    _check_choice("TRANSFER.SELF_TRAINING.MIX", training.MIX, MIXES)
-    _check_choice("TRANSFER.SELF_TRAINING.WEIGHT_BY", training.WEIGHT_BY, PSEUDO_WEIGHTS)
-    shares = ("EMA", "BURN_IN", "WARM_UP", "COLOUR", "BLUR", "THRESHOLD", "QUANTILE", "PRECISION", "MASK_RATIO")
-    for key in (*shares, "MASK_BLOCK", "FDA_BETA", "RARE_CLASS_AREA"):
-        if not 0 <= training[key] <= 1:
-            raise UserError(f"TRANSFER.SELF_TRAINING.{key} is {training[key]}: it must be in [0, 1]")
-    for key in ("WEIGHT", "COLOUR_STRENGTH", "MASKED_WEIGHT", "RARE_CLASSES", "FEATURE_DISTANCE"):
-        if training[key] < 0:
-            raise UserError(f"TRANSFER.SELF_TRAINING.{key} is {training[key]}: it must be at least 0")
-    if not 0 <= transfer.ESTIMATOR.TARGET_ERROR < 0.5:
-        raise UserError(f"TRANSFER.ESTIMATOR.TARGET_ERROR is {transfer.ESTIMATOR.TARGET_ERROR}: it must be in [0, 0.5)")
-    for key, value in (
-        ("ITERATIONS", tmt.ITERATIONS),
-        ("KAPPA", tmt.KAPPA),
-        ("DISCRIMINATOR.HIDDEN_DIM", tmt.DISCRIMINATOR.HIDDEN_DIM),
-    ):
-        if not value >= 0:
-            raise UserError(f"MODEL.TMT.{key} is {value}: it must be >= 0")
-    if len(tmt.CELL_SIZES) != 3 or any(type(size) is not int or size < 1 for size in tmt.CELL_SIZES):
-        raise UserError(f"MODEL.TMT.CELL_SIZES is {tmt.CELL_SIZES}: it needs 3 whole numbers >= 1, one per level")
+    for key, registry in REGISTRIES.items():
+        if value_of(cfg, key) not in registry:
+            raise UserError(f"{key} is {value_of(cfg, key)!r}, which is not built here: see configs/ for what is")
+    for key, choices in CHOICES.items():
+        if (value := value_of(cfg, key)) not in choices:
+            hint = did_you_mean(str(value), map(str, choices))
+            raise UserError(f"{key} is {value!r}: choose one of {', '.join(map(str, choices))}{hint}")
+    for key, allowed in RANGES.items():
+        if not allowed.admits(value := value_of(cfg, key)):
+            raise UserError(f"{key} is {value}: it must be {allowed}")
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise UserError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}: choose cuda, cuda:1 or cpu") from error
+    crop = cfg.INPUT.CROP
+    if crop.ENABLED and crop.TYPE != "absolute":
+        raise UserError(f"INPUT.CROP.TYPE is {crop.TYPE!r}: only 'absolute' crops are built")
+    if crop.ENABLED and not SIZES.admits(crop.SIZE):
+        raise UserError(f"INPUT.CROP.SIZE is {crop.SIZE}: it must be {SIZES}, height and width in pixels")
+    former = cfg.MODEL.MASK_FORMER
+    if former.HIDDEN_DIM % former.NHEADS:
+        raise UserError(
+            f"MODEL.MASK_FORMER.HIDDEN_DIM is {former.HIDDEN_DIM}: it must be a multiple of NHEADS, {former.NHEADS}"
+        )
+    head = cfg.MODEL.SEM_SEG_HEAD
+    if head.NORM == "GN" and head.CONVS_DIM % 32:
+        raise UserError(f"MODEL.SEM_SEG_HEAD.CONVS_DIM is {head.CONVS_DIM}: with NORM GN it must be a multiple of 32")
 
 
-def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(f"{key} is {value!r}: choose one of {', '.join(choices)}{did_you_mean(str(value), choices)}")
+def value_of(cfg: CfgNode, key: str) -> Any:
+    """The value of a key with dots in it."""
+    node: Any = cfg
+    for part in key.split("."):
+        node = node[part]
+    return node

@@ -48,6 +48,16 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(option: str, path: str | Path) -> None:
+    """
+    Raises:
+        UserError: no file can be written to ``path``, which ``option`` names: before what is to be in it is computed.
+    """
+    folder = Path(path).parent
+    if Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{option} {path}: name a file in a folder that exists and can be written to")
+
+
 def remove_temporaries(folder: str | Path) -> None:
     """Delete what ``atomic_write`` left below ``folder`` in processes that were killed."""
     for path in Path(folder).rglob(".*.tmp"):

@@ -26,12 +26,14 @@ from tmt_d2.cli import run
 from tmt_d2.errors import UserError
 from tmt_d2.pictures.viewer.trained_models import Viewer, find_checkpoints
 from tmt_d2.pictures.viewer.uploads import find_examples
+from tmt_d2.processes.launch import check_port
 
 INSTALL = "the page needs Gradio 6: pip install -e '.[app]'"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parser().parse_args(arguments)
+    check_port("--port", args.port, str(args.port))
     try:
         import gradio
     except ImportError as error:

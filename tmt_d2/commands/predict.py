@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from tmt_d2.cli import log_to_screen, parse, run
+from tmt_d2.config import setup_cfg
+from tmt_d2.data import register_data
 from tmt_d2.data.registration import split_name
 from tmt_d2.deployment.predictor import Predictor, load_model
 from tmt_d2.deployment.streaming import check_apart, find_pictures
@@ -56,13 +58,14 @@ def main(arguments=None):
     if args.output.exists() and not args.output.is_dir():
         raise UserError(f"--output {args.output} is a file, not a folder")
     check_apart(args.output, args.input, "--input")
+    register_data(setup_cfg(args.config_file, args.opts), missing_ok=True)  # --input may be a split of custom data
+    pictures = find_pictures(args.input)
     cfg, model = load_model(args.config_file, args.weights, args.opts)
     if "transferability" in args.write and not isinstance(model, TransferableMaskFormer):
         raise UserError(
             f"--write transferability: {cfg.MODEL.META_ARCHITECTURE} has none; take a tmt model, or leave it"
         )
     ids = None if args.ids == TRAIN_IDS else ids_table(label_space_for(model, split_name(args.ids, "val")))
-    pictures = find_pictures(args.input)
     claim_output(args.output, cfg, pictures, args.ids)
     if pictures.left_out:
         print(f"{args.input}: {len(pictures)} pictures, {pictures.left_out} other files left out")

@@ -23,7 +23,7 @@ from tmt_d2.data import register_data
 from tmt_d2.data.registration import check_registered, split_name
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.scoring import SCORES, ranked, score_checkpoint
-from tmt_d2.files import write_json
+from tmt_d2.files import check_writable, write_json
 
 
 def parser():
@@ -46,10 +46,18 @@ def main():
     log_to_screen()
     if args.sources and len(args.sources) != len(args.checkpoints):
         raise UserError(f"--sources names {len(args.sources)} data sets for {len(args.checkpoints)} checkpoints")
+    for option, value, least in (("images", args.images, 2), ("pixels", args.pixels, 2), ("draws", args.draws, 1)):
+        if value < least:
+            raise UserError(f"--{option} is {value}: it must be at least {least}")
+    if args.json:
+        check_writable("--json", args.json)
     register_data(setup_cfg(args.config_file, args.opts))
     for option, names in (("--target", [args.target]), ("--sources", args.sources)):
         for name in names:
             check_registered(split_name(name, "train"), f"{option} {name}")
+    for checkpoint in args.checkpoints:
+        if ":/" not in str(checkpoint) and not checkpoint.is_file():
+            raise FileNotFoundError(f"--checkpoints {checkpoint} does not exist")
     if args.target in args.sources:
         logging.getLogger("tmt_d2.score").warning(
             "--target and --sources both name %s: its scores are those of one domain", args.target

@@ -35,7 +35,8 @@ import numpy as np
 from detectron2.utils import comm
 
 from tmt_d2.cli import log_to_screen, parse, run
-from tmt_d2.config import model_settings
+from tmt_d2.config import model_settings, setup_cfg
+from tmt_d2.data import register_data
 from tmt_d2.deployment.predictor import Predictor, load_model
 from tmt_d2.deployment.streaming import VIDEOS, check_apart, find_pictures
 from tmt_d2.errors import UserError
@@ -45,6 +46,7 @@ from tmt_d2.experiments.selection.proposal import (
     LIST,
     PAGE,
     TABLE,
+    Named,
     labelled_indices,
     rows_of,
     write_list,
@@ -52,8 +54,9 @@ from tmt_d2.experiments.selection.proposal import (
     write_table,
 )
 from tmt_d2.experiments.selection.regions import UncertainRegions
-from tmt_d2.experiments.selection.strategies import AUTO, STRATEGIES
+from tmt_d2.experiments.selection.strategies import AUTO, STRATEGIES, domain
 from tmt_d2.experiments.selection.strategies.interface import Choice, Question
+from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.processes.launch import launch
 
 
@@ -79,12 +82,32 @@ def parser():
     return arguments
 
 
+def check_question(args, pictures):
+    """Refuse what the list of pictures already answers; those that cannot be read are found later.
+
+    Raises:
+        UserError: --labelled names other pictures, or --budget asks for more than there are.
+    """
+    labelled = labelled_indices(Named.of(pictures), args.labelled) if args.labelled else ()
+    check_budget(args, len(pictures) - len(labelled))
+
+
+def check_budget(args, left):
+    if args.budget > left:
+        raise UserError(f"--budget is {args.budget}: there are {left} pictures without a label")
+
+
 def question_of(args):
     """The config, and the arguments of ``describe``."""
-    cfg, model = load_model(args.config_file, args.weights, args.opts)
-    pictures = find_pictures(args.target)
     if Path(args.target).suffix.lower() in VIDEOS:
         raise UserError(f"--target {args.target} is a video: extract its frames, only files can be labelled")
+    register_data(setup_cfg(args.config_file, args.opts), missing_ok=True)  # --target may be a split of custom data
+    pictures = find_pictures(args.target)
+    check_question(args, pictures)
+    cfg, model = load_model(args.config_file, args.weights, args.opts)
+    strategy = AUTO if args.strategy == "auto" else args.strategy
+    if strategy == "domain" and not isinstance(model, TransferableMaskFormer):
+        raise UserError(domain.NEEDS)
     describer = Describer(
         model,
         min_size=cfg.INPUT.MIN_SIZE_TEST,
@@ -132,8 +155,7 @@ def main(arguments=None):
         print(f"left out: {name}: {reason}")
 
     labelled = labelled_indices(pool, args.labelled) if args.labelled else np.zeros(0, np.int64)
-    if args.budget > len(pool) - len(labelled):
-        raise UserError(f"--budget is {args.budget}: there are {len(pool) - len(labelled)} pictures without a label")
+    check_budget(args, len(pool) - len(labelled))
     strategy = AUTO if args.strategy == "auto" else args.strategy
     choice = STRATEGIES[strategy](Question(pool, args.budget, labelled, np.random.default_rng(args.seed)))
     if args.prelabels:

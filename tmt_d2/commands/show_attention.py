@@ -27,6 +27,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tmt_d2.cli import parse, run
+from tmt_d2.config import setup_cfg
+from tmt_d2.data import register_data
+from tmt_d2.data.registration import check_registered
 from tmt_d2.errors import UserError
 from tmt_d2.files import write_json
 from tmt_d2.modeling.tmt import TransferableMaskFormer
@@ -44,13 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("fvcore.common.checkpoint").setLevel(logging.WARNING)
     if not (args.input or args.statistics):
         raise UserError("nothing to show: give --input, --statistics, or both")
+    register_data(setup_cfg(args.config_file, args.opts), missing_ok=True)  # a split of custom data may be named
+    records = records_to_show(args.input, args.limit) if args.input else {}
+    if args.statistics:
+        check_registered(args.statistics, "--statistics")
     models = [LoadedModel.load(args.config_file, args.weights, args.opts)]
     if args.compare:
         models.append(LoadedModel.load(*args.compare))
         if models[0].name == models[1].name:
             for loaded in models:
                 loaded.name = f"{Path(loaded.weights).parent.name}/{Path(loaded.weights).stem}"
-    records = records_to_show(args.input, args.limit) if args.input else {}
     output = Path(args.output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file, not a folder")

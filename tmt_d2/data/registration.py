@@ -87,8 +87,11 @@ def check_registered(name: str, said_by: str) -> None:
         said_by: where the name of the split stands, such as "--target city" or "DATASETS.TEST".
 
     Raises:
-        UserError: nobody has registered a split of this name.
+        UserError: nobody has registered a split of this name, or Detectron2 has, for its own evaluators.
     """
+    if name.startswith("cityscapes_fine_"):
+        instead = f"cityscapes_sem_seg_{name.rpartition('_')[2]}"
+        raise UserError(f"{said_by}: {name!r} is Detectron2's own and read by other tools: use {instead}")
     if name in DatasetCatalog.list():
         return
     ours = sorted(each for each in DatasetCatalog.list() if hasattr(MetadataCatalog.get(each), "label_space"))

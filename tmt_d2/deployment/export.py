@@ -40,7 +40,7 @@ from tmt_d2.cli import log_to_screen, parse, run
 from tmt_d2.data.maps import STRIDES
 from tmt_d2.deployment.predictor import load_model
 from tmt_d2.errors import UserError
-from tmt_d2.files import atomic_write
+from tmt_d2.files import atomic_write, check_writable
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.resize import resize_level
 from tmt_d2.training.checkpoint_classes import CLASSES, encode_classes
@@ -222,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"--output {args.output} is called .{suffix}, --format is {file_format}: change one of them")
     if Path(args.output).is_dir():
         raise UserError(f"--output {args.output} is a folder: name a file in it")
+    check_writable("--output", args.output)
     _, model = load_model(args.config_file, args.weights, ["MODEL.DEVICE", "cpu", *args.opts])
     found = export_model(model, size, args.output, file_format)
     print(  # noqa: T201  the command's answer

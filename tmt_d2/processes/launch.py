@@ -19,6 +19,7 @@ from torch import distributed
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from tmt_d2.cli import USER_ERRORS, one_line_errors
+from tmt_d2.errors import UserError
 from tmt_d2.processes.signals import SIGNALS
 
 PATIENCE = 5.0  # seconds
@@ -38,7 +39,11 @@ def launch(
     passed on; Ctrl-C reaches all processes by itself. Without a GPU the processes talk by gloo.
 
     Args: as Detectron2's ``launch``; num_processes: per machine.
+
+    Raises:
+        UserError: there can be no such processes.
     """
+    _check(num_processes, num_machines, machine_rank, dist_url)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         _join_torchrun()
         _run(main, args)
@@ -51,6 +56,25 @@ def launch(
             engine.launch(_run, num_processes, num_machines, machine_rank, dist_url, args=(main, args))
         except ProcessExitedException as error:
             sys.exit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code)
+
+
+def _check(num_processes: int, num_machines: int, machine_rank: int, dist_url: str) -> None:
+    for option, value in (("--num-gpus", num_processes), ("--num-machines", num_machines)):
+        if value < 1:
+            raise UserError(f"{option} is {value}: it must be at least 1 (on a CPU: processes)")
+    if not 0 <= machine_rank < num_machines:
+        raise UserError(f"--machine-rank is {machine_rank}: it must be from 0 and below --num-machines, {num_machines}")
+    if dist_url.startswith("tcp://"):
+        check_port("--dist-url", dist_url, dist_url.rpartition(":")[2])
+
+
+def check_port(option: str, given: object, port: str) -> None:
+    """
+    Raises:
+        UserError: ``port``, of the value ``given`` to ``option``, is none.
+    """
+    if not (port.isdecimal() and 0 < int(port) < 2**16):
+        raise UserError(f"{option} is {given}: its port must be a whole number from 1 to 65535")
 
 
 def _run(main: Callable[..., Any], args: Sequence[Any]) -> None:

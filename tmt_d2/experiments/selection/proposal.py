@@ -17,6 +17,7 @@ import numpy as np
 from tmt_d2.data.labelled import file_names, named
 from tmt_d2.data.reader import read_image
 from tmt_d2.deployment.predictor import Predictor
+from tmt_d2.deployment.streaming import Pictures
 from tmt_d2.experiments.selection.pool import Pool
 from tmt_d2.experiments.selection.strategies import Choice
 from tmt_d2.files import atomic_write
@@ -55,7 +56,20 @@ def list_lines(pool: Pool) -> list[str]:
     return [name if count[name] == 1 else file for name, file in zip(names, pool.files)]
 
 
-def labelled_indices(pool: Pool, file: str) -> np.ndarray:
+@dataclass(frozen=True)
+class Named:
+    """Names and files of pictures, as a pool has them."""
+
+    names: Sequence[str]
+    files: Sequence[str]
+
+    @classmethod
+    def of(cls, pictures: Pictures) -> Named:
+        names, files = zip(*((picture.name, str(picture.record["file_name"])) for picture in pictures))
+        return cls(names, files)
+
+
+def labelled_indices(pool: Pool | Named, file: str) -> np.ndarray:
     """Which pictures of the pool the lines of a list name: by file name, path, or name in the pool.
 
     Raises:

@@ -6,6 +6,8 @@ import numpy as np
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.selection.strategies.interface import Choice, Question
 
+NEEDS = "--strategy domain needs a model with trained discriminators, as the estimator stage makes it"
+
 
 def choose(question: Question) -> Choice:
     """
@@ -13,5 +15,5 @@ def choose(question: Question) -> Choice:
         UserError: the model has no estimator.
     """
     if np.isnan(question.pool.domain).any():
-        raise UserError("--strategy domain needs a model with trained discriminators, as the estimator stage makes it")
+        raise UserError(NEEDS)
     return question.highest(question.pool.domain)

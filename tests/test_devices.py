@@ -5,21 +5,30 @@ there (PyTorch's fake tensors have shape, dtype and device, and refuse to be mix
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from tests.helpers.models import Build
+from tests.helpers.small_runs import small_cfg
+from tmt_d2.data import register_data
+from tmt_d2.data.loaders import build_train_loader
+from tmt_d2.data.mapper import SemanticMapper
+from tmt_d2.methods.estimator import DiscriminatorTraining
+from tmt_d2.methods.table import method_of
 from tmt_d2.modeling import criterion, pixel_decoder, tmt, transformer_decoder
 from tmt_d2.modeling.mask_former import Pass
 from tmt_d2.modeling.precision import mixed_precision
+from tmt_d2.training.trainer import StageTrainer
 
 pytestmark = pytest.mark.slow
 
@@ -100,3 +109,21 @@ def test_a_tensor_made_on_the_cpu_is_noticed(
     monkeypatch.setattr(module, function, lambda *args, **kwargs: tree_map(Tensor.cpu, make(*args, **kwargs)))
     with pytest.raises(RuntimeError, match="device"):
         run(model, None)
+
+
+@pytest.mark.parametrize("stage", ["estimator", "self-training", "tmt-self-training"])
+def test_a_module_around_the_model_trains_where_the_model_is(
+    stage: str, start: Path, data_root: None, tmp_path: Path
+) -> None:
+    """Its buffers, too: counts and running means meet the model's tensors, and NCCL knows no others."""
+    options = {"SELF_TRAINING__MASKED_WEIGHT": 1.0, "SELF_TRAINING__IGNORE_UNCONFIDENT": True}
+    cfg = small_cfg(stage, tmp_path, start, **{f"TRANSFER__{key}": value for key, value in options.items()})
+    register_data(cfg)
+    model = build_model(cfg).to("meta")
+    method = method_of(cfg).training
+    training = DiscriminatorTraining(model, 0.3) if stage == "estimator" else method(cfg, model) if method else None
+    loader = build_train_loader(cfg.DATASETS.TRAIN, SemanticMapper(cfg, is_train=True), 4)
+    trainer = StageTrainer(cfg, model=model, training_module=training, data_loader=loader, evaluate=dict)
+    held = dict([*trainer.module.named_buffers(), *trainer.module.named_parameters()])
+    assert any(name.startswith("progress.") for name in held)
+    assert {name: tensor.device.type for name, tensor in held.items() if tensor.device.type != "meta"} == {}

@@ -12,6 +12,7 @@ from tests.helpers.checkout import run_python
 from tests.helpers.distributed_driver import STAGES, changes, run_stages, with_statistics
 from tests.helpers.small_runs import contents, make_scenes, save_start, small_cfg
 from tmt_d2.methods.alignment import SCORES
+from tmt_d2.methods.table import METHODS
 from tmt_d2.training.stages import run_stage
 
 pytestmark = pytest.mark.slow
@@ -27,9 +28,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def drive(runs: Path, scenario: str, output: str, *launcher: str) -> subprocess.CompletedProcess[str]:
+def drive(
+    runs: Path, scenario: str, output: str, *launcher: str, processes: int = 2
+) -> subprocess.CompletedProcess[str]:
     (runs / output).mkdir(exist_ok=True)
-    arguments = ["-m", "tests.helpers.distributed_driver", scenario, str(runs / output), str(runs / "start.pth")]
+    arguments = [scenario, str(runs / output), str(runs / "start.pth"), str(processes)]
+    arguments = ["-m", "tests.helpers.distributed_driver", *arguments]
     return run_python(*launcher, *arguments, DETECTRON2_DATASETS=str(runs / "scenes"))
 
 
@@ -127,6 +131,17 @@ def test_processes_stop_together(runs: Path) -> None:
     assert [(runs / "stop" / f"status{rank}.txt").read_text() for rank in (0, 1)] == ["75", "75"]
     assert (runs / "stop" / "evaluating" / "last_checkpoint").read_text() == "model_0000000.pth"
     assert not list(folder.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_one_labelled_image_is_enough_for_several_processes(runs: Path, processes: int) -> None:
+    """Some have no map of T to make and no image to evaluate on."""
+    output = f"one_label_{processes}"
+    ended = drive(runs, "one_label", output, processes=processes)
+    assert not ended.returncode, ended.stderr
+    for name in METHODS:
+        assert (runs / output / name / "evaluation.json").is_file(), name
+    assert (runs / output / "estimator" / "estimator.json").is_file()
 
 
 def test_one_process_with_half_the_batch_differs(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from tests.helpers.small_runs import tmt_cfg
 from tmt_d2.data.augmentation import Crop
 from tmt_d2.data.maps import STRIDES, TransferabilityMaps
 from tmt_d2.data.reader import DataError
+from tmt_d2.methods import precompute
 from tmt_d2.methods.precompute import prepare_maps
 from tmt_d2.training.stages import load_source_model, run_stage
 
@@ -95,6 +97,26 @@ def test_maps_are_what_the_frozen_model_says_in_a_step(tmp_path: Path, start: Pa
         losses.append([line["total_loss"] for line in lines if "total_loss" in line])
     assert losses[0]
     assert np.allclose(*losses, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+def test_a_process_whose_share_of_missing_maps_is_empty_makes_none(
+    tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One image is missing, and this is the second of two processes."""
+    from detectron2.modeling import build_model
+
+    cfg = tmt_cfg(tmp_path, start, TRANSFER__MAPS=str(tmp_path / "maps"), TRANSFER__LABEL_COUNT=1)
+    model = build_model(cfg)
+    for rank, maps_made in ((1, 0), (0, 1)):
+        monkeypatch.setattr(
+            precompute,
+            "comm",
+            SimpleNamespace(get_rank=lambda rank=rank: rank, get_world_size=lambda: 2, synchronize=lambda: None),
+        )
+        maps = prepare_maps(cfg, model, load_source_model)
+        assert maps is not None and len(list(maps.folder.glob("*.npz"))) == maps_made
 
 
 @pytest.mark.slow

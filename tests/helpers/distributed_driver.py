@@ -1,4 +1,4 @@
-"""What the processes of test_distributed do: `python -m tests.helpers.distributed_driver SCENARIO FOLDER START`."""
+"""What the processes of test_distributed do: `python -m tests.helpers.distributed_driver SCENARIO FOLDER START [N]`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tmt_d2.methods import alignment
 from tmt_d2.methods.alignment import SCORES
 from tmt_d2.methods.estimator import DiscriminatorTraining
 from tmt_d2.methods.self_training.training import SelfTraining
+from tmt_d2.methods.table import METHODS
 from tmt_d2.processes.launch import launch
 from tmt_d2.training.stages import run_stage
 from tmt_d2.training.step import TrainingStep
@@ -162,7 +163,24 @@ def stages_only(folder: Path, start: Path) -> None:
     run_stages(folder, start)
 
 
+def one_label(folder: Path, start: Path) -> None:
+    """Every method and the estimator stage with one labelled image, one to test on, and more processes than that."""
+    torch.set_num_threads(1)
+    for name in ("estimator", *METHODS):
+        options: dict[str, Any] = {
+            "SOLVER__IMS_PER_BATCH": 4 * comm.get_world_size(),
+            "SOLVER__MAX_ITER": 1,
+            "TRANSFER__LABEL_COUNT": 1,
+            "TRANSFER__MAPS": str(folder / "maps"),  # of its own, so that one is missing
+            "TRANSFER__ALIGNMENT__ITERATIONS": 1,
+        }
+        if name == "estimator":
+            options["DATASETS__SOURCE_TEST"] = ("cityscapes_sem_seg_val",)
+        run_stage(small_cfg(name, folder / name, start, **options))
+
+
 if __name__ == "__main__":
-    scenario = {"fail": equal_then_failing, "stop": stopping, "stages": stages_only}[sys.argv[1]]
+    scenarios = {"fail": equal_then_failing, "stop": stopping, "stages": stages_only, "one_label": one_label}
     with one_line_errors():
-        launch(scenario, 2, args=(Path(sys.argv[2]), Path(sys.argv[3])))
+        processes = int(sys.argv[4]) if len(sys.argv) > 4 else 2
+        launch(scenarios[sys.argv[1]], processes, args=(Path(sys.argv[2]), Path(sys.argv[3])))

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +91,14 @@ def _write(
     cfg: CfgNode, model: TransferableMaskFormer, records: list[dict[str, Any]], maps: TransferabilityMaps
 ) -> None:
     own = records[comm.get_rank() :: comm.get_world_size()]
-    loader = build_detection_test_loader(
-        own,
-        mapper=_Readable(SemanticMapper(cfg, is_train=False)),
-        sampler=range(len(own)),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-    )
+    loader: Iterable[list[dict[str, Any]]] = []  # Detectron2 has no loader of nothing, a process's share may be that
+    if own:
+        loader = build_detection_test_loader(
+            own,
+            mapper=_Readable(SemanticMapper(cfg, is_train=False)),
+            sampler=range(len(own)),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
     was_training = model.training
     model.eval()
     start = said = time.perf_counter()

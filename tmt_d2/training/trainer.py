@@ -83,6 +83,8 @@ class StageTrainer(TrainerBase):
         records = cast(MappedRecords, data_loader.dataset)
         _check_share(self.sampler, cfg.SOLVER.ACCUMULATION_STEPS)
         module = model if training_module is None else training_module
+        # what a module around the model has of its own, counts and running means, was made on the CPU
+        module.to(next(model.parameters()).device)
         _check_normalization(cfg, module, self.sampler)
         optimizer = build_optimizer(cfg, module)
         if cfg.TRANSFER.DETECT_ANOMALY:

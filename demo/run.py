@@ -22,7 +22,7 @@ from tmt_d2.experiments.pair import pair_units, results_table, run_pair
 from tmt_d2.experiments.units import Unit
 
 SOURCE, TARGET = "cityscapes", "bdd100k"
-CONFIGS = Path(__file__).parents[1] / "configs" / "lite0"
+CONFIGS = Path(__file__).parents[1] / "configs" / "demo"
 SHORT = ("SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2")
 
 

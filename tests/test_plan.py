@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.helpers.checkout import ROOT
@@ -79,3 +81,11 @@ def test_presets_are_plans(preset, tmp_path) -> None:
         limit = {"tiny-3": 20, "tiny-20": 90}[preset.stem] * 60
         estimate = Estimate([], plan.guess)
         assert sum(estimate.seconds(unit) or 0 for unit in units) <= limit
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_reads_the_scenes_that_it_renders_at_their_size(path: Path, tmp_path: Path) -> None:
+    plan = read_plan(path)
+    if plan.render is not None:
+        height = plan.render.get("size", (128, 256))[0]
+        assert {unit.cfg.INPUT.MIN_SIZE_TEST for unit in units_of(plan, tmp_path)} == {height}

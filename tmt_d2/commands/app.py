@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from tmt_d2.cli import run
+from tmt_d2.cli import log_to_screen, run
 from tmt_d2.errors import UserError
 from tmt_d2.pictures.viewer.trained_models import Viewer, find_checkpoints
 from tmt_d2.pictures.viewer.uploads import find_examples
@@ -33,6 +33,7 @@ INSTALL = "the page needs Gradio 6: pip install -e '.[app]'"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parser().parse_args(arguments)
+    log_to_screen()
     check_port("--port", args.port, str(args.port))
     try:
         import gradio

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tmt_d2.cli import parse, run
+from tmt_d2.cli import log_to_screen, parse, run
 from tmt_d2.config import setup_cfg
 from tmt_d2.data import register_data
 from tmt_d2.data.registration import check_registered
@@ -44,6 +44,7 @@ DEFAULT_TOP = 3
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(parser(), arguments)
+    log_to_screen()
     logging.getLogger("fvcore.common.checkpoint").setLevel(logging.WARNING)
     if not (args.input or args.statistics):
         raise UserError("nothing to show: give --input, --statistics, or both")

@@ -30,6 +30,22 @@ def on_this_machine(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
+def log_input_size(cfg: CfgNode, trains: bool = False) -> None:
+    """Log at which size images reach the model."""
+    sizes, shortest = cfg.INPUT, cfg.INPUT.MIN_SIZE_TEST
+    if trains:
+        crop = "crops of {} x {}".format(*sizes.CROP.SIZE) if sizes.CROP.ENABLED else "the whole"
+        logger.info(
+            "training: %s of images of %d-%d pixels at the shortest edge (INPUT.CROP.SIZE, MIN_SIZE_TRAIN)",
+            crop,
+            min(sizes.MIN_SIZE_TRAIN),
+            max(sizes.MIN_SIZE_TRAIN),
+        )
+    resized = f"are resized to {shortest} pixels at the shortest edge" if shortest else "keep their size"
+    longest = sizes.MAX_SIZE_TEST
+    logger.info("images %s, at most %d at the longest (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST)", resized, longest)
+
+
 def load_model(cfg: CfgNode) -> MaskFormer:
     """The config's model with the weights MODEL.WEIGHTS, in evaluation mode; on the CPU where there is no GPU.
 
@@ -39,6 +55,7 @@ def load_model(cfg: CfgNode) -> MaskFormer:
     """
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty: name a checkpoint")
+    log_input_size(cfg)
     classes = read_classes(cfg.MODEL.WEIGHTS)
     if classes is not None:
         cfg = with_num_classes(cfg, len(classes))

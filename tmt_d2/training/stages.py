@@ -22,8 +22,9 @@ from tmt_d2.data import register_data
 from tmt_d2.data.class_lists import ClassList
 from tmt_d2.data.labelled import LabelChoice
 from tmt_d2.data.loaders import Shares, build_paired_loader, build_semi_supervised_loader, build_train_loader
-from tmt_d2.data.mapper import SemanticMapper
+from tmt_d2.data.mapper import SemanticMapper, resized_size
 from tmt_d2.data.rare_classes import RareClasses
+from tmt_d2.data.reader import stored_size
 from tmt_d2.data.registration import (
     check_registered,
     common_classes,
@@ -51,12 +52,13 @@ from tmt_d2.training.checkpoint import (
 )
 from tmt_d2.training.environment import environment
 from tmt_d2.training.folder import RESULTS, KeepConfig, has_ended, refuse_another_run_in, warn_of_a_run_in
-from tmt_d2.training.loading import on_this_machine
+from tmt_d2.training.loading import log_input_size, on_this_machine
 from tmt_d2.training.trainer import StageTrainer, evaluate_model
 
 logger = logging.getLogger(__name__)
 
 MEANS = ("mIoU", "fwIoU", "mACC", "pACC")
+MAX_SHRINKING = 4  # of an edge, without a warning
 ESTIMATED = "TransferableMaskFormer"  # the architecture that has discriminators
 
 
@@ -90,6 +92,9 @@ def run_stage(
             remove_temporaries(folder)
             for line in environment():
                 logger.info(line)
+            log_input_size(cfg, trains=not eval_only)
+            if not eval_only:
+                _warn_of_small_inputs(cfg)
             if not (resume or eval_only):
                 warn_of_a_run_in(folder)
         if resume:
@@ -208,6 +213,25 @@ def _check_source(cfg: CfgNode) -> None:
         )
     if lacking:
         logger.warning("the source has no %s: only labels of the target can teach them", lacking)
+
+
+def _warn_of_small_inputs(cfg: CfgNode) -> None:
+    """Warn once where some of the training images lose more than three quarters of each edge."""
+    records = records_of([*cfg.DATASETS.TRAIN, *cfg.DATASETS.SOURCE_TRAIN])
+    for record in records[:: -(-len(records) // 16)]:
+        file, sizes = Path(record["file_name"]), cfg.INPUT
+        size = stored_size(file.read_bytes()) if file.is_file() else None
+        for keys, least, most in (
+            ("INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST", sizes.MIN_SIZE_TEST, sizes.MAX_SIZE_TEST),
+            ("INPUT.MIN_SIZE_TRAIN and MAX_SIZE_TRAIN", max(sizes.MIN_SIZE_TRAIN), sizes.MAX_SIZE_TRAIN),
+        ):
+            resized = resized_size(size, least, most) if size else None
+            if size and resized and min(size) > MAX_SHRINKING * min(resized):
+                logger.warning(
+                    "%s shrink images such as %s from %d x %d to %d x %d pixels: choose larger ones, see docs/data.md",
+                    *(keys, file, *size, *resized),
+                )
+                return
 
 
 def _check_best(cfg: CfgNode) -> None:

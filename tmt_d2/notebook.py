@@ -36,6 +36,7 @@ from tmt_d2.pictures.figures import prediction_figure, query_figure, transferabi
 from tmt_d2.pictures.inspection import AttentionReport, Selector
 from tmt_d2.pictures.reporting import LoadedModel, report_image
 from tmt_d2.training.checkpoint import FINAL
+from tmt_d2.training.folder import refuse_other_settings_in
 from tmt_d2.training.stages import run_stage
 
 
@@ -111,6 +112,9 @@ def train(
 ) -> Trained:
     """A source model of a data set such as "cityscapes"; goes on where a run in ``output`` was interrupted.
 
+    Raises:
+        UserError: ``output`` holds a run of other data or options.
+
     Args:
         config: a source.yaml; its folder is where ``adapt`` finds the methods. options: overrides of it, such as
             {"SOLVER.MAX_ITER": 1000}. hooks: Detectron2's, of your own.
@@ -154,5 +158,6 @@ def _cfg(file: Path, output: str | Path, values: Mapping[str, Any], options: Map
 
 def _run(cfg: CfgNode, configs: Path, hooks: Sequence[HookBase] = ()) -> Trained:
     log_to_screen()
+    refuse_other_settings_in(Path(cfg.OUTPUT_DIR), cfg)
     results = run_stage(cfg, resume=True, hooks=[EvaluationPictures(cfg), *hooks])
     return Trained(Path(cfg.OUTPUT_DIR), configs, results)

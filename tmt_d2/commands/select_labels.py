@@ -7,6 +7,7 @@
 
     selected.html    look at it: what is proposed and why; untick what is useless, save the list
     selected.txt     the list, a picture a line; training reads it: TRANSFER.LABELLED proposed/selected.txt
+    labelled.txt     with --labelled: that list and the proposed pictures together, which training then reads
     selected.csv     the reasons as a table
     pool/            what the model says of every picture; the same command again, or with another strategy or budget,
                      does not ask it again
@@ -46,6 +47,7 @@ from tmt_d2.experiments.selection.proposal import (
     LIST,
     PAGE,
     TABLE,
+    TRAINING_LIST,
     Named,
     labelled_indices,
     rows_of,
@@ -179,6 +181,9 @@ def main(arguments=None):
         "model": cfg.MODEL.WEIGHTS,
     }
     write_list(args.output / LIST, rows)
+    if args.labelled:
+        before = rows_of(pool, Choice(labelled.tolist()), np.zeros(0, np.int64), model.class_list.names)
+        write_list(args.output / TRAINING_LIST, [*before, *rows])
     write_table(args.output / TABLE, rows)
     write_page(args.output / PAGE, rows, predictor, about)
     if args.prelabels:
@@ -194,7 +199,8 @@ def main(arguments=None):
     for row in rows:
         print(f"{row.rank:4d}  {row.line}")
     correct = f"correct {args.output / FOLDER}; " if args.prelabels else ""
-    print(f"\nlook at {args.output / PAGE}; {correct}train with TRANSFER.LABELLED {args.output / LIST}")
+    training = args.output / (TRAINING_LIST if args.labelled else LIST)
+    print(f"\nlook at {args.output / PAGE}; {correct}train with TRANSFER.LABELLED {training}")
     return 1 if pool.broken else 0
 
 

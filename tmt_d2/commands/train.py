@@ -10,8 +10,8 @@ What to run is said by the config file (TRANSFER.STAGE, TRANSFER.METHOD); any ke
 Data is found below $DETECTRON2_DATASETS. Results: OUTPUT_DIR/evaluation.json (estimator.json), model_final.pth,
 log.txt, metrics.json and TensorBoard events. --resume goes on from the newest usable checkpoint in OUTPUT_DIR.
 Several processes: --num-gpus N (on a CPU: N processes), or `torchrun --nproc-per-node N train_net.py ...`.
-Exit status: 0 done; 2 an error that one line on stderr names; 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C, and --resume
-goes on.
+Exit status: 0 done; 2 an error that one line on stderr names; 75 stopped by SIGTERM, SIGUSR1, SIGHUP or Ctrl-C, and
+--resume goes on.
 """
 
 from __future__ import annotations

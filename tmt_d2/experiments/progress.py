@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -50,6 +51,7 @@ class Progress:
     def fail(self, unit: Unit, reason: str, error: BaseException | None = None) -> None:
         self.failures[unit.name] = reason
         self.first_error = self.first_error or error
+        _release(error)
         self.set(unit, "failed")
 
     def text(self) -> str:
@@ -108,6 +110,15 @@ class Progress:
 
     def _estimate(self) -> Estimate:
         return Estimate([unit for unit in self.units if self.state[unit.name] == "done"], self.guess)
+
+
+def _release(error: BaseException | None) -> None:
+    """Empty the frames that an error and those before it keep alive, so that a failed unit's model is freed."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        traceback.clear_frames(error.__traceback__)
+        seen.append(error)
+        error = error.__cause__ or error.__context__
 
 
 def _states(units: Sequence[Unit]) -> dict[str, str]:

@@ -114,6 +114,7 @@ def _run_if_ready(unit: Unit, progress: Progress, run: RunUnit) -> bool:
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code == STOPPED:
             progress.set(unit, "waiting")
+            logger.warning("%s: stopped; the same command again continues it", unit.name)
             raise
         ended = isinstance(error, SystemExit)  # its processes have named the reason
         reason = f"its processes ended with status {error.code}" if ended else one_line(error)

@@ -21,6 +21,8 @@ from tmt_d2.experiments.plan import Plan, Sweep
 from tmt_d2.experiments.records import About, Identity, Labels, StageRecord
 from tmt_d2.methods.table import method_of
 
+LABEL_KEYS = ("TRANSFER.LABEL_COUNT", "TRANSFER.LABELLED", "TRANSFER.LABEL_FRACTION")
+NOT_OVERRIDDEN = ("TRANSFER.STAGE", "TRANSFER.METHOD", "OUTPUT_DIR")
 # What an estimator is trained for: a method or variant that says something else here needs one of its own.
 ESTIMATOR_KEYS = ("REGIONS", "CELL_SIZES", "ITERATIONS", "KAPPA", "DISCRIMINATOR")
 
@@ -90,7 +92,16 @@ def units_of(plan: Plan, output: Path, opts: Sequence[str] = ()) -> list[Unit]:
     for key in opts[::2]:
         if key in varied:
             raise UserError(f"{key} is overridden, and {varied[key]} gives it several values: take one of them out")
-    for seed in plan.seeds or (setup_cfg(str(plan.configs / "source.yaml"), opts).SEED,):
+    amounts = {"label_counts": plan.label_counts, "labelled": plan.labelled, "label_fractions": plan.label_fractions}
+    overridden = [key for key in opts[::2] if key in LABEL_KEYS]
+    listed = [name for name, values in amounts.items() if values]
+    if overridden and (sum(map(len, amounts.values())) > 1 or listed not in ([], ["label_fractions"])):
+        raise UserError(f"{overridden[0]} is overridden, and {listed[0]} says how many labels: take one of them out")
+    for key in opts[::2]:
+        if key in NOT_OVERRIDDEN:
+            raise UserError(f"{key} is overridden, and each unit has its own: leave it out")
+    from_override = "SEED" in opts[::2] or not plan.seeds
+    for seed in (setup_cfg(str(plan.configs / "source.yaml"), opts).SEED,) if from_override else plan.seeds:
         for source, target in plan.pairs:
             for unit in _PairUnits(plan, output, opts, source, target, seed).units():
                 if unit.name not in units:  # those it needs come first
@@ -136,9 +147,19 @@ class _PairUnits:
                     continue  # nothing is drawn
                 for method in sweep.methods:
                     own = value_of(self.cfg(method, "", "finetune"), sweep)
-                    for value in sweep.values:
+                    for value in self.values(method, sweep):
                         if value != own or method not in self.plan.methods:  # else it is a cell of the plan anyway
                             yield from self.cell(method, choice, sweep, value)
+
+    def values(self, method: str, sweep: Sweep) -> list[Any]:
+        """The different ones as the config reads them: YAML takes 1e-4 for text."""
+        values: list[Any] = []
+        for value in sweep.values:
+            if isinstance(value, str):
+                value = value_of(self.cfg(method, "", "finetune", extra=[sweep.key, value]), sweep)
+            if value not in values:
+                values.append(value)
+        return values
 
     def about(self, kind: str) -> About:
         return {"kind": kind, "source": self.source, "target": self.target, "seed": self.seed}

@@ -122,6 +122,9 @@ def _fingerprint(cfg: CfgNode, weights: str) -> str:
         for part in key.split("."):
             node = node[part]
         settings[key] = node.dump() if isinstance(node, CfgNode) else node
+    for key, node in cfg.MODEL.items():  # a user's own backbone may read any other section
+        if key not in ("WEIGHTS", "DEVICE", "META_ARCHITECTURE", "MASK_FORMER", "TMT"):
+            settings[f"MODEL.{key}"] = node.dump() if isinstance(node, CfgNode) else node
     with open(weights, "rb") as file:
         digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read())
     digest.update(json.dumps(settings, sort_keys=True).encode())

@@ -9,6 +9,7 @@ import functools
 import importlib
 import logging
 import math
+import os
 from collections.abc import Sequence
 
 import torch
@@ -77,7 +78,24 @@ def ms_deform_attn(
 def _fastest_backend(value: Tensor) -> str:
     if is_traced():  # a graph of PyTorch operators is wanted
         return "torch"
-    return _installed_backend(value.device.type)
+    backend = _installed_backend(value.device.type)
+    return "torch" if backend == "numba" and _is_forked() else backend
+
+
+_numba_process: int | None = None  # the first that used Numba
+
+
+def _is_forked() -> bool:
+    """Whether this process was forked from one that has used Numba, whose OpenMP threads end such a process."""
+    if _numba_process in (None, os.getpid()):
+        return False
+    _warn_of_fork(os.getpid())
+    return True
+
+
+@functools.cache
+def _warn_of_fork(process: int) -> None:
+    logger.warning("process %d was forked after deformable attention ran: PyTorch instead of Numba", process)
 
 
 @functools.cache
@@ -114,6 +132,8 @@ def _attend_torch(value: Tensor, shapes: list[tuple[int, int]], locations: Tenso
 def _attend_numba(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
     from tmt_d2.modeling.deformable_cpu import ms_deform_attn_cpu  # Numba is optional
 
+    global _numba_process
+    _numba_process = _numba_process or os.getpid()
     dtype = torch.promote_types(value.dtype, torch.float32)
     output = ms_deform_attn_cpu(value.to(dtype), shapes, locations.to(dtype), weights.to(dtype))
     return output.flatten(2).to(value.dtype)

@@ -20,7 +20,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from tmt_d2.cli import USER_ERRORS, one_line_errors
 from tmt_d2.errors import UserError
-from tmt_d2.processes.signals import SIGNALS
+from tmt_d2.processes.signals import handled
 
 PATIENCE = 5.0  # seconds
 
@@ -35,8 +35,8 @@ def launch(
 ) -> None:
     """Run ``main(*args)`` in every process; within ``torchrun`` (RANK and WORLD_SIZE are set), in this one.
 
-    Leaves with the status of the first process that fails; the others are ended within 30 s. SIGTERM and SIGUSR1 are
-    passed on; Ctrl-C reaches all processes by itself. Without a GPU the processes talk by gloo.
+    Leaves with the status of the first process that fails; the others are ended within 30 s. SIGTERM, SIGUSR1 and
+    SIGHUP are passed on; Ctrl-C reaches all processes by itself. Without a GPU the processes talk by gloo.
 
     Args: as Detectron2's ``launch``; num_processes: per machine.
 
@@ -106,7 +106,7 @@ def _pass_on_signals() -> Iterator[None]:
             if child.pid and number != signal.SIGINT:
                 os.kill(child.pid, number)
 
-    previous = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    previous = {number: signal.signal(number, pass_on) for number in handled()}
     try:
         yield
     finally:

@@ -1,5 +1,5 @@
-"""SIGTERM, SIGUSR1 (Slurm, spot machines) and Ctrl-C ask for a stop: the trainer saves a checkpoint and leaves with
-status 75. A second Ctrl-C leaves at once.
+"""SIGTERM, SIGUSR1 (Slurm, spot machines), SIGHUP (a terminal that closes) and Ctrl-C ask for a stop: the trainer saves
+a checkpoint and leaves with status 75. A second Ctrl-C leaves at once. Under nohup SIGHUP stays ignored.
 
 A signal is only noted when it arrives; the places where a stop loses nothing ask for it: after every step, for every
 image of an evaluation, and while waiting for the loader. Where there are several processes they ask together, so
@@ -22,7 +22,7 @@ import torch
 from detectron2.utils import comm
 
 STOPPED = 75  # exit status; EX_TEMPFAIL of sysexits.h: "the user is invited to try again"
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 STUCK_AFTER = 20.0  # seconds
 
 
@@ -45,7 +45,7 @@ def stop_on_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, _note) for number in SIGNALS}
+    previous = {number: signal.signal(number, _note) for number in handled()}
     stop_watching = _leave_when_stuck() if comm.get_world_size() > 1 else None
     try:
         yield
@@ -60,6 +60,12 @@ def stop_on_signals() -> Iterator[None]:
         if stop_watching:
             stop_watching()
         _State.received = None
+
+
+def handled() -> list[signal.Signals]:
+    """``SIGNALS`` without SIGHUP where nohup has it ignored."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
 
 
 def _note(number: int, frame: FrameType | None) -> None:

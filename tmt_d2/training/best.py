@@ -21,7 +21,7 @@ RECORD = "best.json"
 
 
 class Best:
-    """Every evaluation's value of one metric by its iteration, in ``OUTPUT_DIR/best.json``.
+    """Every evaluation's value of one metric by the iterations completed before it, in ``OUTPUT_DIR/best.json``.
 
     What is best, and how long ago, follows from that list alone, whenever the run was stopped or killed: a resumed run
     drops what lies behind its checkpoint and repeats the evaluation that the checkpoint was saved just before.
@@ -45,7 +45,7 @@ class Best:
         return cls(Path(cfg.OUTPUT_DIR), best.METRIC, best.SPLIT or cfg.DATASETS.TEST[0], best.PATIENCE)
 
     def read(self, last: int) -> None:
-        """Take over what an earlier process recorded up to the iteration ``last``.
+        """Take over what an earlier process recorded after at most ``last`` iterations.
 
         Raises:
             UserError: the record is of another metric or split.
@@ -59,7 +59,7 @@ class Best:
                 f"{self.path} is of {record['metric']} of {record['split']}, TEST.BEST asks for {self.metric} of "
                 f"{self.split}: delete that file to begin a new record"
             )
-        self.values = {each["iteration"]: _number(each["value"]) for each in record["evaluations"]}
+        self.values = {_after(each): _number(each["value"]) for each in record["evaluations"]}
         self.values = {iteration: value for iteration, value in self.values.items() if iteration <= last}
 
     def forget(self) -> None:
@@ -70,6 +70,7 @@ class Best:
         """Record one evaluation, and log what is best so far; every process must call it.
 
         Args:
+            iteration: how many were completed.
             results: {split: {metric: value}}; what the first process has counts.
             save: called first, in all processes, if this one is the best.
         """
@@ -79,11 +80,11 @@ class Best:
         if best == iteration:
             save()  # before the record: who reads the record finds the weights
         if comm.is_main_process():
-            listed = [{"iteration": each, "value": value} for each, value in sorted(self.values.items())]
+            listed = [{"after": each, "value": value} for each, value in sorted(self.values.items())]
             write_json(self.path, {"metric": self.metric, "split": self.split, "best": best, "evaluations": listed})
-        said = "none" if best is None else f"{self.values[best]:.2f} after {best + 1}"
+        said = "none" if best is None else f"{self.values[best]:.2f} after {best}"
         logger.info(
-            "%s of %s: %.2f after %d iterations; best so far: %s", self.metric, self.split, value, iteration + 1, said
+            "%s of %s: %.2f after %d iterations; best so far: %s", self.metric, self.split, value, iteration, said
         )
 
     @property
@@ -98,6 +99,11 @@ class Best:
         best = self.iteration
         since = len(self.values) if best is None else sum(iteration > best for iteration in self.values)
         return 0 < self.patience <= since
+
+
+def _after(evaluation: Mapping[str, Any]) -> int:
+    """Completed iterations; records of earlier versions counted from 0."""
+    return evaluation["after"] if "after" in evaluation else evaluation["iteration"] + 1
 
 
 def _number(value: float | None) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,23 @@ MAY_CHANGE = (  # between the sittings of a run
 
 
 class KeepConfig(HookBase):
-    """The config of a run that has begun; a command that is refused leaves that of an earlier run."""
+    """The config of a run that has begun; neither a refused command nor one without a step to train changes that of an
+    earlier run."""
 
     def __init__(self, cfg: CfgNode):
         self.cfg = cfg
 
     def before_train(self) -> None:
-        if comm.is_main_process():
-            with atomic_write(Path(self.cfg.OUTPUT_DIR) / CONFIG, "w") as file:
+        self._write(self.trainer.start_iter < self.trainer.max_iter)
+
+    def after_evaluation(self) -> None:
+        """Of an evaluation in a folder where nothing was trained."""
+        self._write(not TMTCheckpointer(nn.Module(), self.cfg.OUTPUT_DIR).has_checkpoint())
+
+    def _write(self, replace: bool) -> None:
+        path = Path(self.cfg.OUTPUT_DIR) / CONFIG
+        if comm.is_main_process() and (replace or not path.is_file()):
+            with atomic_write(path, "w") as file:
                 file.write(self.cfg.dump())
 
 
@@ -58,12 +68,46 @@ def refuse_another_run_in(folder: Path, cfg: CfgNode) -> None:
                 "OUTPUT_DIR"
             )
     changed = [key for key in here if key in there and there[key] != here[key] and not key.startswith(MAY_CHANGE)]
+    newest = TMTCheckpointer(nn.Module(), str(folder)).resumable()[0]
+    if changed and newest.stem == FINAL and there.get("SOLVER.MAX_ITER") == cfg.SOLVER.MAX_ITER:
+        raise UserError(
+            f"{folder} holds a run that has ended with other settings: {_differences(changed, there, here)}: choose "
+            "another OUTPUT_DIR"
+        )
     if changed:
         logger.warning(
             "--resume: the run began with other settings: %s; learning rate and weight decay stay those of its "
             "checkpoint, the others are the new ones from here on",
-            ", ".join(f"{key} {there[key]}, now {here[key]}" for key in changed),
+            _differences(changed, there, here),
         )
+
+
+def refuse_other_settings_in(folder: Path, cfg: CfgNode) -> None:
+    """Refuse a run in ``folder`` of any other setting that a result depends on.
+
+    Raises:
+        UserError: names the settings.
+    """
+    if not (folder / CONFIG).is_file() or not TMTCheckpointer(nn.Module(), str(folder)).has_checkpoint():
+        return
+    there, here = flat(load_config_file(folder / CONFIG)), flat(yaml.safe_load(cfg.dump()))
+    free = (
+        "OUTPUT_DIR",
+        "DATALOADER.NUM_WORKERS",
+        "MODEL.DEVICE",
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+        "SOLVER.CHECKPOINT",
+    )
+    changed = [key for key in here if key in there and there[key] != here[key] and not key.startswith(free)]
+    if changed:
+        raise UserError(
+            f"{folder} holds a run of other settings: {_differences(changed, there, here)}: choose another folder, or "
+            "delete it to run it again"
+        )
+
+
+def _differences(keys: Sequence[str], there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {there[key]}, now {here[key]}" for key in keys)
 
 
 def flat(node: Any, place: str = "") -> dict[str, Any]:
@@ -88,7 +132,7 @@ def has_ended(cfg: CfgNode) -> bool:
 def _stopped_early(cfg: CfgNode, iterations: int) -> bool:
     best = Best.from_config(cfg)
     if best is not None:
-        best.read(iterations - 1)
+        best.read(iterations)
     return best is not None and best.exhausted
 
 

@@ -109,7 +109,7 @@ def run_stage(
         else:
             results = _run_training(cfg, model, resume, eval_only, [keep, *hooks])
         if eval_only:
-            keep.before_train()
+            keep.after_evaluation()
         drift = results.pop(DRIFT, None)
         if comm.is_main_process():
             if drift is not None:
@@ -294,11 +294,11 @@ def _run_training(
         loader = build_train_loader(cfg.DATASETS.TRAIN, mapper, cfg.SOLVER.IMS_PER_BATCH, **choices)
 
     def evaluate() -> dict[str, Any]:
-        scores = evaluate_model(cfg, model)
-        if training is not None:
-            for name, other in training.also_evaluated().items():
-                for split, metrics in evaluate_model(cfg, other, f"inference/{name}").items():
-                    scores[split] |= {f"{metric}-{name}": metrics[metric] for metric in MEANS if metric in metrics}
+        others = {} if training is None else training.also_evaluated()
+        scores = evaluate_model(cfg, model, which="student") if others else evaluate_model(cfg, model)
+        for name, other in others.items():
+            for split, metrics in evaluate_model(cfg, other, f"inference/{name}", name).items():
+                scores[split] |= {f"{metric}-{name}": metrics[metric] for metric in MEANS if metric in metrics}
         return scores if drift is None else scores | {DRIFT: drift.measure()}
 
     trainer = StageTrainer(

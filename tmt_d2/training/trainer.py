@@ -98,6 +98,7 @@ class StageTrainer(TrainerBase):
             amp_dtype=_amp_dtype(cfg),
             clip=clipping(clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE),
         )
+        self.model = model  # where Detectron2's hooks find it
         self.module, self.optimizer, self.data_loader, self.cfg = module, optimizer, data_loader, cfg
         self.scheduler = build_lr_scheduler(cfg, optimizer)
         self.bad_samples = BadSamples(records.images, cfg.DATALOADER.MAX_BAD_FRACTION)
@@ -142,7 +143,7 @@ class StageTrainer(TrainerBase):
             raise UserError(f"{self.cfg.OUTPUT_DIR}: its checkpoint holds weights only, there is nothing to resume")
         self.start_iter, self.saved = self.done + 1, self.done
         if self.best:
-            self.best.read(self.done)
+            self.best.read(self.done + 1)
         if self.start_iter > self.max_iter:
             raise UserError(
                 f"{self.cfg.OUTPUT_DIR} holds a checkpoint after {self.start_iter} iterations, but SOLVER.MAX_ITER is "
@@ -188,7 +189,13 @@ class StageTrainer(TrainerBase):
                 self.after_train()
             except signals.Stopped:
                 self.save_checkpoint()
-                logger.warning("%s: stopping after iteration %d; --resume goes on", signals.reason(), self.done)
+                logger.warning(
+                    "%s: stopping after %d of %d iterations; they are saved, and a run resumed in %s continues there",
+                    signals.reason(),
+                    self.done + 1,
+                    self.max_iter,
+                    self.cfg.OUTPUT_DIR,
+                )
                 if comm.is_main_process():
                     self._hooks[-1].after_train()  # the writers
                 raise
@@ -206,7 +213,7 @@ class StageTrainer(TrainerBase):
         """A run may be stopped between a checkpoint and the evaluation after the same step."""
         period = self.cfg.TEST.EVAL_PERIOD
         due = self.best and period > 0 and 0 < self.start_iter < self.max_iter and self.start_iter % period == 0
-        if self.best and due and self.done not in self.best.values:
+        if self.best and due and self.start_iter not in self.best.values:
             self._evaluate_and_flatten()
             self.module.train()
 
@@ -301,8 +308,8 @@ class StageTrainer(TrainerBase):
         self._share_buffers()
         self._results = self._evaluate()
         if self.best:
-            save = partial(self.checkpointer.save_weights, BEST, iteration=self.done)
-            self.best.note(self.done, self._results, save)
+            save = partial(self.checkpointer.save_weights, BEST, iterations=self.done + 1)
+            self.best.note(self.done + 1, self._results, save)
             comm.synchronize()
         return _nested_scalars(self._results)
 
@@ -403,10 +410,12 @@ def _nested_scalars(value: Any) -> Any:
     return {key: _nested_scalars(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def evaluate_model(cfg: CfgNode, model: nn.Module, folder: str = "inference") -> dict[str, dict[str, float]]:
+def evaluate_model(
+    cfg: CfgNode, model: nn.Module, folder: str = "inference", which: str = ""
+) -> dict[str, dict[str, float]]:
     """Metrics of every split of DATASETS.TEST: {split: {"mIoU", "fwIoU", "mACC", "pACC", "IoU-road", ...}}.
 
-    folder: in OUTPUT_DIR, for what else the evaluator writes.
+    folder: in OUTPUT_DIR, for what else the evaluator writes. which: name of the model in the log.
     """
     results = {}
     for name in cfg.DATASETS.TEST:
@@ -419,5 +428,10 @@ def evaluate_model(cfg: CfgNode, model: nn.Module, folder: str = "inference") ->
         scores = evaluate_split(build_inference(cfg, model), signals.Stoppable(loader), evaluator)
         results[name] = scores.get("sem_seg", {})
         if results[name]:
-            logger.info("%s, in percent:\n%s", name, metrics_table(results[name], evaluator.classes))
+            logger.info(
+                "%s%s, in percent:\n%s",
+                name,
+                which and f" by the {which}",
+                metrics_table(results[name], evaluator.classes),
+            )
     return results

@@ -24,8 +24,12 @@ def render_page(
     examples: Sequence[Example] = (),
     title: str = "Transfer matrix",
     worst: Worst | None = None,
+    missing: Sequence[str] = (),
 ) -> str:
-    """The whole page as HTML text."""
+    """The whole page as HTML text.
+
+    missing: lines about what cannot be shown.
+    """
     view = View(results)
     sections = [
         comparison.results_table(view),
@@ -48,4 +52,6 @@ def render_page(
         for section in sections
     }
     page = TEMPLATES.get_template("report.html")
-    return page.render(title=title, verdict=verdict(view), tiles=tiles(view), sections=sections, contents=contents)
+    return page.render(
+        title=title, verdict=verdict(view), missing=missing, tiles=tiles(view), sections=sections, contents=contents
+    )

@@ -65,7 +65,10 @@ def examples(results: Results, images: int, labels: Labels) -> list[Example]:
     """The first ``images`` held-out pictures of the first pair and seed, by every method; runs the models."""
     if not images or not results.fine_tuned:
         return []
-    pair, seed = results.fine_tuned[0].pair, results.fine_tuned[0].about["seed"]
+    first = next((run for run in results.fine_tuned if run.labels == labels), None)
+    if first is None:
+        return []
+    pair, seed = first.cell
     runs = [run for method in results.methods() for run in results.of(method, labels) if run.cell == (pair, seed)]
     source = [run for run in results.source if (run.about["source"], run.about["seed"]) == (pair[0], seed)]
     names = setup_cfg(str(runs[0].folder / "config.yaml")).DATASETS.TEST
@@ -94,11 +97,12 @@ def worst(results: Results, count: int, labels: Labels) -> Worst:
     """
     if not count or not results.fine_tuned:
         return Worst()
-    cell = results.fine_tuned[0].cell
-    method = OURS if OURS in results.methods() else results.methods()[-1]
-    runs = [run for run in results.of(method, labels) if run.cell == cell]
-    if not runs:
+    here = [run for run in results.fine_tuned if run.labels == labels]
+    if not here:
         return Worst()
+    of_cell = {run.method: run for run in here if run.cell == here[0].cell}
+    method = OURS if OURS in of_cell else [name for name in results.methods() if name in of_cell][-1]
+    runs = [of_cell[method]]
     cfg = setup_cfg(str(runs[0].folder / "config.yaml"))
     loaded = LoadedModel.load(str(runs[0].folder / "config.yaml"), str(runs[0].folder / f"{FINAL}.pth"))
     sheets: dict[str, list[Thumbnail]] = {"largest error": [], "highest mean T": []}

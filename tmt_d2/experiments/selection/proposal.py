@@ -25,6 +25,7 @@ from tmt_d2.pictures.html import templates
 from tmt_d2.pictures.overlays import label_overlay
 
 LIST, TABLE, PAGE = "selected.txt", "selected.csv", "selected.html"
+TRAINING_LIST = "labelled.txt"  # with --labelled: those of that list and the proposed ones
 CLASSES_SHOWN, WIDTH = 4, 420
 
 

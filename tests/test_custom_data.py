@@ -170,6 +170,22 @@ def test_an_id_in_two_places_of_a_mapping_is_an_error(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_merge_keys(tmp_path: Path) -> None:
+    """Keys beside ``<<`` win over those of the base, also where they stand before it."""
+    text = (
+        "name: town\nsplits:\n  train: &base {images: 'a/{stem}.png', labels: 'b/{stem}.png', subset: true}\n"
+        "  val: &val {images: 'c/{stem}.png', <<: *base}\n  test: {<<: *val, subset: false}\nclasses: [road, sky]\n"
+    )
+    splits = read_custom(write(tmp_path, text)).splits
+    assert [each.patterns["images"] for each in splits.values()] == [("a/{stem}.png",), ("c/{stem}.png",)] + [
+        ("c/{stem}.png",)
+    ]
+    assert all(each.patterns["labels"] == ("b/{stem}.png",) for each in splits.values())
+    assert [each.subset for each in splits.values()] == [True, True, False]
+    with pytest.raises(DataError, match="subset"):
+        read_custom(write(tmp_path, text.replace("subset: false", "subset: false, subset: true")))
+
+
 @pytest.mark.parametrize("pattern", ["../{stem}.png", "a/../../{stem}.png", "/etc/{stem}", "~/{stem}", "..\\{stem}"])
 @pytest.mark.parametrize("key", ["images", "labels"])
 def test_a_pattern_stays_below_the_root(tmp_path: Path, key: str, pattern: str) -> None:

@@ -172,14 +172,17 @@ def test_broken_pictures_are_named_and_the_others_predicted(
     assert sorted(path.name for path in (tmp_path / "out" / "labels").rglob("*.png")) == ["1.png", "1.png"]
 
 
-def test_a_video_and_one_that_ends_early(model: tuple[str, str], video: Path, tmp_path: Path) -> None:
+def test_a_video_and_one_that_ends_early(
+    model: tuple[str, str], video: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert run(model, video, tmp_path / "out", "--write", "labels") == 0
     assert len(list((tmp_path / "out" / "labels").glob("00000?.png"))) == 3
     broken = tmp_path / "cut.avi"
     data = video.read_bytes()
     broken.write_bytes(data[: data.rfind(b"00dc", 0, data.rfind(b"idx1")) - 40])
-    with pytest.raises(DataError, match=r"cut\.avi: ends after \d of the 3 frames that its header states"):
-        [frame.read("RGB") for frame in find_pictures(str(broken))]
+    # The header's count is a guess in many containers: the frames that are there are no error
+    assert 0 < len([frame.read("RGB") for frame in find_pictures(str(broken))]) < 3
+    assert "cut.avi" in "".join(capfd.readouterr())
 
 
 def test_classes_are_named_beside_the_labels(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,8 @@ from torch import nn
 from tests.helpers.models import make_records, tiny_cfg
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.deployment import Prediction, Predictor, load_model
+from tmt_d2.deployment.predictor import _pixels
+from tmt_d2.errors import UserError
 from tmt_d2.evaluation import inference as inference_module
 from tmt_d2.modeling import precision
 
@@ -99,6 +102,20 @@ def test_a_picture_alone_is_as_stored_whoever_opens_it(
     seen = predictor(ImageOps.exif_transpose(Image.open(path)))
     assert torch.equal(seen.scores, predictor(np.ascontiguousarray(np.rot90(rgb, -1))).scores)
     assert seen.labels.shape == (70, 45)
+
+
+def test_a_pil_image_of_16_bits_is_what_its_file_is(tmp_path: Path) -> None:
+    values = np.arange(0, 65536, 137, dtype=np.uint16)[:450].reshape(15, 30)
+    for name in ("deep.png", "deep.tif"):
+        path = tmp_path / name
+        cv2.imwrite(str(path), values)
+        assert Image.open(path).mode == "I;16"
+        opened = _pixels(Image.open(path), "RGB", "RGB")
+        assert np.array_equal(opened, _pixels(path, "RGB", "RGB"))
+        assert np.array_equal(opened[..., 1], values // 256)
+    for mode in ("I", "F"):
+        with pytest.raises(UserError, match=f"mode {mode} "):
+            _pixels(Image.new(mode, (4, 3)), "RGB", "RGB")
 
 
 def test_grey_and_transparent_images(load: Callable[..., Predictor]) -> None:

@@ -92,6 +92,34 @@ def test_outlines_have_few_corners_and_what_lies_in_a_hole_lies_on_top() -> None
     assert (painted(found[::-1], labels.shape) == 9).sum() == 0  # the other way round it would be covered
 
 
+def test_a_thin_ring_lies_below_the_larger_area_within_it() -> None:
+    labels = np.full((40, 40), 3, np.uint8)
+    labels[1:-1, 1:-1] = 5  # 1444 pixels in a ring of 156
+    found = mask_annotations(labels, np.ones(labels.shape), POLYGONS)
+    assert [(each["category_id"], each["area"]) for each in found] == [(4, 156), (6, 1444)]
+    assert np.array_equal(painted(found, labels.shape), labels)
+
+
+def test_polygons_leave_out_the_unsure_pixels_that_they_surround() -> None:
+    labels = np.full((24, 36), 2, np.uint8)
+    for top, left, height, width in ((3, 4, 6, 5), (12, 4, 8, 9), (5, 20, 10, 10)):
+        labels[top : top + height, left : left + width] = 255
+    labels[8:12, 23:27] = 7  # an island in the third hole
+    found = mask_annotations(labels, np.ones(labels.shape), POLYGONS)
+    assert [each["category_id"] for each in found] == [3, 8]
+    assert (painted(found, labels.shape) != labels).sum() < 10  # of 186 in holes: bays of one pixel may be covered
+
+
+def test_polygons_of_noise_cover_nothing_far_from_their_labels() -> None:
+    rng = np.random.default_rng(1)
+    blocks = rng.choice([0, 1, 2, 255], (9, 13)).astype(np.uint8)
+    labels = blocks.repeat(6, 0).repeat(6, 1)  # no detail is smaller than the tolerance
+    drawn = painted(mask_annotations(labels, np.ones(labels.shape), POLYGONS), labels.shape)
+    near = cv2.dilate((labels != 255).astype(np.uint8), np.ones((5, 5), np.uint8)) == 1
+    assert not (drawn != 255)[~near].any()
+    assert (drawn == labels).mean() > 0.9
+
+
 def test_confidence_is_the_share_of_the_best_class_at_the_size_of_the_labels() -> None:
     scores = torch.tensor([[[0.6, 0.2]], [[0.2, 0.6]]])
     assert Prediction(torch.zeros(1, 2), scores, None).confidence().tolist() == [[pytest.approx(0.75)] * 2]

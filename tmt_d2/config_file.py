@@ -17,6 +17,29 @@ from tmt_d2.errors import UserError
 
 _SCALES = re.compile(r"\[\s*int\(\s*x \* ([0-9.]+) \* ([0-9]+)\s*\) for x in range\((\d+), (\d+)\)\s*\]")
 
+MERGE_KEY = "tag:yaml.org,2002:merge"
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, for which equal keys of one mapping are an error: it takes the last one without a word.
+
+    Keys are compared as written, before a merge key (``<<: *base``) is resolved: those may override keys of the base.
+    """
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)  # type: ignore[no-untyped-call]
+        keys: list[Any] = []
+        for key_node, _ in node.value:
+            if key_node.tag == MERGE_KEY:
+                continue
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in keys:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key!r} stands there twice", problem_mark=key_node.start_mark
+                )
+            keys.append(key)
+        return node
+
 
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader plus the one arithmetic list of official configs."""

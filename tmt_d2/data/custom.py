@@ -42,6 +42,7 @@ from typing import Any
 
 import yaml
 
+from tmt_d2.config_file import UniqueKeys
 from tmt_d2.data.class_lists import MAX_CLASSES, RGB, ClassList
 from tmt_d2.data.custom_files import PATTERN_KEYS, CustomDataSet, CustomSplit
 from tmt_d2.data.label_spaces import CLASSES, IGNORE, TRAIN_ID, LabelSpace, class_list
@@ -79,25 +80,11 @@ def read_custom(yaml_path: str | Path) -> CustomDataSet:
     )
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML takes the last of equal keys without a word: an id would silently change its class."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                mark = node.value[index][0].start_mark
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key!r} stands there twice", problem_mark=mark
-                )
-        return super().construct_mapping(node, deep)
-
-
 def _load_yaml(file: Path, what: str) -> Any:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file ({what})")
     try:
-        return yaml.load(file.read_text(encoding="utf-8"), _UniqueKeys)
+        return yaml.load(file.read_text(encoding="utf-8"), UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
 

@@ -231,9 +231,18 @@ def _pixels(image: ImageLike, channels: ChannelOrder, wanted: ChannelOrder) -> n
     if isinstance(image, (str, Path)):
         return read_image_of({"file_name": str(image)}, wanted)
     if isinstance(image, Image.Image):
-        image, channels = np.asarray(image.convert("RGB")), "RGB"
+        image, channels = _rgb(image), "RGB"
     if not isinstance(image, np.ndarray):
         raise UserError(f"an image is a path, a PIL image or a NumPy array, got {type(image).__name__}")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise UserError(f"an image array is (H, W, 3) uint8, got {image.shape} {image.dtype}")
     return image if channels == wanted else image[:, :, ::-1]
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8, as the reader of files has it; Pillow would cut values above 255 off."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise UserError(f"a PIL image of mode {image.mode} has no range of values: convert it to L or RGB, 0-255")
+    return np.asarray(image.convert("RGB"))

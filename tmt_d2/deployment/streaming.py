@@ -6,6 +6,7 @@ for picture, pixels, prediction in predictions(predictor, find_pictures("drive.m
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from tmt_d2.data.registration import records_of
 from tmt_d2.deployment.predictor import Prediction, Predictor
 from tmt_d2.errors import UserError, did_you_mean
 from tmt_d2.evaluation.inference import MAX_SCORE_PIXELS
+
+logger = logging.getLogger(__name__)
 
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
@@ -149,7 +152,8 @@ def _frames(file: str) -> Iterator[Picture]:
             yield Picture(f"{number:06d}", {"file_name": file}, partial(_retrieve, video, file, number))
             number += 1
         if number < count:
-            yield Picture(f"{number:06d}", {"file_name": file}, partial(_raise_cut, file, number, count))
+            # No error: of many containers the count is a guess from duration and frame rate.
+            logger.warning("%s: ends after %d frames; its header states about %d", file, number, count)
 
 
 def _retrieve(video: cv2.VideoCapture, file: str, number: int, format: ChannelOrder) -> np.ndarray:
@@ -157,10 +161,6 @@ def _retrieve(video: cv2.VideoCapture, file: str, number: int, format: ChannelOr
     if not whole:
         raise DataError(f"{file}: frame {number} cannot be decoded")
     return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) if format == "RGB" else frame
-
-
-def _raise_cut(file: str, number: int, count: int, format: ChannelOrder) -> np.ndarray:
-    raise DataError(f"{file}: ends after {number} of the {count} frames that its header states")
 
 
 def predictions(

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from tmt_d2.config import setup_cfg
-from tmt_d2.config_file import find_config
+from tmt_d2.config_file import UniqueKeys, find_config
 from tmt_d2.errors import UserError, did_you_mean
 
 NOT_SWEPT = ("SEED", "OUTPUT_DIR", "MODEL.WEIGHTS", "TRANSFER.STAGE", "DATASETS.TRAIN", "DATASETS.TEST")
@@ -81,8 +81,8 @@ def read_plan(path: str | Path) -> Plan:
     if not path.is_file():
         raise FileNotFoundError(f"matrix file {path} does not exist")
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     try:
         return _plan(content, path.parent)

@@ -116,12 +116,15 @@ def mask_annotations(labels: np.ndarray, confidence: np.ndarray, segmentation: s
     Args:
         labels: (H, W) uint8, 255 belongs to no mask. confidence: (H, W) float.
         segmentation: "masks", run-length encoded and exact; or "polygons", outlines within ``TOLERANCE``. They have no
-            holes: what lies in one comes later, and so on top.
+            holes. A class in a hole comes later, and so on top: the order is that of the covered areas. A mask around
+            pixels of 255 has several polygons, which leave these out.
     """
-    return sorted(_annotations(labels, confidence, segmentation), key=lambda each: -each["area"])
+    found = sorted(_annotations(labels, confidence, segmentation), key=lambda each: -each[0])
+    return [annotation for _, annotation in found]
 
 
-def _annotations(labels: np.ndarray, confidence: np.ndarray, segmentation: str) -> Iterator[dict[str, Any]]:
+def _annotations(labels: np.ndarray, confidence: np.ndarray, segmentation: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number of covered pixels, annotation."""
     for train_id in np.unique(labels[labels != IGNORE]).tolist():
         of_class = (labels == train_id).astype(np.uint8)
         count, components, stats, _ = cv2.connectedComponentsWithStats(of_class, connectivity=8)
@@ -129,15 +132,22 @@ def _annotations(labels: np.ndarray, confidence: np.ndarray, segmentation: str) 
         for index in range(1, count):  # 0 is the rest
             x, y, width, height, area = stats[index].tolist()
             mask = np.zeros(labels.shape, np.uint8, order="F")
-            mask[y : y + height, x : x + width] = components[y : y + height, x : x + width] == index
-            yield {
-                "category_id": train_id + 1,
-                "segmentation": _run_lengths(mask) if segmentation == MASKS else [_outline(mask, x, y, width, height)],
-                "bbox": [x, y, width, height],
-                "area": area,
-                "iscrowd": int(segmentation == MASKS),  # what tells readers that run lengths follow
-                "score": round(float(sums[index]) / area, 4),
-            }
+            box = slice(y, y + height), slice(x, x + width)
+            mask[box] = components[box] == index
+            covered, polygons = area, list[list[int]]()
+            if segmentation == POLYGONS:
+                covered, polygons = _outlines(mask[box], labels[box] == IGNORE, x, y)
+            yield (
+                covered,
+                {
+                    "category_id": train_id + 1,
+                    "segmentation": polygons or _run_lengths(mask),
+                    "bbox": [x, y, width, height],
+                    "area": area,
+                    "iscrowd": int(segmentation == MASKS),  # what tells readers that run lengths follow
+                    "score": round(float(sums[index]) / area, 4),
+                },
+            )
 
 
 def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
@@ -145,15 +155,38 @@ def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
     return {"size": list(map(int, encoded["size"])), "counts": encoded["counts"].decode("ascii")}
 
 
-def _outline(mask: np.ndarray, x: int, y: int, width: int, height: int) -> list[int]:
-    """x, y, x, y, ... along the edges of the pixels, not through their centres as OpenCV has it.
+def _outlines(mask: np.ndarray, unsure: np.ndarray, x: int, y: int) -> tuple[int, list[list[int]]]:
+    """Outline a mask, cut into parts where an outline would cover unsure pixels.
 
-    In the mask at twice its size, the first of a pixel's two columns lies at its left edge, the second at its right.
+    Args:
+        mask: (h, w) uint8, connected. unsure: (h, w) bool, none of them in the mask.
+        x, y: of the left top pixel.
+
+    Returns:
+        How many pixels are covered, and x, y, x, y, ... of each part along the edges of the pixels, not through their
+        centers as OpenCV has it.
     """
-    double = mask[y : y + height, x : x + width].repeat(2, 0).repeat(2, 1)
+    # In the mask at twice its size, the first of a pixel's two columns lies at its left edge, the second at its right.
+    double = mask.repeat(2, 0).repeat(2, 1)
     (contour,), _ = cv2.findContours(double, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    filled = cv2.drawContours(double, [contour], -1, 1, cv2.FILLED)[::2, ::2]
+    covered_unsure = np.flatnonzero((filled.astype(bool) & unsure).any(0))
+    if len(covered_unsure):
+        covered, polygons = 0, list[list[int]]()
+        cut = int(covered_unsure[len(covered_unsure) // 2])  # an unsure pixel in the first column cannot be enclosed
+        for start, stop in ((0, cut), (cut, mask.shape[1])):
+            count, parts, stats, _ = cv2.connectedComponentsWithStats(
+                np.ascontiguousarray(mask[:, start:stop]), connectivity=8
+            )
+            for index in range(1, count):
+                left, top, width, height, _ = stats[index].tolist()
+                inside = slice(top, top + height), slice(left, left + width)
+                part = (parts[inside] == index).astype(np.uint8)
+                more, outlines = _outlines(part, unsure[:, start:stop][inside], x + start + left, y + top)
+                covered, polygons = covered + more, polygons + outlines
+        return covered, polygons
     exact = (contour + 1) // 2
     corners = cv2.approxPolyDP(exact, TOLERANCE, closed=True)
     if len(corners) < 3:  # so thin that its sides became one
         corners = exact
-    return [int(value) for value in (corners + (x, y)).ravel()]
+    return int(filled.sum()), [[int(value) for value in (corners + (x, y)).ravel()]]

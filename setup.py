@@ -79,6 +79,7 @@ setup(
         "numpy",
         "opencv-python-headless",
         "Pillow",
+        "simplejpeg>=1.8",
         "scipy",
         "POT",
         "PyYAML",

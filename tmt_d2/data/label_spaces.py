@@ -64,8 +64,8 @@ class LabelSpace:
         train_ids: id on disk -> train id, for the ids that have one.
         ignored: the other ids that the data set defines; they become ``IGNORE``.
         classes: what the train ids mean; all five data sets share ``CITYSCAPES_CLASSES``.
-        encoding: ``"index"``, an 8-bit PNG, grey or palette, whose stored value is the id; ``"synthia"``, a 16-bit
-            PNG with three channels, the first (red) of which is the id.
+        encoding: ``"index"``, a PNG, grey or palette, whose stored value is the id; ``"synthia"``, a 16-bit PNG with
+            three channels, the first (red) of which is the id.
         never_occurs: train ids that no file of the data set holds, even where ``train_ids`` leads to them.
     """
 

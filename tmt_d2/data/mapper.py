@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
@@ -209,15 +208,14 @@ def model_input(image: np.ndarray, min_size: int, max_size: int) -> dict[str, An
 def _read_reduced(path: str, image_format: ChannelOrder, size: tuple[int, int], reduction: int) -> np.ndarray | None:
     """A JPEG of ``size`` at 1 / ``reduction`` of it, or None for any other file, whole or not."""
     data = Path(path).read_bytes() if os.path.isfile(path) else b""
-    if not data.startswith(reader.JPEG) or b"\xff\xd9" not in data[-64:]:
+    if b"\xff\xd9" not in data[-64:]:
         return None
     if reader.stored_size(data) != size:  # a fraction of it, rounded up, may be that of another size
         return None
-    flags = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}[reduction]
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    image = reader.decode_stored_jpeg(path, data, image_format, reduction)
     if image is None or image.shape[:2] != (-(-size[0] // reduction), -(-size[1] // reduction)):
         return None
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image_format == "RGB" else image
+    return image
 
 
 def resized_size(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:

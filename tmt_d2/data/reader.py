@@ -17,6 +17,7 @@ import numpy as np
 from detectron2.utils.logger import log_first_n
 from PIL import Image
 
+from tmt_d2.data import jpeg
 from tmt_d2.data.label_spaces import (
     BDD100K,
     CITYSCAPES,
@@ -33,8 +34,7 @@ from tmt_d2.errors import UserError
 
 ChannelOrder = Literal["RGB", "BGR"]
 
-JPEG = b"\xff\xd8\xff"
-JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"  # neither can occur within picture data
+GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # kinds of color in a PNG header
 PNG_HEADER = 26  # bytes up to the end of width, height, depth and kind of colour
 ORIENTATION = 0x0112  # EXIF's number for it
 MAX_IDS_SHOWN = 5
@@ -79,16 +79,27 @@ def read_image(path: str, format: ChannelOrder = "RGB", oriented: bool = False) 
         (H, W, 3) uint8, C-contiguous. Grey images are repeated, transparency is dropped.
 
     Raises:
-        DataError: the file is missing, empty, truncated, or no image.
+        DataError: the file is missing, empty, truncated, damaged, or no image.
     """
     if format not in ("RGB", "BGR"):
         raise UserError(f"format is {format!r}: should be 'RGB' or 'BGR'")
     data = _read_whole(path)
     if not oriented and (plain := decode_plain(data, format)) is not None:
         return plain
+    stored = decode_stored_jpeg(path, data, format)
+    if stored is not None and not oriented:
+        return stored
     flags = cv2.IMREAD_COLOR if oriented else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     image = _decode(path, data, flags)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if format == "RGB" else image
+
+
+def decode_stored_jpeg(path: str, data: bytes, format: ChannelOrder, reduction: int = 1) -> np.ndarray | None:
+    """``jpeg.decode_jpeg`` of the file ``path``, whose damage is a DataError."""
+    try:
+        return jpeg.decode_jpeg(data, format, reduction)
+    except jpeg.DamagedError as error:
+        raise DataError(f"{path}: the file is damaged ({error}): replace it or take it out") from error
 
 
 def read_label(path: str, label_space: LabelSpace) -> np.ndarray:
@@ -209,7 +220,7 @@ def _read_whole(path: str) -> bytes:
     if data.startswith(PNG) and data.rfind(b"IEND") < 0:
         raise DataError(f"{path}: the file is truncated (PNG without its end)")
     # The end of a thumbnail in the header does not count: picture data begin after it.
-    if data.startswith(JPEG) and (end := data.rfind(JPEG_END)) < data.find(JPEG_SCAN, max(end, 0)):
+    if data.startswith(jpeg.START) and (end := data.rfind(jpeg.END)) < data.find(jpeg.SCAN, max(end, 0)):
         raise DataError(f"{path}: the file is truncated (JPEG without its end)")
     return data
 
@@ -236,32 +247,37 @@ def _open(path: str, data: bytes) -> Image.Image:
 
 def _index_ids(path: str, data: bytes, label_space: LabelSpace) -> np.ndarray:
     if not data.startswith(PNG) or len(data) < PNG_HEADER:
-        raise DataError(f"{path}: is not a PNG file; labels are 8-bit PNG, grey or palette")
-    depth, colour_type = data[24], data[25]  # of the header chunk, which always comes first
-    # Grey of fewer than 8 bits would be stretched to 0-255 by every decoder, and lose its ids.
-    if not (colour_type == 3 or (colour_type == 0 and depth == 8)):
-        kind = {0: "grey", 2: "RGB", 4: "grey with transparency", 6: "RGBA"}.get(colour_type, "unknown")
-        raise DataError(
-            f"{path}: is a {depth}-bit {kind} PNG; labels are 8-bit PNG, grey or palette. "
-            + _right_file(label_space, depth)
-        )
-    if (plain := decode_plain(data, "GREY")) is not None:
+        raise DataError(f"{path}: is not a PNG file; labels are PNG files of ids, grey or palette")
+    depth, color_type = data[24], data[25]  # of the header chunk, which always comes first
+    if color_type in (GREY, PALETTE) and (plain := decode_plain(data, "GREY")) is not None:
         return plain
     image = _open(path, data)
-    colour = tuple((image.getpalette() or [])[6:9])  # of id 2
-    if colour == MAPILLARY_2_COLOUR and label_space in (MAPILLARY_A, MAPILLARY_B):
-        raise UndefinedIdError(f"{path}: its palette has {','.join(map(str, colour))} for id 2; {MAPILLARY_2_HINT}")
-    return np.asarray(image)
-
-
-def _right_file(label_space: LabelSpace, depth: int) -> str:
-    """Wide grey, or colours: of the originals of another task, or no original."""
-    for spaces, files in RIGHT_FILES:
-        if label_space in spaces:
-            return f"It holds instances or colours: take {files}"
-    if depth == 16:
-        return "It holds instances: take the file of the classes"
-    return "Take the original file: converting it to colours has lost the ids"
+    if color_type == PALETTE:
+        colour = tuple((image.getpalette() or [])[6:9])  # of id 2
+        if colour == MAPILLARY_2_COLOUR and label_space in (MAPILLARY_A, MAPILLARY_B):
+            raise UndefinedIdError(f"{path}: its palette has {','.join(map(str, colour))} for id 2; {MAPILLARY_2_HINT}")
+        return np.asarray(image)
+    values = np.asarray(image)
+    if color_type == GREY and depth < 8:  # Pillow has two values as bool, and stretches 4 and 16 to 0-255
+        return values.astype(np.uint8) if depth == 1 else values // np.uint8(255 // (2**depth - 1))
+    if color_type == GREY and depth == 8:
+        return values
+    its_files = next((files for spaces, files in RIGHT_FILES if label_space in spaces), "")
+    if color_type == GREY and values.max() <= 255:
+        return values.astype(np.uint8)
+    if not its_files and depth == 8:
+        # Ids that a tool saved in several equal channels; an original is never so.
+        colors, alpha = values[..., : 1 if color_type == GREY_ALPHA else 3], values[..., -1]
+        if (colors == colors[..., :1]).all() and (color_type == RGB or (alpha == 255).all()):
+            return np.ascontiguousarray(colors[..., 0])
+    kind = {GREY: "grey", RGB: "RGB", GREY_ALPHA: "grey with transparency", RGBA: "RGBA"}.get(color_type, "unknown")
+    if its_files:
+        reason = f"It holds instances or colours: take {its_files}"
+    elif color_type == GREY:
+        reason = f"It has values up to {values.max()}, and ids are 0-255: does it hold instances or depth?"
+    else:
+        reason = "It holds colours or transparency: make ids of them as docs/data.md shows (Masks in colours)"
+    raise DataError(f"{path}: is a {depth}-bit {kind} PNG; labels are PNG files of ids, grey or palette. {reason}")
 
 
 def _synthia_ids(path: str, data: bytes) -> np.ndarray:

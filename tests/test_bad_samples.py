@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.small_runs import make_scenes, small_cfg
-from tmt_d2.data import loaders
+from tmt_d2.data import loaders, registration
 from tmt_d2.data.label_spaces import CITYSCAPES
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.reader import DataError
@@ -163,3 +163,32 @@ def test_transferability_is_made_of_the_pictures_that_can_be_read(tmp_path: Path
     run_stage(small_cfg("tmt", tmp_path / "run", start, **changes))
     assert len(list((tmp_path / "maps").rglob("*.npz"))) == 5
     assert str(image) in json.loads((tmp_path / "run" / "bad_samples.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_broken_evaluation_image_ends_the_run_before_training_or_loses_nothing(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(make_scenes(tmp_path / "scenes")))
+    (image,) = (tmp_path / "scenes").glob("bdd100k/images/10k/val/*.jpg")
+    whole = image.read_bytes()
+    changes = {"SOLVER__CHECKPOINT_PERIOD": 100, "TEST__EVAL_PERIOD": 2}
+    image.write_bytes(b"xx")
+    with pytest.raises(DataError, match=image.name):
+        run_stage(small_cfg("source", tmp_path / "run", **changes))
+    assert not list((tmp_path / "run").glob("*.pth"))
+    image.write_bytes(whole[: len(whole) // 2] + b"\xff\xd9")  # its header is whole
+    with pytest.raises(DataError, match=image.name):
+        run_stage(small_cfg("source", tmp_path / "run", **changes))
+    assert [path.name for path in (tmp_path / "run").glob("model_*.pth")] == ["model_0000001.pth"]
+
+
+@pytest.mark.slow
+def test_labels_without_a_class_are_refused_before_training(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(make_scenes(tmp_path / "scenes")))
+    labels = sorted((tmp_path / "scenes").glob("cityscapes/gtFine/train/*/*_labelIds.png"))
+    for label in labels[1:]:
+        label.write_bytes(png(np.zeros((64, 128), np.uint8)))
+    check = registration.check_has_classes
+    check("DATASETS.TRAIN", registration.records_of(["cityscapes_sem_seg_train"]))
+    labels[0].write_bytes(png(np.zeros((64, 128), np.uint8)))
+    with pytest.raises(DataError, match="cityscapes_sem_seg_train"):
+        run_stage(small_cfg("source", tmp_path / "run"))

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from scipy.io import savemat
 
-from tmt_d2.datasets.check import main
+from tmt_d2.datasets.check import SHEET_HEIGHT, main
 from tmt_d2.datasets.render import render
 
 pytestmark = pytest.mark.slow
@@ -216,6 +216,35 @@ def test_a_custom_data_set(root: Path, tmp_path: Path, capsys: pytest.CaptureFix
     file.write_text("name: 3")
     assert main(["--root", str(root), "--data-sets", str(file)]) == 1
     assert "town.yaml: name: should be a word" in capsys.readouterr().err
+
+
+def test_shares_of_pixels_and_a_sheet_of_overlays(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "town"
+    splits = {name: {"images": f"{name}/{{stem}}.png", "labels": f"{name}/ids/{{stem}}.png"} for name in ("a", "b")}
+    content = {"name": "town", "splits": splits, "classes": ["lawn", {"name": "shed", "color": [0, 90, 255]}]}
+    for split in splits:
+        for stem in "12":
+            save(folder / split / f"{stem}.png", 100, (8, 4))
+            save(folder / split / "ids" / f"{stem}.png", 255, (8, 4))
+    label = np.full((4, 8), 255, np.uint8)
+    label[:2], label[2, :4] = 1, 0
+    Image.fromarray(label).save(folder / "a/ids/1.png")
+    file = folder / "town.yaml"
+    file.write_text(yaml.safe_dump(content | {"ignore_ids": [255]}))
+    sheet = tmp_path / "sheet.png"
+    status, report = run(root, "--data-sets", str(file), "--sheet", str(sheet))
+    first, second = report["town"]["a"], report["town"]["b"]
+    assert first["percent of pixels"] == {"lawn": 6.25, "shed": 25.0, "(ignored)": 68.75}
+    assert (first["labelled"], first["problems"]) == (1, {})
+    assert second["percent of pixels"]["(ignored)"] == 100
+    assert (second["labelled"], list(second["problems"]), status) == (0, ["no classes"], 1)
+    assert " 6.25 " in capsys.readouterr().out
+    drawn = np.asarray(Image.open(sheet))
+    assert len(drawn) == 2 * SHEET_HEIGHT
+    assert drawn[2, 2].tolist() == [40, 94, 193]  # 0.4 of 100 grey and 0.6 of (0, 90, 255)
+    assert drawn[SHEET_HEIGHT + 2, 2].tolist() == [40, 40, 40]
 
 
 def test_classes_subsets_and_images_without_labels(

@@ -188,6 +188,15 @@ def exif_orientation(path: str) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
+def has_header(path: str) -> bool:
+    """Whether Pillow knows the file's kind and size."""
+    try:
+        with Image.open(path):
+            return True
+    except Exception:  # as above
+        return False
+
+
 def stored_size(data: bytes) -> tuple[int, int] | None:
     """(H, W) that the header of an encoded image states, as stored; None where there is no such header."""
     try:

@@ -22,7 +22,7 @@ from tmt_d2.data.class_lists import ClassList
 from tmt_d2.data.label_spaces import IGNORE, SYNTHIA_13, SYNTHIA_16, LabelSpace, class_list
 from tmt_d2.data.labelled import LABEL
 from tmt_d2.data.layouts import Layout, Listing
-from tmt_d2.data.reader import DataError, read_label
+from tmt_d2.data.reader import DataError, has_header, read_image, read_label
 from tmt_d2.errors import UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -172,6 +172,40 @@ def labelled_records(splits: Sequence[str]) -> list[Record]:
 def read_record_label(record: Mapping[str, str]) -> np.ndarray:
     """(H, W) uint8 train ids of a record of a registered data set; raises as ``read_label``."""
     return read_label(record["sem_seg_file_name"], label_space_of(record["dataset"]))
+
+
+def check_has_classes(key: str, records: Sequence[Record]) -> None:
+    """Look for a label with a class; usually the first one has some, so that no other is read.
+
+    Raises:
+        DataError: no pixel of any label has a class. key: of the config, for the message.
+    """
+    readable = 0
+    for record in records:
+        try:
+            if (read_record_label(record) != IGNORE).any():
+                return
+            readable += 1
+        except DataError:  # named where it is met in training
+            continue
+    if readable:
+        raise DataError(
+            f"{key} {', '.join(sorted({record['dataset'] for record in records}))}: no pixel of {readable} labels has "
+            "a class, all are ignored: correct the ids of the classes, or the label files"
+        )
+
+
+def check_readable(records: Sequence[Record]) -> None:
+    """Look at the header of every image and label; only a file without one is read.
+
+    Raises:
+        DataError: as `read_image` and `read_label`.
+    """
+    for record in records:
+        if not has_header(record["file_name"]):
+            read_image(record["file_name"])
+        if LABEL in record and not has_header(record[LABEL]):
+            read_record_label(record)
 
 
 def to_records(name: str, listing: Listing, label_space: LabelSpace, unlabelled_allowed: bool = False) -> list[Record]:

@@ -30,12 +30,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+import cv2
+import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
 from tmt_d2.cli import run
 from tmt_d2.data.custom import read_custom
-from tmt_d2.data.label_spaces import CITYSCAPES_CLASSES, LabelSpace
+from tmt_d2.data.label_spaces import CITYSCAPES_CLASSES, IGNORE, LabelSpace
+from tmt_d2.data.labelled import LABEL
 from tmt_d2.data.layouts import Listing
 from tmt_d2.data.reader import (
     DataError,
@@ -48,10 +51,13 @@ from tmt_d2.data.reader import (
 )
 from tmt_d2.data.registration import DATA_SETS, dataset_root
 from tmt_d2.errors import did_you_mean
+from tmt_d2.files import atomic_write
 
 FAMILIES = tuple(family for family in DATA_SETS if family != "mapillary_b")  # that one has the files of "mapillary"
 QUICK_SAMPLE = 20  # pairs read per split
 SHOWN = 3  # messages printed per split and kind
+IGNORED = "(ignored)"
+SHEET_PAIRS, SHEET_HEIGHT, SHEET_WIDTH = 4, 180, 320  # of a row of the sheet, one split
 MANIFEST = ".rendered.json"  # the renderer leaves it in its folders: these are small on purpose
 
 KINDS = {
@@ -61,6 +67,7 @@ KINDS = {
     "unreadable": "files unreadable, truncated or wrongly encoded",
     "undefined ids": "labels whose ids are not those of the data set's table",
     "sizes": "labels of another size than their image",
+    "no classes": "not one labelled pixel",
 }
 
 
@@ -82,7 +89,8 @@ class Findings:
 
     `problems` are messages by kind (the keys of `KINDS`), `sizes` counts (width, height);
     `oriented` are the pictures with an EXIF orientation other than 1, which is no problem; `unlabelled` counts those
-    that are meant to have no label; `notes` are about what is on purpose.
+    that are meant to have no label; `notes` are about what is on purpose; `pixels` counts train ids in `labels_read`
+    labels, of which `labelled` have a pixel with a class.
     """
 
     found: int = 0
@@ -95,6 +103,18 @@ class Findings:
     oriented: list[str] = field(default_factory=list)
     unlabelled: int = 0
     notes: list[str] = field(default_factory=list)
+    labels_read: int = 0
+    labelled: int = 0
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    classes: tuple[str, ...] = ()
+
+    def shares(self) -> dict[str, float]:
+        """Percent of all pixels of the labels, by class, and of those that have none."""
+        total = max(1, int(self.pixels.sum()))
+        return {
+            **{name: 100 * int(count) / total for name, count in zip(self.classes, self.pixels)},
+            IGNORED: 100 * int(self.pixels[IGNORE]) / total,
+        }
 
     def has_problems(self) -> bool:
         """Whether there is any problem of any kind."""
@@ -118,6 +138,8 @@ class Findings:
             "EXIF orientation": self.oriented,
             "unlabelled on purpose": self.unlabelled,
             "notes": self.notes,
+            "labelled": self.labelled,
+            "percent of pixels": self.shares() if self.labels_read else {},
             "problems": {kind: messages for kind, messages in self.problems.items() if messages},
         }
 
@@ -134,6 +156,7 @@ def check_split(split: Split, workers: int, quick: bool) -> Findings:
     findings.known_bad = len(listing.left_out)
     findings.found = findings.pairs + findings.unlabelled + len(listing.images_alone) + findings.known_bad
     findings.notes = _class_notes(split.label_space)
+    findings.classes = split.label_space.classes.names
     subset = split.subset or listing.subset
     if not subset:
         findings.problems["unlabelled"] = listing.images_alone
@@ -163,17 +186,23 @@ def check_split(split: Split, workers: int, quick: bool) -> Findings:
     pool = ThreadPoolExecutor(workers)
     try:
         results = pool.map(partial(_check_pair, label_space=split.label_space), pairs)
-        for image, size, problems in tqdm(
+        for image, size, problems, pixels in tqdm(
             results, title, len(pairs), unit="pair", leave=False, disable=not sys.stderr.isatty()
         ):
             if exif_orientation(image) != 1:
                 findings.oriented.append(image)
             if size is not None:
                 findings.sizes[size] += 1
+            if pixels is not None:
+                findings.labels_read += 1
+                findings.labelled += bool(pixels[:IGNORE].any())
+                findings.pixels += pixels
             for kind, message in problems:
                 findings.problems[kind].append(message)
     finally:
         pool.shutdown(cancel_futures=True)  # an interruption does not wait for thousands of files
+    if findings.labels_read and not findings.labelled:
+        findings.problems["no classes"].append(f"every pixel of the {findings.labels_read} labels read is ignored")
     return findings
 
 
@@ -189,14 +218,15 @@ def _class_notes(label_space: LabelSpace) -> list[str]:
 
 def _check_pair(
     pair: tuple[str, str | None], label_space: LabelSpace
-) -> tuple[str, tuple[int, int] | None, list[tuple[str, str]]]:
-    """Read one (image, label): the image, its (width, height) where it can be read, (kind, message) of each problem."""
+) -> tuple[str, tuple[int, int] | None, list[tuple[str, str]], np.ndarray | None]:
+    """Read one (image, label): the image, its (width, height) where it can be read, (kind, message) of each problem,
+    (256,) how many pixels have each train id, where the label can be read."""
     image_path, label_path = pair
     record = {"file_name": image_path, "sem_seg_file_name": label_path}
     if label_path is not None:
         try:
-            image, _ = read_pair(record, label_space)
-            return image_path, (image.shape[1], image.shape[0]), []
+            image, label = read_pair(record, label_space)
+            return image_path, (image.shape[1], image.shape[0]), [], np.bincount(label.ravel(), minlength=256)
         except DataError:
             pass  # once more, one file at a time, so that one wrong file does not hide another
     size: tuple[int, int] | None = None
@@ -207,9 +237,10 @@ def _check_pair(
     except DataError as error:
         problems.append(("unreadable", str(error)))
     if label_path is None:
-        return image_path, size, problems
+        return image_path, size, problems, None
+    pixels: np.ndarray | None = None
     try:
-        read_label(label_path, label_space)
+        pixels = np.bincount(read_label(label_path, label_space).ravel(), minlength=256)
     except UndefinedIdError as error:
         problems.append(("undefined ids", str(error)))
     except DataError as error:
@@ -219,7 +250,7 @@ def _check_pair(
             read_pair(record, label_space)
         except SizeError as error:
             problems.append(("sizes", str(error)))
-    return image_path, size, problems
+    return image_path, size, problems, pixels
 
 
 def splits_of(name: str, root: str, subsets: bool = False) -> list[Split]:
@@ -260,6 +291,42 @@ def check(
     return report
 
 
+def contact_sheet(splits: Sequence[Split]) -> np.ndarray:
+    """Images under the colors of their labels, ignored pixels black: a row for each split with labels.
+
+    Returns:
+        (H, W, 3) uint8 RGB, with a white cell where an image or label cannot be read.
+
+    Raises:
+        DataError: there is no split with labels.
+    """
+    rows = []
+    for split in splits:
+        try:
+            pairs = list(split.listing().pairs.values())
+        except (FileNotFoundError, DataError):
+            continue  # named in the report
+        if not pairs:
+            continue
+        row = np.full((SHEET_HEIGHT, SHEET_PAIRS * SHEET_WIDTH, 3), 255, np.uint8)
+        for place in range(min(SHEET_PAIRS, len(pairs))):
+            image_path, label_path = pairs[place * len(pairs) // min(SHEET_PAIRS, len(pairs))]
+            try:
+                image, label = read_pair({"file_name": image_path, LABEL: label_path}, split.label_space)
+            except DataError:
+                continue
+            scale = min((SHEET_HEIGHT - 4) / label.shape[0], (SHEET_WIDTH - 4) / label.shape[1])
+            size = max(1, int(label.shape[1] * scale)), max(1, int(label.shape[0] * scale))
+            colors = split.label_space.classes.palette()[cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)]
+            overlay = cv2.addWeighted(cv2.resize(image, size, interpolation=cv2.INTER_AREA), 0.4, colors, 0.6, 0)
+            left = place * SHEET_WIDTH + 2
+            row[2 : 2 + size[1], left : left + size[0]] = overlay
+        rows.append(row)
+    if not rows:
+        raise DataError("--sheet: there is no image with a label to show")
+    return np.concatenate(rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     options = _parse(arguments)
@@ -279,6 +346,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     _print_report(report)
+    if options.sheet:
+        names = options.data_sets or FAMILIES
+        try:
+            sheet = contact_sheet([each for name in names for each in splits_of(name, options.root, options.subsets)])
+        except DataError as error:
+            print(error, file=sys.stderr)
+            return 1
+        _write_sheet(Path(options.sheet), sheet)
+        print(f"{options.sheet}: {SHEET_PAIRS} images of every split under the colors of their labels")
     if absent:
         print(f"not in {options.root}: {', '.join(absent)}")
     problems = any(findings.has_problems() for splits in report.values() for findings in splits.values())
@@ -296,6 +372,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help=f"which: {', '.join(FAMILIES)}, or YAML files of your own; without it, all that are there",
     )
     parser.add_argument("--json", metavar="FILE", help="write everything found into FILE, every message included")
+    parser.add_argument("--sheet", metavar="FILE.png", help="write an overview of images under their labels' colors")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="files read at once (now: %(default)s)"
     )
@@ -308,8 +385,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--data-sets {name}: should be one of {', '.join(FAMILIES)}, or a YAML file{hint}")
     if options.workers < 1:
         parser.error(f"--workers {options.workers}: should be at least 1")
-    if options.json and Path(options.json).resolve().is_relative_to(Path(options.root).resolve()):
-        parser.error(f"--json {options.json}: lies below the root {options.root}, where nothing is written")
+    for option, file in (("--json", options.json), ("--sheet", options.sheet)):
+        if file and Path(file).resolve().is_relative_to(Path(options.root).resolve()):
+            parser.error(f"{option} {file}: lies below the root {options.root}, where nothing is written")
     return options
 
 
@@ -320,13 +398,28 @@ def _print_report(report: dict[str, dict[str, Findings]]) -> None:
     rows = []
     for data_set, splits in report.items():
         for split, findings in splits.items():
-            counts = [findings.found, "-" if findings.expected is None else findings.expected, findings.read]
+            counts = [
+                findings.found,
+                "-" if findings.expected is None else findings.expected,
+                findings.read,
+                findings.labelled,
+            ]
             problems = [len(findings.problems[kind]) or "" for kind in kinds]
             shown = findings.to_json()["sizes"]
             rows.append(
                 [data_set, split, *counts, findings.known_bad, *problems, *(shown.get(size, "") for size in sizes)]
             )
-    print(tabulate(rows, ["data set", "split", "images", "of", "read", "known bad", *kinds, *sizes]))
+    print(tabulate(rows, ["data set", "split", "images", "of", "read", "labelled", "known bad", *kinds, *sizes]))
+    for data_set, splits in report.items():
+        shares = {split: found.shares() for split, found in splits.items() if found.labels_read}
+        if shares:
+            names = next(iter(shares.values()))
+            print(f"\n{data_set}, percent of the pixels of the labels read:")
+            print(
+                tabulate(
+                    [[name, *(each[name] for each in shares.values())] for name in names], ["", *shares], floatfmt=".2f"
+                )
+            )
     for data_set, splits in report.items():
         for split, findings in splits.items():
             for kind, messages in findings.problems.items():
@@ -342,6 +435,12 @@ def _print_report(report: dict[str, dict[str, Findings]]) -> None:
                     f"orientation other than 1, the first is {findings.oriented[0]}; they are read as stored, or "
                     "turned where only that has the label's size: look whether it fits its label"
                 )
+
+
+def _write_sheet(file: Path, sheet: np.ndarray) -> None:
+    encoded = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1]
+    with atomic_write(file) as content:
+        content.write(encoded)
 
 
 def _write_json(file: str, root: str, report: dict[str, dict[str, Findings]], absent: list[str]) -> None:

@@ -24,8 +24,10 @@ from tmt_d2.data.labelled import LabelChoice
 from tmt_d2.data.loaders import Shares, build_paired_loader, build_semi_supervised_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper, resized_size
 from tmt_d2.data.rare_classes import RareClasses
-from tmt_d2.data.reader import stored_size
+from tmt_d2.data.reader import DataError, stored_size
 from tmt_d2.data.registration import (
+    check_has_classes,
+    check_readable,
     check_registered,
     common_classes,
     label_space_of,
@@ -81,6 +83,7 @@ def run_stage(
     cfg = on_this_machine(cfg)
     register_data(cfg)
     classes = check_stage(cfg, eval_only)
+    _check_files(cfg, eval_only)
     cfg = with_num_classes(cfg, len(classes))
     weights = cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not Path(weights).is_file():
@@ -196,6 +199,33 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
             "leave it out, as it follows from the data sets"
         )
     return classes
+
+
+def _check_files(cfg: CfgNode, eval_only: bool) -> None:
+    """
+    Raises:
+        DataError: an image that is measured on has no header, which an evaluation would find after hours; or there is
+            no pixel to learn from.
+    """
+    fine_tunes, measures_labels = cfg.TRANSFER.STAGE == "finetune", cfg.TRANSFER.STAGE != "estimator"
+    tested = labelled_records(cfg.DATASETS.TEST) if measures_labels else records_of(cfg.DATASETS.TEST)
+    check_readable(tested)
+    if not measures_labels:
+        check_readable(records_of(cfg.DATASETS.SOURCE_TEST))
+        return
+    try:
+        check_has_classes("DATASETS.TEST", tested)
+    except DataError as error:
+        logger.warning("%s; there is nothing to measure on", error)
+    if eval_only:
+        return
+    learns = not (fine_tunes and method_of(cfg).mixes_groups)
+    if learns or Shares.from_config(cfg).labelled:
+        names = cfg.DATASETS.TRAIN
+        chosen = LabelChoice.from_config(cfg).of(records_of(names)) if fine_tunes else labelled_records(names)
+        check_has_classes("DATASETS.TRAIN", chosen)
+    if not learns and Shares.from_config(cfg).source:
+        check_has_classes("DATASETS.SOURCE_TRAIN", labelled_records(cfg.DATASETS.SOURCE_TRAIN))
 
 
 def _check_source(cfg: CfgNode) -> None:

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 from tmt_d2.cli import USER_ERRORS
 from tmt_d2.data.loaders import MappedRecords, StepSampler
 from tmt_d2.data.mapper import SemanticMapper
+from tmt_d2.data.reader import DataError
 from tmt_d2.data.registration import labelled_records
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.inference import build_inference
@@ -306,7 +307,12 @@ class StageTrainer(TrainerBase):
 
     def _evaluate_and_flatten(self) -> dict[str, Any]:
         self._share_buffers()
-        self._results = self._evaluate()
+        try:
+            self._results = self._evaluate()
+        except DataError:
+            if comm.get_world_size() == 1:  # other processes may have read their images
+                self.save_checkpoint()
+            raise
         if self.best:
             save = partial(self.checkpointer.save_weights, BEST, iterations=self.done + 1)
             self.best.note(self.done + 1, self._results, save)

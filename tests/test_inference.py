@@ -8,12 +8,13 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.config.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tmt_d2.evaluation import inference
 from tmt_d2.evaluation.inference import MultiScaleFlip, SinglePass, SlidingWindow, build_inference
-from tmt_d2.evaluation.semantic import labels_at_size
+from tmt_d2.evaluation.semantic import evaluate_split, labels_at_size
 
 CLASSES = 3
 
@@ -166,3 +167,18 @@ def test_config_chooses_the_wrappers() -> None:
     assert type(wrapped) is MultiScaleFlip
     assert type(wrapped.model) is SlidingWindow
     assert wrapped.eval().model.model is model and not model.training
+
+
+def test_an_evaluation_leaves_every_part_in_its_mode() -> None:
+    """A teacher is in evaluation mode while the run it belongs to trains, and a wrapper begins in training mode."""
+
+    class Idle(DatasetEvaluator):
+        def reset(self) -> None: ...
+
+        def process(self, inputs: Any, outputs: Any) -> None: ...
+
+    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout()))
+    for mode, inner in ((False, False), (True, False), (True, True)):
+        model.train(mode)[1].train(inner)
+        evaluate_split(SinglePass(model), [], Idle())
+        assert [part.training for part in model.modules()] == [mode, mode, inner, inner]

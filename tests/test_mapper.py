@@ -359,3 +359,17 @@ def test_the_file_is_not_changed_by_jitter() -> None:
 def test_wrong_settings_are_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(**changes)
+
+
+def test_an_unlabelled_image_keeps_its_colors(record: dict[str, str]) -> None:
+    """It is what the teacher labels; a labelled one is what the student learns from."""
+    plain, jittered = build(), build(color_jitter=True)
+    changed = 0
+    for seed in range(8):
+        crops = []
+        for mapper, sample in ((plain, {"labelled": False}), (jittered, {"labelled": False}), (jittered, {})):
+            np.random.seed(seed)
+            crops.append(mapper({**record, **sample})["image"])
+        assert torch.equal(crops[0], crops[1])
+        changed += not torch.equal(crops[0], crops[2])
+    assert changed

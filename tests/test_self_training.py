@@ -42,7 +42,7 @@ def test_pseudo_labels_are_the_teachers_of_the_picture_as_it_is(build_tiny: Any)
     with torch.no_grad():
         for parameter in training.student.parameters():
             parameter.add_(1)  # whatever the student says
-        training.prepare(records)
+        records = training.prepare_batch(records)
         for index in (1, 3):
             images = training.teacher.preprocess(plain[1::2])
             outputs = training.teacher.run(images).outputs
@@ -51,21 +51,20 @@ def test_pseudo_labels_are_the_teachers_of_the_picture_as_it_is(build_tiny: Any)
             assert (h, w) == plain[index]["image"].shape[-2:]
             assert torch.equal(records[index]["sem_seg"], labels[:h, :w].to(torch.uint8))
             assert not torch.equal(records[index]["image"], plain[index]["image"].float())  # the student's view
-    before = [record["image"] for record in records]
-    training.prepare(records)  # once
-    assert all(record["image"] is image for record, image in zip(records, before))
-    assert torch.equal(records[0]["image"], plain[0]["image"])  # labelled pictures are left alone
+    assert torch.equal(records[0]["image"], plain[0]["image"])  # labelled images are left alone
+    assert all(torch.equal(given["image"], record["image"]) for given, record in zip(batch(), plain))  # and the batch
 
 
 def test_classmix_pastes_the_label_of_people(build_tiny: Any) -> None:
     mixed, plain = batch(), batch()
-    build(build_tiny, TRANSFER__SELF_TRAINING__COLOUR=0.0, TRANSFER__SELF_TRAINING__BLUR=0.0).prepare(mixed)
-    build(
+    without = build(build_tiny, TRANSFER__SELF_TRAINING__COLOUR=0.0, TRANSFER__SELF_TRAINING__BLUR=0.0)
+    mixed = without.prepare_batch(mixed)
+    plain = build(
         build_tiny,
         TRANSFER__SELF_TRAINING__COLOUR=0.0,
         TRANSFER__SELF_TRAINING__BLUR=0.0,
         TRANSFER__SELF_TRAINING__MIX="none",
-    ).prepare(plain)
+    ).prepare_batch(plain)
     for index in (1, 3):
         donor = mixed[index - 1]
         h, w = (min(pair) for pair in zip(mixed[index]["sem_seg"].shape, donor["sem_seg"].shape))
@@ -77,6 +76,7 @@ def test_classmix_pastes_the_label_of_people(build_tiny: Any) -> None:
 def test_losses_of_both_parts_are_those_of_the_model(build_tiny: Any) -> None:
     training = build(build_tiny, TRANSFER__SELF_TRAINING__WEIGHT=0.5)
     records = batch()
+    records = training.prepare_batch(records)
     losses = training(records)
     student = training.student
     images = student.preprocess(records)
@@ -100,8 +100,8 @@ def test_what_the_teacher_is_not_sure_of_does_not_count(build_tiny: Any, monkeyp
     settings["SCALE_NO_OBJECT"] = True
     training = build(build_tiny, **{f"TRANSFER__SELF_TRAINING__{key}": value for key, value in settings.items()})
     records, plain = batch(), batch()
-    training.prepare(records)
-    build(build_tiny).prepare(plain)
+    records = training.prepare_batch(records)
+    plain = build(build_tiny).prepare_batch(plain)
     shares = []
     for index in (1, 3):
         label, ignored = records[index]["sem_seg"], records[index]["sem_seg"] == 255
@@ -128,7 +128,7 @@ def test_precision_is_measured_on_labels_of_the_target(build_tiny: Any) -> None:
         ((said, _),) = labels_and_confidence(probabilities, images.tensor.shape[-2:])
     known = records[0]["sem_seg"] != 255
     right = int((said[:48, :64] == records[0]["sem_seg"])[known].sum())
-    training.prepare(records)
+    records = training.prepare_batch(records)
     assert all((record["sem_seg"] != 255).all() for record in records[1::2])  # nothing was known yet
     training.after_update()
     judged = training.statistics.judged
@@ -136,14 +136,15 @@ def test_precision_is_measured_on_labels_of_the_target(build_tiny: Any) -> None:
     judged.zero_()
     judged[0] += 1  # always wrong
     later = batch()
-    training.prepare(later)
+    later = training.prepare_batch(later)
     assert all((record["sem_seg"] == 255).all() for record in later[1::2])
 
 
 def test_masked_views_come_on_top_and_keep_the_label(build_tiny: Any) -> None:
     training = build(build_tiny, TRANSFER__SELF_TRAINING__MASKED_WEIGHT=0.25)
     records, plain = batch(), batch()
-    build(build_tiny, TRANSFER__SELF_TRAINING__MIX="none").prepare(plain)
+    plain = build(build_tiny, TRANSFER__SELF_TRAINING__MIX="none").prepare_batch(plain)
+    records = training.prepare_batch(records)
     losses = training(records)
     views = [records[index]["masked_view"] for index in (1, 3)]
     for view, record in zip(views, plain[1::2]):
@@ -163,7 +164,7 @@ def test_only_source_pictures_change_their_style(build_tiny: Any) -> None:
     records, plain = batch(), batch()
     for each in (records, plain):
         each[0]["domain"], each[2]["domain"] = SOURCE_DOMAIN, TARGET_DOMAIN
-    training.prepare(records)
+    records = training.prepare_batch(records)
     assert torch.equal(records[0]["image"], in_style_of(plain[0]["image"], plain[1]["image"], 0.05))
     assert torch.equal(records[2]["image"], plain[2]["image"])
 
@@ -179,12 +180,13 @@ def test_features_of_source_pictures_stay_near_the_frozen_ones(build_tiny: Any) 
     for record, domain in zip(records, (SOURCE_DOMAIN, TARGET_DOMAIN, TARGET_DOMAIN, TARGET_DOMAIN)):
         record["domain"] = domain
     records[0]["sem_seg"][:] = 13
-    assert training.train()(records)["loss_features"] < 1e-3  # the same features, as normalisation is frozen
+    records = training.train().prepare_batch(records)
+    assert training(records)["loss_features"] < 1e-3  # the same features, as normalisation is frozen
     assert training.reference is not None and not training.reference.training
     with torch.no_grad():
         for parameter in training.student.backbone.parameters():
             parameter.mul_(1.1)
-    loss = training(records)["loss_features"]
+    loss = training(training.prepare_batch(records))["loss_features"]
     assert loss > 0.01
     loss.backward()
     learning = {name for name, p in training.named_parameters() if p.grad is not None and p.grad.any()}
@@ -205,13 +207,14 @@ def test_features_of_source_pictures_stay_near_the_frozen_ones(build_tiny: Any) 
 def test_without_unlabelled_pictures_it_is_the_model(build_tiny: Any) -> None:
     training = build(build_tiny)
     records = [record for record in batch() if "sem_seg" in record]
-    found, expected = training(records), training.teacher.train()(records)
+    found = training(training.prepare_batch(records))
+    expected = training.teacher.train()(records)
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def test_only_the_student_learns_and_every_part_of_it(build_tiny: Any) -> None:
     training = build(build_tiny)
-    torch.stack(list(training(batch()).values())).sum().backward()
+    torch.stack(list(training(training.prepare_batch(batch())).values())).sum().backward()
     assert all(p.grad is None for p in training.teacher.parameters())
     assert not [name for name, p in training.student.named_parameters() if p.grad is None]
     assert not training.teacher.training and training.student.training
@@ -222,6 +225,7 @@ def test_in_the_warm_up_only_labels_teach(build_tiny: Any) -> None:
     training.warm_up = 1
     torch.manual_seed(0)
     records = batch()
+    records = training.prepare_batch(records)
     losses = training(records)
     assert "loss_pseudo" not in losses and all("sem_seg" not in r for r in records if not r.get("labelled", True))
     alone = batch()
@@ -230,7 +234,7 @@ def test_in_the_warm_up_only_labels_teach(build_tiny: Any) -> None:
         {name: value.item() for name, value in expected.items()}, rel=1e-4
     )
     training.after_update()
-    assert "loss_pseudo" in training(batch())
+    assert "loss_pseudo" in training(training.prepare_batch(batch()))
 
 
 def test_mixing_needs_a_label_somewhere() -> None:

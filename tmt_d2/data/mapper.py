@@ -68,7 +68,7 @@ class SemanticMapper:
             min_size_sampling: ``"choice"`` or ``"range"``.
             crop_size: (h, w) in pixels of the resized image, or None for all of it.
             single_category_max_area: below 1, crops in which one class fills more are drawn again.
-            color_jitter: SSD's colour augmentation.
+            color_jitter: SSD's color augmentation, of images that are not marked "labelled": False.
             horizontal_flip: mirror every other image.
             size_divisibility: ``padded_size`` is a multiple of it.
             image_format: ``"RGB"`` or ``"BGR"``.
@@ -141,7 +141,8 @@ class SemanticMapper:
             pixels = crop_image(image, crop)
         size = crop.source
         sample |= {"height": size[0], "width": size[1], "padded_size": self._padded_size(pixels.shape[:2])}
-        if self.color_jitter:
+        # The teacher labels an unlabelled image as it is (arXiv 2111.14887); the student's view is made later.
+        if self.color_jitter and record.get("labelled", True):
             pixels = ssd_colors(pixels, rgb=self.image_format == "RGB")
         mirrored = self.horizontal_flip and np.random.rand() < 0.5
         sample["image"] = _channels_first(pixels, mirrored)

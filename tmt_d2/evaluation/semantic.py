@@ -11,6 +11,7 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tmt_d2.data.label_spaces import IGNORE
 from tmt_d2.data.registration import label_space_of, labelled_records
 from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write, write_json
+from tmt_d2.modeling.modes import evaluation_mode
 from tmt_d2.modeling.resize import resize
 
 logger = logging.getLogger(__name__)
@@ -216,7 +218,8 @@ def evaluate_split(
     model: nn.Module | Callable[..., Any], loader: Iterable[Any], evaluator: DatasetEvaluator
 ) -> dict[str, dict[str, float]]:
     """Runs ``model`` over ``loader``; what ``evaluator`` says, and {} in processes other than the first."""
-    return inference_on_dataset(model, loader, evaluator)
+    with evaluation_mode(model) if isinstance(model, nn.Module) else nullcontext():
+        return inference_on_dataset(model, loader, evaluator)
 
 
 def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:

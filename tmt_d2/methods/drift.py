@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tmt_d2.files import atomic_write, read_npz
 from tmt_d2.methods.estimator import existing_regions, held_out_loader, spearman
+from tmt_d2.modeling.modes import evaluation_mode
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.processes.signals import Stoppable
 from tmt_d2.transferability import proxy_a_distance
@@ -88,17 +89,15 @@ class Drift:
         levels = range(len(estimator.discriminators))
         maps: list[list[Tensor]] = [[] for _ in levels]
         regions: dict[str, list[list[Tensor]]] = {domain: [[] for _ in levels] for domain in self.loaders}
-        was_training = self.model.training
-        self.model.eval()
-        for domain, loader in self.loaders.items():
-            for batch in loader:
-                images = self.model.preprocess(batch)
-                for level, found in enumerate(self.model.estimate(images, self.model.encode(images))):
-                    exists = existing_regions(found.regions, found.valid, estimator.cell_sizes[level])
-                    regions[domain][level].append(found.region_logits[exists].cpu())
-                    if domain == "target":
-                        maps[level].append(found.logits_of(0).float().cpu())
-        self.model.train(was_training)
+        with evaluation_mode(self.model):
+            for domain, loader in self.loaders.items():
+                for batch in loader:
+                    images = self.model.preprocess(batch)
+                    for level, found in enumerate(self.model.estimate(images, self.model.encode(images))):
+                        exists = existing_regions(found.regions, found.valid, estimator.cell_sizes[level])
+                        regions[domain][level].append(found.region_logits[exists].cpu())
+                        if domain == "target":
+                            maps[level].append(found.logits_of(0).float().cpu())
         if "source" not in regions:
             return maps, []
         both = zip(regions["source"], regions["target"])

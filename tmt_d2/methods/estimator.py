@@ -26,6 +26,7 @@ from tmt_d2.data.maps import STRIDES
 from tmt_d2.data.reader import read_label
 from tmt_d2.data.registration import label_space_of, labelled_records, records_of
 from tmt_d2.modeling.mask_former import valid_positions
+from tmt_d2.modeling.modes import evaluation_mode
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.transferability import proxy_a_distance
 from tmt_d2.transferability.clustering import Regions
@@ -181,26 +182,25 @@ def measure(
     stability: list[list[float]] = [[] for _ in levels]
     classes: Sequence[str] = ()  # of the target, which may have others than the source model
     sums, counts = np.zeros((2, len(levels), IGNORE))
-    training.eval()
-    for domain, loader in loaders.items():
-        for batch in loader:
-            images = training.model.preprocess(batch)
-            features = estimator.encode(images.tensor) or training.model.encode(images).levels
-            for level, result in enumerate(estimator(features, valid_positions(images, features))):
-                exists = existing_regions(result.regions, result.valid, estimator.cell_sizes[level])
-                logits[domain][level].append(result.region_logits[exists].cpu())
-                if domain == "source":
-                    continue
-                t_map = result.map_of(0)
-                spread[level].append(float(t_map.std(correction=0)))
-                twin = training.progress.twin[level](result.regions.centers.permute(0, 2, 3, 1))[exists].cpu()
-                stability[level].append(
-                    spearman(result.region_logits[exists].cpu(), twin) if has_twin else float("nan")
-                )
-                if LABEL in batch[0]:
-                    classes = label_space_of(batch[0]["dataset"]).classes.names
-                    _add_by_class(sums[level], counts[level], t_map, STRIDES[level], batch[0])
-    training.train()
+    with evaluation_mode(training):
+        for domain, loader in loaders.items():
+            for batch in loader:
+                images = training.model.preprocess(batch)
+                features = estimator.encode(images.tensor) or training.model.encode(images).levels
+                for level, result in enumerate(estimator(features, valid_positions(images, features))):
+                    exists = existing_regions(result.regions, result.valid, estimator.cell_sizes[level])
+                    logits[domain][level].append(result.region_logits[exists].cpu())
+                    if domain == "source":
+                        continue
+                    t_map = result.map_of(0)
+                    spread[level].append(float(t_map.std(correction=0)))
+                    twin = training.progress.twin[level](result.regions.centers.permute(0, 2, 3, 1))[exists].cpu()
+                    stability[level].append(
+                        spearman(result.region_logits[exists].cpu(), twin) if has_twin else float("nan")
+                    )
+                    if LABEL in batch[0]:
+                        classes = label_space_of(batch[0]["dataset"]).classes.names
+                        _add_by_class(sums[level], counts[level], t_map, STRIDES[level], batch[0])
     distances = [
         proxy_a_distance(torch.cat(logits["source"][level]), torch.cat(logits["target"][level])) for level in levels
     ]

@@ -23,6 +23,7 @@ from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.maps import TransferabilityMaps
 from tmt_d2.data.reader import UNREADABLE
 from tmt_d2.data.registration import records_of
+from tmt_d2.modeling.modes import evaluation_mode
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.processes.signals import Stoppable
 
@@ -99,19 +100,17 @@ def _write(
             sampler=range(len(own)),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
-    was_training = model.training
-    model.eval()
     start = said = time.perf_counter()
-    for done, (batch, record) in enumerate(zip(Stoppable(loader), own), 1):
-        if batch[0]:
-            images = model.preprocess(batch)
-            levels = model.estimate(images, model.encode(images))
-            maps.write(record, [level.logits_of(0) for level in levels], images.image_sizes[0])
-        now = time.perf_counter()
-        if now - said > SECONDS_BETWEEN_LINES:
-            left, said = (now - start) / done * (len(own) - done), now
-            logger.info("transferability: %d of %d pictures, about %.0f s left", done, len(own), left)
-    model.train(was_training)
+    with evaluation_mode(model):
+        for done, (batch, record) in enumerate(zip(Stoppable(loader), own), 1):
+            if batch[0]:
+                images = model.preprocess(batch)
+                levels = model.estimate(images, model.encode(images))
+                maps.write(record, [level.logits_of(0) for level in levels], images.image_sizes[0])
+            now = time.perf_counter()
+            if now - said > SECONDS_BETWEEN_LINES:
+                left, said = (now - start) / done * (len(own) - done), now
+                logger.info("transferability: %d of %d images, about %.0f s left", done, len(own), left)
 
 
 def _fingerprint(cfg: CfgNode, weights: str) -> str:

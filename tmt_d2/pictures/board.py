@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,26 @@ from tmt_d2.data.maps import STRIDES
 from tmt_d2.data.reader import read_image_of
 from tmt_d2.data.registration import records_of
 from tmt_d2.evaluation.semantic import labels_at_size
+from tmt_d2.modeling.modes import evaluation_mode
 from tmt_d2.modeling.resize import resize_level
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.pictures.overlays import TRANSFERABILITY_MAP, heat_overlay, label_overlay
 from tmt_d2.pictures.sizes import resized, size_within
 
 LONGEST = 768
+
+
+@contextmanager
+def _transferability_beside(model: Any) -> Iterator[None]:
+    """Outputs hold "transferability", where the model has it, inside the context."""
+    if not isinstance(model, TransferableMaskFormer):
+        yield
+        return
+    before, model.output_transferability = model.output_transferability, True
+    try:
+        yield
+    finally:
+        model.output_transferability = before
 
 
 class EvaluationPictures(HookBase):
@@ -45,11 +61,10 @@ class EvaluationPictures(HookBase):
             return
         trainer: Any = self.trainer
         model = trainer.checkpointer.model
-        was_training = model.training
-        model.eval()
-        estimated = isinstance(model, TransferableMaskFormer)
-        if estimated:
-            said, model.output_transferability = model.output_transferability, True
+        with evaluation_mode(model), _transferability_beside(model):
+            self._draw(model)
+
+    def _draw(self, model: Any) -> None:
         for index, record in enumerate(records_of([self.split])[: self.count]):
             image = read_image_of(record)
             picture = resized(image, size_within(image.shape[:2], LONGEST))
@@ -61,9 +76,6 @@ class EvaluationPictures(HookBase):
                 image_size = item["image"].shape[-2:]
                 t = resize_level(t[None].float(), STRIDES[-1], image_size, picture.shape[:2])[0].cpu().numpy()
                 self._put(f"{self.split}/{index} T", heat_overlay(picture, t, TRANSFERABILITY_MAP))
-        if estimated:
-            model.output_transferability = said
-        model.train(was_training)
 
     def _put(self, name: str, picture: np.ndarray) -> None:
         self.trainer.storage.put_image(name, np.ascontiguousarray(picture.transpose(2, 0, 1)))

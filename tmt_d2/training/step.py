@@ -54,6 +54,8 @@ class TrainingStep:
         micro_batches = split(batch, self.accumulation_steps)
         self._remember_buffers()
         with mixed_precision(self.device.type, self.amp_dtype):
+            if hasattr(self._plain_module, "prepare_batch"):
+                micro_batches = [self._plain_module.prepare_batch(micro_batch) for micro_batch in micro_batches]
             arguments = self._normalisers(micro_batches)
         self.optimizer.zero_grad()
         total: dict[str, Tensor] = {}

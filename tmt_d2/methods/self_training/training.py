@@ -1,7 +1,7 @@
 """Semi-supervised and unsupervised adaptation: a student learns from labels and from what its teacher says.
 
-Follow a batch: ``prepare`` has the teacher label the pictures without a label, pastes parts of labelled ones onto them
-and changes their colours; ``forward`` takes the losses on both; ``after_update`` moves the teacher.
+Follow a batch: in ``prepare_batch`` the teacher labels the images without a label, parts of labelled ones are pasted
+onto them and their colors change; ``forward`` takes the losses on both; ``after_update`` moves the teacher.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ VIEW_STREAM, MIX_STREAM, MASK_STREAM = 1, 2, 3  # of the draws for one sample
 
 
 class SelfTraining(MethodTraining):
-    """Batches of labelled and unlabelled pictures -> the student's losses on labels, and "loss_pseudo".
+    """Prepared batches of labelled and unlabelled images -> the student's losses on labels, and "loss_pseudo".
 
     A record without a label has "labelled" False. The model that was given is the teacher: it is what is evaluated and
     saved. Without unlabelled pictures this is supervised training of which the moving average counts.
@@ -134,8 +134,7 @@ class SelfTraining(MethodTraining):
         self.statistics.after_step()
 
     def count_masks(self, batched_inputs: Sequence[Record]) -> list[int]:
-        """Of labels, of pseudo-labels, and of those of masked views."""
-        self.prepare(batched_inputs)
+        """Number of masks of labels, of pseudo-labels, and of those of masked views, in a prepared batch."""
         return [self.student.count_masks(part) for part in self.parts_of(batched_inputs)]
 
     def parts_of(self, batched_inputs: Sequence[Record]) -> Parts:
@@ -144,8 +143,11 @@ class SelfTraining(MethodTraining):
         return Parts(parts.labelled, [], []) if warms_up else parts
 
     def forward(self, batched_inputs: Sequence[Record], num_masks: Tensor | None = None) -> dict[str, Tensor]:
-        """num_masks: (3,), the means of ``count_masks`` over the calls that make one step."""
-        self.prepare(batched_inputs)
+        """
+        Args:
+            batched_inputs: of ``prepare_batch``.
+            num_masks: (3,), the means of ``count_masks`` over the calls that make one step.
+        """
         student, parts = self.student, self.parts_of(batched_inputs)
         seen = [record for part in parts for record in part]
         images = student.preprocess(seen)
@@ -175,11 +177,12 @@ class SelfTraining(MethodTraining):
         return losses
 
     @torch.no_grad()
-    def prepare(self, batched_inputs: Sequence[Record]) -> None:
-        """Give the unlabelled records the teacher's "sem_seg" and the student's view of the picture; in place, once."""
-        donors, pictures, _ = self.parts_of(batched_inputs)
-        if not pictures or "sem_seg" in pictures[0]:
-            return
+    def prepare_batch(self, batched_inputs: Sequence[Record]) -> list[Record]:
+        """Return copies of the records, the unlabelled ones with the teacher's "sem_seg" and the student's view."""
+        records = [dict(record) for record in batched_inputs]
+        donors, pictures, _ = self.parts_of(records)
+        if not pictures:
+            return records
         for place, donor in enumerate(donors):
             self.statistics.note_label(donor["sem_seg"])
             if self.beta and donor.get("domain") == SOURCE_DOMAIN:
@@ -211,6 +214,7 @@ class SelfTraining(MethodTraining):
             record |= self.trust.entries(label, confident, weights)
             with seeded(record["seed"], VIEW_STREAM):
                 record["image"] = self.view(record["image"])
+        return records
 
     def _ask(self, records: Sequence[Record]) -> tuple[ImageList, Pass, Iterator[tuple[Tensor, Tensor]]]:
         """The teacher's pass, and of each picture labels and confidence, (H, W) each."""

@@ -247,7 +247,7 @@ def _check_source(cfg: CfgNode) -> None:
 
 def _warn_of_small_inputs(cfg: CfgNode) -> None:
     """Warn once where some of the training images lose more than three quarters of each edge."""
-    records = records_of([*cfg.DATASETS.TRAIN, *cfg.DATASETS.SOURCE_TRAIN])
+    records = records_of(cfg.DATASETS.TRAIN)
     for record in records[:: -(-len(records) // 16)]:
         file, sizes = Path(record["file_name"]), cfg.INPUT
         size = stored_size(file.read_bytes()) if file.is_file() else None

@@ -36,7 +36,12 @@ test: $(READY)
 test-fast: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m "not slow"
 
+# What holds on any processor: PyTorch's kernels without AVX-512, and without any vector instructions.
+SAME_EVERYWHERE := tests/test_criterion.py tests/test_masked_attention.py tests/test_clustering.py tests/test_reference_outputs.py tests/test_step.py
+
 soak: $(READY)
+	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 $(RUN) -m pytest -q $(SAME_EVERYWHERE)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 $(RUN) -m pytest -q $(SAME_EVERYWHERE)
 	for file in tests/soak/soak_*.py; do OMP_NUM_THREADS=1 $(RUN) -m pytest -q -s $$file || exit 1; done
 
 gpu: $(READY)

@@ -85,7 +85,8 @@ def test_alignment_goes_through_in_two_processes(runs: Path, two: subprocess.Com
         assert double[-1] == pytest.approx(single[-1], rel=0.5) and double[-1] > 0, method
         aligned = contents(runs / "two" / method / "alignment" / "model_final.pth")
         name = "/model/sem_seg_head.pixel_decoder.mask_features.weight"
-        assert (aligned[name] != start[name]).any(), method  # a step may be below a weight's rounding
+        moved = (aligned[name] != start[name]).mean(dtype=float)
+        assert moved > 0.5, method  # not all: a step may be below a weight's rounding
         assert (runs / "two" / method / "evaluation.json").is_file()
 
 

@@ -46,10 +46,10 @@ def named_value(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def fill_by_name(model: nn.Module) -> None:
-    """Overwrite every floating-point entry of the model's state dict; integer entries keep their values."""
-    state = model.state_dict()
-    filled = {
-        name: named_value(name, tuple(value.shape)) if value.is_floating_point() else value
-        for name, value in state.items()
-    }
-    model.load_state_dict(filled)
+    """Overwrite every floating-point entry of the model's state dict; integer entries keep their values.
+
+    In place: loading would keep the criterion's class weights, which are settings, and the recording has others.
+    """
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            value.copy_(named_value(name, tuple(value.shape)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import multiprocessing
 import os
 import signal
 import threading
@@ -329,7 +330,7 @@ def _outlive_stop_signals(worker: int) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    trainer = os.getppid()
+    trainer = getattr(multiprocessing.parent_process(), "pid", os.getppid())  # not the server that forks
 
     def wait_for_the_trainer() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 
 from tmt_d2.data import reader
@@ -101,10 +102,13 @@ class SemanticMapper:
     def from_config(
         cls, cfg: CfgNode, is_train: bool = True, with_label: bool = True, maps: TransferabilityMaps | None = None
     ) -> dict[str, Any]:
-        names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
+        # The tables travel with the mapper: a loader process that is not forked knows the five data sets only.
+        spaces = {name: label_space_of(name) for name in cfg.DATASETS.TRAIN} if is_train and with_label else {}
+        if spaces:
+            spaces |= {name: label_space_of(name) for name in cfg.DATASETS.SOURCE_TRAIN if name in DatasetCatalog}
         values = {
             "is_train": is_train,
-            "label_spaces": {name: label_space_of(name) for name in names} if is_train and with_label else {},
+            "label_spaces": spaces,
             "image_format": cfg.INPUT.FORMAT,
         }
         if not is_train:

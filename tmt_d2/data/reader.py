@@ -115,7 +115,7 @@ def read_label(path: str, label_space: LabelSpace) -> np.ndarray:
             `label_space` does not define; or it is one of Mapillary Vistas v2.0, which its palette tells whatever ids
             it holds (one without that palette goes by its ids).
     """
-    if label_space is CITYSCAPES and str(path).endswith("_labelTrainIds.png"):
+    if label_space == CITYSCAPES and str(path).endswith("_labelTrainIds.png"):
         label_space = TRAIN_IDS
     data = _read_whole(path)
     ids = _synthia_ids(path, data) if label_space.encoding == "synthia" else _index_ids(path, data, label_space)

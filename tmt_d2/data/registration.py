@@ -77,7 +77,7 @@ def register_split(name: str, load: Callable[[], list[Record]], label_space: Lab
         evaluator_type="sem_seg",
         label_space=label_space,
     )
-    if label_space is label_spaces.SYNTHIA:
+    if label_space == label_spaces.SYNTHIA:
         metadata.set(class_subsets={"16 classes": SYNTHIA_16, "13 classes": SYNTHIA_13})
 
 

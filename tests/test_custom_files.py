@@ -43,21 +43,12 @@ def test_a_list_file_restricts_a_split(tmp_path: Path, monkeypatch: pytest.Monke
     assert stems_of(tmp_path / file) == {"a": True, "c": True}
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a\nx\nrgb/y.png\n", "names 2 of 3 that images does not have: x, rgb/y.png; write stems such as a, or paths"),
-        ("v\nw\nx\ny\n", "names 4 of 4 that images does not have: v, w, x, ...; write stems"),
-        ("# nothing\n", "is empty; write stems such as a, or paths below"),
-        ("\udcff", "is no text in UTF-8"),
-    ],
-)
-def test_a_list_that_names_what_is_not_there(tmp_path: Path, text: str, message: str) -> None:
+@pytest.mark.parametrize("text", ["a\nx\nrgb/y.png\n", "v\nw\nx\ny\n", "# nothing\n", "\udcff", "a\0"])
+def test_a_list_that_names_what_is_not_there(tmp_path: Path, text: str) -> None:
     frames(tmp_path, "a", "b")
     (tmp_path / "some.txt").write_text(text, errors="surrogateescape")
-    with pytest.raises(DataError) as error:
+    with pytest.raises(DataError, match=r"town\.yaml: splits\.train\.list: .*some\.txt"):
         stems_of(write(tmp_path, splits={"train": SPLITS["train"] | {"list": "some.txt"}}))
-    assert str(error.value).startswith(f"{tmp_path}/town.yaml: splits.train.list: {tmp_path}/some.txt: {message}")
 
 
 def test_a_list_that_is_not_there(tmp_path: Path) -> None:

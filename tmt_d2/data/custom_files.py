@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tmt_d2.data.image_lists import ImageNames, shown
 from tmt_d2.data.label_spaces import LabelSpace
 from tmt_d2.data.layouts import Listing, find, pair
 from tmt_d2.data.reader import DataError
+from tmt_d2.errors import UserError
 
 PATTERN_KEYS = ("images", "labels", "unlabelled")
-NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -98,20 +98,21 @@ class CustomDataSet:
         where = f"{self.file}: splits.{split}.list: {list_file}"
         if not list_file.is_file():
             raise FileNotFoundError(f"{where}: no such file (the names of the split's images)")
+        stems = list(files)
+        names = ImageNames([files[stem] for stem in stems], [[stem] for stem in stems], [self.root])
         try:
-            lines = list_file.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where}: is no text in UTF-8") from error
-        names = list(dict.fromkeys(filter(None, (re.split(r"(?:^|\s)#", line)[0].strip() for line in lines))))
-        stem_of = {stem: stem for stem in files}
-        stem_of |= {os.path.relpath(path, self.root): stem for stem, path in files.items()}
-        unknown = [name for name in names if os.path.normpath(name) not in stem_of]
-        if not names or len(unknown) == len(names) or (unknown and not self.splits[split].subset):
-            shown = ", ".join(unknown[:NAMES_SHOWN]) + (", ..." if len(unknown) > NAMES_SHOWN else "")
-            what = f"names {len(unknown)} of {len(names)} that {key} does not have: {shown}" if names else "is empty"
-            raise DataError(f"{where}: {what}; write stems such as {next(iter(files))}, or paths below {self.root}")
-        stems = {stem_of[path] for name in names if (path := os.path.normpath(name)) in stem_of}
-        return {stem: path for stem, path in files.items() if stem in stems}, unknown
+            found = names.find(f"{self.file}: splits.{split}.list:", list_file)
+        except UserError as error:
+            raise DataError(str(error)) from error
+        unknown = [name for name, places in found.items() if not places]
+        several = [name for name, places in found.items() if len(places) > 1]
+        if several:
+            raise DataError(f"{where}: {len(several)} names are of several images: {shown(several)}; write paths")
+        if len(unknown) == len(found) or (unknown and not self.splits[split].subset):
+            what = f"names {len(unknown)} of {len(found)} that {key} does not have: {shown(unknown)}"
+            raise DataError(f"{where}: {what}; write stems such as {stems[0]}, or paths below {self.root}")
+        kept = {stems[index] for places in found.values() for index in places}
+        return {stem: path for stem, path in files.items() if stem in kept}, unknown
 
     def _check_inside(self, files: Mapping[str, str], key: str) -> None:
         """A pattern cannot climb out of the root, but a symbolic link can."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
 
+from tmt_d2.data.image_lists import ImageNames, listed_names, shown
 from tmt_d2.errors import UserError
 
+__all__ = ["LABEL", "LabelChoice", "label_subset", "listed", "listed_names", "named"]
+
 LABEL = "sem_seg_file_name"  # of a record; without it the picture has no label
-NAMES_SHOWN = 5  # of a list's wrong ones
 
 Record = dict[str, Any]
 
@@ -79,56 +79,29 @@ def label_subset(records: Sequence[Record], fraction: float, seed: int, count: i
     return [records[i] for i in chosen]
 
 
-def listed_names(key: str, file: str) -> list[str]:
-    """The lines of ``file`` that are not empty, each once; # begins a comment.
-
-    key: where the file comes from, for messages.
-
-    Raises:
-        UserError: it cannot be read, or there is none.
-    """
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{key} {file} cannot be read: {' '.join(str(error).split())}") from error
-    names = list(dict.fromkeys(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")))
-    if not names:
-        raise UserError(f"{key} {file} names no image")
-    return names
-
-
 def listed(records: Sequence[Record], file: str) -> list[Record]:
-    """The records whose image id, or name of the image file with or without folders, stands in a line of ``file``.
+    """The records that the lines of a list name, by image id, file name or path; see ``ImageNames``.
 
     Raises:
         UserError: as ``named``.
     """
-    names = [{str(record["image_id"]), *file_names(str(record["file_name"]))} for record in records]
+    names = ImageNames([str(record["file_name"]) for record in records], [[str(each["image_id"])] for each in records])
     return [records[i] for i in named("TRANSFER.LABELLED", file, names, "labelled images of DATASETS.TRAIN")]
 
 
-def file_names(path: str) -> set[str]:
-    return {path, os.path.basename(path)}
+def named(key: str, file: str, names: ImageNames, what: str) -> list[int]:
+    """The indices, ascending, of the images that the lines of ``file`` name.
 
-
-def named(key: str, file: str, names: Sequence[Iterable[str]], what: str) -> list[int]:
-    """The indices, ascending, of those things of whose ``names`` one stands in a line of ``file``.
-
-    key, what: for messages, where the file comes from and what the things are.
+    key, what: for messages, where the file comes from and what the images are.
 
     Raises:
         UserError: as ``listed_names``, or a line is of nothing, or of several.
     """
-    wanted = listed_names(key, file)
-    places: dict[str, set[int]] = {}
-    for index, own in enumerate(names):
-        for name in own:
-            places.setdefault(name, set()).add(index)
+    found = names.find(key, file)
     for problem, wrong in (
-        (f"are no {what}", [name for name in wanted if name not in places]),
-        ("are several images: give the whole path", [name for name in wanted if len(places.get(name, ())) > 1]),
+        (f"are no {what}", [name for name, places in found.items() if not places]),
+        ("are several images: give the whole path", [name for name, places in found.items() if len(places) > 1]),
     ):
         if wrong:
-            first = ", ".join(wrong[:NAMES_SHOWN]) + (", ..." if len(wrong) > NAMES_SHOWN else "")
-            raise UserError(f"{key} {file}: {len(wrong)} of {len(wanted)} lines {problem}: {first}")
-    return sorted(set().union(*(places[name] for name in wanted)))
+            raise UserError(f"{key} {file}: {len(wrong)} of {len(found)} lines {problem}: {shown(wrong)}")
+    return sorted(set().union(*found.values()))

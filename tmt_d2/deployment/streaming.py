@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog
 
-from tmt_d2.data.labelled import listed_names
+from tmt_d2.data.image_lists import listed_names
 from tmt_d2.data.reader import ChannelOrder, DataError, read_image_of
 from tmt_d2.data.registration import records_of
 from tmt_d2.deployment.predictor import Prediction, Predictor
@@ -94,7 +94,8 @@ def find_pictures(place: str) -> Pictures:
         with _opened(place) as video:
             return Pictures(place, max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT))), 0, partial(_frames, place))
     elif path.suffix.lower() in LISTS:
-        images = [path.parent / line for line in listed_names("the list", place)]
+        lines = listed_names("the list", place, lambda line: (path.parent / line).is_file())
+        images = [path.parent / line for line in lines]
     else:
         images = [path]
     return _of_records(place, [{"file_name": str(file)} for file in images], left_out)

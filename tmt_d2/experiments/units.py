@@ -13,7 +13,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from tmt_d2.config import setup_cfg
-from tmt_d2.data.labelled import listed_names
+from tmt_d2.data.image_lists import listed_names
 from tmt_d2.data.registration import split_name
 from tmt_d2.errors import UserError, did_you_mean
 from tmt_d2.experiments import records

@@ -14,7 +14,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from tmt_d2.data.labelled import file_names, named
+from tmt_d2.data.image_lists import ImageNames, list_line, write_names
+from tmt_d2.data.labelled import named
 from tmt_d2.data.reader import read_image
 from tmt_d2.deployment.predictor import Predictor
 from tmt_d2.deployment.streaming import Pictures
@@ -51,10 +52,10 @@ class Row:
 
 
 def list_lines(pool: Pool) -> list[str]:
-    """What names each picture in a list: its file's name where that is enough, else the whole path."""
+    """What names each picture in a list: its file's name where that is enough, else the absolute path."""
     names = [os.path.basename(file) for file in pool.files]
     count = Counter(names)
-    return [name if count[name] == 1 else file for name, file in zip(names, pool.files)]
+    return [name if count[name] == 1 else os.path.abspath(file) for name, file in zip(names, pool.files)]
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def labelled_indices(pool: Pool | Named, file: str) -> np.ndarray:
     Raises:
         UserError: as ``named``.
     """
-    names = [{name, *file_names(path)} for name, path in zip(pool.names, pool.files)]
+    names = ImageNames(pool.files, [[name] for name in pool.names])
     return np.array(named("--labelled", file, names, "pictures of the pool"), np.int64)
 
 
@@ -108,8 +109,7 @@ def rows_of(pool: Pool, choice: Choice, labelled: np.ndarray, class_names: Seque
 
 
 def write_list(path: Path, rows: Sequence[Row]) -> None:
-    with atomic_write(path, "w") as file:
-        file.writelines(f"{row.line}\n" for row in rows)
+    write_names(path, [row.line for row in rows])
 
 
 def write_table(path: Path, rows: Sequence[Row]) -> None:
@@ -139,4 +139,4 @@ def write_page(path: Path, rows: Sequence[Row], predictor: Predictor, about: dic
 
     page = templates(__package__).get_template("proposal.html")
     with atomic_write(path, "w") as file:
-        file.write(page.render(rows=rows, about=about, thumbnails=thumbnails, list_name=LIST))
+        file.write(page.render(rows=rows, about=about, thumbnails=thumbnails, list_line=list_line, list_name=LIST))

@@ -192,10 +192,11 @@ def test_a_group_without_pictures_is_refused(split: Any) -> None:
     assert next(semi_supervised(target, Shares(4, 2), unlabelled=[split(1)]))
     with pytest.raises(ValueError, match="SOURCE is not 0: DATASETS.SOURCE_TRAIN \\(\\) has no labelled image"):
         next(semi_supervised(split(9), Shares(0, 2, 2)))
-    for shares, message in ((-0.5, "LABELLED is -0.5: "), (0.0, "LABELLED, UNLABELLED and SOURCE are all 0: no image")):
-        cfg = tiny_cfg(TRANSFER__SELF_TRAINING__LABELLED=shares, TRANSFER__SELF_TRAINING__UNLABELLED=0.0)
-        with pytest.raises(ValueError, match=message):
-            Shares.from_config(cfg)
+    for shares, message in ((-0.5, "LABELLED"), (0.0, "LABELLED, UNLABELLED and SOURCE")):
+        with pytest.raises(UserError, match=message):
+            Shares.from_config(
+                tiny_cfg(TRANSFER__SELF_TRAINING__LABELLED=shares, TRANSFER__SELF_TRAINING__UNLABELLED=0.0)
+            )
     assert Shares.from_config(tiny_cfg(SOLVER__IMS_PER_BATCH=12)) == Shares(12, 6, 0)
 
 

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -15,6 +16,8 @@ from PIL import Image
 from tests.helpers.checkout import ROOT
 from tests.helpers.models import tiny_cfg
 from tmt_d2.deployment import export
+from tmt_d2.deployment.export import sample_image
+from tmt_d2.deployment.predictor import Predictor
 from tmt_d2.interop import convert, huggingface
 
 pytestmark = pytest.mark.slow
@@ -43,12 +46,17 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for folder in ("configs/R50", "output/R50/tmt", "hub"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "configs/R50/tmt.yaml").write_text(cfg.dump())
-    state = build_model(cfg).state_dict()
+    model = build_model(cfg)
+    with torch.no_grad():  # an untrained model sees one class everywhere
+        model.sem_seg_head.predictor.class_embed.weight.normal_(0, 3)
+        model.sem_seg_head.predictor.mask_embed.layers[-1].weight.mul_(5)
+    state = model.state_dict()
     torch.save({"model": state}, tmp_path / "output/R50/tmt/model_final.pth")
     huggingface.write_huggingface(cfg, state, tmp_path / "hub")
     monkeypatch.setattr(huggingface, "_download", lambda name: tmp_path / "hub")
     for name, size in (("street.png", (60, 40)), ("other.png", (31, 45))):
-        Image.new("RGB", size, (90, 120, 60)).save(tmp_path / name)
+        image = sample_image(size[::-1], 0)[0].permute(1, 2, 0).byte().numpy()
+        Image.fromarray(image).save(tmp_path / name)
     return tmp_path
 
 
@@ -57,14 +65,21 @@ def test_commands(workplace: Path) -> None:
     calls = [shlex.split(line, comments=True) for line in lines if line.startswith("python -m tmt_d2.")]
     assert len(calls) >= 4
     for call in calls:
-        arguments = ["32x64" if word == "512x1024" else word for word in call[3:]]  # a small model, a small image
-        COMMANDS[call[2]](arguments)
+        COMMANDS[call[2]](call[3:])
     for file in ("swin_tiny.pth", "swin_tiny.yaml", "swin_tiny_hf/model.safetensors", "plain.pkl", "tmt.onnx"):
         assert (workplace / file).stat().st_size > 0
+    # The ONNX file as the page reads it, against the predictor.
+    onnx, _ = examples("python")
+    names: dict[str, Any] = {}
+    exec(compile(onnx, PAGE.name, "exec"), names)
+    predictor = Predictor.from_config("configs/R50/tmt.yaml", "output/R50/tmt/model_final.pth")
+    expected = predictor("street.png").labels.numpy()
+    assert len(np.unique(expected)) > 1
+    assert (names["labels"] == expected).mean() >= 0.99
 
 
 def test_predictor(workplace: Path) -> None:
-    (code,) = examples("python")
+    _, code = examples("python")
     names: dict[str, Any] = {}
     exec(compile(code, PAGE.name, "exec"), names)
     assert names["labels"].shape == (40, 60)

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.modeling import build_model
+from PIL import Image
 from torch import Tensor, nn
 
 from tests.helpers.models import tiny_cfg
 from tmt_d2.data.class_lists import coloured
 from tmt_d2.data.label_spaces import CLASSES, PALETTE
 from tmt_d2.deployment import export as module
-from tmt_d2.deployment.export import FixedSizeModel, export_model, main, sample_image
+from tmt_d2.deployment.export import Agreement, FixedSizeModel, export_model, main, sample_image
 from tmt_d2.deployment.predictor import Predictor
+from tmt_d2.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +69,7 @@ def test_onnx_file_of_tmt(files: Path, capsys: pytest.CaptureFixture[str]) -> No
     onnx = pytest.importorskip("onnx")
     output = files / "tmt.onnx"
     command = ["INPUT.MIN_SIZE_TEST", "0", "--config-file", str(files / "tmt.yaml")]
-    command += ["--weights", str(files / "tmt.pth"), "--size", "40x60"]
+    command += ["--weights", str(files / "tmt.pth"), "--image", "40x60"]
     main([*command, "--format", "onnx", "--output", str(output)])
     said = capsys.readouterr().out
     assert re.search(
@@ -80,6 +82,15 @@ def test_onnx_file_of_tmt(files: Path, capsys: pytest.CaptureFixture[str]) -> No
     session = onnxruntime.InferenceSession(output)
     classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
     assert classes == {"names": list(CLASSES), "colors": [list(color) for color in PALETTE]}
+    about = json.loads(session.get_modelmeta().custom_metadata_map["input"])
+    assert about == {
+        "name": session.get_inputs()[0].name,
+        "layout": "NCHW",
+        "channels": "RGB",
+        "range": [0, 255],
+        "dtype": "float32",
+        "size": session.get_inputs()[0].shape[2:],
+    }
     names = [part.name for part in session.get_outputs()]
     assert names == ["labels", "scores", "class_logits", "mask_logits", "transferability"]
     image = sample_image(SIZE, 99)  # none that the command looked at
@@ -98,20 +109,17 @@ def test_pt2_file_of_mask2former(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     model = small_model("MaskFormer", MODEL__SEM_SEG_HEAD__NUM_CLASSES=2)
     model.classes = coloured(["lawn", "pond"], {"pond": (0, 90, 255)})
     with caplog.at_level(logging.INFO, "tmt_d2.deployment"):
-        agreement = export_model(model, (64, 64), tmp_path / "plain.pt2", "pt2")
-    assert caplog.messages[:3] == [
-        "tracing the model at 64x64",
-        f"writing {tmp_path / 'plain.pt2'}",
-        "comparing: the model on picture 1 of 5",
-    ]
-    assert caplog.messages[-1] == "comparing: the file on picture 5 of 5"
+        agreement = export_model(model, (64, 64), tmp_path / "plain.pt2", "pt2", channels="BGR")
+    phases = [message.split()[0] for message in caplog.messages if " s so far)" in message]
+    assert phases == ["tracing", "writing", "comparing"]
     assert agreement.logits < 1e-3
     assert agreement.labels > 0.999
     assert min(agreement.model_seconds, agreement.file_seconds) > 0
     image = sample_image((64, 64), 99)
-    extra = {"classes.json": ""}
+    extra = {"classes.json": "", "input.json": ""}
     found = torch.export.load(tmp_path / "plain.pt2", extra_files=extra).module()(image)
     assert len(found) == 4 and found[1].shape[1] == 2
+    assert json.loads(extra["input.json"])["channels"] == "BGR"
     classes = json.loads(extra["classes.json"])
     assert classes["names"] == ["lawn", "pond"] and classes["colors"][1] == [0, 90, 255]
     assert torch.allclose(found[1], FixedSizeModel(model)(image)[1], atol=1e-5)
@@ -126,17 +134,58 @@ def test_a_file_that_does_not_agree_is_not_written(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(module, "FixedSizeModel", Wrong)
     message = r"bad.pt2 is not written: its logits differ by 0.01, 100.00% of the labels are equal"
     with pytest.raises(ValueError, match=message):
-        export_model(small_model("MaskFormer"), (32, 32), tmp_path / "bad.pt2", "pt2")
+        export_model(small_model("MaskFormer"), (32, 32), tmp_path / "bad.pt2", "pt2", channels="RGB")
     assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_exported(tmp_path: Path, files: Path) -> None:
     model = small_model("MaskFormer")
     with pytest.raises(ValueError, match="format is 'trt': choose one of onnx, pt2"):
-        export_model(model, (32, 32), tmp_path / "a", "trt")
+        export_model(model, (32, 32), tmp_path / "a", "trt", channels="RGB")
     with pytest.raises(ValueError, match="size is 0x32: height and width must be positive"):
-        export_model(model, (0, 32), tmp_path / "a", "pt2")
+        export_model(model, (0, 32), tmp_path / "a", "pt2", channels="RGB")
     with pytest.raises(ValueError, match="--size 32: write HEIGHTxWIDTH"):
         main(["--config-file", str(files / "tmt.yaml"), "--size", "32", "--output", "a.onnx"])
     with pytest.raises(ValueError, match=r"MODEL\.TMT\.P_X"):
         main(["MODEL.TMT.P_X", "1", "--config-file", str(files / "tmt.yaml"), "--size", "32x32", "--output", "a.onnx"])
+    with pytest.raises(UserError, match="--image"):
+        main(["--config-file", str(files / "tmt.yaml"), "--image", "0x32", "--output", "a.onnx"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "size", "named"),
+    [
+        ("--size", "32x48", (32, 48), None),
+        ("--size", "64x96", (64, 96), "32x48"),  # half of it is what Predictor reads
+        ("--size", "20x90", (20, 90), "14x64"),  # the longest edge counts: 90 -> 64
+        ("--image", "80x120", (32, 48), None),
+        ("--image", "photo.png", (32, 48), None),
+    ],
+)
+def test_the_size_is_that_of_the_predictor(
+    option: str,
+    value: str,
+    size: tuple[int, int],
+    named: str | None,
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (60, 40)).save("photo.png")
+    sizes = []
+
+    def export(model: nn.Module, size: tuple[int, int], path: str, file_format: str, *, channels: str) -> Agreement:
+        sizes.append(size)
+        Path(path).touch()
+        assert channels == "RGB"
+        return Agreement(0, 0, 1, 0, 0)
+
+    monkeypatch.setattr(module, "export_model", export)
+    words = ["--config-file", str(files / "tmt.yaml"), "--weights", str(files / "tmt.pth"), option, value]
+    with caplog.at_level(logging.WARNING, "tmt_d2.deployment"):
+        main([*words, "--output", "a.onnx", "INPUT.MIN_SIZE_TEST", "32", "INPUT.MAX_SIZE_TEST", "64"])
+    assert sizes == [size]
+    assert [named in message for message in caplog.messages if named] == [True] * len(caplog.messages)
+    assert len(caplog.messages) == (named is not None)

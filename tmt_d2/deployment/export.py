@@ -10,8 +10,13 @@ The exported function: ``image`` (1, 3, H, W) float32, values 0 to 255 in the ch
     class_logits     (1, Q, K + 1), mask_logits (1, Q, h, w): what the decoder says of its Q queries
     transferability  (1, L, H, W) in [0, 1], coarsest level first; TMT models only
 
-The names and colours of the classes stand in the file: ``classes`` in the metadata of ONNX, the extra file
-``classes.json`` of torch.export, {"names": [...], "colors": [[r, g, b], ...]}.
+The file says what it reads and what its labels mean, in JSON: ``input`` and ``classes`` in the metadata of ONNX, the
+extra files ``input.json`` and ``classes.json`` of torch.export. ``input`` is {"name": "image", "layout": "NCHW",
+"channels": "RGB" or "BGR", "range": [0, 255], "dtype": "float32", "size": [H, W]}, ``classes`` is {"names": [...],
+"colors": [[r, g, b], ...]}.
+
+The file resizes nothing. It answers as ``Predictor`` does for images that are resized to its size as the config resizes
+them: --image computes that size from an image or its size, and another --size is warned of.
 
 Normalisation, padding, adaptive clustering and transferable masked attention are part of the file. It is only written
 when it agrees with the model on five images: their largest difference of logits has a median of at most 1e-3, and at
@@ -37,7 +42,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tmt_d2.cli import log_to_screen, parse, run
+from tmt_d2.data.mapper import resized_size
 from tmt_d2.data.maps import STRIDES
+from tmt_d2.data.reader import ChannelOrder, read_image_of
 from tmt_d2.deployment.predictor import load_model
 from tmt_d2.errors import UserError
 from tmt_d2.files import atomic_write, check_writable
@@ -103,11 +110,14 @@ class Agreement(NamedTuple):
     file_seconds: float
 
 
-def export_model(model: MaskFormer, size: tuple[int, int], path: str | Path, file_format: str) -> Agreement:
+def export_model(
+    model: MaskFormer, size: tuple[int, int], path: str | Path, file_format: str, *, channels: ChannelOrder
+) -> Agreement:
     """Write ``model`` at ``size`` (H, W) to ``path``, on the CPU, once the file is found to agree with it.
 
     Args:
         file_format: "onnx" or "pt2" (``torch.export.load`` reads it).
+        channels: the order of channels that the model reads, INPUT.FORMAT; it is noted in the file.
 
     Raises:
         UserError: an unknown format, an impossible size, or a file that does not agree with the model.
@@ -121,20 +131,33 @@ def export_model(model: MaskFormer, size: tuple[int, int], path: str | Path, fil
     fixed = FixedSizeModel(model.cpu())
     image = sample_image(size, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
+    about = {CLASSES: fixed.classes, "input": _describe_input(size, channels)}
+    start = time.perf_counter()
+
+    def log_phase(phase: str, *values: object) -> None:
+        logger.info(f"{phase} (%.0f s so far)", *values, time.perf_counter() - start)
+
     with torch.no_grad():
-        logger.info("tracing the model at %dx%d", *size)
+        log_phase("tracing the model at %dx%d", *size)
         program = torch.export.export(fixed, (image,))
         # Both writers want a name; what they leave there only gets its own once it has been compared.
         with atomic_write(path) as file:
             temporary = Path(file.name)
-            logger.info("writing %s", path)
             if file_format == "onnx":
-                _write_onnx(program, image, fixed, temporary)
+                log_phase("translating to ONNX")
+                onnx_program = _translate(program, image, fixed.names)
+                log_phase("optimizing, the longest phase: minutes for a large model")
+                onnx_program.optimize()
+                onnx_program.model.metadata_props.update(about)
+                log_phase("writing %s", path)
+                onnx_program.save(temporary, external_data=False)
                 run = _onnx_runner(temporary)
             else:
-                torch.export.save(program, file, extra_files={f"{CLASSES}.json": fixed.classes})
+                log_phase("writing %s", path)
+                torch.export.save(program, file, extra_files={f"{name}.json": text for name, text in about.items()})
                 file.flush()
                 run = _pt2_runner(temporary, fixed.names)
+            log_phase("comparing the file with the model on %d images", IMAGES)
             agreement = compare(fixed, run, size)
             if agreement.logits > MAX_LOGIT_DIFFERENCE or agreement.labels < MIN_EQUAL_LABELS:
                 raise UserError(
@@ -175,7 +198,7 @@ def _answers(name: str, function: Callable[[Tensor], Outputs], images: Sequence[
     return answers, statistics.median(seconds)
 
 
-def _write_onnx(program: torch.export.ExportedProgram, image: Tensor, fixed: FixedSizeModel, path: Path) -> None:
+def _translate(program: torch.export.ExportedProgram, image: Tensor, names: Sequence[str]) -> torch.onnx.ONNXProgram:
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it reports each node that it leaves as it is
     onnx_program = torch.onnx.export(
         program,
@@ -183,12 +206,26 @@ def _write_onnx(program: torch.export.ExportedProgram, image: Tensor, fixed: Fix
         dynamo=True,
         opset_version=OPSET,
         input_names=["image"],
-        output_names=fixed.names,
+        output_names=names,
+        optimize=False,  # the caller does, and logs it
         verbose=False,
     )
     assert onnx_program is not None  # the dynamo exporter always returns one
-    onnx_program.model.metadata_props[CLASSES] = fixed.classes
-    onnx_program.save(path, external_data=False)
+    return onnx_program
+
+
+def _describe_input(size: tuple[int, int], channels: ChannelOrder) -> str:
+    """What the file reads, as JSON."""
+    return json.dumps(
+        {
+            "name": "image",
+            "layout": "NCHW",
+            "channels": channels,
+            "range": [0, 255],
+            "dtype": "float32",
+            "size": list(size),
+        }
+    )
 
 
 def _onnx_runner(path: Path) -> Callable[[Tensor], Outputs]:
@@ -214,7 +251,7 @@ def _pt2_runner(path: Path, names: Sequence[str]) -> Callable[[Tensor], Outputs]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(parser(), arguments)
-    size = _size(args.size)
+    given = _size("--size", args.size) if args.size else _image_size(args.image)
     log_to_screen()
     suffix = Path(args.output).suffix[1:]
     file_format = args.format or (suffix if suffix in FORMATS else FORMATS[0])
@@ -223,21 +260,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if Path(args.output).is_dir():
         raise UserError(f"--output {args.output} is a folder: name a file in it")
     check_writable("--output", args.output)
-    _, model = load_model(args.config_file, args.weights, ["MODEL.DEVICE", "cpu", *args.opts])
-    found = export_model(model, size, args.output, file_format)
+    cfg, model = load_model(args.config_file, args.weights, ["MODEL.DEVICE", "cpu", *args.opts])
+    resized = resized_size(given, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    size = given if args.size else resized
+    if size != resized:
+        logger.warning(
+            "--size %s: in testing images of this shape are resized to %dx%d (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST); "
+            "for the labels of Predictor use --size %dx%d",
+            args.size,
+            *resized,
+            *resized,
+        )
+    for key in ("SLIDING_WINDOW", "AUG"):
+        if cfg.TEST[key].ENABLED:
+            logger.warning("TEST.%s.ENABLED is True: the file does one pass over the whole image without it", key)
+    found = export_model(model, size, args.output, file_format, channels=cfg.INPUT.FORMAT)
     print(  # noqa: T201  the command's answer
         f"{args.output}: {Path(args.output).stat().st_size / 2**20:.1f} MiB, logits differ by {found.logits:.1e} "
         f"(median of {IMAGES} images, at worst {found.worst:.1e}), {found.labels:.3%} of the labels are equal\n"
-        f"latency at {args.size} on {torch.get_num_threads()} CPU threads, median of {IMAGES} images: "
+        f"latency at {size[0]}x{size[1]} on {torch.get_num_threads()} CPU threads, median of {IMAGES} images: "
         f"PyTorch {1000 * found.model_seconds:.0f} ms, {file_format} {1000 * found.file_seconds:.0f} ms"
     )
 
 
-def _size(text: str) -> tuple[int, int]:
+def _size(option: str, text: str) -> tuple[int, int]:
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
-        raise UserError(f"--size {text}: write HEIGHTxWIDTH, e.g. 512x1024")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts) or not all(map(int, parts)):
+        raise UserError(f"{option} {text}: write HEIGHTxWIDTH, both positive, e.g. 512x1024")
     return int(parts[0]), int(parts[1])
+
+
+def _image_size(text: str) -> tuple[int, int]:
+    """Of the file of this name, or what it says."""
+    if Path(text).suffix:
+        height, width = read_image_of({"file_name": text}).shape[:2]
+        return height, width
+    return _size("--image", text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -245,7 +303,13 @@ def parser() -> argparse.ArgumentParser:
     add = arguments.add_argument
     add("--config-file", required=True, metavar="FILE")
     add("--weights", default="", metavar="FILE", help="checkpoint, path or URL; default: MODEL.WEIGHTS")
-    add("--size", required=True, metavar="HxW", help="size of the images, e.g. 512x1024")
+    sizes = arguments.add_mutually_exclusive_group(required=True)
+    sizes.add_argument(
+        "--image",
+        metavar="FILE|HxW",
+        help="an image, or the size of one: the file reads what the config resizes it to (INPUT.MIN_SIZE_TEST)",
+    )
+    sizes.add_argument("--size", metavar="HxW", help="the size that the file reads, e.g. 512x1024")
     add("--format", choices=FORMATS, help="default: as the name of --output says, else onnx")
     add("--output", required=True, metavar="FILE")
     add("opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides")

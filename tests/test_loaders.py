@@ -24,6 +24,7 @@ from tmt_d2.data.loaders import (
     build_semi_supervised_loader,
     build_train_loader,
 )
+from tmt_d2.errors import UserError
 
 
 def records(count: int, dataset: str = "d") -> list[dict[str, Any]]:

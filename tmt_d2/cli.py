@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import re
@@ -99,6 +100,9 @@ def one_line(error: BaseException) -> str:
 
 def log_to_screen() -> None:
     """Detectron2's coloured log lines of the first process, on stdout; calling it again changes nothing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     for name in LOGGERS:
         setup_logger(distributed_rank=comm.get_rank(), name=name)
 
@@ -109,7 +113,9 @@ def log_file(folder: str | Path) -> Iterator[None]:
     log_to_screen()
     Path(folder).mkdir(parents=True, exist_ok=True)
     rank = comm.get_rank()
-    handler = logging.FileHandler(Path(folder) / (f"log.txt.rank{rank}" if rank else "log.txt"))
+    handler = logging.FileHandler(
+        Path(folder) / (f"log.txt.rank{rank}" if rank else "log.txt"), encoding="utf-8", errors="backslashreplace"
+    )
     handler.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S"))
     for name in LOGGERS:
         logging.getLogger(name).addHandler(handler)

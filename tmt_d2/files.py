@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import numpy as np
 
 from tmt_d2.errors import UserError
 
+LONG_NAME = 200  # bytes; file systems take 255, and a temporary file's name is longer than its file's
 REMEDY = "delete it, or choose another folder"
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
@@ -31,9 +33,14 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         OSError: with the path and, where the disk is full, the space left; what was at ``path`` is untouched.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    name = path.name
+    if len(os.fsencode(name)) > LONG_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+    # File names need not be UTF-8; a page or a table that mentions one is written all the same.
+    text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
     try:
-        with temporary.open(mode) as file:
+        with temporary.open(mode, **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -29,9 +29,11 @@ from tmt_d2.data.registration import split_name
 from tmt_d2.deployment.predictor import Predictor, load_model
 from tmt_d2.deployment.streaming import check_apart, find_pictures
 from tmt_d2.errors import UserError
+from tmt_d2.files import remove_temporaries
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.pictures.predicting import KINDS, claim_output, ids_table, predict_files, write_classes
 from tmt_d2.pictures.reporting import label_space_for
+from tmt_d2.processes.lock import sole_run
 
 TRAIN_IDS = "train"
 
@@ -68,10 +70,12 @@ def main(arguments=None):
     ids = None if args.ids == TRAIN_IDS else ids_table(label_space_for(model, split_name(args.ids, "val")))
     claim_output(args.output, cfg, pictures, args.ids)
     if pictures.left_out:
-        print(f"{args.input}: {len(pictures)} pictures, {pictures.left_out} other files left out")
+        print(f"{args.input}: {len(pictures)} images, {pictures.left_out} other and hidden files left out")
     predictor = Predictor.of_model(cfg, model)
-    write_classes(args.output, predictor.classes, ids)
-    outcome = predict_files(predictor, pictures, args.output, args.write, ids, args.batch_size)
+    with sole_run(args.output, "--output"):
+        remove_temporaries(args.output)
+        write_classes(args.output, predictor.classes, ids)
+        outcome = predict_files(predictor, pictures, args.output, args.write, ids, args.batch_size)
     print(f"{args.output}: {outcome}")
     return 1 if outcome.broken else 0
 

@@ -58,8 +58,10 @@ from tmt_d2.experiments.selection.proposal import (
 from tmt_d2.experiments.selection.regions import UncertainRegions
 from tmt_d2.experiments.selection.strategies import AUTO, STRATEGIES, domain
 from tmt_d2.experiments.selection.strategies.interface import Choice, Question
+from tmt_d2.files import remove_temporaries
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.processes.launch import launch
+from tmt_d2.processes.lock import sole_run
 
 
 def parser():
@@ -133,6 +135,13 @@ def fill_share(args):
 def main(arguments=None):
     args = parse(parser(), arguments)
     log_to_screen()
+    check_arguments(args)
+    with sole_run(args.output, "--output"):
+        remove_temporaries(args.output)
+        return propose(args)
+
+
+def check_arguments(args):
     for name, least in {"budget": 1, "batch_size": 1, "num_gpus": 1, "seed": 0}.items():
         if getattr(args, name) < least:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be at least {least}")
@@ -149,6 +158,9 @@ def main(arguments=None):
         raise UserError("--confidence and --regions say what --prelabels writes: add it")
     if args.confidence and args.regions < 1:
         raise UserError("--confidence and --regions both leave pixels out, which nobody could tell apart: take one")
+
+
+def propose(args):
     cfg, asked = question_of(args)
     if args.num_gpus > 1:
         launch(fill_share, args.num_gpus, args=(args,))  # what follows finds the answers

@@ -143,7 +143,7 @@ def _matches(folder: str, parts: Sequence[str], captured: dict[str, str]) -> Ite
         elif os.path.isfile(path):
             yield captured, path
         return
-    match = re.compile(r"(?!\.)" + _expression(part, captured)).fullmatch
+    match = re.compile(r"(?!\.)" + _expression(part, captured, ends=not rest)).fullmatch
     try:
         entries = list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -158,9 +158,11 @@ def _matches(folder: str, parts: Sequence[str], captured: dict[str, str]) -> Ite
                 yield together, entry.path
 
 
-def _expression(part: str, captured: Mapping[str, str]) -> str:
+def _expression(part: str, captured: Mapping[str, str], ends: bool) -> str:
+    """ends: it is a file's name, in whose suffix upper and lower case are the same."""
     expression, known = "", dict(captured)
-    for piece in re.split(r"(\*|\{\w+\})", part):
+    suffix = re.search(r"\.\w+$", part) if ends else None
+    for piece in re.split(r"(\*|\{\w+\})", part[: suffix.start()] if suffix else part):
         name = piece[1:-1]
         if piece == "*":
             expression += ".*"
@@ -171,7 +173,7 @@ def _expression(part: str, captured: Mapping[str, str]) -> str:
         else:
             expression += f"(?P={name})" if name in known else f"(?P<{name}>.+)"
             known[name] = ""
-    return expression
+    return expression + (f"(?i:{re.escape(suffix[0])})" if suffix else "")
 
 
 def _gtav_members(folder: Path, split: str) -> frozenset[str] | Callable[[str], bool]:

@@ -224,7 +224,11 @@ def _read_reduced(path: str, image_format: ChannelOrder, size: tuple[int, int], 
 
 
 def resized_size(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
-    return ResizeShortestEdge.get_output_shape(*size, min_size, max_size) if min_size else size
+    """(H, W) after ``ResizeShortestEdge``, at least one pixel also of an image that is far longer than wide."""
+    if not min_size:
+        return size
+    height, width = ResizeShortestEdge.get_output_shape(*size, min_size, max_size)
+    return max(height, 1), max(width, 1)
 
 
 def _whole(size: tuple[int, int], resized: tuple[int, int]) -> Crop:

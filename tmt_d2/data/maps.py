@@ -35,7 +35,7 @@ class TransferabilityMaps:
         """A picture that is replaced by another one under its name has another map."""
         picture = os.stat(record["file_name"])
         key = f"{os.path.abspath(record['file_name'])}\n{picture.st_size}\n{picture.st_mtime_ns}"
-        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
+        return self.folder / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:24]}.npz"
 
     def write(self, record: Mapping[str, Any], logits: Sequence[Tensor], size: tuple[int, int]) -> None:
         """logits: (ceil(h / stride), ceil(w / stride)) a level, of the picture resized to ``size`` (h, w)."""

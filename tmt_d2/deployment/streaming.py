@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog
 
+from tmt_d2.data.image_files import image_files
 from tmt_d2.data.image_lists import listed_names
 from tmt_d2.data.reader import ChannelOrder, DataError, read_image_of
 from tmt_d2.data.registration import records_of
@@ -28,7 +29,6 @@ from tmt_d2.evaluation.inference import MAX_SCORE_PIXELS
 
 logger = logging.getLogger(__name__)
 
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
 LISTS = {".txt", ".lst"}
 
@@ -82,11 +82,7 @@ def find_pictures(place: str) -> Pictures:
     if place in DatasetCatalog.list():
         return _of_records(place, records_of([place]))
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        images = [file for file in files if file.suffix.lower() in IMAGES]
-        left_out = len(files) - len(images)
-        if not images:
-            raise UserError(f"{place}: this folder has no image ({', '.join(sorted(IMAGES))})")
+        images, left_out = image_files(path)
     elif not path.is_file():
         nearest = did_you_mean(place, DatasetCatalog.list())
         raise FileNotFoundError(f"{place}: no such image, folder, list, video or registered split{nearest}")

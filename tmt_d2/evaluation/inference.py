@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.transforms import ResizeShortestEdge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tmt_d2.data.mapper import resized_size
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.modeling.precision import bfloat16_where_faster, mixed_precision
@@ -146,7 +146,7 @@ class MultiScaleFlip(_Mean):
         size, _ = _score_size(image)
         total: Tensor | None = None
         for min_size in self.min_sizes:
-            scaled = ResizeShortestEdge.get_output_shape(*image.shape[1:], min_size, self.max_size)
+            scaled = resized_size((image.shape[1], image.shape[2]), min_size, self.max_size)
             view = F.interpolate(image[None].float(), scaled, mode="bilinear", align_corners=False, antialias=True)[0]
             for mirrored in (False, True)[: 1 + self.flip]:
                 part = self._ask(view.flip(-1) if mirrored else view, size)

@@ -23,6 +23,7 @@ from tmt_d2.experiments.units import Unit
 from tmt_d2.files import write_json
 from tmt_d2.pictures.board import EvaluationPictures
 from tmt_d2.processes.launch import launch
+from tmt_d2.processes.lock import UNSUPPORTED
 from tmt_d2.processes.signals import STOPPED
 from tmt_d2.training.stages import check_stage, run_stage
 
@@ -70,8 +71,12 @@ def claimed(lock: Path, wait: bool = False) -> Iterator[bool]:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
-        else:
-            yield True
+            return
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            logger.warning("%s: this file system has no locks: a second run of it would not be noticed", lock.parent)
+        yield True
 
 
 def run_all(units: Sequence[Unit], output: Path, run: RunUnit, guess: Mapping[str, float]) -> Progress:

@@ -66,7 +66,7 @@ class Unit:
     def digest(self) -> str:
         """Of its settings and of what it is made from."""
         text = records.settings_fingerprint(self.cfg, self._identity()) + json.dumps(self.made_from, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
     def record(self) -> StageRecord:
         """Of a unit that is done."""
@@ -183,7 +183,7 @@ class _PairUnits:
         about |= {"label_fraction": amount.fraction} if amount.fraction else {"label_count": amount.count}
         if amount.listed:
             names = sorted(listed_names("TRANSFER.LABELLED", cfg.TRANSFER.LABELLED))
-            digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+            digest = hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
             about |= {"labelled": amount.listed, "pictures": digest}
         if sweep is not None:
             about |= {"sweep": sweep.name, "key": sweep.key, "value": value}

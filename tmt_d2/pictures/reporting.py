@@ -12,13 +12,13 @@ from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
 from tmt_d2.config import setup_cfg
+from tmt_d2.data.image_files import image_files
 from tmt_d2.data.label_spaces import LabelSpace
 from tmt_d2.data.labelled import LABEL
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.reader import read_image_of, read_label, read_pair
 from tmt_d2.data.registration import check_registered, label_space_of, labelled_records, records_of
 from tmt_d2.deployment import load_model
-from tmt_d2.deployment.streaming import IMAGES
 from tmt_d2.errors import UserError, did_you_mean
 from tmt_d2.files import read_json
 from tmt_d2.modeling.mask_former import MaskFormer
@@ -63,11 +63,8 @@ def find_records(place: str) -> tuple[list[dict[str, Any]], int]:
     if not path.is_dir():
         nearest = did_you_mean(place, DatasetCatalog.list())
         raise FileNotFoundError(f"--input {place}: no such image, folder or registered split{nearest}")
-    files = sorted(file for file in path.iterdir() if file.is_file())
-    images = [file for file in files if file.suffix.lower() in IMAGES]
-    if not images:
-        raise UserError(f"{place}: this folder has no image ({', '.join(sorted(IMAGES))})")
-    return [{"file_name": str(file)} for file in images], len(files) - len(images)
+    images, left_out = image_files(path, recursive=False)
+    return [{"file_name": str(file)} for file in images], left_out
 
 
 def by_name(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:

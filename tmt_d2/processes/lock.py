@@ -24,16 +24,19 @@ UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system
 
 
 @contextmanager
-def sole_run(folder: str | Path) -> Iterator[None]:
+def sole_run(folder: str | Path, option: str = "OUTPUT_DIR") -> Iterator[None]:
     """Hold ``folder`` for the block, for all processes of this run; every one of them must call it.
 
     The first process holds the lock. The kernel takes it back when that process ends, however it ends; its loader
     processes, which may outlive it for a moment, do not have it (a lock of POSIX is not inherited; flock's is).
 
+    Args:
+        option: the key or option that names the folder, for the message.
+
     Raises:
         UserError: another run has it; in all processes.
     """
-    file, problem = _lock(Path(folder)) if comm.is_main_process() else (None, "")
+    file, problem = _lock(Path(folder), option) if comm.is_main_process() else (None, "")
     problem = comm.all_gather(problem)[0]
     if problem:
         raise UserError(problem)
@@ -44,7 +47,7 @@ def sole_run(folder: str | Path) -> Iterator[None]:
             file.close()  # which unlocks it
 
 
-def _lock(folder: Path) -> tuple[IO[str] | None, str]:
+def _lock(folder: Path, option: str) -> tuple[IO[str] | None, str]:
     """The locked file, or None and why not."""
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / LOCK).open("a+")
@@ -57,7 +60,7 @@ def _lock(folder: Path) -> tuple[IO[str] | None, str]:
         if error.errno in UNSUPPORTED:
             logger.warning("%s: this file system has no locks: a second run in it would not be noticed", folder)
             return None, ""
-        return None, f"OUTPUT_DIR {folder} is in use by {holder}: wait for it, end it, or choose another OUTPUT_DIR"
+        return None, f"{option} {folder} is in use by {holder}: wait for it, end it, or choose another {option}"
     file.truncate(0)
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     file.write(f"a run on {socket.gethostname()}, process {os.getpid()}, since {now}")

@@ -48,7 +48,7 @@ class WandbWriter(EventWriter):
         self.run = wandb.init(
             project=cfg.TRANSFER.WANDB,
             name=os.path.basename(folder),
-            id=hashlib.sha256(folder.encode()).hexdigest()[:16],
+            id=hashlib.sha256(folder.encode(errors="surrogateescape")).hexdigest()[:16],
             resume="allow",
             dir=folder,
             config=yaml.safe_load(cfg.dump()),

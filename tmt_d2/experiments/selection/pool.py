@@ -203,11 +203,11 @@ def _state(pictures: Sequence[Picture]) -> str:
     """Of the files as they are now."""
     stats = [path.stat() if (path := Path(each.record["file_name"])).is_file() else None for each in pictures]
     text = json.dumps([stat and (stat.st_size, stat.st_mtime_ns) for stat in stats])
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
 
 
 def _digest(pictures: Pictures) -> str:
     digest = hashlib.sha256()
     for picture in pictures:
-        digest.update(f"{picture.record['file_name']}\n".encode())
+        digest.update(f"{picture.record['file_name']}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]

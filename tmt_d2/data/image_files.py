@@ -1,0 +1,39 @@
+"""Image files in a folder: one rule for every command that takes a folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tmt_d2.errors import UserError
+
+IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+
+
+def image_files(folder: str | Path, recursive: bool = True) -> tuple[list[Path], int]:
+    """Return the images in ``folder``, sorted by path, and the number of other and hidden files, which are left out.
+
+    Links are followed, a folder that contains itself is entered once. Names that begin with a dot (``._x.png``,
+    ``.ipynb_checkpoints/``) are hidden. The case of a suffix does not matter.
+
+    Raises:
+        UserError: there is no image.
+    """
+    images: list[Path] = []
+    left_out, entered = 0, set()
+    for top, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(top)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
+        for name in files:
+            path = Path(top, name)
+            if name.startswith(".") or path.suffix.lower() not in IMAGES or not path.is_file():
+                left_out += 1
+            else:
+                images.append(path)
+    if not images:
+        raise UserError(f"{folder}: this folder has no image ({', '.join(sorted(IMAGES))})")
+    return sorted(images), left_out

@@ -136,7 +136,7 @@ def test_files_and_going_on(
     kinds = ("labels", "overlays", "confidence", "transferability")
     assert run(model, photos, output, "--write", *kinds, "--ids", "cityscapes") == 0
     told = capsys.readouterr().out
-    assert f"{photos}: 3 pictures, 1 other files left out" in told and "3 pictures predicted\n" in told
+    assert f"{photos}: 3 images, 1 other" in told and "3 pictures predicted\n" in told
     classes = json.loads((output / "classes.json").read_text())["classes"]
     assert len(classes) == 19 and classes[0] == {"id": 7, "name": "road", "color": [128, 64, 128]}
     predictor = Predictor.from_config(*model)

@@ -38,9 +38,9 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
     temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
     # File names need not be UTF-8; a page or a table that mentions one is written all the same.
-    text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
+    encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
     try:
-        with temporary.open(mode, **text) as file:
+        with temporary.open(mode, encoding=encoding, errors=errors) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -20,6 +20,7 @@ from tests.helpers.invented_matrix import make_matrix, metrics, record, three_do
 from tmt_d2 import setup_cfg
 from tmt_d2.commands import report
 from tmt_d2.data.label_spaces import SYNTHIA
+from tmt_d2.errors import UserError
 from tmt_d2.experiments.records import ALL
 from tmt_d2.experiments.report.charts import Chart, HeatTable, Point, Series
 from tmt_d2.experiments.report.document import TEMPLATES, render_page
@@ -266,3 +267,22 @@ def test_a_matrix_shows_its_own_pictures(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_folder_without_results_is_refused(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no finished unit of train_matrix.py"):
         write_report(tmp_path)
+
+
+def test_runs_of_train_net_are_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    for method, value in (("full", 41.25), ("tmt", 43.0)):
+        (tmp_path / method).mkdir()
+        text = f"TRANSFER: {{STAGE: finetune, METHOD: {method}, LABEL_COUNT: 4}}\nSEED: 3\n"
+        (tmp_path / method / "config.yaml").write_text(text)
+        (tmp_path / method / "evaluation.json").write_text(json.dumps({"a_val": {"mIoU": value, "fwIoU": None}}))
+    folders = [str(tmp_path / method) for method in ("full", "tmt")]
+    monkeypatch.setattr("sys.argv", ["report.py", *folders])
+    report.main()
+    rows = capsys.readouterr().out.splitlines()[-2:]
+    assert [row.split()[1:7] for row in rows] == [
+        ["full", "4", "3", "a_val", "41.2"],
+        ["tmt", "4", "3", "a_val", "43.0"],
+    ]
+    monkeypatch.setattr("sys.argv", ["report.py", *folders, str(tmp_path)])
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
+        report.main()

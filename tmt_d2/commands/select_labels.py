@@ -136,9 +136,10 @@ def main(arguments=None):
     args = parse(parser(), arguments)
     log_to_screen()
     check_arguments(args)
+    cfg, asked = question_of(args)
     with sole_run(args.output, "--output"):
         remove_temporaries(args.output)
-        return propose(args)
+        return propose(args, cfg, asked)
 
 
 def check_arguments(args):
@@ -160,8 +161,7 @@ def check_arguments(args):
         raise UserError("--confidence and --regions both leave pixels out, which nobody could tell apart: take one")
 
 
-def propose(args):
-    cfg, asked = question_of(args)
+def propose(args, cfg, asked):
     if args.num_gpus > 1:
         launch(fill_share, args.num_gpus, args=(args,))  # what follows finds the answers
     model, pool = asked["describer"].model, describe(**asked)

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.checkout import run_python
+from tests.helpers.custom_data import write
 from tests.helpers.distributed_driver import STAGES, changes, run_stages, with_statistics
 from tests.helpers.small_runs import contents, make_scenes, save_start, small_cfg
+from tmt_d2.data.label_spaces import CLASSES
 from tmt_d2.methods.alignment import SCORES
 from tmt_d2.methods.table import METHODS
 from tmt_d2.training.stages import run_stage
@@ -25,6 +27,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(make_scenes(folder / "scenes")))
         run_stages(folder / "one", save_start(folder / "start.pth"))
+    images, labels = ("bdd100k/images/10k/{}/{{stem}}.jpg", "bdd100k/labels/sem_seg/masks/{}/{{stem}}.png")
+    splits = {split: {"images": images.format(split), "labels": labels.format(split)} for split in ("train", "val")}
+    write(
+        folder,
+        file="own.yaml",
+        name="own",
+        root="scenes",
+        splits=splits,
+        train_ids=None,
+        classes=list(CLASSES),
+        ignore_ids=[255],
+    )
     return folder
 
 
@@ -143,6 +157,7 @@ def test_one_labelled_image_is_enough_for_several_processes(runs: Path, processe
     for name in METHODS:
         assert (runs / output / name / "evaluation.json").is_file(), name
     assert (runs / output / "estimator" / "estimator.json").is_file()
+    assert json.loads((runs / output / "own" / "evaluation.json").read_text())["own_sem_seg_val"]["mIoU"] >= 0
 
 
 def test_one_process_with_half_the_batch_differs(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,7 +164,8 @@ def stages_only(folder: Path, start: Path) -> None:
 
 
 def one_label(folder: Path, start: Path) -> None:
-    """Every method and the estimator stage with one labelled image, one to test on, and more processes than that."""
+    """Every method and the estimator stage with one labelled image, one to test on, and more processes than that; then
+    the source stage on a custom data set, which only the launched processes register."""
     torch.set_num_threads(1)
     for name in ("estimator", *METHODS):
         options: dict[str, Any] = {
@@ -177,6 +178,12 @@ def one_label(folder: Path, start: Path) -> None:
         if name == "estimator":
             options["DATASETS__SOURCE_TEST"] = ("cityscapes_sem_seg_val",)
         run_stage(small_cfg(name, folder / name, start, **options))
+    own = {
+        "DATASETS__CUSTOM": (str(start.parent / "own.yaml"),),
+        "DATASETS__TRAIN": ("own_sem_seg_train",),
+        "DATASETS__TEST": ("own_sem_seg_val",),
+    }
+    run_stage(small_cfg("source", folder / "own", **own, SOLVER__IMS_PER_BATCH=comm.get_world_size()))
 
 
 if __name__ == "__main__":

@@ -213,6 +213,14 @@ def test_a_list_of_its_own(tmp_path: Path) -> None:
     assert space.lookup()[200] == IGNORE and space.never_occurs == ()
 
 
+def test_colors_of_a_list_are_those_of_label_files(tmp_path: Path) -> None:
+    classes = [{"name": "lawn", "color": [0, 9, 0]}, "pond", {"name": "ignore", "color": [0, 0, 0]}]
+    classes += [{"name": "ignore", "color": [9, 9, 9]}]
+    twice = [{"name": "shed", "color": [7, 0, 0]}, {"name": "barn", "color": [7, 0, 0]}]
+    space = read_custom(write(tmp_path, train_ids={5: "shed"}, classes=[*classes, *twice])).label_space
+    assert space.colors == {(0, 9, 0): 0, (0, 0, 0): IGNORE, (9, 9, 9): IGNORE}  # one of two classes is of neither
+
+
 @pytest.mark.parametrize(
     ("changes", "names"),
     [

@@ -356,3 +356,42 @@ def test_a_pair_of_other_sizes_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SizeError) as error:
         read_pair({"file_name": image, "sem_seg_file_name": label}, CITYSCAPES)
     assert str(error.value) == f"{image} is 5x4, but its label {label} is 6x4"
+
+
+COLORS = {(200, 0, 0): 0, (0, 90, 0): 1, (0, 0, 0): 255, (70, 70, 70): 1}
+IN_COLORS = LabelSpace("town", {0: 0, 1: 1}, frozenset({255}), colors=COLORS)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colors_of_the_class_list(tmp_path: Path, channels: int) -> None:
+    path = tmp_path / "label.png"
+    pixels = np.full((2, 3, channels), 255, np.uint8)
+    pixels[..., :3] = np.array(list(COLORS), np.uint8)[[[0, 1, 2], [3, 1, 0]]]
+    Image.fromarray(pixels).save(path)
+    assert read_label(str(path), IN_COLORS).tolist() == [[0, 1, 255], [1, 1, 0]]
+    pixels[1, 2, :3] = 200, 0, 1
+    Image.fromarray(pixels).save(path)
+    with pytest.raises(UndefinedIdError, match=r"label\.png.*\[200, 0, 1\]"):
+        read_label(str(path), IN_COLORS)
+    with pytest.raises(DataError, match=r"label\.png"):
+        read_label(str(path), BDD100K)
+
+
+@pytest.mark.parametrize(
+    ("greys", "expected"),
+    [
+        ([0, 1, 255], [0, 1, 255]),  # ids, since no class has the color of 1
+        ([0, 70], [255, 1]),  # colors, since there is no id 70
+        ([1, 1], [1, 1]),
+    ],
+)
+def test_greys_in_rgb_are_ids_or_colors(tmp_path: Path, greys: list[int], expected: list[int]) -> None:
+    path = tmp_path / "label.png"
+    Image.fromarray(np.array([[[grey] * 3 for grey in greys]], np.uint8)).save(path)
+    assert read_label(str(path), IN_COLORS).tolist() == [expected]
+
+
+def test_greys_in_rgb_that_may_be_either(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((1, 2, 3), np.uint8)).save(tmp_path / "label.png")
+    with pytest.raises(DataError, match=r"label\.png"):
+        read_label(str(tmp_path / "label.png"), IN_COLORS)

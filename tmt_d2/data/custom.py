@@ -16,6 +16,7 @@ occurs in a label.
 So far the classes are among the 19 of Cityscapes, and the model has these. A class list of its own, of 1 to 254:
 
     classes: [lawn, {name: pond, color: [0, 90, 255]}, ignore, shed]   # ids 0, 1, 2, 3; train ids 0, 1, -, 2
+    # a label file may also be an RGB PNG in the colors that the list gives, `{name: ignore, color: ...}` among them
     class_list: garden_classes.yaml       # or these entries in a file of their own, relative to this one
     train_ids: {3: lawn, 4: lawn, 9: shed}      # with either: other ids in the label files -> its names, or `ignore`
 
@@ -149,6 +150,7 @@ def _read_label_space(file: Path, name: str, content: Mapping[str, Any]) -> Labe
             f"there is {' and '.join(lists) or 'none of them'}"
         )
     classes, own_ids = None, content.get("train_ids")
+    colors: dict[RGB, int] = {}
     if lists:
         (key,) = lists
         values, source = content[key], file
@@ -159,7 +161,7 @@ def _read_label_space(file: Path, name: str, content: Mapping[str, Any]) -> Labe
             where = key if source == file else "the file"
             raise _wrong(source, where, "should be a list of class names, in the order of the ids from 0", values)
         if key == "class_list" or own_ids is not None or any(map(_is_own, values)):
-            names, classes = _read_classes(source, key, values)
+            names, classes, colors = _read_classes(source, key, values)
             _warn_of_near_names(source, key, classes)
             values = names
         if own_ids is None:
@@ -185,7 +187,7 @@ def _read_label_space(file: Path, name: str, content: Mapping[str, Any]) -> Labe
         ignored.add(value)
     if not train_ids:
         raise _wrong(file, key, "should name at least one class", content[key])
-    space = LabelSpace(name, train_ids, frozenset(ignored))
+    space = LabelSpace(name, train_ids, frozenset(ignored), colors=colors)
     if classes is not None:
         space = replace(space, classes=classes)
     return replace(space, never_occurs=tuple(sorted(set(range(len(space.classes))) - set(train_ids.values()))))
@@ -211,10 +213,12 @@ def _class_list_file(file: Path, path: Any) -> Path:
     return file.parent / Path(path).expanduser()
 
 
-def _read_classes(file: Path, key: str, entries: list[Any]) -> tuple[list[str], ClassList]:
-    """The name of each entry, `ignore` among them, and the class list."""
+def _read_classes(file: Path, key: str, entries: list[Any]) -> tuple[list[str], ClassList, dict[RGB, int]]:
+    """The name of each entry, `ignore` among them, the class list, and the train ids of the given colors, but of those
+    that several classes have."""
     names: list[str] = []
     colors: dict[str, RGB] = {}
+    owners: dict[RGB, set[str]] = {}
     for index, entry in enumerate(entries):
         where = f"{key}.{index}"
         name, color = entry, None
@@ -229,11 +233,14 @@ def _read_classes(file: Path, key: str, entries: list[Any]) -> tuple[list[str], 
             raise _wrong(file, where, f"is already the name of {key}.{names.index(name)}", name)
         if color is not None:
             colors[name] = _read_color(file, f"{where}.color", color)
+            owners.setdefault(colors[name], set()).add(name)
         names.append(name)
     classes = [name for name in names if name != "ignore"]
     if not 1 <= len(classes) <= MAX_CLASSES:
         raise _wrong(file, key, f"should have 1 to {MAX_CLASSES} classes", len(classes))
-    return names, class_list(classes, colors)
+    train_ids = {**{name: index for index, name in enumerate(classes)}, "ignore": IGNORE}
+    train_id_of_color = {color: train_ids[min(own)] for color, own in owners.items() if len(own) == 1}
+    return names, class_list(classes, colors), train_id_of_color
 
 
 def _read_color(file: Path, key: str, color: Any) -> RGB:

@@ -8,7 +8,7 @@ sets' own documentation and the label definitions of ``cityscapesScripts`` (see 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -67,6 +67,7 @@ class LabelSpace:
         encoding: ``"index"``, a PNG, grey or palette, whose stored value is the id; ``"synthia"``, a 16-bit PNG with
             three channels, the first (red) of which is the id.
         never_occurs: train ids that no file of the data set holds, even where ``train_ids`` leads to them.
+        colors: in label files that are RGB, color -> train id or ``IGNORE``.
     """
 
     name: str
@@ -75,6 +76,7 @@ class LabelSpace:
     classes: ClassList = CITYSCAPES_CLASSES
     encoding: Literal["index", "synthia"] = "index"
     never_occurs: tuple[int, ...] = ()
+    colors: Mapping[RGB, int] = field(default_factory=dict)
 
     def lookup(self) -> np.ndarray:
         """(256,) uint8: id on disk -> train id, ``IGNORE``, or ``OUTSIDE`` for an undefined id."""

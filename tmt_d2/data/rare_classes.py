@@ -142,6 +142,6 @@ def _fingerprint(records: Sequence[Mapping[str, Any]]) -> str:
     for record in records:
         path, space = str(record[LABEL]), label_space_of(record["dataset"])
         stat = os.stat(path) if os.path.isfile(path) else None
-        meaning = sorted(space.train_ids.items()), sorted(space.ignored), space.encoding
+        meaning = sorted(space.train_ids.items()), sorted(space.ignored), space.encoding, *sorted(space.colors.items())
         names.append([meaning, path, stat and (stat.st_size, stat.st_mtime_ns)])
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]

@@ -114,11 +114,14 @@ def read_label(path: str, label_space: LabelSpace) -> np.ndarray:
         DataError: the file is missing, empty, truncated, or not encoded as `label_space` says, or holds ids that
             `label_space` does not define; or it is one of Mapillary Vistas v2.0, which its palette tells whatever ids
             it holds (one without that palette goes by its ids).
+        UndefinedIdError: an RGB file of a data set with ``label_space.colors`` holds another color.
     """
     if label_space == CITYSCAPES and str(path).endswith("_labelTrainIds.png"):
         label_space = TRAIN_IDS
     data = _read_whole(path)
     ids = _synthia_ids(path, data) if label_space.encoding == "synthia" else _index_ids(path, data, label_space)
+    if ids.ndim == 3:
+        return _of_colors(path, ids, label_space)
     # No table defines id 255 of a 16-bit file, so every id above 255 may stand there as 255.
     label = cv2.LUT(ids if ids.dtype == np.uint8 else np.minimum(ids, 255).astype(np.uint8), label_space.lookup())
     outside = label == OUTSIDE
@@ -255,6 +258,7 @@ def _open(path: str, data: bytes) -> Image.Image:
 
 
 def _index_ids(path: str, data: bytes, label_space: LabelSpace) -> np.ndarray:
+    """(H, W) ids; (H, W, 3) RGB of a file in the colors of ``label_space``."""
     if not data.startswith(PNG) or len(data) < PNG_HEADER:
         raise DataError(f"{path}: is not a PNG file; labels are PNG files of ids, grey or palette")
     depth, color_type = data[24], data[25]  # of the header chunk, which always comes first
@@ -275,18 +279,62 @@ def _index_ids(path: str, data: bytes, label_space: LabelSpace) -> np.ndarray:
     if color_type == GREY and values.max() <= 255:
         return values.astype(np.uint8)
     if not its_files and depth == 8:
-        # Ids that a tool saved in several equal channels; an original is never so.
         colors, alpha = values[..., : 1 if color_type == GREY_ALPHA else 3], values[..., -1]
-        if (colors == colors[..., :1]).all() and (color_type == RGB or (alpha == 255).all()):
-            return np.ascontiguousarray(colors[..., 0])
+        if color_type == RGB or (alpha == 255).all():
+            # Ids that a tool saved in several equal channels; an original is never so.
+            if (colors == colors[..., :1]).all() and not _is_in_colors(path, colors, label_space):
+                return np.ascontiguousarray(colors[..., 0])
+            if label_space.colors and color_type != GREY_ALPHA:
+                return colors
     kind = {GREY: "grey", RGB: "RGB", GREY_ALPHA: "grey with transparency", RGBA: "RGBA"}.get(color_type, "unknown")
     if its_files:
         reason = f"It holds instances or colours: take {its_files}"
     elif color_type == GREY:
         reason = f"It has values up to {values.max()}, and ids are 0-255: does it hold instances or depth?"
     else:
-        reason = "It holds colours or transparency: make ids of them as docs/data.md shows (Masks in colours)"
+        reason = "Colours or transparency: give the classes colors, or make ids (docs/data.md: Masks in colours)"
     raise DataError(f"{path}: is a {depth}-bit {kind} PNG; labels are PNG files of ids, grey or palette. {reason}")
+
+
+def _by_color(pixels: np.ndarray, label_space: LabelSpace) -> np.ndarray:
+    """(H, W, 3) RGB -> (H, W) train ids, ``OUTSIDE`` where ``label_space.colors`` lacks the color."""
+    table = sorted((r << 16 | g << 8 | b, train_id) for (r, g, b), train_id in label_space.colors.items())
+    codes, train_ids = np.array(table).T
+    values = pixels.astype(np.int64) @ (1 << 16, 1 << 8, 1)
+    places = np.searchsorted(codes, values).clip(max=len(codes) - 1)
+    return np.where(codes[places] == values, train_ids[places], OUTSIDE).astype(np.uint8)
+
+
+def _of_colors(path: str, pixels: np.ndarray, label_space: LabelSpace) -> np.ndarray:
+    label = _by_color(pixels, label_space)
+    outside = label == OUTSIDE
+    if outside.any():
+        color = pixels[outside][0].tolist()
+        raise UndefinedIdError(
+            f"{path}: the color {color} is that of no class of {label_space.name}, or of several: write it into the "
+            f"class list, as {{name: ..., color: {color}}}, of ignored pixels with the name ignore"
+        )
+    return label
+
+
+def _is_in_colors(path: str, pixels: np.ndarray, label_space: LabelSpace) -> bool:
+    """Whether an RGB file that is grey throughout holds colors of ``label_space``, not ids.
+
+    Raises:
+        DataError: it may hold either, which would mean different classes.
+    """
+    if pixels.shape[-1] == 1 or not any(len({*color}) == 1 for color in label_space.colors):
+        return False
+    by_color = _by_color(pixels, label_space)
+    by_id = cv2.LUT(np.ascontiguousarray(pixels[..., 0]), label_space.lookup())
+    if (by_color == OUTSIDE).any() or (by_color == by_id).all():
+        return False
+    if (by_id == OUTSIDE).any():
+        return True
+    raise DataError(
+        f"{path}: is an RGB PNG of greys that are ids and colors of {label_space.name} as well: save it as a grey PNG "
+        "of ids, or give the classes colors that are not grey"
+    )
 
 
 def _synthia_ids(path: str, data: bytes) -> np.ndarray:

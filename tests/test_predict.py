@@ -259,3 +259,14 @@ def test_no_two_pictures_have_one_name(tmp_path: Path) -> None:
         write(tmp_path / name, 8, 8)
     names = [picture.name for picture in find_pictures(str(tmp_path))]
     assert len({*names}) == 3
+
+
+def test_names_that_are_too_long_with_another_suffix(model: tuple[str, str], tmp_path: Path) -> None:
+    """Two images that differ in their suffix alone keep it, and ``.png`` behind it would be 256 bytes and more."""
+    for name in ("n" * 248 + ".png", "n" * 248 + ".jpg", "n" * 245 + "a.png", "b.png"):
+        write(tmp_path / "photos" / name, 32, 32)
+    assert run(model, tmp_path / "photos", tmp_path / "out") == 0
+    written = {path.name for path in (tmp_path / "out" / "labels").iterdir()}
+    assert len(written) == 4 and written > {"n" * 245 + "a.png", "b.png"}
+    assert written == {path.name for path in (tmp_path / "out" / "overlays").iterdir()}
+    assert run(model, tmp_path / "photos", tmp_path / "out") == 0  # all are there

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from tmt_d2.pictures.overlays import label_overlay
 KINDS = ("labels", "overlays", "confidence", "transferability")  # each a folder of PNG files
 IDENTITY = "predictions.json"
 CLASSES = "classes.json"
+MAX_NAME = 255  # bytes of a file's name
 Report = Callable[[str], Any]
 
 
@@ -87,7 +89,7 @@ def predict_files(
 
         def missing() -> Iterator[Picture]:
             for picture in pictures:
-                if all(_is_whole(folder / f"{picture.name}.png", picture) for folder in files.values()):
+                if all(_is_whole(png_path(folder, picture.name), picture) for folder in files.values()):
                     outcome.present += 1
                     progress.update()
                 else:
@@ -100,7 +102,7 @@ def predict_files(
             else:
                 for kind, folder in files.items():
                     drawn = _drawn(kind, pixels, prediction, ids, predictor.classes)
-                    write_png(folder / f"{picture.name}.png", drawn)
+                    write_png(png_path(folder, picture.name), drawn)
                 outcome.predicted += 1
             progress.update()
     return outcome
@@ -176,6 +178,14 @@ def _drawn(
         values = prediction.transferability.mean(0)
     grey = (values.numpy() * 255).round().astype(np.uint8)
     return cv2.resize(grey, labels.shape[::-1], interpolation=cv2.INTER_LINEAR) if grey.shape != labels.shape else grey
+
+
+def png_path(folder: Path, name: str) -> Path:
+    """``folder/NAME.png``; where file systems take no name so long, its beginning and a digest of it."""
+    path = folder / f"{name}.png"
+    if len(os.fsencode(path.name)) <= MAX_NAME:
+        return path
+    return path.with_name(f"{path.name[:40]}-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.png")
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:

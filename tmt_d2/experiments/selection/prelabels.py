@@ -18,7 +18,7 @@ from tmt_d2.deployment.predictor import Predictor
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.selection.pool import Pool
 from tmt_d2.files import read_json, remove_temporaries, write_json
-from tmt_d2.pictures.predicting import write_png
+from tmt_d2.pictures.predicting import png_path, write_png
 
 FOLDER, COCO = "prelabels", "prelabels.json"
 BEGUN = "prelabels.begun.json"  # what was asked, as long as not all of it is there
@@ -84,7 +84,7 @@ def write_prelabels(
     found: list[dict[str, Any]] = []
     for image_id, index in enumerate(tqdm(indices, unit="picture", desc=FOLDER), 1):
         name, file = pool.names[index], pool.files[index]
-        path = output / FOLDER / f"{name}.png"
+        path = png_path(output / FOLDER, name)
         if path.is_file():
             pixels, labels = read_pair({"file_name": file, LABEL: str(path)}, own, predictor.image_format)
             sure = predictor(pixels, predictor.image_format).confidence().numpy()

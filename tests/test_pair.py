@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.helpers.checkout import CONFIGS
 from tests.helpers.small_runs import make_scenes, unit_options
 from tmt_d2.cli import one_line_errors
 from tmt_d2.commands import train_pair
+from tmt_d2.errors import UserError
 from tmt_d2.experiments.pair import METRICS, PairResults, pair_units, results_table, run_pair
 from tmt_d2.experiments.report.writing import write_report
 from tmt_d2.experiments.units import Unit
@@ -33,8 +37,10 @@ def scenes(tmp_path_factory):
         yield root
 
 
-def units_in(output: Path, *opts: str) -> list[Unit]:
-    return pair_units(CONFIGS, *PAIR, METHODS, output, [*unit_options(SOLVER__MAX_ITER=1), *opts])
+def units_in(
+    output: Path, *opts: str, methods: Sequence[str] = METHODS, source_weights: Path | None = None
+) -> list[Unit]:
+    return pair_units(CONFIGS, *PAIR, methods, output, [*unit_options(SOLVER__MAX_ITER=1), *opts], source_weights)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +92,35 @@ def test_a_unit_of_other_settings_is_refused_not_overwritten(pair) -> None:
         run_pair(units_in(output, "SOLVER.BASE_LR", "0.5"), output)
 
 
+def test_a_source_model_that_exists_is_evaluated_not_trained(pair, tmp_path: Path) -> None:
+    given, output = tmp_path / "mine.pth", tmp_path / "out"
+    shutil.copy(pair[0] / "source" / "cityscapes" / "seed1" / "model_final.pth", given)
+    units = units_in(output, methods=["full"], source_weights=given)
+    results = run_pair(units, output)
+    for key in ("source_on_source", "source_on_target"):
+        assert results[key] == pair[1][key]
+    assert results["methods"]["full"] == pair[1]["methods"]["full"]
+    assert [path.parent.parent.name for path in output.rglob("*.pth")] == ["labels1"]
+    assert "1 pair, 1 seed, all labels." in write_report(output).read_text()
+    assert run_pair(units, output, lambda unit: pytest.fail(f"{unit.name} ran again")) == results
+    moved = tmp_path / "moved" / given.name
+    moved.parent.mkdir()
+    given.rename(moved)
+    assert all(unit.is_done() for unit in units_in(output, methods=["full"], source_weights=moved))
+    torch.save({**torch.load(moved, weights_only=True), "other": torch.zeros(1)}, given)
+    for other in (given, None):
+        with pytest.raises(UserError, match="source/cityscapes/seed1"):
+            run_pair(units_in(output, methods=["full"], source_weights=other), output)
+
+
+def test_source_weights_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="--source-weights .*nowhere.pth"):
+        units_in(tmp_path, source_weights=tmp_path / "nowhere.pth")
+    (tmp_path / "given.pth").touch()
+    with pytest.raises(UserError, match="MODEL.WEIGHTS"):
+        units_in(tmp_path, "MODEL.WEIGHTS", "other.pth", source_weights=tmp_path / "given.pth")
+
+
 def command(output: Path, monkeypatch: pytest.MonkeyPatch, *opts: str, methods: str = "full") -> int | str | None:
     """Its exit status."""
     arguments = ["--configs", str(CONFIGS), "--source", PAIR[0], "--target", PAIR[1], "--methods", methods]
@@ -107,6 +142,7 @@ def test_a_signal_stops_the_command_and_the_same_command_goes_on(tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(TrainingStep, "backward", signalled)
         assert command(tmp_path, patch) == 75
+    assert "--resume" not in "".join(capsys.readouterr())  # which this command does not know
     source = tmp_path / "source" / "cityscapes" / "seed1"
     assert (source / "model_0000000.pth").is_file() and not (source / "stage.json").exists()
     assert command(tmp_path, monkeypatch) == 0

@@ -60,6 +60,20 @@ PRESETS = sorted((ROOT / "configs" / "matrix").glob("*.yaml"))
         ({"options": {"SEED": 7}}, r"options.SEED: give it as seeds: \[7\]"),
         ({"kind_options": {"source": {"SEED": 7}}}, "kind_options.source.SEED: give it as seeds"),
         ({"labelled": {"a": "one.txt", "b": "one.txt"}}, "labelled: a, b are not all different files"),
+        ({"seeds": [True]}, "seeds"),
+        ({"label_counts": [True]}, "label_counts"),
+        ({"label_fractions": [True]}, "label_fractions"),
+        ({"guess": {"iteration": True}}, "guess.iteration"),
+        ({"guess": {"evaluation": "soon"}}, "guess.evaluation"),
+        ({"guess": {"evaluation": -1}}, "guess.evaluation"),
+        ({"scores": {"images": 1}}, "scores.images"),
+        ({"scores": {"draws": 1.5}}, "scores.draws"),
+        ({"render": {"size": 128}}, "render.size"),
+        ({"options": {"TRANSFER.LABEL_COUNT": 4}}, "options.TRANSFER.LABEL_COUNT"),
+        ({"options": {"DATASETS.TRAIN": ["gtav_sem_seg_train"]}}, "options.DATASETS.TRAIN"),
+        ({"kind_options": {"finetune": {"TRANSFER.METHOD": "linear"}}}, "kind_options.finetune.TRANSFER.METHOD"),
+        ({"kind_options": {"source": {1: 2}}}, "kind_options.source.1"),
+        ({"sweeps": {"s": {"key": "DATASETS.SOURCE_TRAIN", "values": ["a"]}}}, "sweeps.s: key DATASETS.SOURCE_TRAIN"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path, changes, message) -> None:
@@ -68,6 +82,15 @@ def test_files_that_cannot_be_used(tmp_path, changes, message) -> None:
     assert str(tmp_path / "matrix.yaml") in str(caught.value)
     with pytest.raises(FileNotFoundError, match="nothing.yaml does not exist"):
         read_plan(tmp_path / "nothing.yaml")
+
+
+def test_numbers_are_read_as_the_config_reads_them(tmp_path: Path) -> None:
+    path = write_plan(tmp_path)
+    written = "guess: {iteration: 1e-1, evaluation: 2}\nlabel_fractions: [5E-1, 1]\noptions: {SOLVER.BASE_LR: +1e-4}\n"
+    path.write_text(path.read_text() + written + "sweeps: {p: {key: MODEL.TMT.P_T, values: [1e-2, '2e-2']}}\n")
+    plan = read_plan(path)
+    assert plan.guess == {"iteration": 0.1, "evaluation": 2} and plan.label_fractions == (0.5, 1.0)
+    assert plan.options == {"SOLVER.BASE_LR": 1e-4} and plan.sweeps[0].values == (0.01, "2e-2")
 
 
 @pytest.mark.slow

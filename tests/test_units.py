@@ -200,8 +200,6 @@ def test_what_has_several_values_is_not_overridden(tmp_path: Path) -> None:
     for key, where in (("SEED", "seeds"), ("MODEL.TMT.P_T", "sweeps.p_T")):
         with pytest.raises(ValueError, match=f"^{key} is overridden, and {where} gives it several values: take one"):
             units_of(plan, tmp_path, [key, "0"])
-    with pytest.raises(ValueError, match="DATASETS.TEST is overridden by a, b: a unit is tested on one split"):
-        units_of(plan, tmp_path, ["DATASETS.TEST", "('a', 'b')"])
 
 
 def test_what_is_made_from_a_unit_goes_with_it(tmp_path: Path) -> None:

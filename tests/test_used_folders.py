@@ -15,6 +15,7 @@ import torch
 
 from tests.helpers.small_runs import small_cfg, small_units
 from tmt_d2.errors import UserError
+from tmt_d2.experiments.plan import PLANNED
 from tmt_d2.experiments.running import run_all
 from tmt_d2.modeling import deformable_attention
 from tmt_d2.modeling.deformable_attention import ms_deform_attn
@@ -36,10 +37,10 @@ def test_overrides_that_a_plan_varies_are_refused(tmp_path: Path, override: tupl
         small_units(tmp_path, *override, label_counts=[2, 4])
 
 
-@pytest.mark.parametrize("override", [("TRANSFER.METHOD", "linear"), ("OUTPUT_DIR", "elsewhere")])
-def test_overrides_that_units_have_themselves_are_refused(tmp_path: Path, override: tuple[str, str]) -> None:
-    with pytest.raises(UserError, match=override[0]):
-        small_units(tmp_path, *override)
+@pytest.mark.parametrize("key", PLANNED)
+def test_overrides_that_units_have_themselves_are_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(UserError, match=key):
+        small_units(tmp_path, key, "gtav_sem_seg_train")
 
 
 def test_a_sweep_has_the_values_that_the_config_reads(tmp_path: Path) -> None:

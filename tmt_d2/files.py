@@ -103,6 +103,15 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sha256_of(path: str | Path) -> hashlib._Hash:
+    """Hash of the bytes of a file, which need not fit into memory."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest
+
+
 def write_json(path: str | Path, values: Mapping[str, Any]) -> None:
     """``values`` as indented JSON, atomically; floats keep their full precision, what is not a number becomes null."""
     with atomic_write(path, "w") as file:

@@ -5,8 +5,9 @@
 
 A pair is a matrix with one cell: folders, records and progress.txt in --output are those of train_matrix.py, and
 tools/report.py works on it. Units that are done are skipped and an interrupted one goes on, so the same command again
-is how to resume. OUTPUT/results.json holds what the table shows. Every unit has the SEED of source.yaml, unless an
-override says otherwise. Exit status: 0 done; 2 an error that one line on stderr names; 75 stopped by a signal.
+is how to resume. With --source-weights FILE no source model is trained: that of FILE is evaluated and adapted.
+OUTPUT/results.json holds what the table shows. Every unit has the SEED of source.yaml, unless an override says
+otherwise. Exit status: 0 done; 2 an error that one line on stderr names; 75 stopped by a signal.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def parser():
     add("--target", required=True, help="data set name, e.g. bdd100k")
     methods = f"methods ({', '.join(METHODS)}) and variants (tmt-square, ...), each a file of --configs: %(default)s"
     add("--methods", nargs="+", default=["full", "tmt"], help=methods)
+    weights = "checkpoint of a source model that exists: it is evaluated, none is trained"
+    add("--source-weights", type=Path, metavar="FILE", help=weights)
     add("--output", type=Path, required=True, help="folder for everything that is written")
     add("--num-gpus", type=int, default=1, help="GPUs of this machine per unit (on a CPU: processes)")
     add("opts", nargs="*", default=[], help="KEY VALUE ... overrides for every unit, anywhere")
@@ -39,7 +42,8 @@ def parser():
 def main():
     args = parse(parser())
     log_to_screen()
-    units = pair_units(args.configs, args.source, args.target, args.methods, args.output, args.opts)
+    pair = args.configs, args.source, args.target, args.methods, args.output
+    units = pair_units(*pair, args.opts, args.source_weights)
     check_names(units)
     print(results_table(run_pair(units, args.output, partial(launch_unit, num_processes=args.num_gpus))))
 

@@ -28,11 +28,11 @@ class Estimate:
 
     @staticmethod
     def _sort(unit: Unit) -> tuple[str, str]:
-        return unit.kind, unit.about.get("method", "")
+        return "evaluation" if "weights" in unit.about else unit.kind, unit.about.get("method", "")
 
     @staticmethod
     def _size(unit: Unit) -> int:
-        if unit.kind in ("evaluation", "scores"):
+        if unit.trains_nothing:
             return 1
         aligned = unit.cfg.TRANSFER.ALIGNMENT.ITERATIONS if method_of(unit.cfg).raises else 0
         return unit.cfg.SOLVER.MAX_ITER + (aligned if unit.kind == "finetune" else 0)

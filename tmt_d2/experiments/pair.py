@@ -9,6 +9,7 @@ from typing import TypedDict
 from tabulate import tabulate
 
 from tmt_d2.config_file import find_config
+from tmt_d2.errors import UserError
 from tmt_d2.experiments.plan import Plan, check_methods
 from tmt_d2.experiments.records import About
 from tmt_d2.experiments.running import RunUnit, run_all, run_unit
@@ -32,19 +33,34 @@ class PairResults(TypedDict):
 
 
 def pair_units(
-    configs: Path, source: str, target: str, methods: Sequence[str], output: Path, opts: Sequence[str] = ()
+    configs: Path,
+    source: str,
+    target: str,
+    methods: Sequence[str],
+    output: Path,
+    opts: Sequence[str] = (),
+    source_weights: Path | None = None,
 ) -> list[Unit]:
     """
     Args:
         configs: folder with ``source.yaml``, ``estimator.yaml`` and a file for each method and variant.
         source, target: data set names such as "cityscapes"; their splits are ``<name>_sem_seg_train`` and ``_val``.
         opts: KEY VALUE ... overrides for every unit.
+        source_weights: checkpoint of the source model; None: it is trained.
+
+    Raises:
+        FileNotFoundError, UserError: what is given cannot be used.
     """
+    if source_weights and not source_weights.is_file():
+        raise FileNotFoundError(f"--source-weights {source_weights} is no file: name a checkpoint of a source model")
+    if source_weights and "MODEL.WEIGHTS" in opts[::2]:
+        raise UserError("MODEL.WEIGHTS is overridden, and --source-weights is the source model: take one of them out")
     configs = find_config(configs)
     if not configs.is_dir():
         raise FileNotFoundError(f"--configs {configs} is not a folder")
     check_methods(configs, methods)
-    return units_of(Plan(configs, ((source, target),), tuple(methods)), output, opts)
+    plan = Plan(configs, ((source, target),), tuple(methods), source_weights=source_weights)
+    return units_of(plan, output, opts)
 
 
 def run_pair(units: Sequence[Unit], output: Path, run: RunUnit = run_unit) -> PairResults:

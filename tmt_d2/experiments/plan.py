@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,11 +11,39 @@ from typing import Any
 import yaml
 
 from tmt_d2.config import setup_cfg
+from tmt_d2.config_checks import COUNT, NONNEGATIVE, SIZES, Range
 from tmt_d2.config_file import UniqueKeys, find_config
 from tmt_d2.errors import UserError, did_you_mean
 
-NOT_SWEPT = ("SEED", "OUTPUT_DIR", "MODEL.WEIGHTS", "TRANSFER.STAGE", "DATASETS.TRAIN", "DATASETS.TEST")
+# Keys that each unit gets from the plan, under whose names it is recorded.
+PLANNED = (
+    "OUTPUT_DIR",
+    "TRANSFER.STAGE",
+    "TRANSFER.METHOD",
+    "DATASETS.TRAIN",
+    "DATASETS.TEST",
+    "DATASETS.SOURCE_TRAIN",
+    "DATASETS.SOURCE_TEST",
+)
+NOT_SWEPT = (*PLANNED, "SEED", "MODEL.WEIGHTS")
+LISTED = {  # keys of the config that a matrix file has lists for
+    "SEED": "seeds",
+    "TRANSFER.LABEL_FRACTION": "label_fractions",
+    "TRANSFER.LABEL_COUNT": "label_counts",
+}
+GUESS = {"iteration": NONNEGATIVE, "evaluation": NONNEGATIVE}
+SCORES = {"images": Range(2, whole=True), "pixels": Range(2, whole=True), "draws": COUNT}
+RENDER = {"train": COUNT, "val": COUNT, "size": SIZES, "seed": Range(0, whole=True)}
 KINDS = ("source", "evaluation", "scores", "estimator", "finetune")
+
+
+class _Loader(UniqueKeys):
+    """``UniqueKeys`` that reads 1e-4 as a number, as the config does; YAML 1.1 wants 1.0e-4."""
+
+
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +66,7 @@ class Plan:
     options: KEY VALUE overrides for all units, and by kind for units of that kind. scores: arguments of
     ``score_checkpoint``, or None: no scores. guess: seconds of an "iteration" and of an "evaluation" where none was
     measured. render: "train" and "val" images of each data set that the command draws before the first unit; None: the
-    data is there.
+    data is there. source_weights: checkpoint of the source model, which is then not trained; of Python alone.
     """
 
     configs: Path
@@ -53,6 +82,7 @@ class Plan:
     scores: Mapping[str, int] | None = None
     guess: Mapping[str, float] = field(default_factory=dict)
     render: Mapping[str, Any] | None = None
+    source_weights: Path | None = None
 
 
 def check_methods(configs: Path, methods: Sequence[str]) -> None:
@@ -81,7 +111,7 @@ def read_plan(path: str | Path) -> Plan:
     if not path.is_file():
         raise FileNotFoundError(f"matrix file {path} does not exist")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader subclass
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     try:
@@ -91,7 +121,11 @@ def read_plan(path: str | Path) -> Plan:
 
 
 def _plan(content: Any, folder: Path) -> Plan:
-    _mapping(content, "a matrix file", ["sources", "targets", *(each.name for each in fields(Plan))])
+    _mapping(
+        content,
+        "a matrix file",
+        ["sources", "targets", *(each.name for each in fields(Plan) if each.name != "source_weights")],
+    )
     if not isinstance(content.get("configs"), str):
         raise UserError(f"configs is {content.get('configs')!r}: it must name a folder, relative to this file")
     configs = folder / content["configs"]
@@ -108,15 +142,16 @@ def _plan(content: Any, folder: Path) -> Plan:
         label_counts=_label_counts(content),
         labelled=_labelled(content, folder),
         sweeps=tuple(
-            _sweep(name, item, configs, methods) for name, item in _mapping(content.get("sweeps", {}), "sweeps").items()
+            _sweep(str(name), item, configs, methods)
+            for name, item in _mapping(content.get("sweeps", {}), "sweeps").items()
         ),
         options=_options(content.get("options", {}), "options"),
         kind_options={
             kind: _options(options, f"kind_options.{kind}")
             for kind, options in _mapping(content.get("kind_options", {}), "kind_options", KINDS).items()
         },
-        scores=_optional(content, "scores", ("images", "pixels", "draws")),
-        guess=_mapping(content.get("guess", {}), "guess", ("iteration", "evaluation")),
+        scores=None if content.get("scores") is None else _numbers(content["scores"], "scores", SCORES),
+        guess=_numbers(content.get("guess", {}), "guess", GUESS),
         render=_render(content),
     )
 
@@ -132,8 +167,11 @@ def _label_counts(content: Mapping[str, Any]) -> tuple[int, ...]:
 
 def _options(content: Any, what: str) -> dict[str, Any]:
     options = _mapping(content, what)
-    if "SEED" in options:
-        raise UserError(f"{what}.SEED: give it as seeds: [{options['SEED']}]")
+    for key in options:
+        if key in LISTED:
+            raise UserError(f"{what}.{key}: give it as {LISTED[key]}: [{options[key]}]")
+        if key in PLANNED or not isinstance(key, str):
+            raise UserError(f"{what}.{key}: each unit has its own, or it is no key of the config: leave it out")
     return options
 
 
@@ -189,14 +227,19 @@ def _sweep(name: str, item: Any, configs: Path, methods: Sequence[str]) -> Sweep
 
 
 def _render(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    values = _optional(content, "render", ("train", "val", "size", "seed"))
-    if values is None:
+    if content.get("render") is None:
         return None
+    values = _numbers(content["render"], "render", RENDER)
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-def _optional(content: Mapping[str, Any], key: str, known: Collection[str]) -> dict[str, Any] | None:
-    return None if content.get(key) is None else _mapping(content[key], key, known)
+def _numbers(value: Any, what: str, ranges: Mapping[str, Range]) -> dict[str, Any]:
+    values = _mapping(value, what, ranges)
+    for key, number in values.items():
+        if not ranges[key].admits(number):
+            kind = "whole numbers, " if ranges[key].whole else "numbers, "
+            raise UserError(f"{what}.{key} is {number!r}: it takes {kind}{ranges[key]}")
+    return values
 
 
 def _mapping(value: Any, what: str, known: Collection[str] | None = None) -> dict[str, Any]:
@@ -215,7 +258,11 @@ def _list(content: Mapping[str, Any], key: str, kind: type, default: Sequence[An
     if key not in content and default is not None:
         return list(default)
     kinds = (int, float) if kind is float else kind
-    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(item, kinds) for item in value):
+
+    def fits(item: Any) -> bool:
+        return isinstance(item, kinds) and (kind is object or not isinstance(item, bool))  # True is an int, too
+
+    if not isinstance(value, (list, tuple)) or not value or not all(map(fits, value)):
         each = {str: "name", int: "whole number", float: "number", object: "value"}[kind]
         raise UserError(f"{key} is {value!r}: it must be a list of at least one {each}")
     return list(value)

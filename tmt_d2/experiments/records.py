@@ -55,7 +55,8 @@ class About(_Source, total=False):
 
     kind: of ``KINDS``. target: of all but source models. variant: of an estimator that differs from the shared one,
     empty for that. method, label_fraction or label_count: of fine-tuning; labelled, pictures: name and digest of the
-    list that names the labelled pictures, where one does; sweep, key, value: of one in a sweep.
+    list that names the labelled pictures, where one does; sweep, key, value: of one in a sweep. weights: digest of the
+    checkpoint that is the source model, where the unit only evaluates it.
     """
 
     target: str
@@ -68,6 +69,7 @@ class About(_Source, total=False):
     sweep: str
     key: str
     value: Any
+    weights: str
 
 
 def labels_of(about: Mapping[str, Any]) -> Labels:

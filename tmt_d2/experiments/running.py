@@ -41,8 +41,8 @@ def run_unit(unit: Unit) -> None:
         unit.folder.mkdir(parents=True, exist_ok=True)
         write_json(unit.folder / SCORES_FILE, values)
         return
-    is_evaluation, hooks = unit.kind == "evaluation", [EvaluationPictures(unit.cfg)]
-    run_stage(unit.cfg, resume=not is_evaluation, eval_only=is_evaluation, hooks=hooks)
+    hooks = [EvaluationPictures(unit.cfg)]
+    run_stage(unit.cfg, resume=not unit.trains_nothing, eval_only=unit.trains_nothing, hooks=hooks)
 
 
 def launch_unit(unit: Unit, num_processes: int) -> None:
@@ -156,5 +156,5 @@ def check_units(units: Sequence[Unit]) -> None:
         settings = unit.kind, cfg.TRANSFER.METHOD, cfg.DATASETS.dump(), labels
         if settings not in seen:
             register_data(cfg)
-            check_stage(cfg, eval_only=unit.kind == "evaluation")
+            check_stage(cfg, eval_only=unit.trains_nothing and unit.kind != "scores")
         seen.add(settings)

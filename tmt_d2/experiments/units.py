@@ -17,12 +17,12 @@ from tmt_d2.data.image_lists import listed_names
 from tmt_d2.data.registration import split_name
 from tmt_d2.errors import UserError, did_you_mean
 from tmt_d2.experiments import records
-from tmt_d2.experiments.plan import Plan, Sweep
+from tmt_d2.experiments.plan import PLANNED, Plan, Sweep
 from tmt_d2.experiments.records import About, Identity, Labels, StageRecord
+from tmt_d2.files import sha256_of
 from tmt_d2.methods.table import method_of
 
 LABEL_KEYS = ("TRANSFER.LABEL_COUNT", "TRANSFER.LABELLED", "TRANSFER.LABEL_FRACTION")
-NOT_OVERRIDDEN = ("TRANSFER.STAGE", "TRANSFER.METHOD", "OUTPUT_DIR")
 # What an estimator is trained for: a method or variant that says something else here needs one of its own.
 ESTIMATOR_KEYS = ("REGIONS", "CELL_SIZES", "ITERATIONS", "KAPPA", "DISCRIMINATOR")
 
@@ -45,6 +45,11 @@ class Unit:
     @property
     def kind(self) -> str:
         return self.about["kind"]
+
+    @property
+    def trains_nothing(self) -> bool:
+        """Whether the unit only evaluates a checkpoint, or scores it."""
+        return self.kind in ("evaluation", "scores") or "weights" in self.about
 
     @property
     def folder(self) -> Path:
@@ -98,7 +103,7 @@ def units_of(plan: Plan, output: Path, opts: Sequence[str] = ()) -> list[Unit]:
     if overridden and (sum(map(len, amounts.values())) > 1 or listed not in ([], ["label_fractions"])):
         raise UserError(f"{overridden[0]} is overridden, and {listed[0]} says how many labels: take one of them out")
     for key in opts[::2]:
-        if key in NOT_OVERRIDDEN:
+        if key in PLANNED:
             raise UserError(f"{key} is overridden, and each unit has its own: leave it out")
     from_override = "SEED" in opts[::2] or not plan.seeds
     for seed in (setup_cfg(str(plan.configs / "source.yaml"), opts).SEED,) if from_override else plan.seeds:
@@ -107,11 +112,6 @@ def units_of(plan: Plan, output: Path, opts: Sequence[str] = ()) -> list[Unit]:
                 if unit.name not in units:  # those it needs come first
                     made_from = {need: units[need].digest() for need in unit.needs}
                     units[unit.name] = replace(unit, made_from=made_from)
-                tested = unit.cfg.DATASETS.TEST
-                if len(tested) != 1:
-                    raise UserError(
-                        f"DATASETS.TEST is overridden by {', '.join(tested)}: a unit is tested on one split"
-                    )
     return list(units.values())
 
 
@@ -123,13 +123,20 @@ class _PairUnits:
         self.source, self.target, self.seed = source, target, seed
         self.cell_name = f"{source}-{target}"
         self.source_name = f"source/{source}/seed{seed}"
-        self.weights = f"{output / self.source_name}/model_final.pth"
+        self.weights = str(plan.source_weights or f"{output / self.source_name}/model_final.pth")
         fields = {"source": source, "target": target, "seed": seed}
         self.lists = {name: file.format(**fields) for name, file in plan.labelled.items()}
 
     def units(self) -> Iterator[Unit]:
-        cfg = self.cfg("source", self.source_name, "source", test=self.source)
-        yield Unit(self.source_name, cfg, (), {"kind": "source", "source": self.source, "seed": self.seed})
+        given = self.plan.source_weights
+        cfg = self.cfg("source", self.source_name, "source", str(given or ""), test=self.source)
+        about: About = {"kind": "source", "source": self.source, "seed": self.seed}
+        yield Unit(
+            self.source_name,
+            cfg,
+            (),
+            about if given is None else {**about, "weights": sha256_of(given).hexdigest()[:16]},
+        )
         for kind in ("evaluation", "scores"):
             if kind == "evaluation" or self.plan.scores is not None:
                 name = f"{kind}/{self.cell_name}/seed{self.seed}"

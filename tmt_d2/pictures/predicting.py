@@ -22,7 +22,7 @@ from tmt_d2.data.reader import PNG, DataError
 from tmt_d2.deployment.predictor import Prediction, Predictor
 from tmt_d2.deployment.streaming import Picture, Pictures, predictions
 from tmt_d2.errors import UserError
-from tmt_d2.files import atomic_write, read_json, write_json
+from tmt_d2.files import atomic_write, read_json, sha256_of, write_json
 from tmt_d2.pictures.overlays import label_overlay
 
 KINDS = ("labels", "overlays", "confidence", "transferability")  # each a folder of PNG files
@@ -158,8 +158,7 @@ def write_classes(output: Path, classes: ClassList, ids: np.ndarray | None = Non
 def _digest(file: str) -> str:
     if not Path(file).is_file():
         return file  # a URL
-    with open(file, "rb") as content:
-        return hashlib.sha256(content.read()).hexdigest()
+    return sha256_of(file).hexdigest()
 
 
 def _drawn(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor
 
-from tests.helpers.small_runs import tmt_cfg
+from tests.helpers.small_runs import contents, tmt_cfg
 from tmt_d2.data.augmentation import Crop
 from tmt_d2.data.maps import STRIDES, TransferabilityMaps
 from tmt_d2.data.reader import DataError
+from tmt_d2.errors import UserError
 from tmt_d2.methods import precompute
 from tmt_d2.methods.precompute import prepare_maps
 from tmt_d2.training.stages import load_source_model, run_stage
@@ -117,6 +120,37 @@ def test_a_process_whose_share_of_missing_maps_is_empty_makes_none(
         )
         maps = prepare_maps(cfg, model, load_source_model)
         assert maps is not None and len(list(maps.folder.glob("*.npz"))) == maps_made
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+def test_maps_depend_on_settings_of_a_users_own_backbone(tmp_path: Path, start: Path) -> None:
+    def name(scale: float) -> str:
+        cfg = tmt_cfg(tmp_path, start)
+        cfg.defrost()
+        cfg.MODEL.MINE = CfgNode({"SCALE": scale})  # as a file that TMT_IMPORT names adds it
+        return precompute._fingerprint(cfg, str(start))
+
+    assert name(1.0) == name(1.0) != name(2.0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+def test_a_resumed_run_reads_no_maps_of_an_estimator_made_since(tmp_path: Path, start: Path) -> None:
+    weights, other = tmp_path / "source.pth", tmp_path / "other.pth"
+    shutil.copy(start, weights)
+    run_stage(tmt_cfg(tmp_path / "run", weights, SOLVER__MAX_ITER=1))
+    content = torch.load(start, weights_only=True)
+    own = [name for name in content["model"] if name.startswith("transferability.discriminators.")]
+    content["model"][own[0]] += 1
+    for path in (other, weights):  # another name, and the name that the run began with
+        torch.save(content, path)
+        with pytest.raises(UserError, match=path.name):
+            run_stage(tmt_cfg(tmp_path / "run", path, SOLVER__MAX_ITER=2), resume=True)
+    assert len({path.parent for path in tmp_path.rglob("transferability/*/*.npz")}) == 1  # none was made of the other
+    shutil.copy(start, tmp_path / "moved.pth")
+    run_stage(tmt_cfg(tmp_path / "run", tmp_path / "moved.pth", SOLVER__MAX_ITER=2), resume=True)
+    assert contents(tmp_path / "run" / "model_final.pth")["/trainer/iteration"] == 1
 
 
 @pytest.mark.slow

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from detectron2.config import CfgNode
@@ -23,6 +22,7 @@ from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.maps import TransferabilityMaps
 from tmt_d2.data.reader import UNREADABLE
 from tmt_d2.data.registration import records_of
+from tmt_d2.files import sha256_of
 from tmt_d2.modeling.modes import evaluation_mode
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.processes.signals import Stoppable
@@ -49,15 +49,12 @@ def prepare_maps(
         load: puts the weights of MODEL.WEIGHTS into the model.
 
     Returns:
-        None where T is not read while training: it does not act there, or TRANSFER.MAPS or the features say so.
+        None where maps are not read.
 
     Raises:
         OSError: the folder cannot be written to.
     """
-    tmt = cfg.MODEL.TMT
-    if not isinstance(model, TransferableMaskFormer) or tmt.FEATURES != "source" or not cfg.TRANSFER.MAPS:
-        return None
-    if tmt.ATTENTION == "off" or not tmt.TRAIN_ATTENTION:
+    if not reads_maps(model, cfg):
         return None
     weights = PathManager.get_local_path(cfg.MODEL.WEIGHTS)
     parent = Path(weights).parent / FOLDER if cfg.TRANSFER.MAPS == "auto" else Path(cfg.TRANSFER.MAPS)
@@ -72,6 +69,14 @@ def prepare_maps(
         _write(cfg, model, missing, maps)
     comm.synchronize()
     return maps
+
+
+def reads_maps(model: nn.Module, cfg: CfgNode) -> TypeGuard[TransferableMaskFormer]:
+    """Whether training reads T from disk: not where T does not act there, or TRANSFER.MAPS or the features say so."""
+    tmt = cfg.MODEL.TMT
+    if not isinstance(model, TransferableMaskFormer) or tmt.FEATURES != "source" or not cfg.TRANSFER.MAPS:
+        return False
+    return tmt.ATTENTION != "off" and tmt.TRAIN_ATTENTION
 
 
 class _Readable:
@@ -124,7 +129,6 @@ def _fingerprint(cfg: CfgNode, weights: str) -> str:
     for key, node in cfg.MODEL.items():  # a user's own backbone may read any other section
         if key not in ("WEIGHTS", "DEVICE", "META_ARCHITECTURE", "MASK_FORMER", "TMT"):
             settings[f"MODEL.{key}"] = node.dump() if isinstance(node, CfgNode) else node
-    with open(weights, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read())
+    digest = sha256_of(weights)
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()[:16]

@@ -353,6 +353,34 @@ def read_state(path: str) -> dict[str, Tensor]:
     return _Reader(nn.Module()).load(path)["model"]
 
 
+def refuse_another_estimator(path: str, folder: str | Path) -> None:
+    """Refuse to resume a fine-tuning where the file that it began with now holds another estimator: T of training
+    images would come from that one, T of all others from the checkpoint's.
+
+    Args:
+        path: MODEL.WEIGHTS. folder: of the run.
+
+    Raises:
+        UserError: names the file.
+    """
+    for file in TMTCheckpointer(nn.Module(), str(folder)).resumable():
+        try:
+            there = read_state(str(file))
+        except DamagedCheckpoint:
+            continue  # as ``resume_or_load`` does
+        here = read_state(path)
+        for name, value in there.items():
+            if not name.startswith(ESTIMATOR) or name == SETTINGS:
+                continue
+            other = here.get(name, here.get(name[len(ESTIMATOR) :]))  # a copy of the model's own encoder, or that
+            if other is not None and not torch.equal(value, other):
+                raise UserError(
+                    f"--resume: the estimator in MODEL.WEIGHTS {path} is not the one that {file} began with: restore "
+                    "that file, or choose another OUTPUT_DIR"
+                )
+        return
+
+
 def keep_weights(folder: str | Path) -> None:
     """Make the folder of a stage that has ended small: its final checkpoint keeps the weights, the optimiser and the
     schedule go, and so do the checkpoints of steps before it. Without effect the second time, or without a checkpoint.

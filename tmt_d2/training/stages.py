@@ -40,7 +40,7 @@ from tmt_d2.files import remove_temporaries, write_json
 from tmt_d2.methods.alignment import AlignmentTraining, build_alignment_loader, pixels_of_a_call
 from tmt_d2.methods.drift import DRIFT, build_drift
 from tmt_d2.methods.estimator import DiscriminatorTraining, held_out_loader, measure
-from tmt_d2.methods.precompute import prepare_maps
+from tmt_d2.methods.precompute import prepare_maps, reads_maps
 from tmt_d2.methods.table import Method, method_of
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.processes.lock import sole_run
@@ -51,6 +51,7 @@ from tmt_d2.training.checkpoint import (
     FINAL,
     METHOD_TRAINING,
     TMTCheckpointer,
+    refuse_another_estimator,
 )
 from tmt_d2.training.environment import environment
 from tmt_d2.training.folder import RESULTS, KeepConfig, has_ended, refuse_another_run_in, warn_of_a_run_in
@@ -309,6 +310,8 @@ def _run_training(
             cfg.defrost()
             cfg.MODEL.WEIGHTS = _align(cfg, model, method.raises, resume)
             cfg.freeze()
+        if started and reads_maps(model, cfg):
+            refuse_another_estimator(cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR)
         maps = prepare_maps(cfg, model, load_source_model)
         drift = build_drift(cfg, model)
         training = method.training(cfg, model) if method.training else None
@@ -325,7 +328,7 @@ def _run_training(
 
     def evaluate() -> dict[str, Any]:
         others = {} if training is None else training.also_evaluated()
-        scores = evaluate_model(cfg, model, which="student") if others else evaluate_model(cfg, model)
+        scores = evaluate_model(cfg, model, which="teacher") if others else evaluate_model(cfg, model)
         for name, other in others.items():
             for split, metrics in evaluate_model(cfg, other, f"inference/{name}", name).items():
                 scores[split] |= {f"{metric}-{name}": metrics[metric] for metric in MEANS if metric in metrics}

@@ -58,6 +58,18 @@ def test_what_is_best_follows_from_the_list(tmp_path: Path) -> None:
         Best(tmp_path, "pACC", SPLIT, 0).read(30)
 
 
+def test_records_of_earlier_versions_counted_from_zero(tmp_path: Path) -> None:
+    listed = [{"iteration": 9, "value": 1.0}, {"iteration": 19, "value": 2.0}, {"iteration": 29, "value": None}]
+    record = {"metric": "mIoU", "split": SPLIT, "best": 19, "evaluations": listed}
+    (tmp_path / "best.json").write_text(json.dumps(record))
+    best = Best(tmp_path, "mIoU", SPLIT, patience=0)
+    best.read(last=20)
+    assert best.values == {10: 1.0, 20: 2.0} and best.iteration == 20
+    best.note(30, {SPLIT: {"mIoU": 1.5}}, lambda: None)
+    record = json.loads((tmp_path / "best.json").read_text())
+    assert record["best"] == 20 and [each["after"] for each in record["evaluations"]] == [10, 20, 30]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("data_root")
 class TestRuns:
@@ -76,6 +88,8 @@ class TestRuns:
         assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
         log = (tmp_path / "log.txt").read_text()
         assert f"mIoU of {SPLIT}: 6.50 after 4 iterations; best so far: 7.00 after 2" in log
+        record = json.loads((tmp_path / "best.json").read_text())
+        assert record["best"] == 2 and [each["after"] for each in record["evaluations"]] == [1, 2, 3, 4]
         for line in environment():
             assert line in log
         assert "commit: " in log and "command: " in log

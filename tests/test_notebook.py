@@ -20,6 +20,7 @@ from tests.helpers.small_runs import TINIEST, small_cfg, tmt_cfg
 from tmt_d2 import notebook
 from tmt_d2.deployment import Prediction
 from tmt_d2.errors import UserError
+from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.pictures.board import EvaluationPictures
 from tmt_d2.training.stages import run_stage
 
@@ -66,6 +67,9 @@ class Counting(HookBase):
     def __init__(self) -> None:
         self.steps = 0
 
+    def before_train(self) -> None:
+        assert isinstance(self.trainer.model, TransferableMaskFormer)  # as in Detectron2's own trainers
+
     def after_step(self) -> None:
         self.steps += 1
         self.trainer.storage.put_scalar("mine", self.steps, smoothing_hint=False)
@@ -85,6 +89,24 @@ def test_hooks_of_ones_own_and_pictures(start: Path, tmp_path: Path) -> None:
     run_stage(tmt_cfg(tmp_path / "without", start, TEST__EVAL_PERIOD=2))
     a, b = ((tmp_path / name / "evaluation.json").read_text() for name in ("with", "without"))
     assert a == b  # looking changes nothing
+
+
+@pytest.mark.usefixtures("data_root")
+def test_a_used_folder_of_other_data_or_options_is_refused(tmp_path: Path) -> None:
+    once = {**SMALL, "SOLVER.MAX_ITER": 1}
+    source = notebook.train("cityscapes", tmp_path / "source", options=once)
+    for _ in range(2):  # the same again is no other run
+        notebook.adapt(source, "bdd100k", tmp_path / "full", "full", once)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*/config.yaml")}
+    with pytest.raises(UserError, match="DATASETS.TRAIN"):
+        notebook.train("bdd100k", tmp_path / "source", options=once)
+    with pytest.raises(UserError, match="SOLVER.BASE_LR"):
+        notebook.train("cityscapes", tmp_path / "source", options=once | {"SOLVER.BASE_LR": 0.5})
+    with pytest.raises(UserError, match="DATASETS.TRAIN"):
+        notebook.adapt(source, "cityscapes", tmp_path / "full", "full", once)
+    with pytest.raises(UserError, match="TRANSFER.METHOD"):
+        notebook.adapt(source, "bdd100k", tmp_path / "full", "linear", once)
+    assert before == {path: path.read_bytes() for path in tmp_path.glob("*/config.yaml")}
 
 
 @pytest.mark.usefixtures("data_root")

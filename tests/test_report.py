@@ -264,6 +264,20 @@ def test_a_matrix_shows_its_own_pictures(tmp_path: Path, monkeypatch: pytest.Mon
     assert seen[0][1:] == (tmp_path, 2, "", 20)
 
 
+@pytest.mark.parametrize("kinds", [("source", "evaluation"), ("source", "evaluation", "finetune")])
+def test_what_cannot_be_shown_is_named_on_the_page(tmp_path: Path, kinds: tuple[str, ...]) -> None:
+    """A matrix under way, and one whose checkpoints and images are elsewhere."""
+    make_matrix(tmp_path, ("a", "b"), 1, {"full": 0.0})
+    for folder in tmp_path.iterdir():
+        if folder.name not in kinds:
+            shutil.rmtree(folder)
+    text = write_report(tmp_path, images=1, worst_count=1).read_text()
+    with (tmp_path / "results.csv").open() as file:
+        assert {row["kind"] for row in csv.DictReader(file)} == {*kinds}
+    assert (tmp_path / "results.tex").is_file()
+    assert (str(tmp_path / "source" / "a") in text) == ("finetune" in kinds)
+
+
 def test_a_folder_without_results_is_refused(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no finished unit of train_matrix.py"):
         write_report(tmp_path)

@@ -310,6 +310,8 @@ def test_the_command_from_a_folder_to_a_list_and_back(tmp_path: Path, capsys: py
     select(3, "--labelled", str(labelled), "--strategy", "kcenter")
     second = (tmp_path / "out" / "selected.txt").read_text().split()
     assert sorted(first + second) == [f"{i}.png" for i in range(5)]
+    assert (tmp_path / "out" / "labelled.txt").read_text().split() == [*sorted(first), *second]
+    assert str(tmp_path / "out" / "labelled.txt") in capsys.readouterr().out
     assert (tmp_path / "out" / "selected.html").is_file() and (tmp_path / "out" / "selected.csv").is_file()
     records = [{"file_name": f"/x/{i}.png", "image_id": f"{i}", "dataset": "d"} for i in range(6)]
     assert [Path(record["file_name"]).name for record in listed(records, str(labelled))] == sorted(first)

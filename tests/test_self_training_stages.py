@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,10 @@ def self_training_cfg(output: Path, start: Path, method: str = "self-training", 
 @pytest.mark.slow
 @pytest.mark.usefixtures("data_root")
 @pytest.mark.parametrize(("accumulation", "source"), [(1, 0.0), (2, 0.5)])
-def test_resumed_equals_uninterrupted(start: Path, tmp_path: Path, accumulation: int, source: float) -> None:
+def test_resumed_equals_uninterrupted(
+    start: Path, tmp_path: Path, accumulation: int, source: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="tmt_d2")  # the log in full
     changes: dict[str, Any] = {"SOLVER__CHECKPOINT_PERIOD": 2, "SOLVER__ACCUMULATION_STEPS": accumulation}
     changes |= {"TRANSFER__SELF_TRAINING__SOURCE": source, "DATASETS__SOURCE_TRAIN": ("cityscapes_sem_seg_train",)}
     if source:
@@ -55,6 +60,8 @@ def test_resumed_equals_uninterrupted(start: Path, tmp_path: Path, accumulation:
     assert any((saved[name] != saved[STUDENT + name.removeprefix("/model/")]).any() for name in names)
     scores = json.loads((tmp_path / "killed" / "evaluation.json").read_text())["bdd100k_sem_seg_val"]
     assert {"mIoU", "mIoU-student", "fwIoU-student", "mACC-student", "pACC-student"} <= scores.keys()
+    titles = re.findall(r"(bdd100k_sem_seg_val\S*.*):\nclass ", (tmp_path / "straight" / "log.txt").read_text())
+    assert len(titles) == len({*titles}) == 2
 
 
 @pytest.mark.slow

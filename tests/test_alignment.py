@@ -182,7 +182,6 @@ def test_alignment_keeps_normalisation_statistics(build_tiny) -> None:
         ("TRANSFER.ALIGNMENT.WEIGHT", 0.0, r"ALIGNMENT.WEIGHT is 0.0: it must be in \(0, 1\]"),
         ("TRANSFER.ALIGNMENT.EPSILON", 0.0, "ALIGNMENT.EPSILON is 0.0: it must be above 0"),
         ("TRANSFER.ALIGNMENT.PIXELS", 0, "ALIGNMENT.PIXELS is 0: it must be at least 1"),
-        ("MODEL.TMT.SOFT_STRENGTH", -1.0, "SOFT_STRENGTH is -1.0"),
     ],
 )
 def test_settings_that_mean_nothing(key: str, value: float, message: str) -> None:

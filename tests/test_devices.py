@@ -111,7 +111,7 @@ def test_a_tensor_made_on_the_cpu_is_noticed(
         run(model, None)
 
 
-@pytest.mark.parametrize("stage", ["estimator", "self-training", "tmt-self-training"])
+@pytest.mark.parametrize("stage", ["estimator", "self-training"])
 def test_a_module_around_the_model_trains_where_the_model_is(
     stage: str, start: Path, data_root: None, tmp_path: Path
 ) -> None:

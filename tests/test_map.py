@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tmt_d2.transferability import TransferabilityMap, transferability_bias, transferability_mask
+from tmt_d2.transferability import TransferabilityMap, transferability_mask
 
 # E of 1/2, 3/4, 1/5, ...; the second image has padding at the bottom and right
 LOGITS = torch.tensor([[1.0, 3.0, 1 / 4], [9.0, 1 / 9, 1.0]]).log().repeat(2, 1, 1)
@@ -26,4 +26,3 @@ def test_what_is_most_like_the_source_is_excluded() -> None:
     assert (~kept[0]).nonzero().tolist() == [[0, 2], [1, 1]]  # T = 0.8 and 0.9
     assert torch.equal(kept[1], VALID[1])
     assert torch.equal(kept, transferability_mask(LOGITS, 0.34, VALID))
-    assert torch.equal(level.bias(0.34, 2.0), transferability_bias(LOGITS, 0.34, 2.0, VALID))

@@ -1,4 +1,4 @@
-"""Eq. 12: which positions transferability leaves open, and the soft mask, which only lowers attention to them."""
+"""Eq. 12: which positions transferability leaves open."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tmt_d2.transferability import transferability_bias, transferability_mask
+from tmt_d2.transferability import transferability_mask
 
 
 def mask_by_counting(logits: Tensor, p_t: float, valid: Tensor) -> Tensor:
@@ -118,24 +118,3 @@ def test_dtypes(dtype: torch.dtype) -> None:
 def test_fraction_outside_its_range(p_t: float) -> None:
     with pytest.raises(ValueError, match=f"p_t is {p_t}: .*0 <= p_t < 1"):
         transferability_mask(torch.zeros(1, 2, 2), p_t)
-
-
-def test_soft_mask_by_hand() -> None:
-    logits = torch.tensor([[[3.0, -1.0, 2.0, 0.0], [1.0, -2.0, 9.0, 9.0]]])
-    valid = torch.ones(1, 2, 4, dtype=torch.bool)
-    valid[0, 1, 2:] = False
-    # six positions, T falls with the logit: half of them are reached, -2 (most), -1, 0 (least)
-    bias = transferability_bias(logits, 0.5, 3.0, valid)
-    torch.testing.assert_close(bias, torch.tensor([[[0, -2.0, 0, -1.0], [0, -3.0, 0, 0]]]))
-
-
-def test_soft_mask_reaches_what_the_hard_mask_excludes() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(3, 5, 7, generator=generator).round(decimals=1)  # with ties
-    valid = torch.randn(3, 5, 7, generator=generator) > -1
-    hard = transferability_mask(logits, 0.4, valid)
-    soft = transferability_bias(logits, 0.4, 2.0, valid)
-    assert torch.equal(soft < 0, valid & ~hard)
-    assert soft.min() == -2.0
-    assert not transferability_bias(logits, 0.0, 2.0, valid).any()
-    assert not transferability_bias(torch.zeros(1, 2, 2), 0.5, 2.0).any()  # all alike: nobody is above

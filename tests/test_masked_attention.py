@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tmt_d2.modeling import attention_mask
 from tmt_d2.modeling.masked_attention import MultiheadAttention, masked_positions
 
 IN, OUT = 3.0, -3.0  # mask logits inside and outside of a predicted mask
@@ -49,19 +48,19 @@ def mask_by_loops(
 
 def test_conjunction_by_hand() -> None:
     logits = maps([IN, IN, OUT, OUT], [OUT, IN, IN, IN])
-    assert show(attention_mask(logits)) == ["xx..", ".xxx"]
-    assert show(attention_mask(logits, bools("x.x."))) == ["x...", "..x."]
-    assert show(attention_mask(logits, bools("x.x."), rule="uncertain")) == ["..x.", "x..."]
+    assert show(masked_positions(logits).allowed) == ["xx..", ".xxx"]
+    assert show(masked_positions(logits, bools("x.x.")).allowed) == ["x...", "..x."]
+    assert show(masked_positions(logits, bools("x.x."), rule="uncertain").allowed) == ["..x.", "x..."]
 
 
 def test_fallbacks_in_order() -> None:
     logits = maps([IN, IN, OUT, OUT, IN], [OUT, OUT, OUT, OUT, OUT], [OUT, OUT, IN, OUT, OUT])
     valid = bools("xxxx.")
     # nothing of the conjunction is left -> the predicted mask; that is empty too -> every valid position
-    assert show(attention_mask(logits, bools("..xxx"), valid)) == ["xx...", "xxxx.", "..x.."]
-    assert show(attention_mask(logits, None, valid)) == ["xx...", "xxxx.", "..x.."]
+    assert show(masked_positions(logits, bools("..xxx"), valid).allowed) == ["xx...", "xxxx.", "..x.."]
+    assert show(masked_positions(logits, None, valid).allowed) == ["xx...", "xxxx.", "..x.."]
     # one position that both allow is enough to obey both
-    assert show(attention_mask(logits, bools(".xxxx"), valid)) == [".x...", "xxxx.", "..x.."]
+    assert show(masked_positions(logits, bools(".xxxx"), valid).allowed) == [".x...", "xxxx.", "..x.."]
 
 
 def test_which_way_out_a_query_took() -> None:
@@ -77,17 +76,17 @@ def test_which_way_out_a_query_took() -> None:
 
 def test_a_mask_on_padding_alone_is_empty() -> None:
     logits = maps([OUT, OUT, IN])
-    assert show(attention_mask(logits, None, bools("xx."))) == ["xx."]
-    assert show(attention_mask(logits, bools("..x"), bools("xx."))) == ["xx."]
-    assert show(attention_mask(logits)) == ["..x"]  # control: without padding that is where it looks
+    assert show(masked_positions(logits, None, bools("xx.")).allowed) == ["xx."]
+    assert show(masked_positions(logits, bools("..x"), bools("xx.")).allowed) == ["xx."]
+    assert show(masked_positions(logits).allowed) == ["..x"]  # control: without padding that is where it looks
 
 
 def test_the_threshold_itself_belongs_to_both_rules() -> None:
     logits = maps([0.0, 1.0, -1.0])
-    assert show(attention_mask(logits)) == ["xx."]
-    assert show(attention_mask(logits, rule="uncertain")) == ["x.x"]
-    assert show(attention_mask(logits, threshold=0.7)) == [".x."]
-    assert show(attention_mask(logits, threshold=0.7, rule="uncertain")) == ["x.x"]
+    assert show(masked_positions(logits).allowed) == ["xx."]
+    assert show(masked_positions(logits, rule="uncertain").allowed) == ["x.x"]
+    assert show(masked_positions(logits, threshold=0.7).allowed) == [".x."]
+    assert show(masked_positions(logits, threshold=0.7, rule="uncertain").allowed) == ["x.x"]
 
 
 @pytest.mark.parametrize("rule", ["foreground", "uncertain"])
@@ -101,7 +100,7 @@ def test_equals_loops(rule: str, threshold: float) -> None:
     valid[0] = True
     assert valid.flatten(1).any(1).all()
     for t, v in itertools.product((None, transferable), (None, valid)):
-        found = attention_mask(logits, t, v, rule, threshold)
+        found = masked_positions(logits, t, v, rule, threshold).allowed
         assert found.dtype == torch.bool
         assert torch.equal(found, mask_by_loops(logits, t, v, rule, threshold))
         assert found.any(-1).all()  # no query is left with nothing
@@ -112,12 +111,12 @@ def test_equals_loops(rule: str, threshold: float) -> None:
 def test_open_everywhere_is_mask2former() -> None:
     logits = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
     every = torch.ones(2, 3, 4, dtype=torch.bool)
-    assert torch.equal(attention_mask(logits, every, every), attention_mask(logits))
+    assert torch.equal(masked_positions(logits, every, every).allowed, masked_positions(logits).allowed)
 
 
 def test_mask_takes_every_unknown_rule_as_an_error() -> None:
     with pytest.raises(ValueError, match="rule is 'background': choose foreground or uncertain"):
-        attention_mask(torch.zeros(1, 1, 1, 1), rule="background")
+        masked_positions(torch.zeros(1, 1, 1, 1), rule="background").allowed
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ OF_A_METHOD = {  # its keys
     "otce": "TRANSFER.ALIGNMENT.",
     "full-ema": "TRANSFER.SELF_TRAINING.",
     "self-training": "TRANSFER.SELF_TRAINING.",
-    "tmt-self-training": "TRANSFER.SELF_TRAINING.",
 }
 COMPARED = {  # (file, name) that is compared all the same
     ("tmt_d2/methods/alignment.py", "leep"): "names of scores, which are those of the methods that raise them",

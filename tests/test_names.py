@@ -55,7 +55,7 @@ def test_values_in_a_file(tmp_path: Path) -> None:
         ("", [], "there is no config file: name one, e.g. --config-file configs/tiny/source.yaml"),
         (TMT, ["MODEL.TMT.PT", "0.3"], r"Non-existent key: MODEL.TMT.PT; did you mean MODEL.TMT.P_T\?"),
         (TMT, ["SEED"], "SEED has no value behind it: overrides are KEY VALUE"),
-        (TMT, ["MODEL.TMT.ATTENTION", "sotf"], r"choose one of hard, soft, off; did you mean soft\?"),
+        (TMT, ["MODEL.TMT.ATTENTION", "ofd"], r"choose one of hard, off; did you mean off\?"),
     ],
 )
 def test_what_cannot_be_meant_is_answered(config: str, opts: list[str], message: str) -> None:

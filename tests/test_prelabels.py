@@ -1,12 +1,10 @@
-"""Pre-labels: decoded back, areas and scores by hand, outlines, the least certain regions by brute force, commands."""
+"""Pre-labels: decoded back, areas and scores by hand, outlines, commands."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -18,7 +16,7 @@ from detectron2.modeling import build_model
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO as CocoFile
 
-from tests.helpers.models import Build, tiny_cfg
+from tests.helpers.models import tiny_cfg
 from tmt_d2.commands import select_labels
 from tmt_d2.data.class_lists import unnamed
 from tmt_d2.data.custom import read_custom
@@ -28,7 +26,6 @@ from tmt_d2.errors import UserError
 from tmt_d2.experiments.selection import prelabels
 from tmt_d2.experiments.selection.pool import Pool
 from tmt_d2.experiments.selection.prelabels import POLYGONS, begin, check_free, mask_annotations, write_prelabels
-from tmt_d2.experiments.selection.regions import RegionEntropy, UncertainRegions, most_uncertain, region_entropy
 
 
 def painted(annotations: list[dict[str, Any]], size: tuple[int, int]) -> np.ndarray:
@@ -188,7 +185,7 @@ class Killed(Halves):
 
 
 def test_a_killed_run_goes_on_and_keeps_what_a_person_has_corrected(tmp_path: Path) -> None:
-    pool, asked = pool_of(tmp_path / "p", ["a", "b", "c"]), {"--regions": 0.1, "pictures": ["a", "b", "c"]}
+    pool, asked = pool_of(tmp_path / "p", ["a", "b", "c"]), {"--confidence": 0.1, "pictures": ["a", "b", "c"]}
     whole, out = tmp_path / "whole", tmp_path / "out"
     for folder in (whole, out):
         folder.mkdir()
@@ -200,8 +197,8 @@ def test_a_killed_run_goes_on_and_keeps_what_a_person_has_corrected(tmp_path: Pa
     assert not (out / "prelabels.json").exists()
 
     for other, message in (
-        (asked | {"--regions": 0.2}, "prelabels was begun with other --regions: ask for the same, move it, or choose"),
-        (asked | {"pictures": ["a"]}, "prelabels was begun with other pictures: "),
+        (asked | {"--confidence": 0.2}, "--confidence"),
+        (asked | {"pictures": ["a"]}, "pictures"),
     ):
         with pytest.raises(UserError, match=message):
             begin(out, other)
@@ -238,106 +235,17 @@ def test_a_file_that_was_corrected_before_the_run_went_on_is_what_the_json_says(
             write_prelabels(tmp_path, pool, [0, 1], Halves())  # type: ignore[arg-type]
 
 
-def test_what_is_not_confident_and_what_lies_outside_of_the_parts_is_255_in_both_files(tmp_path: Path) -> None:
+def test_pixels_that_are_not_confident_are_255_in_both_files(tmp_path: Path) -> None:
     pool = pool_of(tmp_path / "p", ["c"])
-    rows = np.arange(5)[:, None].repeat(8, 1) < 2
-    cases: list[tuple[str, float, Callable[[int, np.ndarray], np.ndarray] | None, np.ndarray]] = [
-        ("confident", 0.7, None, np.array([[0] * 4 + [255] * 4] * 5)),
-        ("parts", 0.0, lambda index, pixels: rows, np.where(rows, [0] * 4 + [1] * 4, 255)),
-    ]
+    expected = np.array([[0] * 4 + [255] * 4] * 5)
     settings = tmp_path / "town.yaml"
     splits = "{train: {images: 'p/{stem}.jpg', labels: 'prelabels/{stem}.png'}}"
     settings.write_text(f"name: town\nsplits: {splits}\nclasses: [class 0, class 1]\nignore_ids: [255]\n")
-    for folder, confidence, parts, expected in cases:
-        write_prelabels(tmp_path / folder, pool, [0], Halves(), confidence=confidence, parts=parts)  # type: ignore[arg-type]
-        label = read_label(str(tmp_path / folder / "prelabels" / "c.png"), read_custom(settings).label_space)
-        assert np.array_equal(label, expected)
-        found = json.loads((tmp_path / folder / "prelabels.json").read_text())["annotations"]
-        assert np.array_equal(painted(found, (5, 8)), expected)
-
-
-def test_least_certain_regions_by_hand() -> None:
-    regions = np.array([[0, 0, 3], [0, 2, 3], [2, 2, 3], [2, 2, 3]])  # 3, 5 and 4 pixels; there is no region 1
-    entropy = np.where(regions == 2, 0.5, np.where(regions == 3, 0.9, 0.1))
-    entropy[0, 0] = 1.5  # the highest pixel; its region's mean is 1.7 / 3
-    found = region_entropy(regions, entropy)
-    assert (found.areas * 12).tolist() == pytest.approx([3, 0, 5, 4])
-    assert found.means.tolist() == pytest.approx([1.7 / 3, -np.inf, 0.5, 0.9])
-    chosen = [most_uncertain([found], share)[0].tolist() for share in (0.1, 0.5, 0.6, 1.0)]
-    assert chosen == [[3], [3], [0, 3], [0, 2, 3]]
-
-
-def test_regions_of_several_pictures_compete_for_the_area_of_all() -> None:
-    first = RegionEntropy(np.array([0.5, 0.25, 0.25]), np.array([0.9, 0.8, 0.1]))
-    second = RegionEntropy(np.array([0.0, 0.75, 0.25]), np.array([-np.inf, 0.3, 0.7]))
-    sure = RegionEntropy(np.array([1.0]), np.array([0.2]))
-    for share, expected in (
-        (0.1, [[0], [], []]),  # more than 0.3 pictures, but the first always
-        (0.25, [[0, 1], [], []]),  # 0.75 pictures, all of the first one
-        (0.34, [[0, 1], [2], []]),  # 1.02 pictures
-        (0.6, [[0, 1], [1, 2], []]),
-        (1.0, [[0, 1, 2], [1, 2], [0]]),
-    ):
-        assert [each.tolist() for each in most_uncertain([first, second, sure], share)] == expected
-    alone = [most_uncertain([each], 0.5)[0].tolist() for each in (first, second, sure)]
-    assert alone == [[0], [2], [0]]  # each by itself: of the sure one, too
-
-
-def test_brute_force_of_regions_that_compete() -> None:
-    rng = np.random.default_rng(0)
-    pictures = []
-    for count, size in ((7, (9, 11)), (4, (30, 20)), (9, (8, 8))):
-        pictures.append(region_entropy(rng.integers(0, count, size), rng.random(size)))
-    for share in (0.1, 0.3, 0.77):
-        ranked = sorted(((mean, i, j) for i, each in enumerate(pictures) for j, mean in enumerate(each.means)))[::-1]
-        expected: list[list[int]] = [[], [], []]
-        area = 0.0
-        for _, i, j in ranked:
-            area += pictures[i].areas[j]
-            if area > 3 * share:
-                break
-            expected[i].append(j)
-        assert [each.tolist() for each in most_uncertain(pictures, share)] == list(map(sorted, expected))
-
-
-@pytest.mark.parametrize("architecture", ["MaskFormer", "TransferableMaskFormer"])
-def test_regions_are_those_of_the_estimator_or_else_of_the_finest_level(architecture: str, build_tiny: Build) -> None:
-    torch.manual_seed(0)
-    model: Any = build_tiny(architecture)
-    with torch.no_grad():  # an untrained model is equally uncertain everywhere
-        model.sem_seg_head.predictor.class_embed.weight.mul_(30)
-    predictor: Any = SimpleNamespace(model=model.eval(), min_size=0, max_size=1000)
-    pixels = np.random.default_rng(0).integers(0, 256, (75, 91, 3), dtype=np.uint8)
-    chosen, other = (
-        UncertainRegions(predictor, 0.4, cell_size=size, iterations=6, kappa=10.0)(0, pixels) for size in (4, 2)
-    )
-    assert chosen.shape == (75, 91) and 0 < chosen.mean() <= 0.4
-    assert np.array_equal(chosen, other) == (architecture == "TransferableMaskFormer")  # that has its own cell size
-    steps = chosen[:72, :88].reshape(9, 8, 11, 8)  # whole positions of the level at 1/8
-    assert np.array_equal(steps.any((1, 3)), steps.all((1, 3)))
-
-
-class LeftOf(UncertainRegions):
-    """The entropy of a picture of one colour is that colour; regions are its columns."""
-
-    def _ask(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        columns = np.broadcast_to(np.arange(pixels.shape[1]), pixels.shape[:2])
-        return columns.astype(np.int64), pixels[..., 0] - columns / 100
-
-
-def test_pictures_without_a_region_of_the_most_uncertain_are_no_longer_proposed(tmp_path: Path) -> None:
-    pool = pool_of(tmp_path / "p", ["dark", "bright", "grey"])
-    for file, value in zip(pool.files, (9, 200, 198)):
-        cv2.imwrite(file.replace(".jpg", ".png"), np.full((5, 8, 3), value, np.uint8))
-    pool.files[:] = [file.replace(".jpg", ".png") for file in pool.files]
-    predictor: Any = SimpleNamespace(image_format="RGB")
-    parts = LeftOf(predictor, 0.5, cell_size=0, iterations=0, kappa=0.0)
-    pixels = [cv2.imread(file) for file in pool.files]
-    assert [parts(i, pixels[i]).sum(1)[0] for i in range(3)] == [4, 4, 4]  # half of each
-    assert parts.compete(pool, [2, 0, 1]) == [2, 1]
-    chosen = [parts(i, pixels[i]) for i in range(3)]
-    assert [each.sum() for each in chosen] == [0, 40, 20]  # 1.5 pictures: all of the bright one, and half of the grey
-    assert chosen[2][:, :4].all() and not chosen[2][:, 4:].any()
+    write_prelabels(tmp_path, pool, [0], Halves(), confidence=0.7)  # type: ignore[arg-type]
+    label = read_label(str(tmp_path / "prelabels" / "c.png"), read_custom(settings).label_space)
+    assert np.array_equal(label, expected)
+    found = json.loads((tmp_path / "prelabels.json").read_text())["annotations"]
+    assert np.array_equal(painted(found, (5, 8)), expected)
 
 
 def command(folder: Path, *more: str) -> int:
@@ -348,14 +256,8 @@ def command(folder: Path, *more: str) -> int:
 @pytest.mark.parametrize(
     "words, message",
     [
-        ("--prelabels --confidence 1", "--confidence is 1.0: it must be at least 0 and below 1"),
-        ("--prelabels --regions 0", "--regions is 0.0: it must be above 0 and at most 1, such as 0.1"),
-        ("--prelabels --regions-across", "--regions-across says where --regions come from: give their share, such as"),
-        ("--regions 0.1", "--confidence and --regions say what --prelabels writes: add it"),
-        (
-            "--prelabels --regions 0.1 --confidence 0.5",
-            "--confidence and --regions both leave pixels out, .*: take one",
-        ),
+        ("--prelabels --confidence 1", "--confidence"),
+        ("--confidence 0.1", "--confidence"),
     ],
 )
 def test_errors_of_the_command(words: str, message: str, tmp_path: Path) -> None:
@@ -374,10 +276,10 @@ def test_the_command_pre_labels_what_it_proposes(
     with monkeypatch.context() as patch:
         patch.setattr(prelabels, "mask_annotations", Mock(side_effect=[[], KeyboardInterrupt]))
         with pytest.raises(KeyboardInterrupt):
-            command(tmp_path, "--prelabels", "--regions", "0.3")
-    with pytest.raises(UserError, match="prelabels was begun with other --regions: ask for the same, move it, or"):
-        command(tmp_path, "--prelabels", "--regions", "0.2")
-    assert command(tmp_path, "--prelabels", "polygons", "--regions", "0.3") == 0  # these are in the JSON file only
+            command(tmp_path, "--prelabels", "--confidence", "0.06")
+    with pytest.raises(UserError, match="--confidence"):
+        command(tmp_path, "--prelabels", "--confidence", "0.07")
+    assert command(tmp_path, "--prelabels", "polygons", "--confidence", "0.06") == 0  # these are in the JSON file only
     assert f"correct {tmp_path}/out/prelabels; train with" in capsys.readouterr().out
     proposed = (tmp_path / "out" / "selected.txt").read_text().split()
     found = json.loads((tmp_path / "out" / "prelabels.json").read_text())
@@ -386,15 +288,9 @@ def test_the_command_pre_labels_what_it_proposes(
     for name in proposed:
         labels = png(tmp_path / "out" / "prelabels" / f"{Path(name).stem}.png")
         given = labels != 255
-        assert 0 < given.mean() <= 0.3
+        assert given.mean() > 0
         assert np.array_equal(labels[given], predictor(tmp_path / "p" / name).labels.numpy()[given])
     with pytest.raises(UserError, match="prelabels is there, and may have been corrected"):
         command(tmp_path, "--prelabels")
-    across = ("--prelabels", "--regions", "0.01", "--regions-across", "--output", str(tmp_path / "across"))
-    assert command(tmp_path, *across) == 0  # one region, as even that is more than 0.02 pictures
-    (name,) = (tmp_path / "across" / "selected.txt").read_text().split()
-    assert [file.stem for file in (tmp_path / "across" / "prelabels").iterdir()] == [Path(name).stem]
-    given = png(tmp_path / "across" / "prelabels" / f"{Path(name).stem}.png") != 255
-    assert 0 < given.mean() < 0.3
     assert command(tmp_path) == 0  # without, everything else is written anew
     assert not (tmp_path / "out" / "prelabels.begun.json").exists()

@@ -155,35 +155,6 @@ def test_inspect_tells_what_forward_did(build_tiny: Build, records: Records) -> 
         model.train().inspect(records)
 
 
-def test_soft_tma_without_p_t_is_plain_to_the_last_bit(build_tiny: Build, records: Records) -> None:
-    plain = scores(build_tiny("MaskFormer"), records)
-    soft = {"MODEL__TMT__ATTENTION": "soft"}
-    assert equal(plain, scores(build_tiny(**soft, MODEL__TMT__P_T=0.0), records))
-    assert not equal(plain, scores(build_tiny(**soft), records))
-
-
-def test_an_infinitely_strong_soft_mask_is_the_hard_one(build_tiny: Build, records: Records) -> None:
-    """Where each query has something left; a finite bias needs no way out for the others."""
-    uncertain = {"MODEL__MASK_FORMER__DEC_LAYERS": 2}
-    hard = scores(build_tiny(**uncertain), records)
-    strong = scores(build_tiny(**uncertain, MODEL__TMT__ATTENTION="soft", MODEL__TMT__SOFT_STRENGTH=1e6), records)
-    weak = scores(build_tiny(**uncertain, MODEL__TMT__ATTENTION="soft", MODEL__TMT__SOFT_STRENGTH=0.0), records)
-    plain = scores(build_tiny("MaskFormer", **uncertain), records)
-    for a, b, c, d in zip(hard, strong, weak, plain):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(c, d, atol=1e-5, rtol=1e-5)
-
-
-def test_traced_attention_has_the_bias(build_tiny: Build, records: Records) -> None:
-    model = build_tiny("TransferableMaskFormer", MODEL__TMT__ATTENTION="soft", MODEL__TMT__SOFT_STRENGTH=50.0)
-    seen = model.inspect(records)
-    for layer in seen["layers"]:
-        bias = seen["transferability"][layer.level].bias(model.p_t, 50.0)
-        at_top = (bias <= -50)[:, None, None].expand_as(layer.attention)
-        assert at_top.any()
-        torch.testing.assert_close(layer.attention.flatten(-2).sum(-1), torch.ones(layer.attention.shape[:3]))
-
-
 def agreement(first: Tensor, second: Tensor) -> float:
     return float(spearmanr(first.flatten().numpy(), second.flatten().numpy()).statistic)
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.helpers.models import tiny_cfg
-from tmt_d2.modeling import MultiScaleMaskedTransformerDecoder, attention_mask
+from tmt_d2.modeling import MultiScaleMaskedTransformerDecoder
 from tmt_d2.modeling.mask_logits import MaskLogits
+from tmt_d2.modeling.masked_attention import masked_positions
 from tmt_d2.modeling.resize import resize
 from tmt_d2.modeling.transformer_decoder import AttentionLimits, LayerTrace
 
@@ -103,7 +104,7 @@ def test_trace_is_what_happened(rule: str) -> None:
     for index, seen in enumerate(trace):
         height, width = SIZES[seen.level]
         logits = outputs["aux_outputs"][index]["pred_masks"].resized(resize(mask_features, (height, width)))
-        expected = attention_mask(logits, transferable[seen.level], valid[seen.level], rule)
+        expected = masked_positions(logits, transferable[seen.level], valid[seen.level], rule).allowed
         assert torch.equal(seen.positions.allowed.flatten(2), expected)
         M = logits.sigmoid()
         by_rule = (M >= 0.5 if rule == "foreground" else M <= 0.5) & valid[seen.level][:, None]
@@ -115,7 +116,7 @@ def test_trace_is_what_happened(rule: str) -> None:
         )
         assert seen.attention.shape == (B, HEADS, Q, height, width)
 
-        query, key, _, allowed, _ = inputs[index]
+        query, key, _, allowed = inputs[index]
         assert torch.equal(allowed, expected)
         attention = decoder.transformer_cross_attention_layers[index].multihead_attn
         weights = softmax_by_hand(attention, query, key, allowed)

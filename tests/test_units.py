@@ -39,7 +39,7 @@ def test_units_of_two_domains(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_sources_and_estimators_are_shared(tmp_path) -> None:
-    changes = {"sources": ["cityscapes", "bdd100k", "gtav"], "methods": ["full", "tmt", "tmt-soft", "tmt-square"]}
+    changes = {"sources": ["cityscapes", "bdd100k", "gtav"], "methods": ["full", "tmt", "tmt-uncertain", "tmt-square"]}
     names = planned(tmp_path, **changes, seeds=[1, 2], label_fractions=[0.25, 1.0])
     assert len(names) == len(set(names))
     kinds = [name.split("/")[0] for name in names]
@@ -140,7 +140,7 @@ def test_sweeps_share_what_they_do_not_change(tmp_path) -> None:
 
 def test_an_estimator_is_shared_unless_regions_or_discriminators_differ() -> None:
     shared = small_cfg("estimator", Path("out/estimator"))
-    for name in ("tmt", "tmt-no-tma", "tmt-soft", "tmt-live", "tmt-random", "tmt-uncertain"):
+    for name in ("tmt", "tmt-no-tma", "tmt-live", "tmt-random", "tmt-uncertain"):
         assert estimator_cfg(shared, small_cfg(name, Path("out"))) == ("", shared)
     variant, square = estimator_cfg(shared, small_cfg("tmt-square", Path("out")))
     assert (variant, square.OUTPUT_DIR, square.MODEL.TMT.REGIONS) == ("square", "out/estimator-square", "square")

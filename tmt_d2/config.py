@@ -127,15 +127,14 @@ def add_tmt_config(cfg: CfgNode) -> None:
     tmt.DISCRIMINATOR.HIDDEN_DIM = 64  # 0: a linear classifier
     tmt.DISCRIMINATOR.NORMALIZE = True  # region features to unit length: their norm alone often gives the domain away
     # Transferable masked attention (Eqs. 12-13).
-    # "hard": what p_T excludes is not attended to; "soft", a variant of ours: it is attended to less, the less the
-    # higher T ranks (transferability_bias); "off": T is computed but acts on nothing, the ablation "w/o TMA".
+    # "hard": positions that p_T excludes are not attended to; "off": T is computed but acts on nothing, the ablation
+    # "w/o TMA".
     tmt.ATTENTION = "hard"
     tmt.P_T = 0.30  # p_T: the fraction of positions, those with the highest T, that no query attends to
     tmt.MASK_RULE = (
         "foreground"  # attend where M >= lambda_M (Mask2Former); "uncertain": where M <= lambda_M (as printed)
     )
     tmt.LAMBDA_M = 0.5  # lambda_M: threshold on the predicted mask probability M
-    tmt.SOFT_STRENGTH = 4.0  # subtracted from the attention score at the highest T; infinite = the hard mask
     # Controls that tell what T itself does: exclude the share p_T with the lowest T ("inverted"), or any ("random");
     # and with TRAIN_ATTENTION False only inference is masked, after training that is the same as that of `full`.
     tmt.RANK_BY = "T"
@@ -185,19 +184,13 @@ def add_tmt_config(cfg: CfgNode) -> None:
     training.BURN_IN = 0.0  # share of SOLVER.MAX_ITER in which the teacher stays the model that training starts from
     training.WARM_UP = 0.0  # share of SOLVER.MAX_ITER in which only labels teach, and the teacher follows them
     training.WEIGHT = 1.0  # of the loss on pseudo-labels
-    # The teacher is confident of a pixel from this probability on (the marginal over the queries, divided by its sum
-    # over the classes), or from the quantile of this order among the pixels of its class; or from where it has been
-    # right on the share PRECISION of the pixels that it said to be of this class in labelled pictures of the target
-    # (it looks at a quarter of those). With THRESHOLD and one of the other two the lower counts.
+    # Probability from which the teacher is confident of a pixel: the marginal over the queries, divided by its sum over
+    # the classes.
     training.THRESHOLD = 0.0
-    training.QUANTILE = 0.0
-    training.PRECISION = 0.0
     training.IGNORE_UNCONFIDENT = False  # the other pixels are ignored, as with IGNORED_PIXELS "ignore"
-    # The mask and dice losses of a mask are weighted by the mean over its pixels of: "nothing", 1 each; "confident", 1
-    # or 0; "picture", the share of the picture's pixels that are confident; "T" or "1-T" (tmt-self-training), twice the
-    # rank of the pixel's T in its picture, the highest first or last. Pasted pixels count 1.
+    # Weight of the mask and dice losses of a mask, the mean over its pixels of: "nothing", 1; "confident", 1 or 0;
+    # "picture", the share of the image's pixels that are confident. Pasted pixels count 1.
     training.WEIGHT_BY = "nothing"
-    training.SCALE_NO_OBJECT = False  # "no object" counts by the share of the picture that is confident
     training.MIX = "classmix"  # half of the classes of a labelled picture are pasted onto an unlabelled one; or "none"
     training.COLOUR = 0.8  # probability that the student sees an unlabelled picture in other colours
     training.COLOUR_STRENGTH = 0.2  # brightness, contrast and saturation times 1 -+ this, hue -+ this of a full turn
@@ -222,7 +215,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
     # With FEATURES "source": the folder where T of every training picture is kept, made once and read like a label.
     # "auto": `transferability` beside MODEL.WEIGHTS, shared by all who start from it; "": T is made in every step.
     transfer.MAPS = "auto"
-    transfer.DRIFT_IMAGES = 20  # held-out images per domain on which the drift of T is measured with every evaluation
+    transfer.DRIFT_IMAGES = 20  # per domain, held out: drift of T with FEATURES "live", at every evaluation
 
     transfer.WANDB = ""  # project of Weights & Biases that scalars and pictures also go to; needs the package wandb
 

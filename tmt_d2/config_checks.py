@@ -133,7 +133,6 @@ RANGES: dict[str, Range] = {
     "MODEL.TMT.DISCRIMINATOR.HIDDEN_DIM": NONNEGATIVE,
     "MODEL.TMT.P_T": RATE,
     "MODEL.TMT.LAMBDA_M": Range(0, 1, above=True),
-    "MODEL.TMT.SOFT_STRENGTH": INFINITE,
     "TRANSFER.LABEL_FRACTION": PART,
     "TRANSFER.LABEL_COUNT": NONNEGATIVE,
     "TRANSFER.LABEL_SEED": Range(-1),
@@ -149,19 +148,18 @@ RANGES: dict[str, Range] = {
 }
 _TRAINING = {
     NONNEGATIVE: "LABELLED UNLABELLED SOURCE WEIGHT COLOUR_STRENGTH MASKED_WEIGHT RARE_CLASSES FEATURE_DISTANCE",
-    SHARE: "EMA BURN_IN WARM_UP COLOUR BLUR THRESHOLD QUANTILE PRECISION MASK_RATIO MASK_BLOCK FDA_BETA "
-    "RARE_CLASS_AREA",
+    SHARE: "EMA BURN_IN WARM_UP COLOUR BLUR THRESHOLD MASK_RATIO MASK_BLOCK FDA_BETA RARE_CLASS_AREA",
 }
 RANGES |= {f"TRANSFER.SELF_TRAINING.{key}": each for each, keys in _TRAINING.items() for key in keys.split()}
 
 CHOICES: dict[str, Sequence[Any]] = {
     "TRANSFER.STAGE": ("source", "estimator", "finetune"),
     "TRANSFER.SELF_TRAINING.MIX": ("classmix", "none"),
-    "TRANSFER.SELF_TRAINING.WEIGHT_BY": ("nothing", "confident", "picture", "T", "1-T"),
+    "TRANSFER.SELF_TRAINING.WEIGHT_BY": ("nothing", "confident", "picture"),
     "MODEL.TMT.MASK_RULE": ("foreground", "uncertain"),
     "MODEL.TMT.REGIONS": ("adaptive", "square"),
     "MODEL.TMT.FEATURES": ("source", "live"),
-    "MODEL.TMT.ATTENTION": ("hard", "soft", "off"),
+    "MODEL.TMT.ATTENTION": ("hard", "off"),
     "MODEL.TMT.RANK_BY": ("T", "random", "inverted"),
     "MODEL.MASK_FORMER.IGNORED_PIXELS": ("background", "ignore"),
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),

@@ -55,7 +55,6 @@ from tmt_d2.experiments.selection.proposal import (
     write_page,
     write_table,
 )
-from tmt_d2.experiments.selection.regions import UncertainRegions
 from tmt_d2.experiments.selection.strategies import AUTO, STRATEGIES, domain
 from tmt_d2.experiments.selection.strategies.interface import Choice, Question
 from tmt_d2.files import remove_temporaries
@@ -78,8 +77,6 @@ def parser():
     add("--seed", type=int, default=0)
     add("--prelabels", nargs="?", const=MASKS, choices=SEGMENTATIONS, help="for annotators to correct")
     add("--confidence", type=float, default=0.0, metavar="P", help="pre-labels are 255 where they are less sure")
-    add("--regions", type=float, default=1.0, metavar="SHARE", help="pre-label only so much, the least certain regions")
-    add("--regions-across", action="store_true", help="those of all proposed pictures compete for that share of them")
     add("--batch-size", type=int, default=8, metavar="N", help="pictures of one size that share a pass, at most")
     add("--num-gpus", type=int, default=1, help="processes that ask the model, each on a GPU; 256 pictures at a time")
     add("opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides")
@@ -148,17 +145,11 @@ def check_arguments(args):
             raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be at least {least}")
     if not 0 <= args.confidence < 1:
         raise UserError(f"--confidence is {args.confidence}: it must be at least 0 and below 1")
-    if not 0 < args.regions <= 1:
-        raise UserError(f"--regions is {args.regions}: it must be above 0 and at most 1, such as 0.1")
-    if args.regions_across and args.regions == 1:
-        raise UserError("--regions-across says where --regions come from: give their share, such as --regions 0.1")
     check_apart(args.output, args.target, "--target")
     if args.prelabels:
         check_free(args.output)
-    elif args.confidence or args.regions < 1:
-        raise UserError("--confidence and --regions say what --prelabels writes: add it")
-    if args.confidence and args.regions < 1:
-        raise UserError("--confidence and --regions both leave pixels out, which nobody could tell apart: take one")
+    elif args.confidence:
+        raise UserError("--confidence says what --prelabels writes: add it")
 
 
 def propose(args, cfg, asked):
@@ -173,17 +164,9 @@ def propose(args, cfg, asked):
     strategy = AUTO if args.strategy == "auto" else args.strategy
     choice = STRATEGIES[strategy](Question(pool, args.budget, labelled, np.random.default_rng(args.seed)))
     if args.prelabels:
-        options = {"--confidence": args.confidence, "--regions": args.regions, "--regions-across": args.regions_across}
-        options |= {"TEST": cfg.TEST.dump(), "MODEL.TMT": cfg.MODEL.TMT.dump()}
+        options = {"--confidence": args.confidence, "TEST": cfg.TEST.dump(), "MODEL.TMT": cfg.MODEL.TMT.dump()}
         begin(args.output, options | {"pictures": [pool.names[index] for index in choice.indices]})
-    predictor, parts = Predictor.of_model(cfg, model), None
-    if args.regions < 1:
-        tmt = cfg.MODEL.TMT
-        parts = UncertainRegions(
-            predictor, args.regions, cell_size=tmt.CELL_SIZES[-1], iterations=tmt.ITERATIONS, kappa=tmt.KAPPA
-        )
-        if args.regions_across:
-            choice = Choice(parts.compete(pool, choice.indices), choice.clusters)
+    predictor = Predictor.of_model(cfg, model)
     rows = rows_of(pool, choice, labelled, model.class_list.names)
     about = {
         "proposed": f"{len(rows)} of {len(pool)} pictures",
@@ -205,7 +188,6 @@ def propose(args, cfg, asked):
             choice.indices,
             predictor,
             confidence=args.confidence,
-            parts=parts,
             segmentation=args.prelabels,
         )
     for row in rows:

@@ -109,9 +109,9 @@ def shapes(maps: Sequence[Sequence[Tensor | np.ndarray]]) -> list[list[tuple[int
 
 
 def build_drift(cfg: CfgNode, model: nn.Module) -> Drift | None:
-    """None for plain Mask2Former, and where TRANSFER.DRIFT_IMAGES is 0."""
+    """None where T cannot move (plain Mask2Former, MODEL.TMT.FEATURES "source"), or TRANSFER.DRIFT_IMAGES is 0."""
     limit = cfg.TRANSFER.DRIFT_IMAGES
-    if not isinstance(model, TransferableMaskFormer) or not limit:
+    if not isinstance(model, TransferableMaskFormer) or cfg.MODEL.TMT.FEATURES == "source" or not limit:
         return None
     splits = {"target": cfg.DATASETS.TEST, "source": cfg.DATASETS.SOURCE_TEST}
     loaders = {domain: Stoppable(held_out_loader(cfg, names, limit)) for domain, names in splits.items() if names}

@@ -63,14 +63,6 @@ METHODS = {
             mixes_groups=True,
             training=self_training,
         ),
-        Method(
-            "tmt-self-training",
-            "as self-training; labels of the teacher are weighted by T",
-            "estimator",
-            "TransferableMaskFormer",
-            mixes_groups=True,
-            training=self_training,
-        ),
         Method("tmt", "as full, and attention obeys transferability", "estimator", "TransferableMaskFormer"),
     )
 }

@@ -5,7 +5,6 @@ from tmt_d2.modeling.criterion import SetCriterion
 from tmt_d2.modeling.deformable_attention import MSDeformAttn, ms_deform_attn
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.mask_former_head import MaskFormerHead
-from tmt_d2.modeling.masked_attention import attention_mask
 from tmt_d2.modeling.pixel_decoder import MSDeformAttnPixelDecoder
 from tmt_d2.modeling.timm_backbone import TimmBackbone
 from tmt_d2.modeling.tmt import TransferableMaskFormer
@@ -21,6 +20,5 @@ __all__ = [
     "SetCriterion",
     "TimmBackbone",
     "TransferableMaskFormer",
-    "attention_mask",
     "ms_deform_attn",
 ]

@@ -223,7 +223,7 @@ class MaskFormer(nn.Module):
         for target, record in zip(targets, batched_inputs):
             if "mask_weights" in record:
                 target["weights"] = record["mask_weights"][target["labels"]]
-                target["no_object"] = record["no_object"]
+                target["no_object"] = record.get("no_object", 1.0)
         losses = self.criterion(outputs, targets, num_masks, seeds if len(seeds) == len(targets) else None)
         return {name: loss * self.criterion.weight_dict[name] for name, loss in losses.items()}
 

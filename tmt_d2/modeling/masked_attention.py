@@ -74,17 +74,6 @@ def masked_positions(
     return MaskedPositions(predicted, allowed | (everywhere & mask_empty[..., None]), mask_empty, none_transferable)
 
 
-def attention_mask(
-    mask_logits: Tensor,
-    transferable: Tensor | None = None,
-    valid: Tensor | None = None,
-    rule: str = "foreground",
-    threshold: float = 0.5,
-) -> Tensor:
-    """(B, Q, H*W) bool, True = may be attended to: ``masked_positions`` without the reasons."""
-    return masked_positions(mask_logits, transferable, valid, rule, threshold).allowed
-
-
 class MultiheadAttention(nn.Module):
     """Multi-head attention, batch first, with the parameters and names of ``nn.MultiheadAttention``.
 
@@ -111,34 +100,17 @@ class MultiheadAttention(nn.Module):
         )
         return q, k, v  # each (B, M, length, C / M)
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None, bias: Tensor | None = None
-    ) -> Tensor:
-        """query (B, Q, C), key and value (B, K, C), allowed (B, Q, K) bool -> (B, Q, C).
-
-        bias: (B, K) float, added to the scores of the keys that are allowed; None = 0.
-        """
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """query (B, Q, C), key and value (B, K, C), allowed (B, Q, K) bool -> (B, Q, C)."""
         q, k, v = self._project(query, key, value)
         mask = None if allowed is None else allowed[:, None]
-        if bias is not None:
-            mask = _biased(mask, bias.to(q.dtype))
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
-    def weights(self, query: Tensor, key: Tensor, allowed: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    def weights(self, query: Tensor, key: Tensor, allowed: Tensor | None = None) -> Tensor:
         """The attention weights that ``forward`` uses: (B, M, Q, K), each row sums to 1."""
         q, k, _ = self._project(query, key, key)
         scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-        if bias is not None:
-            scores = scores + bias[:, None, None]
         if allowed is not None:
             scores = scores.masked_fill(~allowed[:, None], float("-inf"))
         return scores.softmax(-1)
-
-
-def _biased(mask: Tensor | None, bias: Tensor) -> Tensor:
-    """(B, 1, Q, K) bool or None, (B, K) -> what is added to the scores, (B, 1, 1 or Q, K)."""
-    bias = bias[:, None, None]
-    if mask is None:
-        return bias
-    return bias.expand(mask.shape).masked_fill(~mask, float("-inf"))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from tmt_d2.modeling.mask_former import MaskFormer, Pass, Record, real_positions, valid_positions
+from tmt_d2.modeling.modes import evaluation_mode
 from tmt_d2.modeling.transformer_decoder import AttentionLimits, DecoderInputs, LayerTrace
 from tmt_d2.transferability.acte import TransferabilityEstimator, fill_frozen_encoder
 from tmt_d2.transferability.map import LevelTransferability, TransferabilityMap
@@ -47,7 +48,6 @@ class TransferableMaskFormer(MaskFormer):
         p_t: float,
         attention: str,
         output_transferability: bool,
-        soft_strength: float = 0.0,
         rank_by: str = "T",
         train_attention: bool = True,
         **mask_former: Any,
@@ -55,10 +55,9 @@ class TransferableMaskFormer(MaskFormer):
         """
         Args:
             transferability: ACTE. p_t: fraction of positions, those with the highest T, that are not attended to.
-            attention: "hard": these positions are not attended to (Eq. 12); "soft": they are attended to less, see
-                ``transferability_bias``; "off": T is computed but acts on nothing ("w/o TMA").
+            attention: "hard": these positions are not attended to (Eq. 12); "off": T is computed but acts on nothing
+                ("w/o TMA").
             output_transferability: add "transferability" to each result.
-            soft_strength: of "soft".
             rank_by: "T", or for controls "inverted" (the lowest T is excluded) or "random" positions.
             train_attention: False masks attention in inference only, a control.
             mask_former: the arguments of ``MaskFormer``.
@@ -66,7 +65,6 @@ class TransferableMaskFormer(MaskFormer):
         super().__init__(**mask_former)
         self.transferability = transferability
         self.p_t, self.attention, self.output_transferability = p_t, attention, output_transferability
-        self.soft_strength = soft_strength
         self.rank_by, self.train_attention = rank_by, train_attention
         if transferability.backbone is not None:
             self.register_load_state_dict_pre_hook(_fill_frozen_encoder)
@@ -94,7 +92,6 @@ class TransferableMaskFormer(MaskFormer):
             "p_t": tmt.P_T,
             "attention": tmt.ATTENTION,
             "output_transferability": tmt.OUTPUT_TRANSFERABILITY,
-            "soft_strength": tmt.SOFT_STRENGTH,
             "rank_by": tmt.RANK_BY,
             "train_attention": tmt.TRAIN_ATTENTION,
         }
@@ -140,20 +137,15 @@ class TransferableMaskFormer(MaskFormer):
             encoder = nn.ModuleList([self.backbone, self.sem_seg_head.pixel_decoder])
             levels = inputs.levels
             if any(map(differs_in_training, encoder.modules())):
-                modes = {module: module.training for module in encoder.modules()}
-                encoder.eval()
-                levels = self.sem_seg_head.pixel_decoder(self.backbone(images.tensor)).levels
-                for module, mode in modes.items():
-                    module.training = mode
+                with evaluation_mode(encoder):
+                    levels = self.sem_seg_head.pixel_decoder(self.backbone(images.tensor)).levels
         return self.transferability(levels, valid_positions(images, levels))
 
     def _limited(
         self, limits: AttentionLimits, transferability: Sequence[TransferabilityMap], p_t: float
     ) -> AttentionLimits:
-        """With what transferability closes to attention, or makes harder to attend to (Eq. 12)."""
+        """Add the positions that transferability closes to attention (Eq. 12)."""
         ranked = [self._ranked(level) for level in transferability]
-        if self.attention == "soft":
-            return limits._replace(bias=[level.bias(p_t, self.soft_strength) for level in ranked] if p_t else None)
         transferable = [level.transferable(p_t) for level in ranked]
         if self.attend_padding:  # padding has no transferability, so only the predicted mask decides there
             transferable = [mask | ~level.valid for mask, level in zip(transferable, ranked)]

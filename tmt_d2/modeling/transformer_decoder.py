@@ -42,13 +42,9 @@ class CrossAttentionLayer(nn.Module):
         keys: Tensor,
         values: Tensor,
         allowed: Tensor,
-        bias: Tensor | None = None,
     ) -> Tensor:
-        """queries, query_pos (B, Q, C); keys, values (B, K, C); allowed (B, Q, K) bool -> (B, Q, C).
-
-        bias: (B, K), see ``MultiheadAttention``.
-        """
-        attended = self.multihead_attn(queries + query_pos, keys, values, allowed, bias)
+        """queries, query_pos (B, Q, C); keys, values (B, K, C); allowed (B, Q, K) bool -> (B, Q, C)."""
+        attended = self.multihead_attn(queries + query_pos, keys, values, allowed)
         return self.norm(queries + attended)
 
 
@@ -98,12 +94,11 @@ class AttentionLimits(NamedTuple):
     """Where queries may look besides their masks, per level; None = no limit.
 
     valid: (B, H, W) bool, False = padding. transferable: (B, H, W) bool, True = open to attention (Eq. 12; None in
-    plain Mask2Former). bias: (B, H, W) float, added to the attention scores of the positions.
+    plain Mask2Former).
     """
 
     valid: Sequence[Tensor] | None = None
     transferable: Sequence[Tensor] | None = None
-    bias: Sequence[Tensor] | None = None
 
 
 NO_LIMITS = AttentionLimits()
@@ -211,7 +206,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             levels, mask_features, limits: see ``DecoderInputs``.
             trace: a list to which what every layer saw is appended; slower, for pictures only.
         """
-        valid, transferable, bias = limits
+        valid, transferable = limits
         if len(levels) != self.num_levels:
             raise ValueError(f"{len(levels)} levels given, the decoder attends to {self.num_levels}")
         memories, keys, small_features = [], [], []  # keys: memories with their positions
@@ -235,7 +230,6 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         for index, (cross_attention, self_attention, feed_forward) in enumerate(layers):
             level = index % self.num_levels
             level_valid = None if valid is None else valid[level]
-            level_bias = None if bias is None else bias[level].flatten(1)
             with torch.no_grad():
                 mask_logits = predictions[-1]["pred_masks"].resized(small_features[level])
                 positions = masked_positions(
@@ -247,13 +241,13 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                 )
             if trace is not None:
                 attention = cross_attention.multihead_attn
-                weights = attention.weights(queries + query_pos, keys[level], positions.allowed, level_bias)
+                weights = attention.weights(queries + query_pos, keys[level], positions.allowed)
                 trace.append(
                     LayerTrace(
                         level, positions.as_maps(*mask_logits.shape[-2:]), weights.unflatten(-1, mask_logits.shape[-2:])
                     )
                 )
-            queries = cross_attention(queries, query_pos, keys[level], memories[level], positions.allowed, level_bias)
+            queries = cross_attention(queries, query_pos, keys[level], memories[level], positions.allowed)
             queries = self_attention(queries, query_pos)
             queries = feed_forward(queries)
             predictions.append(self._predict(queries, mask_features))

@@ -4,7 +4,7 @@ from tmt_d2.transferability.acte import TransferabilityEstimator
 from tmt_d2.transferability.clustering import Regions, adaptive_clustering
 from tmt_d2.transferability.discriminator import Discriminator
 from tmt_d2.transferability.map import LevelTransferability, TransferabilityMap
-from tmt_d2.transferability.mask import transferability_bias, transferability_mask
+from tmt_d2.transferability.mask import transferability_mask
 from tmt_d2.transferability.scores import jc_otce, leep, otce, proxy_a_distance
 
 __all__ = [
@@ -18,6 +18,5 @@ __all__ = [
     "leep",
     "otce",
     "proxy_a_distance",
-    "transferability_bias",
     "transferability_mask",
 ]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tmt_d2.transferability.clustering import Regions
-from tmt_d2.transferability.mask import transferability_bias, transferability_mask
+from tmt_d2.transferability.mask import transferability_mask
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,6 @@ class TransferabilityMap:
     def transferable(self, p_t: float) -> Tensor:
         """(B, H, W) bool, True = may be attended to (Eq. 12)."""
         return transferability_mask(self.logits, p_t, self.valid)
-
-    def bias(self, p_t: float, strength: float) -> Tensor:
-        """(B, H, W) float <= 0, what the soft mask adds to attention scores."""
-        return transferability_bias(self.logits, p_t, strength, self.valid)
 
     def logits_of(self, image: int, size: tuple[int, int] | None = None) -> Tensor:
         """The logits of one image without its padding, (h, w): of the given size, or else as ``valid`` says."""

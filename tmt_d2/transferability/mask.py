@@ -1,4 +1,4 @@
-"""From discriminator logits to what transferability leaves open (Eq. 12), or makes harder to attend to."""
+"""From discriminator logits to the positions that transferability leaves open (Eq. 12)."""
 
 from __future__ import annotations
 
@@ -33,26 +33,3 @@ def transferability_mask(logits: Tensor, p_t: float, valid: Tensor | None = None
     threshold = flat.sort(1).values.gather(1, excluded.clamp(max=flat.shape[1] - 1))
     kept = (flat >= threshold).view_as(logits)
     return kept if valid is None else kept & valid
-
-
-def transferability_bias(logits: Tensor, p_t: float, strength: float, valid: Tensor | None = None) -> Tensor:
-    """A soft ``transferability_mask``, our variant: what that would exclude is only attended to less.
-
-    From 0 at lambda_T the bias falls linearly with the rank of T, to ``-strength`` at the position with the highest T.
-
-    Args:
-        logits, p_t, valid: as ``transferability_mask``; where that leaves a position open, the bias is 0.
-        strength: what is subtracted from the attention score of the most transferable position.
-
-    Returns:
-        (B, H, W) float32 <= 0, to be added to attention scores; 0 at padding.
-    """
-    excluded = ~transferability_mask(logits, p_t, valid)
-    flat = logits.flatten(1).float()
-    if valid is not None:
-        excluded = excluded & valid
-        flat = flat.masked_fill(~valid.flatten(1), float("inf"))
-    number = excluded.flatten(1).sum(1, keepdim=True)
-    above = torch.searchsorted(flat.sort(1).values, flat)  # positions whose T is higher
-    depth = (number - above) / number.clamp(min=1)
-    return (-strength * depth).view_as(logits).masked_fill(~excluded, 0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,6 @@ FOLDER, COCO = "prelabels", "prelabels.json"
 BEGUN = "prelabels.begun.json"  # what was asked, as long as not all of it is there
 MASKS, POLYGONS = SEGMENTATIONS = ("masks", "polygons")
 TOLERANCE = 1.0  # pixels by which a polygon may leave its outline: each corner is one that a person has to move
-
-# Index of a picture in the pool, and the picture (H, W, 3) in the model's channel order -> (H, W) bool.
-Parts = Callable[[int, np.ndarray], np.ndarray]
 
 
 def check_free(output: Path) -> None:
@@ -67,7 +64,6 @@ def write_prelabels(
     predictor: Predictor,
     *,
     confidence: float = 0.0,
-    parts: Parts | None = None,
     segmentation: str = MASKS,
 ) -> None:
     """``output/prelabels/NAME.png`` of each picture, 8-bit ids of the class list, then ``output/prelabels.json``.
@@ -76,7 +72,7 @@ def write_prelabels(
 
     Args:
         indices: pictures of the pool. confidence: pixels whose prediction is less confident are 255.
-        parts: what of a picture is labelled, the rest is 255; None: all. segmentation: as of ``mask_annotations``.
+        segmentation: as of ``mask_annotations``.
     """
     classes = predictor.classes
     own = LabelSpace("the model's class list", {i: i for i in range(len(classes))}, frozenset([IGNORE]), classes)
@@ -92,10 +88,7 @@ def write_prelabels(
             pixels = read_image_of({"file_name": file}, predictor.image_format)
             prediction = predictor(pixels, predictor.image_format)
             sure = prediction.confidence().numpy()
-            kept = sure >= confidence
-            if parts is not None:
-                kept &= parts(index, pixels)
-            labels = np.where(kept, prediction.labels.numpy(), np.uint8(IGNORE))
+            labels = np.where(sure >= confidence, prediction.labels.numpy(), np.uint8(IGNORE))
             write_png(path, labels)
         suffix = Path(file).suffix
         height, width = labels.shape

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.structures import ImageList
 from detectron2.utils import comm
 from torch import Tensor, nn
 
@@ -27,18 +26,15 @@ from tmt_d2.methods.self_training.feature_distance import feature_distance, thin
 from tmt_d2.methods.self_training.fourier import in_style_of
 from tmt_d2.methods.self_training.mixing import paste, pasted
 from tmt_d2.methods.self_training.pseudo_labels import (
-    BY_T,
-    Statistics,
-    Trust,
+    CollapseMonitor,
+    PseudoLabelPolicy,
     labels_and_confidence,
     marginals,
-    transferability_ranks,
 )
 from tmt_d2.methods.self_training.teacher import MovingAverage
 from tmt_d2.methods.self_training.views import MaskedView, StrongView
-from tmt_d2.modeling.mask_former import MaskFormer, Pass
+from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.mask_logits import DecoderOutputs, MaskLogits, QueryOutputs
-from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.randomness import derived_seed, seeded
 
 logger = logging.getLogger(__name__)
@@ -47,7 +43,6 @@ Record = dict[str, Any]
 FOUNDATION_MODELS = ("dinov2", "dinov3", "clip", "siglip", "eva", "mae")  # in timm's names
 STUDENT = "student"
 MASKED = "masked_view"
-ONE_IN = 4  # labelled pictures is looked at by the teacher for its precision
 VIEW_STREAM, MIX_STREAM, MASK_STREAM = 1, 2, 3  # of the draws for one sample
 
 
@@ -68,7 +63,7 @@ class SelfTraining(MethodTraining):
         weight: float,
         mixes: bool,
         view: StrongView,
-        trust: Trust,
+        policy: PseudoLabelPolicy,
         masked: MaskedView | None = None,
         masked_weight: float = 1.0,
         beta: float = 0.0,
@@ -82,7 +77,7 @@ class SelfTraining(MethodTraining):
             momentum, burn_in: of ``MovingAverage``. warm_up: in so many first steps unlabelled pictures are left out.
             weight: of the loss on pseudo-labels.
             mixes: paste classes of labelled pictures onto unlabelled ones. view: what the student sees of them.
-            trust: what of the teacher's labels counts.
+            policy: which of the teacher's labels count, and how much.
             masked: the student also learns from this view of the unlabelled pictures, at masked_weight.
             beta: source pictures take the style of an unlabelled target picture, see ``in_style_of``; 0: as they are.
             class_names: for messages.
@@ -91,12 +86,14 @@ class SelfTraining(MethodTraining):
         """
         super().__init__()
         self.teacher = model
-        self.statistics = Statistics(model.sem_seg_head.num_classes, trust.quantile, trust.precision, class_names)
+        classes = model.sem_seg_head.num_classes
+        known = len(class_names) == classes
+        self.monitor = CollapseMonitor(class_names if known else [f"class {index}" for index in range(classes)])
         self.progress = nn.ModuleDict(
-            {STUDENT: copy.deepcopy(model), "average": MovingAverage(momentum, burn_in), "statistics": self.statistics}
+            {STUDENT: copy.deepcopy(model), "average": MovingAverage(momentum, burn_in), "monitor": self.monitor}
         )
         self.teacher.requires_grad_(False)
-        self.warm_up, self.weight, self.mixes, self.view, self.trust = warm_up, weight, mixes, view, trust
+        self.warm_up, self.weight, self.mixes, self.view, self.policy = warm_up, weight, mixes, view, policy
         self.feature_weight, self.feature_weights = feature_weight, feature_weights
         self.feature_classes = feature_classes
         self.reference: nn.Module | None = None
@@ -131,7 +128,7 @@ class SelfTraining(MethodTraining):
     def after_update(self) -> None:
         self.progress["average"].update(self.teacher, self.student)
         share_statistics(self.teacher)
-        self.statistics.after_step()
+        self.monitor.after_step()
 
     def count_masks(self, batched_inputs: Sequence[Record]) -> list[int]:
         """Number of masks of labels, of pseudo-labels, and of those of masked views, in a prepared batch."""
@@ -184,53 +181,36 @@ class SelfTraining(MethodTraining):
         if not pictures:
             return records
         for place, donor in enumerate(donors):
-            self.statistics.note_label(donor["sem_seg"])
+            self.monitor.add("labelled", donor["sem_seg"])
             if self.beta and donor.get("domain") == SOURCE_DOMAIN:
                 style = neighbour(place, donor["seed"], pictures, len(donors))["image"].to(self.teacher.device)
                 donor["image"] = in_style_of(donor["image"].to(style.device), style, self.beta)
-        teacher, thresholds = self.teacher, self.statistics.thresholds()
-        if self.trust.precision:
-            self._judge([donor for donor in donors if donor.get("domain") != SOURCE_DOMAIN])
-        images, passed, said = self._ask(pictures)
-        padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
-        ranks: Sequence[Tensor | None] = [None] * len(pictures)
-        if self.trust.asks_t:
-            assert isinstance(teacher, TransferableMaskFormer)
-            ranks = transferability_ranks(teacher.estimate(images, passed.inputs), padded_size).unbind()
-        for place, (record, (label, confidence)) in enumerate(zip(pictures, said)):
-            self.statistics.note(label, confidence)
-            confident = self.trust.confident(label, confidence, thresholds)
-            rank = ranks[place]
-            height, width = label.shape
-            weights = self.trust.weights(confident, None if rank is None else rank[:height, :width])
+        for place, (record, (label, confidence)) in enumerate(zip(pictures, self._pseudo_labels(pictures))):
+            self.monitor.add("predicted", label)
+            confident = confidence >= self.policy.threshold
+            weights = self.policy.weights(confident)
             label = label.to(torch.uint8)
-            record["image"] = record["image"].to(teacher.device)
+            record["image"] = record["image"].to(self.teacher.device)
             if self.masked is not None:
-                record[MASKED] = self._masked_view(record | self.trust.entries(label, confident, weights))
+                record[MASKED] = self._masked_view(record | self.policy.entries(label, confident, weights))
             if self.mixes:
                 donor = neighbour(place, record["seed"], donors, len(pictures))
                 mask, record["image"], label = self._mix(record, label, donor)
                 confident, weights = confident | mask, weights.where(~mask, 1.0)
-            record |= self.trust.entries(label, confident, weights)
+            record |= self.policy.entries(label, confident, weights)
             with seeded(record["seed"], VIEW_STREAM):
                 record["image"] = self.view(record["image"])
         return records
 
-    def _ask(self, records: Sequence[Record]) -> tuple[ImageList, Pass, Iterator[tuple[Tensor, Tensor]]]:
-        """The teacher's pass, and of each picture labels and confidence, (H, W) each."""
+    def _pseudo_labels(self, records: Sequence[Record]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the teacher's labels and confidence of each image, (H, W) each."""
         images = self.teacher.preprocess(records)
-        passed = self.teacher.run(images, records)
+        probabilities = marginals(self.teacher.run(images, records).outputs)
         padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
-        said = zip(images.image_sizes, labels_and_confidence(marginals(passed.outputs), padded_size))
-        cut = ((label[:height, :width], confidence[:height, :width]) for (height, width), (label, confidence) in said)
-        return images, passed, cut
-
-    def _judge(self, labelled: Sequence[Record]) -> None:
-        """Compare the teacher with labels of the target, of some pictures: the same however the step is shared."""
-        records = [record for record in labelled if record["seed"] % ONE_IN == 0]
-        if records:
-            for record, (label, confidence) in zip(records, self._ask(records)[2]):
-                self.statistics.judge(label, confidence, record["sem_seg"])
+        for (height, width), (label, confidence) in zip(
+            images.image_sizes, labels_and_confidence(probabilities, padded_size)
+        ):
+            yield label[:height, :width], confidence[:height, :width]
 
     def _masked_view(self, record: Record) -> Record:
         assert self.masked is not None
@@ -322,33 +302,15 @@ def self_training(cfg: CfgNode, model: nn.Module) -> SelfTraining:
             f"TRANSFER.SELF_TRAINING.FDA_BETA is {keys.FDA_BETA}: it gives source pictures the style of unlabelled "
             "ones, and SOURCE or UNLABELLED is 0"
         )
-    if keys.PRECISION and (keys.QUANTILE or not keys.LABELLED):
-        why = f"QUANTILE is {keys.QUANTILE}, take one of them" if keys.QUANTILE else "LABELLED is 0: take QUANTILE"
+    policy = PseudoLabelPolicy(keys.THRESHOLD, keys.IGNORE_UNCONFIDENT, keys.WEIGHT_BY)
+    if keys.THRESHOLD and not policy.uses_confidence:
         raise UserError(
-            f"TRANSFER.SELF_TRAINING.PRECISION is {keys.PRECISION}, measured on labelled target pictures, and {why}"
+            f"TRANSFER.SELF_TRAINING.THRESHOLD is {keys.THRESHOLD} and nothing depends on which pixels are confident: "
+            "set IGNORE_UNCONFIDENT True, or WEIGHT_BY confident or picture"
         )
-    trust = Trust(
-        keys.THRESHOLD,
-        keys.QUANTILE,
-        keys.PRECISION,
-        keys.IGNORE_UNCONFIDENT,
-        weighs=keys.WEIGHT_BY,
-        no_object=keys.SCALE_NO_OBJECT,
-    )
-    for key in ("THRESHOLD", "QUANTILE", "PRECISION"):
-        if keys[key] and not trust.asks_confidence:
-            raise UserError(
-                f"TRANSFER.SELF_TRAINING.{key} is {keys[key]} and nothing depends on which pixels are confident: set "
-                "IGNORE_UNCONFIDENT or SCALE_NO_OBJECT True, or WEIGHT_BY confident or picture"
-            )
     names = label_space_of(cfg.DATASETS.TRAIN[0]).classes.names if cfg.DATASETS.TRAIN else ()
     _check_features(cfg, names)
     assert isinstance(model, MaskFormer)
-    if keys.WEIGHT_BY in BY_T and not isinstance(model, TransferableMaskFormer):
-        raise UserError(
-            f"TRANSFER.SELF_TRAINING.WEIGHT_BY is {keys.WEIGHT_BY}: it needs discriminators, use the method "
-            "tmt-self-training"
-        )
     return SelfTraining(
         model,
         momentum=keys.EMA,
@@ -363,7 +325,7 @@ def self_training(cfg: CfgNode, model: nn.Module) -> SelfTraining:
         feature_weight=keys.FEATURE_DISTANCE,
         feature_weights=keys.FEATURE_WEIGHTS,
         feature_classes=[index for index, name in enumerate(names) if name in keys.FEATURE_CLASSES],
-        trust=trust,
+        policy=policy,
         view=StrongView(keys.COLOUR, keys.COLOUR_STRENGTH, keys.BLUR, bgr=cfg.INPUT.FORMAT == "BGR"),
     )
 

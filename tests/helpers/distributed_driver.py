@@ -38,7 +38,7 @@ def changes(accumulation: int, stage: str = "") -> dict[str, Any]:
         "TEST__EVAL_PERIOD": 1,  # so that the losses of every step are written
         "TRANSFER__ESTIMATOR__HELD_OUT": 2,
         "TRANSFER__LABEL_COUNT": 2 if stage == "self-training" else 0,
-        "TRANSFER__SELF_TRAINING__PRECISION": 0.3,
+        "TRANSFER__SELF_TRAINING__THRESHOLD": 0.06,
         "TRANSFER__SELF_TRAINING__WEIGHT_BY": "confident",
         "TRANSFER__SELF_TRAINING__IGNORE_UNCONFIDENT": True,
         "DATASETS__TEST": ("cityscapes_sem_seg_val", f"bdd100k_sem_seg_{target}"),

@@ -14,13 +14,13 @@ PACKAGE = ROOT / "tmt_d2"
 FLOORS = (  # from below; rooms of one floor do not know each other, but for those on the ground
     {"errors", "cli", "files", "randomness", "config_file", "config_checks", "config"},
     {"data", "transferability"},
-    {"modeling", "datasets"},
+    {"modeling"},
     {"evaluation", "processes"},
     {"methods"},
     {"training"},
     {"deployment"},
     {"pictures", "interop"},
-    {"experiments"},
+    {"experiments", "datasets"},
     {"commands", "notebook"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -13,8 +13,9 @@ import yaml
 from PIL import Image
 from scipy.io import savemat
 
-from tmt_d2.datasets.check import SHEET_HEIGHT, main
+from tmt_d2.datasets.check import main
 from tmt_d2.datasets.render import render
+from tmt_d2.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -223,7 +224,8 @@ def test_shares_of_pixels_and_a_sheet_of_overlays(
 ) -> None:
     folder = tmp_path / "town"
     splits = {name: {"images": f"{name}/{{stem}}.png", "labels": f"{name}/ids/{{stem}}.png"} for name in ("a", "b")}
-    content = {"name": "town", "splits": splits, "classes": ["lawn", {"name": "shed", "color": [0, 90, 255]}]}
+    classes = ["lawn", {"name": "shed", "color": [0, 90, 255]}, "pond"]
+    content = {"name": "town", "splits": splits, "classes": classes, "train_ids": {0: "lawn", 1: "shed"}}
     for split in splits:
         for stem in "12":
             save(folder / split / f"{stem}.png", 100, (8, 4))
@@ -236,15 +238,20 @@ def test_shares_of_pixels_and_a_sheet_of_overlays(
     sheet = tmp_path / "sheet.png"
     status, report = run(root, "--data-sets", str(file), "--sheet", str(sheet))
     first, second = report["town"]["a"], report["town"]["b"]
-    assert first["percent of pixels"] == {"lawn": 6.25, "shed": 25.0, "(ignored)": 68.75}
+    assert first["percent of pixels"] == {"lawn": 6.25, "shed": 25.0, "pond": 0, "(ignored)": 68.75}
     assert (first["labelled"], first["problems"]) == (1, {})
     assert second["percent of pixels"]["(ignored)"] == 100
     assert (second["labelled"], list(second["problems"]), status) == (0, ["no classes"], 1)
-    assert " 6.25 " in capsys.readouterr().out
-    drawn = np.asarray(Image.open(sheet))
-    assert len(drawn) == 2 * SHEET_HEIGHT
-    assert drawn[2, 2].tolist() == [40, 94, 193]  # 0.4 of 100 grey and 0.6 of (0, 90, 255)
-    assert drawn[SHEET_HEIGHT + 2, 2].tolist() == [40, 40, 40]
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["lawn", "6.25", "0.00"] in rows and not any(row[:1] == ["pond"] for row in rows)  # no id leads to it
+    drawn = np.asarray(Image.open(sheet).convert("RGB")).reshape(-1, 3)
+    mixed = [40, 94, 193]  # 0.4 of 100 grey and 0.6 of (0, 90, 255)
+    colors = mixed, (0, 90, 255), (40, 40, 40)
+    shed, legend, ignored = ((np.abs(drawn - np.array(color, float)).max(1) <= 1).sum() for color in colors)
+    assert shed > 10000 and legend > 100 and ignored > 10000
+    for name in ("sheet.txt", "nowhere/sheet.png"):
+        with pytest.raises((SystemExit, UserError)):
+            run(root, "--data-sets", str(file), "--sheet", str(tmp_path / name))
 
 
 def test_classes_subsets_and_images_without_labels(

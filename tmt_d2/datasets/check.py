@@ -30,14 +30,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import cv2
 import numpy as np
+from matplotlib.figure import Figure
 from tabulate import tabulate
 from tqdm import tqdm
 
 from tmt_d2.cli import run
+from tmt_d2.data.class_lists import RGB
 from tmt_d2.data.custom import read_custom
-from tmt_d2.data.label_spaces import CITYSCAPES_CLASSES, IGNORE, LabelSpace
+from tmt_d2.data.label_spaces import CITYSCAPES, CITYSCAPES_CLASSES, IGNORE, LabelSpace
 from tmt_d2.data.labelled import LABEL
 from tmt_d2.data.layouts import Listing
 from tmt_d2.data.reader import (
@@ -51,13 +52,16 @@ from tmt_d2.data.reader import (
 )
 from tmt_d2.data.registration import DATA_SETS, dataset_root
 from tmt_d2.errors import did_you_mean
-from tmt_d2.files import atomic_write
+from tmt_d2.files import check_writable
+from tmt_d2.pictures.overlays import label_overlay
+from tmt_d2.pictures.panels import Panel, Row, draw, save
+from tmt_d2.pictures.sizes import shrink
 
 FAMILIES = tuple(family for family in DATA_SETS if family != "mapillary_b")  # that one has the files of "mapillary"
 QUICK_SAMPLE = 20  # pairs read per split
 SHOWN = 3  # messages printed per split and kind
 IGNORED = "(ignored)"
-SHEET_PAIRS, SHEET_HEIGHT, SHEET_WIDTH = 4, 180, 320  # of a row of the sheet, one split
+SHEET_PAIRS, SHEET_SIDE = 4, 640  # images of a split on the sheet, their longer side
 MANIFEST = ".rendered.json"  # the renderer leaves it in its folders: these are small on purpose
 
 KINDS = {
@@ -106,13 +110,13 @@ class Findings:
     labels_read: int = 0
     labelled: int = 0
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
-    classes: tuple[str, ...] = ()
+    label_space: LabelSpace = CITYSCAPES
 
     def shares(self) -> dict[str, float]:
         """Percent of all pixels of the labels, by class, and of those that have none."""
         total = max(1, int(self.pixels.sum()))
         return {
-            **{name: 100 * int(count) / total for name, count in zip(self.classes, self.pixels)},
+            **{name: 100 * int(count) / total for name, count in zip(self.label_space.classes.names, self.pixels)},
             IGNORED: 100 * int(self.pixels[IGNORE]) / total,
         }
 
@@ -146,7 +150,7 @@ class Findings:
 
 def check_split(split: Split, workers: int, quick: bool) -> Findings:
     """List the files of one split and read them (or, if `quick`, up to `QUICK_SAMPLE` of them)."""
-    findings = Findings(expected=split.expected)
+    findings = Findings(expected=split.expected, label_space=split.label_space)
     try:
         listing = split.listing()
     except (FileNotFoundError, DataError) as error:
@@ -156,7 +160,6 @@ def check_split(split: Split, workers: int, quick: bool) -> Findings:
     findings.known_bad = len(listing.left_out)
     findings.found = findings.pairs + findings.unlabelled + len(listing.images_alone) + findings.known_bad
     findings.notes = _class_notes(split.label_space)
-    findings.classes = split.label_space.classes.names
     subset = split.subset or listing.subset
     if not subset:
         findings.problems["unlabelled"] = listing.images_alone
@@ -291,40 +294,35 @@ def check(
     return report
 
 
-def contact_sheet(splits: Sequence[Split]) -> np.ndarray:
-    """Images under the colors of their labels, ignored pixels black: a row for each split with labels.
-
-    Returns:
-        (H, W, 3) uint8 RGB, with a white cell where an image or label cannot be read.
+def contact_sheet(splits: Sequence[Split]) -> Figure:
+    """Images under the colors of their labels, ignored pixels black: a row for each split with labels that can be read.
 
     Raises:
-        DataError: there is no split with labels.
+        DataError: there is no image with a label.
     """
-    rows = []
+    rows: list[Row] = []
+    legend: dict[tuple[str, RGB], None] = {}
     for split in splits:
         try:
             pairs = list(split.listing().pairs.values())
         except (FileNotFoundError, DataError):
             continue  # named in the report
-        if not pairs:
-            continue
-        row = np.full((SHEET_HEIGHT, SHEET_PAIRS * SHEET_WIDTH, 3), 255, np.uint8)
+        panels = []
         for place in range(min(SHEET_PAIRS, len(pairs))):
             image_path, label_path = pairs[place * len(pairs) // min(SHEET_PAIRS, len(pairs))]
             try:
                 image, label = read_pair({"file_name": image_path, LABEL: label_path}, split.label_space)
             except DataError:
                 continue
-            scale = min((SHEET_HEIGHT - 4) / label.shape[0], (SHEET_WIDTH - 4) / label.shape[1])
-            size = max(1, int(label.shape[1] * scale)), max(1, int(label.shape[0] * scale))
-            colors = split.label_space.classes.palette()[cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)]
-            overlay = cv2.addWeighted(cv2.resize(image, size, interpolation=cv2.INTER_AREA), 0.4, colors, 0.6, 0)
-            left = place * SHEET_WIDTH + 2
-            row[2 : 2 + size[1], left : left + size[0]] = overlay
-        rows.append(row)
+            classes = split.label_space.classes
+            legend |= dict.fromkeys(classes.legend(label[label != IGNORE]))
+            overlay = label_overlay(shrink(image, SHEET_SIDE), label, classes, strength=0.6)
+            panels.append(Panel(overlay, Path(image_path).stem[-30:]))
+        if panels:
+            rows.append(Row(panels, f"{split.data_set} {split.name}"))
     if not rows:
         raise DataError("--sheet: there is no image with a label to show")
-    return np.concatenate(rows)
+    return draw(rows, "Images under the colors of their labels", list(legend))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -353,7 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except DataError as error:
             print(error, file=sys.stderr)
             return 1
-        _write_sheet(Path(options.sheet), sheet)
+        save(sheet, options.sheet)
         print(f"{options.sheet}: {SHEET_PAIRS} images of every split under the colors of their labels")
     if absent:
         print(f"not in {options.root}: {', '.join(absent)}")
@@ -388,6 +386,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for option, file in (("--json", options.json), ("--sheet", options.sheet)):
         if file and Path(file).resolve().is_relative_to(Path(options.root).resolve()):
             parser.error(f"{option} {file}: lies below the root {options.root}, where nothing is written")
+    if options.sheet:
+        if not options.sheet.endswith((".png", ".pdf")):
+            parser.error(f"--sheet {options.sheet}: should end with .png or .pdf")
+        check_writable("--sheet", options.sheet)
     return options
 
 
@@ -413,13 +415,12 @@ def _print_report(report: dict[str, dict[str, Findings]]) -> None:
     for data_set, splits in report.items():
         shares = {split: found.shares() for split, found in splits.items() if found.labels_read}
         if shares:
-            names = next(iter(shares.values()))
+            space = next(iter(splits.values())).label_space
+            absent = {space.classes.names[index] for index in space.never_occurs}
+            rows = [[name, *(each[name] for each in shares.values())] for name in next(iter(shares.values()))]
+            rows = [[name, *values] for name, *values in rows if name not in absent or any(values)]
             print(f"\n{data_set}, percent of the pixels of the labels read:")
-            print(
-                tabulate(
-                    [[name, *(each[name] for each in shares.values())] for name in names], ["", *shares], floatfmt=".2f"
-                )
-            )
+            print(tabulate(rows, ["", *shares], floatfmt=".2f"))
     for data_set, splits in report.items():
         for split, findings in splits.items():
             for kind, messages in findings.problems.items():
@@ -435,12 +436,6 @@ def _print_report(report: dict[str, dict[str, Findings]]) -> None:
                     f"orientation other than 1, the first is {findings.oriented[0]}; they are read as stored, or "
                     "turned where only that has the label's size: look whether it fits its label"
                 )
-
-
-def _write_sheet(file: Path, sheet: np.ndarray) -> None:
-    encoded = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1]
-    with atomic_write(file) as content:
-        content.write(encoded)
 
 
 def _write_json(file: str, root: str, report: dict[str, dict[str, Findings]], absent: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -32,6 +33,22 @@ def test_links_are_followed_once_and_hidden_names_left_out(tmp_path: Path) -> No
     assert image_files(photos, recursive=False) == ([photos / "a.JPG"], 3)
     with pytest.raises(UserError):
         image_files(tmp_path, recursive=False)
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path / "a.png", tmp_path / "lost" / "b.png")
+    scandir = os.scandir
+
+    def refuse(folder: str) -> object:
+        if os.path.basename(folder) == "lost":
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert image_files(tmp_path) == ([tmp_path / "a.png"], 0)
+    assert str(tmp_path / "lost") in caplog.text
 
 
 def test_the_case_of_a_suffix_does_not_matter_in_patterns(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ class CustomDataSet:
 
     Attributes:
         file: the YAML file, absolute.
-        root: the folder below which all files lie, absolute, symbolic links resolved.
+        root: the folder in which patterns look, absolute, symbolic links resolved; links below it lead anywhere.
     """
 
     file: Path
@@ -51,7 +50,7 @@ class CustomDataSet:
 
         Raises:
             FileNotFoundError: nothing matches a pattern, or the list of the split is not there.
-            DataError: a file lies outside the root, two have the same name, or the list names what is not there.
+            DataError: two files have the same name, or the list names what is not there.
         """
         wanted = self.splits[split]
         files = {key: self._find(split, key, patterns) for key, patterns in wanted.patterns.items()}
@@ -88,7 +87,6 @@ class CustomDataSet:
                         f"{stem!r}; capture the folder as well: {{folder}}/{{stem}}"
                     )
             found |= files
-        self._check_inside(found, f"splits.{split}.{key}")
         return found
 
     def _listed(
@@ -113,16 +111,3 @@ class CustomDataSet:
             raise DataError(f"{where}: {what}; write stems such as {stems[0]}, or paths below {self.root}")
         kept = {stems[index] for places in found.values() for index in places}
         return {stem: path for stem, path in files.items() if stem in kept}, unknown
-
-    def _check_inside(self, files: Mapping[str, str], key: str) -> None:
-        """A pattern cannot climb out of the root, but a symbolic link can."""
-        inside: dict[str, bool] = {}  # by folder: resolving every file of a large set would take seconds
-        for path in files.values():
-            folder = os.path.dirname(path)
-            if folder not in inside:
-                inside[folder] = Path(folder).resolve().is_relative_to(self.root)
-            if not inside[folder] or (os.path.islink(path) and not Path(path).resolve().is_relative_to(self.root)):
-                raise DataError(
-                    f"{self.file}: {key}: {path} leads to {os.path.realpath(path)}, outside root {self.root}; "
-                    "set root to a folder that holds both"
-                )

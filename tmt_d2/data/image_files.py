@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 from tmt_d2.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 
@@ -14,14 +17,14 @@ def image_files(folder: str | Path, recursive: bool = True) -> tuple[list[Path],
     """Return the images in ``folder``, sorted by path, and the number of other and hidden files, which are left out.
 
     Links are followed, a folder that contains itself is entered once. Names that begin with a dot (``._x.png``,
-    ``.ipynb_checkpoints/``) are hidden. The case of a suffix does not matter.
+    ``.ipynb_checkpoints/``) are hidden. The case of a suffix does not matter. Unreadable folders are logged.
 
     Raises:
         UserError: there is no image.
     """
     images: list[Path] = []
     left_out, entered = 0, set()
-    for top, folders, files in os.walk(folder, followlinks=True):
+    for top, folders, files in os.walk(folder, onerror=_warn, followlinks=True):
         real = os.path.realpath(top)
         if real in entered:
             folders.clear()
@@ -37,3 +40,7 @@ def image_files(folder: str | Path, recursive: bool = True) -> tuple[list[Path],
     if not images:
         raise UserError(f"{folder}: this folder has no image ({', '.join(sorted(IMAGES))})")
     return sorted(images), left_out
+
+
+def _warn(error: OSError) -> None:
+    logger.warning("%s: left out, this folder cannot be read (%s)", error.filename, error.strerror)

@@ -1,9 +1,10 @@
-"""Every tensor of a pass, of the estimator and of the losses is made on the model's device: tried on a GPU that is not
-there (PyTorch's fake tensors have shape, dtype and device, and refuse to be mixed between devices).
+"""Every tensor is made on the model's device. Of a pass: PyTorch's fake tensors on "cuda" have shape, dtype and device,
+and refuse to be mixed between devices. Of every task: the tensors of a pretended device have values as well.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,23 +13,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
+from tests.helpers.checkout import run_python
+from tests.helpers.device_driver import Tasks
 from tests.helpers.models import Build
-from tests.helpers.small_runs import small_cfg
-from tmt_d2.data import register_data
-from tmt_d2.data.loaders import build_train_loader
-from tmt_d2.data.mapper import SemanticMapper
-from tmt_d2.methods.estimator import DiscriminatorTraining
-from tmt_d2.methods.table import method_of
+from tests.helpers.pretended_device import DeviceError
+from tests.helpers.small_runs import make_scenes, save_start
 from tmt_d2.modeling import criterion, pixel_decoder, tmt, transformer_decoder
 from tmt_d2.modeling.mask_former import Pass
 from tmt_d2.modeling.precision import mixed_precision
-from tmt_d2.training.trainer import StageTrainer
 
 pytestmark = pytest.mark.slow
 
@@ -111,19 +108,30 @@ def test_a_tensor_made_on_the_cpu_is_noticed(
         run(model, None)
 
 
-@pytest.mark.parametrize("stage", ["estimator", "self-training"])
-def test_a_module_around_the_model_trains_where_the_model_is(
-    stage: str, start: Path, data_root: None, tmp_path: Path
-) -> None:
-    """Its buffers, too: counts and running means meet the model's tensors, and NCCL knows no others."""
-    options = {"SELF_TRAINING__MASKED_WEIGHT": 1.0, "SELF_TRAINING__IGNORE_UNCONFIDENT": True}
-    cfg = small_cfg(stage, tmp_path, start, **{f"TRANSFER__{key}": value for key, value in options.items()})
-    register_data(cfg)
-    model = build_model(cfg).to("meta")
-    method = method_of(cfg).training
-    training = DiscriminatorTraining(model, 0.3) if stage == "estimator" else method(cfg, model) if method else None
-    loader = build_train_loader(cfg.DATASETS.TRAIN, SemanticMapper(cfg, is_train=True), 4)
-    trainer = StageTrainer(cfg, model=model, training_module=training, data_loader=loader, evaluate=dict)
-    held = dict([*trainer.module.named_buffers(), *trainer.module.named_parameters()])
-    assert any(name.startswith("progress.") for name in held)
-    assert {name: tensor.device.type for name, tensor in held.items() if tensor.device.type != "meta"} == {}
+TASKS = Tasks(Path(), Path())
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """How each task ended on the pretended device."""
+    folder = tmp_path_factory.mktemp("devices")
+    start, scenes = save_start(folder / "start.pth"), make_scenes(folder / "scenes")
+    driver = ("-m", "tests.helpers.device_driver", str(folder), str(start))
+    ran = run_python(*driver, DETECTRON2_DATASETS=str(scenes), timeout=600)
+    assert (folder / "tasks.json").is_file(), ran.stderr[-3000:]
+    return json.loads((folder / "tasks.json").read_text())
+
+
+@pytest.mark.parametrize("task", TASKS.all())
+def test_a_task_runs_where_its_model_is(task: str, ends: dict[str, dict[str, Any]]) -> None:
+    """Nothing of it is left in memory: the modules around the model, what a step makes, what collectives are given."""
+    assert not ends[task]["error"], ends[task]["result"]
+    if " in " in task:  # control: autocast was there
+        assert task.split(" in ")[1] in ends[task]["result"]
+    if task == "collectives":
+        assert min(ends[task]["result"].values()) > 0
+
+
+@pytest.mark.parametrize("control", TASKS.controls())
+def test_a_mix_of_devices_is_noticed(control: str, ends: dict[str, dict[str, Any]]) -> None:
+    assert ends[control]["error"] == DeviceError.__name__, ends[control]["result"]

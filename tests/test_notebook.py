@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,6 +108,10 @@ def test_a_used_folder_of_other_data_or_options_is_refused(tmp_path: Path) -> No
         notebook.adapt(source, "cityscapes", tmp_path / "full", "full", once)
     with pytest.raises(UserError, match="TRANSFER.METHOD"):
         notebook.adapt(source, "bdd100k", tmp_path / "full", "linear", once)
+    shutil.copytree(source.folder, tmp_path / "other")
+    before[tmp_path / "other" / "config.yaml"] = before[source.folder / "config.yaml"]
+    with pytest.raises(UserError, match="MODEL.WEIGHTS"):
+        notebook.adapt(replace(source, folder=tmp_path / "other"), "bdd100k", tmp_path / "full", "full", once)
     assert before == {path: path.read_bytes() for path in tmp_path.glob("*/config.yaml")}
 
 

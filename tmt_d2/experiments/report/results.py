@@ -102,7 +102,7 @@ def read_results(output: Path) -> Results:
         else:
             getattr(results, kind).append(run)
     if not (results.fine_tuned or results.evaluation):
-        raise FileNotFoundError(f"{output} holds no finished unit of train_matrix.py")
+        raise FileNotFoundError(f"{output} has no evaluation or fine-tuning of train_matrix.py that has ended")
     return results
 
 

@@ -37,7 +37,7 @@ test-fast: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m "not slow"
 
 # What holds on any processor: PyTorch's kernels without AVX-512, and without any vector instructions.
-SAME_EVERYWHERE := tests/test_criterion.py tests/test_masked_attention.py tests/test_clustering.py tests/test_reference_outputs.py tests/test_step.py
+SAME_EVERYWHERE := tests/modeling/test_criterion.py tests/modeling/test_masked_attention.py tests/transferability/test_clustering.py tests/modeling/test_reference_outputs.py tests/engine/test_step.py
 
 soak: $(READY)
 	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 $(RUN) -m pytest -q $(SAME_EVERYWHERE)
@@ -47,7 +47,7 @@ soak: $(READY)
 gpu: $(READY)
 	@$(RUN) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu: PyTorch %s finds no NVIDIA GPU" % torch.__version__)'
 	$(RUN) -m pip install -q --disable-pip-version-check -e '.[dev,gpu]'
-	$(RUN) -m pytest -q -rs tests/test_gpu.py
+	$(RUN) -m pytest -q -rs tests/engine/test_gpu.py
 	mkdir -p output/gpu
 	$(RUN) -m benchmarks.parts --device cuda --sizes 512x1024 1024x2048 --output output/gpu/parts.json
 	$(RUN) -m benchmarks.model --device cuda --rounds 10 --sizes 512x1024 1024x2048 --step-sizes 512x1024 --output output/gpu/model.json

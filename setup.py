@@ -23,19 +23,19 @@ DETECTRON2_NEEDS = [
 
 # Installed, `tmt-train-pair` is what `python tools/train_pair.py` is in a checkout.
 COMMANDS = {
-    "tmt-train": "tmt_d2.commands.train",
-    "tmt-train-pair": "tmt_d2.commands.train_pair",
-    "tmt-train-matrix": "tmt_d2.commands.train_matrix",
-    "tmt-report": "tmt_d2.commands.report",
-    "tmt-score": "tmt_d2.commands.score",
-    "tmt-predict": "tmt_d2.commands.predict",
-    "tmt-select-labels": "tmt_d2.commands.select_labels",
-    "tmt-show-attention": "tmt_d2.commands.show_attention",
-    "tmt-app": "tmt_d2.commands.app",
-    "tmt-export": "tmt_d2.deployment.export",
-    "tmt-convert": "tmt_d2.interop.convert",
-    "tmt-check-data": "tmt_d2.datasets.check",
-    "tmt-render-data": "tmt_d2.datasets.render",
+    "tmt-train": "tmt_d2.cli.train",
+    "tmt-train-pair": "tmt_d2.cli.train_pair",
+    "tmt-train-matrix": "tmt_d2.cli.train_matrix",
+    "tmt-report": "tmt_d2.projects.report.command",
+    "tmt-score": "tmt_d2.cli.score",
+    "tmt-predict": "tmt_d2.cli.predict",
+    "tmt-select-labels": "tmt_d2.projects.label_selection.command",
+    "tmt-show-attention": "tmt_d2.cli.show_attention",
+    "tmt-app": "tmt_d2.projects.viewer.command",
+    "tmt-export": "tmt_d2.cli.export",
+    "tmt-convert": "tmt_d2.projects.huggingface.convert",
+    "tmt-check-data": "tmt_d2.cli.check_data",
+    "tmt-render-data": "tmt_d2.projects.street_scenes.render",
 }
 
 

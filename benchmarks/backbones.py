@@ -21,8 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.common import in_turns, machine, print_table
 from benchmarks.model import CONFIG, inference, scene, training_step
 from tmt_d2 import setup_cfg
-from tmt_d2.files import write_json
-from tmt_d2.modeling.timm_backbone import TimmBackbone
+from tmt_d2.modeling.backbones.timm_backbone import TimmBackbone
+from tmt_d2.utils.files import write_json
 
 NAMES = (
     "tf_efficientnet_lite0",

@@ -29,10 +29,10 @@ from torch.nn import functional as F
 from torchvision.io import decode_image
 
 from tmt_d2.data import mapper, reader
-from tmt_d2.data.label_spaces import MAPILLARY_A
+from tmt_d2.data.datasets.label_spaces import MAPILLARY_A
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.png import decode_plain
-from tmt_d2.files import write_json
+from tmt_d2.utils.files import write_json
 
 CROP = (512, 1024)
 MIN_SIZES = tuple(int(0.1 * x * 1024) for x in range(5, 21))  # of the Cityscapes configs of Mask2Former

@@ -22,10 +22,10 @@ import torch
 from detectron2.evaluation import DatasetEvaluator, SemSegEvaluator
 from PIL import Image
 
-from tmt_d2.data.label_spaces import TRAIN_IDS
-from tmt_d2.data.registration import register_split
+from tmt_d2.data.datasets.label_spaces import TRAIN_IDS
+from tmt_d2.data.datasets.registration import register_split
 from tmt_d2.evaluation.semantic import SemanticEvaluator, labels_at_size
-from tmt_d2.files import write_json
+from tmt_d2.utils.files import write_json
 
 SPLIT = "benchmark_evaluation"
 LARGEST = (3936, 5248)

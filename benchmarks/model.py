@@ -28,9 +28,9 @@ from benchmarks.common import Function, flops, in_turns, machine, peak_flops, pr
 from tmt_d2 import setup_cfg
 from tmt_d2.data.maps import STRIDES
 from tmt_d2.data.targets import semantic_targets
-from tmt_d2.files import write_json
 from tmt_d2.modeling.precision import cpu_has_bfloat16, mixed_precision
 from tmt_d2.modeling.tmt import TransferableMaskFormer
+from tmt_d2.utils.files import write_json
 
 CONFIG = Path(__file__).parents[1] / "configs" / "Base-Mask2Former-R50.yaml"
 MODELS = ("plain", "tmt", "hf")

@@ -21,11 +21,11 @@ from torch import Tensor
 from benchmarks.common import Function, in_turns, machine, peak_bandwidth, peak_flops, print_table
 from benchmarks.model import build, scene
 from tmt_d2.data.targets import semantic_targets
-from tmt_d2.files import write_json
 from tmt_d2.modeling import ms_deform_attn
-from tmt_d2.modeling.deformable_attention import _fastest_backend
-from tmt_d2.modeling.linear import linear
+from tmt_d2.modeling.ops.deformable_attention import _fastest_backend
+from tmt_d2.modeling.ops.linear import linear
 from tmt_d2.transferability import adaptive_clustering, transferability_mask
+from tmt_d2.utils.files import write_json
 
 HEADS, CHANNELS, POINTS = 8, 32, 4
 CELLS = {32: 2, 16: 4, 8: 8}

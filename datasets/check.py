@@ -1,6 +1,6 @@
-"""Of a checkout: tmt_d2/datasets/check.py."""
+"""Of a checkout: tmt_d2/cli/check_data.py."""
 
-from tmt_d2.datasets.check import command
+from tmt_d2.cli.check_data import command
 
 if __name__ == "__main__":
     command()

@@ -1,6 +1,6 @@
-"""Of a checkout: tmt_d2/datasets/render.py."""
+"""Of a checkout: tmt_d2/projects/street_scenes/render.py."""
 
-from tmt_d2.datasets.render import command
+from tmt_d2.projects.street_scenes.render import command
 
 if __name__ == "__main__":
     command()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Of a checkout: tmt_d2/commands/app.py."""
+"""Of a checkout: tmt_d2/projects/viewer/command.py."""
 
-from tmt_d2.commands.app import command
+from tmt_d2.projects.viewer.command import command
 
 if __name__ == "__main__":
     command()

@@ -25,11 +25,11 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog
 
 from demo.run import TARGET, fine_tuned
-from tmt_d2.cli import one_line_errors
-from tmt_d2.data.registration import split_name
-from tmt_d2.pictures.exclusion import statistics_figure
-from tmt_d2.pictures.reporting import LoadedModel, report_image, split_statistics
-from tmt_d2.pictures.showcase import attention, most_interesting, save_jpeg, transferability
+from demo.showcase import attention, most_interesting, save_jpeg, transferability
+from tmt_d2.data.datasets.registration import split_name
+from tmt_d2.errors import one_line_errors
+from tmt_d2.inference.reporting import LoadedModel, report_image, split_statistics
+from tmt_d2.visualization.exclusion import statistics_figure
 
 SPLIT = split_name(TARGET, "val")
 

@@ -14,12 +14,13 @@ import os
 import sys
 from pathlib import Path
 
-from tmt_d2.cli import log_to_screen, one_line_errors
-from tmt_d2.commands import show_attention
-from tmt_d2.data.registration import split_name
-from tmt_d2.datasets.render import render
+from tmt_d2.cli import show_attention
+from tmt_d2.data.datasets.registration import split_name
+from tmt_d2.errors import one_line_errors
 from tmt_d2.experiments.pair import pair_units, results_table, run_pair
 from tmt_d2.experiments.units import Unit
+from tmt_d2.projects.street_scenes.render import render
+from tmt_d2.utils.logs import log_to_screen
 
 SOURCE, TARGET = "cityscapes", "bdd100k"
 CONFIGS = Path(__file__).parents[1] / "configs" / "demo"

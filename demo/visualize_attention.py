@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Of a checkout: tmt_d2/commands/show_attention.py."""
+"""Of a checkout: tmt_d2/cli/show_attention.py."""
 
-from tmt_d2.commands.show_attention import command
+from tmt_d2.cli.show_attention import command
 
 if __name__ == "__main__":
     command()

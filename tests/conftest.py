@@ -15,7 +15,7 @@ from torch import nn
 
 from tests.helpers.models import make_records, tiny_cfg
 from tests.helpers.small_runs import make_scenes, save_start
-from tmt_d2.cli import LOGGERS
+from tmt_d2.utils.logs import LOGGERS
 
 pytest.register_assert_rewrite("tests.helpers.fuzz")
 torch.set_num_threads(1)

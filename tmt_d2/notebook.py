@@ -22,22 +22,22 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from matplotlib.figure import Figure
 
-from tmt_d2.cli import log_to_screen
+from tmt_d2.adaptation.methods import method_of
 from tmt_d2.config import setup_cfg
-from tmt_d2.config_file import find_config
-from tmt_d2.data.registration import split_name
-from tmt_d2.deployment import Prediction, Predictor
-from tmt_d2.deployment.predictor import ImageLike
+from tmt_d2.config.file import find_config
+from tmt_d2.data.datasets.registration import split_name
+from tmt_d2.engine.checkpoint.checkpointer import FINAL
+from tmt_d2.engine.hooks.board import EvaluationPictures
+from tmt_d2.engine.run_dir import refuse_other_settings_in
+from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.units import estimator_cfg
-from tmt_d2.methods.table import method_of
-from tmt_d2.pictures.board import EvaluationPictures
-from tmt_d2.pictures.figures import prediction_figure, query_figure, transferability_figure
-from tmt_d2.pictures.inspection import AttentionReport, Selector
-from tmt_d2.pictures.reporting import LoadedModel, report_image
-from tmt_d2.training.checkpoint import FINAL
-from tmt_d2.training.folder import refuse_other_settings_in
-from tmt_d2.training.stages import run_stage
+from tmt_d2.inference import Prediction, Predictor
+from tmt_d2.inference.predictor import ImageLike
+from tmt_d2.inference.reporting import LoadedModel, report_image
+from tmt_d2.utils.logs import log_to_screen
+from tmt_d2.visualization.figures import prediction_figure, query_figure, transferability_figure
+from tmt_d2.visualization.inspection import AttentionReport, Selector
 
 
 @dataclass(frozen=True)

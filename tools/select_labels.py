@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Of a checkout: tmt_d2/commands/select_labels.py."""
+"""Of a checkout: tmt_d2/projects/label_selection/command.py."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
-from tmt_d2.commands.select_labels import command
+from tmt_d2.projects.label_selection.command import command
 
 if __name__ == "__main__":
     command()

@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from tests.helpers.models import make_records
 from tests.helpers.pretended_device import NAME, DeviceError, OnDevice, pretended_device, register
 from tests.helpers.small_runs import small_cfg
-from tmt_d2.deployment.predictor import Predictor
+from tmt_d2.adaptation.estimator import DiscriminatorTraining
+from tmt_d2.adaptation.methods import METHODS
+from tmt_d2.adaptation.self_training.training import SelfTraining
+from tmt_d2.engine.loading import load_model
+from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.experiments.scoring import score_checkpoint
-from tmt_d2.experiments.selection.pool import Describer
-from tmt_d2.methods.estimator import DiscriminatorTraining
-from tmt_d2.methods.self_training.training import SelfTraining
-from tmt_d2.methods.table import METHODS
-from tmt_d2.pictures.inspection import attention_report
-from tmt_d2.training.loading import load_model
-from tmt_d2.training.stages import run_stage
+from tmt_d2.inference.predictor import Predictor
+from tmt_d2.projects.label_selection.pool import Describer
+from tmt_d2.visualization.inspection import attention_report
 
 SOURCE_TEST = {"DATASETS__SOURCE_TEST": ("cityscapes_sem_seg_val",)}
 SOURCE = {"DATASETS__SOURCE_TRAIN": ("cityscapes_sem_seg_train",)} | SOURCE_TEST
@@ -213,8 +213,8 @@ def two_processes() -> Iterator[dict[str, int]]:
         mock.patch.object(comm, "all_gather", lambda data: [data, data]),
         mock.patch.object(comm, "gather", lambda data, dst=0: [data]),
         mock.patch.object(comm, "synchronize", lambda: None),
-        mock.patch("tmt_d2.training.trainer.create_ddp_model", lambda module, **_: module),
-        mock.patch("tmt_d2.processes.signals.stop_if_requested", lambda: None),
+        mock.patch("tmt_d2.engine.trainer.create_ddp_model", lambda module, **_: module),
+        mock.patch("tmt_d2.utils.signals.stop_if_requested", lambda: None),
         mock.patch.object(torch.distributed, "all_reduce", collective("all_reduce", 2)),
         mock.patch.object(torch.distributed, "broadcast", collective("broadcast", 1)),
     ):

@@ -13,17 +13,16 @@ import torch
 from detectron2.utils import comm
 
 from tests.helpers.small_runs import small_cfg
-from tmt_d2.cli import one_line_errors
-from tmt_d2.errors import UserError
+from tmt_d2.adaptation import alignment
+from tmt_d2.adaptation.alignment import SCORES
+from tmt_d2.adaptation.estimator import DiscriminatorTraining
+from tmt_d2.adaptation.methods import METHODS
+from tmt_d2.adaptation.self_training.training import SelfTraining
+from tmt_d2.engine.launch import launch
+from tmt_d2.engine.run_stage import run_stage
+from tmt_d2.engine.step import TrainingStep
+from tmt_d2.errors import UserError, one_line_errors
 from tmt_d2.evaluation.semantic import SemanticEvaluator
-from tmt_d2.methods import alignment
-from tmt_d2.methods.alignment import SCORES
-from tmt_d2.methods.estimator import DiscriminatorTraining
-from tmt_d2.methods.self_training.training import SelfTraining
-from tmt_d2.methods.table import METHODS
-from tmt_d2.processes.launch import launch
-from tmt_d2.training.stages import run_stage
-from tmt_d2.training.step import TrainingStep
 
 STAGES = {"source": 1, "estimator": 1, "linear": 2, "tmt": 2, "self-training": 2}  # name: accumulation steps
 

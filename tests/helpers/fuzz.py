@@ -19,12 +19,12 @@ from torch import nn
 
 from tests.helpers.checkout import CONFIGS
 from tmt_d2 import setup_cfg
-from tmt_d2.cli import one_line_errors
-from tmt_d2.data.custom import read_custom
-from tmt_d2.data.label_spaces import CITYSCAPES
+from tmt_d2.data.datasets.custom import read_custom
+from tmt_d2.data.datasets.label_spaces import CITYSCAPES
 from tmt_d2.data.mapper import SemanticMapper
-from tmt_d2.training.checkpoint import TMTCheckpointer
-from tmt_d2.training.stages import check_stage
+from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer
+from tmt_d2.engine.run_stage import check_stage
+from tmt_d2.errors import one_line_errors
 
 SECONDS = 20  # per input
 TOKENS = (

@@ -11,7 +11,7 @@ import numpy as np
 
 from tests.helpers.checkout import CONFIGS
 from tmt_d2 import setup_cfg
-from tmt_d2.data.label_spaces import CLASSES
+from tmt_d2.data.datasets.label_spaces import CLASSES
 
 
 def record(folder: Path, values: Mapping[str, Any], file: str = "evaluation.json", **about: Any) -> None:

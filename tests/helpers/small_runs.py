@@ -16,10 +16,10 @@ from PIL import Image
 
 from tests.helpers.checkout import CONFIGS
 from tmt_d2 import setup_cfg
-from tmt_d2.datasets.render import render
+from tmt_d2.adaptation.estimator import DiscriminatorTraining
 from tmt_d2.experiments.plan import read_plan
 from tmt_d2.experiments.units import Unit, units_of
-from tmt_d2.methods.estimator import DiscriminatorTraining
+from tmt_d2.projects.street_scenes.render import render
 
 TINIEST: dict[str, Any] = {
     "MODEL.RESNETS.NORM": "FrozenBN",  # batch normalisation would tie the images of a batch together

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from tests.helpers.small_runs import contents, differences, small_cfg
-from tmt_d2.training.checkpoint import TMTCheckpointer
-from tmt_d2.training.stages import run_stage
-from tmt_d2.training.step import TrainingStep
+from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer
+from tmt_d2.engine.run_stage import run_stage
+from tmt_d2.engine.step import TrainingStep
 
 pytestmark = pytest.mark.usefixtures("data_root")
 

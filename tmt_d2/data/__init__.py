@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tmt_d2.data.custom_registration import register_custom, register_data
-from tmt_d2.data.registration import label_space_of, register_all
+from tmt_d2.data.datasets.custom_registration import register_custom, register_data
+from tmt_d2.data.datasets.registration import label_space_of, register_all
 
 __all__ = ["label_space_of", "register_all", "register_custom", "register_data"]
 

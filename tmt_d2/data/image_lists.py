@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tmt_d2.errors import UserError
-from tmt_d2.files import atomic_write
+from tmt_d2.utils.files import atomic_write
 
 NAMES_SHOWN = 5  # of a list's wrong ones
 BYTE_ORDER_MARK = "\ufeff"

@@ -20,12 +20,12 @@ from detectron2.data import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from tmt_d2.data.datasets.registration import labelled_records, records_of
 from tmt_d2.data.labelled import LABEL, LabelChoice
 from tmt_d2.data.rare_classes import ClassChooser, RareClasses
 from tmt_d2.data.reader import UNREADABLE, DataError
-from tmt_d2.data.registration import labelled_records, records_of
 from tmt_d2.errors import UserError
-from tmt_d2.randomness import derived_seed, seeded
+from tmt_d2.utils.randomness import derived_seed, seeded
 
 logger = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from detectron2.data.transforms import ResizeShortestEdge
 
 from tmt_d2.data import reader
 from tmt_d2.data.augmentation import Crop, crop_image, crop_label, ssd_colors
-from tmt_d2.data.label_spaces import IGNORE, LabelSpace
+from tmt_d2.data.datasets.label_spaces import IGNORE, LabelSpace
+from tmt_d2.data.datasets.registration import label_space_of
 from tmt_d2.data.maps import TransferabilityMaps
 from tmt_d2.data.reader import ChannelOrder
-from tmt_d2.data.registration import label_space_of
 from tmt_d2.errors import UserError
 
 CROP_ATTEMPTS = 10  # draws until no class fills more than SINGLE_CATEGORY_MAX_AREA of a crop

@@ -20,7 +20,7 @@ from torch import Tensor
 from tmt_d2.data.augmentation import Crop
 from tmt_d2.data.reader import DataError
 from tmt_d2.errors import UserError
-from tmt_d2.files import atomic_write, read_npz
+from tmt_d2.utils.files import atomic_write, read_npz
 
 STRIDES = (32, 16, 8)  # of the levels that the decoder attends to
 

@@ -19,13 +19,13 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from tmt_d2.data.datasets.label_spaces import IGNORE
+from tmt_d2.data.datasets.registration import label_space_of, read_record_label
 from tmt_d2.data.image_lists import NAMES_SHOWN
-from tmt_d2.data.label_spaces import IGNORE
 from tmt_d2.data.labelled import LABEL
 from tmt_d2.data.mapper import resized_size
 from tmt_d2.data.reader import UNREADABLE
-from tmt_d2.data.registration import label_space_of, read_record_label
-from tmt_d2.files import atomic_write, read_npz
+from tmt_d2.utils.files import atomic_write, read_npz
 
 logger = logging.getLogger(__name__)
 

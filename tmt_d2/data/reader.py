@@ -18,7 +18,7 @@ from detectron2.utils.logger import log_first_n
 from PIL import Image
 
 from tmt_d2.data import jpeg
-from tmt_d2.data.label_spaces import (
+from tmt_d2.data.datasets.label_spaces import (
     BDD100K,
     CITYSCAPES,
     MAPILLARY_2_COLOUR,

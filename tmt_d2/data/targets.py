@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tmt_d2.data.label_spaces import IGNORE
+from tmt_d2.data.datasets.label_spaces import IGNORE
 
 
 def semantic_targets(sem_seg: Tensor, ignore: int = IGNORE) -> list[dict[str, Tensor]]:

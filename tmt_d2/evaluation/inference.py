@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from tmt_d2.data.mapper import resized_size
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import labels_at_size
+from tmt_d2.modeling.ops.resize import resize
 from tmt_d2.modeling.precision import bfloat16_where_faster, mixed_precision
-from tmt_d2.modeling.resize import resize
 
 MAX_SCORE_PIXELS = 2048 * 2048  # 19 maps: 319 MB
 

@@ -24,12 +24,12 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from tmt_d2.data import reader
-from tmt_d2.data.label_spaces import IGNORE
-from tmt_d2.data.registration import label_space_of, labelled_records
+from tmt_d2.data.datasets.label_spaces import IGNORE
+from tmt_d2.data.datasets.registration import label_space_of, labelled_records
 from tmt_d2.errors import UserError
-from tmt_d2.files import atomic_write, write_json
 from tmt_d2.modeling.modes import evaluation_mode
-from tmt_d2.modeling.resize import resize
+from tmt_d2.modeling.ops.resize import resize
+from tmt_d2.utils.files import atomic_write, write_json
 
 logger = logging.getLogger(__name__)
 

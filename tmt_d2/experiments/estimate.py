@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
+from tmt_d2.adaptation.methods import method_of
 from tmt_d2.experiments.units import Unit
-from tmt_d2.methods.table import method_of
 
 
 class Estimate:

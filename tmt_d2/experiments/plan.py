@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from tmt_d2.config import setup_cfg
-from tmt_d2.config_checks import COUNT, NONNEGATIVE, SIZES, Range
-from tmt_d2.config_file import UniqueKeys, find_config
+from tmt_d2.config.checks import COUNT, NONNEGATIVE, SIZES, Range
+from tmt_d2.config.file import UniqueKeys, find_config
 from tmt_d2.errors import UserError, did_you_mean
 
 # Keys that each unit gets from the plan, under whose names it is recorded.

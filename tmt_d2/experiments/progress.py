@@ -13,7 +13,7 @@ from tabulate import tabulate
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.estimate import Estimate, clock, megabytes, total
 from tmt_d2.experiments.units import Unit
-from tmt_d2.files import atomic_write
+from tmt_d2.utils.files import atomic_write
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from typing import Any, TypedDict
 
 from detectron2.config import CfgNode
 
+from tmt_d2.engine.checkpoint.checkpointer import keep_weights
+from tmt_d2.engine.run_dir import RESULTS
 from tmt_d2.errors import UserError
-from tmt_d2.files import read_json, write_json
-from tmt_d2.training.checkpoint import keep_weights
-from tmt_d2.training.folder import RESULTS
+from tmt_d2.utils.files import read_json, write_json
 
 STAGE_RECORD = "stage.json"
 BEGINNING = "begun.json"

@@ -11,21 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tmt_d2.cli import USER_ERRORS, one_line
 from tmt_d2.data import register_data
-from tmt_d2.data.registration import check_registered
-from tmt_d2.errors import UserError
+from tmt_d2.data.datasets.registration import check_registered
+from tmt_d2.engine.hooks.board import EvaluationPictures
+from tmt_d2.engine.launch import launch
+from tmt_d2.engine.run_stage import check_stage, run_stage
+from tmt_d2.errors import USER_ERRORS, UserError, one_line
 from tmt_d2.experiments.estimate import clock
 from tmt_d2.experiments.progress import Progress, headline
 from tmt_d2.experiments.records import SCORES_FILE
 from tmt_d2.experiments.scoring import score_checkpoint
 from tmt_d2.experiments.units import Unit
-from tmt_d2.files import write_json
-from tmt_d2.pictures.board import EvaluationPictures
-from tmt_d2.processes.launch import launch
-from tmt_d2.processes.lock import UNSUPPORTED
-from tmt_d2.processes.signals import STOPPED
-from tmt_d2.training.stages import check_stage, run_stage
+from tmt_d2.utils.files import write_json
+from tmt_d2.utils.lock import UNSUPPORTED
+from tmt_d2.utils.signals import STOPPED
 
 logger = logging.getLogger(__name__)
 

@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from tmt_d2.adaptation.alignment import class_probabilities, draw_pixels, pixel_features
+from tmt_d2.adaptation.estimator import held_out_loader
 from tmt_d2.data import register_data
+from tmt_d2.data.datasets.registration import label_space_of
 from tmt_d2.data.reader import read_label
-from tmt_d2.data.registration import label_space_of
 from tmt_d2.data.targets import padded_labels
+from tmt_d2.engine.loading import load_model
 from tmt_d2.errors import UserError
-from tmt_d2.methods.alignment import class_probabilities, draw_pixels, pixel_features
-from tmt_d2.methods.estimator import held_out_loader
 from tmt_d2.modeling.mask_former import MaskFormer
-from tmt_d2.randomness import derived_seed
-from tmt_d2.training.loading import load_model
 from tmt_d2.transferability import jc_otce, leep, otce, proxy_a_distance
+from tmt_d2.utils.randomness import derived_seed
 
 logger = logging.getLogger(__name__)
 

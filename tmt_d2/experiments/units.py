@@ -12,15 +12,15 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from tmt_d2.adaptation.methods import method_of
 from tmt_d2.config import setup_cfg
+from tmt_d2.data.datasets.registration import split_name
 from tmt_d2.data.image_lists import listed_names
-from tmt_d2.data.registration import split_name
 from tmt_d2.errors import UserError, did_you_mean
 from tmt_d2.experiments import records
 from tmt_d2.experiments.plan import PLANNED, Plan, Sweep
 from tmt_d2.experiments.records import About, Identity, Labels, StageRecord
-from tmt_d2.files import sha256_of
-from tmt_d2.methods.table import method_of
+from tmt_d2.utils.files import sha256_of
 
 LABEL_KEYS = ("TRANSFER.LABEL_COUNT", "TRANSFER.LABELLED", "TRANSFER.LABEL_FRACTION")
 # What an estimator is trained for: a method or variant that says something else here needs one of its own.

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from tmt_d2.modeling.linear import inner
 from tmt_d2.modeling.mask_logits import DecoderOutputs, MaskLogits, QueryOutputs
 from tmt_d2.modeling.matcher import LEAST, match, matching_costs
+from tmt_d2.modeling.ops.linear import inner
 
 _TEMPORARY = 2**22  # elements of a temporary tensor of the matcher: it stays in a CPU's cache, and out of the peak
 

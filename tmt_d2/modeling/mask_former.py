@@ -22,15 +22,15 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from tmt_d2.data.class_lists import ClassList, unnamed
-from tmt_d2.data.label_spaces import CITYSCAPES_CLASSES
+from tmt_d2.data.datasets.label_spaces import CITYSCAPES_CLASSES
 from tmt_d2.data.targets import padded_labels, semantic_targets
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.criterion import SetCriterion
 from tmt_d2.modeling.mask_former_head import MaskFormerHead
 from tmt_d2.modeling.mask_logits import DecoderOutputs, MaskLogits
 from tmt_d2.modeling.official import unused_settings
+from tmt_d2.modeling.ops.resize import resize
 from tmt_d2.modeling.precision import at_least_float32
-from tmt_d2.modeling.resize import resize
 from tmt_d2.modeling.tracing import is_traced
 from tmt_d2.modeling.transformer_decoder import AttentionLimits, DecoderInputs, LayerTrace
 

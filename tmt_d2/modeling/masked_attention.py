@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tmt_d2.errors import UserError
-from tmt_d2.modeling.linear import Linear, linear
+from tmt_d2.modeling.ops.linear import Linear, linear
 
 
 class MaskedPositions(NamedTuple):

@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from tmt_d2.errors import UserError
-from tmt_d2.modeling.linear import inner
+from tmt_d2.modeling.ops.linear import inner
 
 WORST = 1e6  # far above any cost of finite outputs
 LEAST = 1e-6  # of a sum that is divided by: where nothing counts the quotient is 0

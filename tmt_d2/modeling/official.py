@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from tmt_d2.errors import UserError
-from tmt_d2.files import atomic_write
+from tmt_d2.utils.files import atomic_write
 
 HEAD = "sem_seg_head."
 CLASS_HEAD = ("sem_seg_head.predictor.class_embed.weight", "sem_seg_head.predictor.class_embed.bias")

@@ -20,10 +20,10 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 from tmt_d2.errors import UserError
-from tmt_d2.modeling.deformable_attention import MSDeformAttn
-from tmt_d2.modeling.linear import Linear
-from tmt_d2.modeling.position_encoding import sine_position_encoding
-from tmt_d2.modeling.resize import resize
+from tmt_d2.modeling.ops.deformable_attention import MSDeformAttn
+from tmt_d2.modeling.ops.linear import Linear
+from tmt_d2.modeling.ops.position_encoding import sine_position_encoding
+from tmt_d2.modeling.ops.resize import resize
 
 
 class PixelFeatures(NamedTuple):

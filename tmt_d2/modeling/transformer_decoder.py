@@ -17,11 +17,11 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 from tmt_d2.errors import UserError
-from tmt_d2.modeling.linear import Linear
 from tmt_d2.modeling.mask_logits import DecoderOutputs, MaskLogits, QueryOutputs
 from tmt_d2.modeling.masked_attention import MaskedPositions, MultiheadAttention, masked_positions
-from tmt_d2.modeling.position_encoding import sine_position_encoding
-from tmt_d2.modeling.resize import resize
+from tmt_d2.modeling.ops.linear import Linear
+from tmt_d2.modeling.ops.position_encoding import sine_position_encoding
+from tmt_d2.modeling.ops.resize import resize
 
 TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_MODULE")
 TRANSFORMER_DECODER_REGISTRY.__doc__ = "Transformer decoders of mask-classification models, by official name."

@@ -1,0 +1,82 @@
+"""The figures of README and docs: which image and query show most, and how they are laid out."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from tmt_d2.errors import UserError
+from tmt_d2.inference.reporting import LoadedModel, report_image
+from tmt_d2.utils.files import atomic_write
+from tmt_d2.visualization.figures import layer_panels, level_row, query_summary
+from tmt_d2.visualization.inspection import AttentionReport, QueryReport
+from tmt_d2.visualization.overlays import KEPT, REMOVED, mask_overlay
+from tmt_d2.visualization.panels import Panel, Row, draw, to_array
+from tmt_d2.visualization.sizes import enlarge
+
+CLASSES = ("car", "bus", "truck", "person", "building", "road")  # whose queries are looked at
+MAX_BYTES = 300_000
+QUALITIES = (92, 88, 84, 80, 75, 70, 60, 50)
+
+
+def interest(query: QueryReport) -> float:
+    """0 to 0.25: large masks of a confident query, of which T takes away about a half, in the last layer."""
+    layer = query.layers[-1]
+    if layer.mask_empty or layer.none_transferable:
+        return 0.0
+    removed = layer.removed.sum() / layer.predicted.sum()
+    return float(query.confidence * removed * (1 - removed) * min(1.0, 4 * layer.predicted.mean()))
+
+
+def most_interesting(tmt: LoadedModel, records: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], AttentionReport]:
+    """The record with the most interesting query, bright pictures first, and its report with that query alone."""
+    scores = []
+    for index, record in enumerate(records):  # a split that is registered has an image
+        report = report_image(tmt, record, CLASSES)
+        brightness = float(report.picture.mean())
+        scores += [(interest(query) * brightness, index, query.choice.query) for query in report.queries]
+    _, index, query = max(scores, key=lambda item: item[0])
+    return records[index], report_image(tmt, records[index], [query])
+
+
+def transferability(report: AttentionReport) -> Figure:
+    """T by rank, what is excluded, and the regions, level by level."""
+    picture = enlarge(report.picture)
+    rows = [level_row(picture, level, report.p_t) for level in report.levels]
+    heading = "Transferability of a target image: yellow is like the source"
+    excluded = f"excluded from attention: the {100 * (report.p_t or 0):.0f} % with the highest T"
+    return draw([Row(row.panels[1:], row.label) for row in rows], heading, [(excluded, REMOVED)])
+
+
+def attention(tmt: AttentionReport, full: AttentionReport) -> Figure:
+    """The last layer of one query of TMT, and of the same model fine-tuned without."""
+    picture = enlarge(tmt.picture)
+    query, other = tmt.queries[0], full.queries[0]
+    layer = query.layers[-1]
+    _, conjunction, with_t = layer_panels(picture, layer, ", TMT", True, ())
+    _, without_t = layer_panels(picture, other.layers[-1], ", Mask2Former", False, ())
+    by_rank = level_row(picture, tmt.levels[layer.level], tmt.p_t).panels[1]
+    final_mask = Panel(mask_overlay(picture, query.mask), "mask of one query", query_summary(query))
+    rows = [Row([Panel(picture, "image"), final_mask, by_rank]), Row([without_t, conjunction, with_t])]
+    heading = f"Where the {query.name} query looks (decoder layer {layer.layer}, stride {layer.grid.stride})"
+    return draw(rows, heading, [("may be attended to", KEPT), ("excluded by T", REMOVED)])
+
+
+def save_jpeg(figure: Figure, path: Path) -> str:
+    """Of the best quality that stays below MAX_BYTES; returns what it became, in one line."""
+    image = Image.fromarray(to_array(figure))
+    for quality in QUALITIES:
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality, optimize=True, subsampling=0)
+        if buffer.tell() < MAX_BYTES:
+            break
+    else:
+        raise UserError(f"{path}: has {buffer.tell()} bytes even at quality {quality}, the limit is {MAX_BYTES}")
+    with atomic_write(path) as file:
+        file.write(buffer.getvalue())
+    return f"{path}: {image.width}x{image.height}, {buffer.tell() / 1000:.0f} kB, quality {quality}"

@@ -1,0 +1,71 @@
+"""Pseudo-labels: what the teacher says, which of it is trusted, and what that weighs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tmt_d2.adaptation.self_training.pseudo_labels import (
+    CollapseMonitor,
+    PseudoLabelPolicy,
+    labels_and_confidence,
+    marginals,
+    mask_weights,
+)
+from tmt_d2.data.datasets.label_spaces import CLASSES
+from tmt_d2.modeling.mask_logits import MaskLogits
+
+
+def test_marginals_by_hand() -> None:
+    """Two queries, two classes, two pixels: class times mask probabilities, then divided by their sum."""
+    class_logits = torch.tensor([[[0.8, 0.1, 0.1], [0.2, 0.2, 0.6]]]).log()
+    masks = torch.tensor([[[0.5, 0.01], [0.25, 0.02]]]).logit()  # (1, Q, pixels)
+    outputs: Any = {"pred_logits": class_logits, "pred_masks": MaskLogits(masks, torch.eye(2)[None, :, None])}
+    found = marginals(outputs)[0, :, 0]
+    first = torch.tensor([0.8 * 0.5 + 0.2 * 0.25, 0.1 * 0.5 + 0.2 * 0.25])
+    second = torch.tensor([0.8 * 0.01 + 0.2 * 0.02, 0.1 * 0.01 + 0.2 * 0.02])  # of almost nothing, still sums to 1
+    torch.testing.assert_close(found, torch.stack([first / first.sum(), second / second.sum()], 1))
+
+
+def test_labels_and_confidence_are_those_of_the_enlarged_map() -> None:
+    probabilities = torch.tensor([[[[0.9, 0.3]], [[0.1, 0.7]]]])  # (1, 2, 1, 2)
+    ((labels, confidence),) = labels_and_confidence(probabilities, (1, 4))
+    assert labels.tolist() == [[0, 0, 1, 1]]
+    torch.testing.assert_close(confidence, torch.tensor([[0.9, 0.75, 0.55, 0.7]]))
+
+
+def test_weights_of_masks_by_hand() -> None:
+    labels = torch.tensor([[2, 2, 2], [5, 5, 255]], dtype=torch.uint8)
+    confident = torch.tensor([[True, True, False], [False, False, True]])
+    for weighs, two, five in (("nothing", 1, 1), ("confident", 2 / 3, 0), ("picture", 0.5, 0.5)):
+        weights = mask_weights(labels, PseudoLabelPolicy(weight_by=weighs).weights(confident))
+        assert weights[2] == pytest.approx(two) and weights[5] == pytest.approx(five)
+        assert weights[:2].eq(0).all() and weights.shape == (256,)
+
+
+def test_counts_of_a_step_do_not_depend_on_how_it_is_shared() -> None:
+    whole, split = CollapseMonitor("ab"), CollapseMonitor("ab")
+    label = torch.tensor([0, 0, 1, 255], dtype=torch.uint8)
+    for _ in range(2):
+        whole.add("labelled", label)
+        split.add("labelled", label[:1])
+        split.add("labelled", label[1:])
+        assert whole.labelled.tolist() == ([0, 0] if _ == 0 else [2, 1])  # they take effect after the step
+        whole.after_step()
+        split.after_step()
+    assert whole.labelled.tolist() == split.labelled.tolist() == pytest.approx([3.98, 1.99])
+
+
+@pytest.mark.parametrize(("road", "labelled", "expected"), [(19, 10, True), (14, 10, False), (19, 18, False)])
+def test_a_collapse_is_named_once(road: int, labelled: int, expected: bool, caplog: Any) -> None:
+    monitor = CollapseMonitor(CLASSES)
+    for _ in range(45):
+        monitor.add("predicted", torch.tensor([0] * road + [1] * (20 - road)))
+        monitor.add("labelled", torch.tensor([0] * labelled + [3] * (20 - labelled) + [255] * 50, dtype=torch.uint8))
+        monitor.after_step()
+    told = [record.getMessage() for record in caplog.records if "collapse" in record.getMessage()]
+    assert len(told) == expected
+    if expected:
+        assert "95 %" in told[0] and "road" in told[0] and "50 %" in told[0]

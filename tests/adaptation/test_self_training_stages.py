@@ -1,0 +1,232 @@
+"""Whole stages of self-training: exact when resumed or split, what they save, and `full` without it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.engine.test_resume import FINAL, run_killed, trainer_of
+from tests.helpers.models import tiny_cfg
+from tests.helpers.small_runs import contents, differences, small_cfg
+from tmt_d2.data import register_data
+from tmt_d2.data.datasets.label_spaces import LabelSpace
+from tmt_d2.data.datasets.registration import register_split
+from tmt_d2.engine.checkpoint.checkpointer import keep_weights
+from tmt_d2.engine.run_stage import _check_source, check_stage, run_stage
+
+STUDENT = "/method_training/student."
+FEW: dict[str, Any] = {"TRANSFER__LABEL_COUNT": 2, "TRANSFER__SELF_TRAINING__BURN_IN": 0.25}
+CAREFUL: dict[str, Any] = {
+    "TRANSFER__SELF_TRAINING__THRESHOLD": 0.05,
+    "TRANSFER__SELF_TRAINING__IGNORE_UNCONFIDENT": True,
+    "TRANSFER__SELF_TRAINING__WEIGHT_BY": "confident",
+    "TRANSFER__SELF_TRAINING__MASKED_WEIGHT": 1.0,
+}
+
+
+def self_training_cfg(output: Path, start: Path, method: str = "self-training", **changes: Any) -> Any:
+    return small_cfg(method, output, start, **FEW | changes)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+@pytest.mark.parametrize(("accumulation", "source"), [(1, 0.0), (2, 0.5)])
+def test_resumed_equals_uninterrupted(
+    start: Path, tmp_path: Path, accumulation: int, source: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="tmt_d2")  # the log in full
+    changes: dict[str, Any] = {"SOLVER__CHECKPOINT_PERIOD": 2, "SOLVER__ACCUMULATION_STEPS": accumulation}
+    changes |= {"TRANSFER__SELF_TRAINING__SOURCE": source, "DATASETS__SOURCE_TRAIN": ("cityscapes_sem_seg_train",)}
+    if source:
+        settings = {"FDA_BETA": 0.05, "FEATURE_DISTANCE": 0.1, "FEATURE_WEIGHTS": str(start), "RARE_CLASSES": 0.1}
+        changes |= CAREFUL | {f"TRANSFER__SELF_TRAINING__{key}": value for key, value in settings.items()}
+    run_stage(self_training_cfg(tmp_path / "straight", start, **changes))
+    run_killed(self_training_cfg(tmp_path / "killed", start, **changes), 3)
+    run_stage(self_training_cfg(tmp_path / "killed", start, **changes), resume=True)
+    assert not differences(tmp_path / "straight" / FINAL, tmp_path / "killed" / FINAL)
+    saved = contents(tmp_path / "killed" / FINAL)
+    assert saved["/method_training/average._extra_state/steps"] == 4
+    names = [name for name in saved if name.startswith("/model/")]
+    assert any((saved[name] != saved[STUDENT + name.removeprefix("/model/")]).any() for name in names)
+    scores = json.loads((tmp_path / "killed" / "evaluation.json").read_text())["bdd100k_sem_seg_val"]
+    assert {"mIoU", "mIoU-student", "fwIoU-student", "mACC-student", "pACC-student"} <= scores.keys()
+    titles = re.findall(r"(bdd100k_sem_seg_val\S*.*):\nclass ", (tmp_path / "straight" / "log.txt").read_text())
+    assert len(titles) == len({*titles}) == 2
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    values = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    return [line for line in values if "loss_pseudo" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+def test_full_ema_trains_as_full_and_saves_the_average(start: Path, tmp_path: Path) -> None:
+    changes = {"TRANSFER__LABEL_COUNT": 2, "MODEL__RESNETS__NORM": "BN"}
+    run_stage(small_cfg("full", tmp_path / "full", start, **changes))
+    run_stage(small_cfg("full-ema", tmp_path / "ema", start, **changes))
+    full, ema = contents(tmp_path / "full" / FINAL), contents(tmp_path / "ema" / FINAL)
+    names = [name.removeprefix("/model/") for name in full if name.startswith("/model/")]
+    assert all(torch.equal(full[f"/model/{name}"], ema[STUDENT + name]) for name in names)
+    scores = [
+        json.loads((tmp_path / name / "evaluation.json").read_text())["bdd100k_sem_seg_val"] for name in ("full", "ema")
+    ]
+    assert scores[0]["mIoU"] == scores[1]["mIoU-student"]
+    moved = [name for name in names if not torch.equal(full[f"/model/{name}"], ema[f"/model/{name}"])]
+    assert any("running_mean" in name for name in moved)
+    mean = ema["/model/sem_seg_head.predictor.class_embed.bias"]  # min(1 - 1 / (i + 1), m): so far the plain mean
+    steps = [contents(tmp_path / "full" / f"model_000000{i}.pth") for i in (1, 2)] + [full]
+    first = small_cfg("full", tmp_path / "one", start, SOLVER__CHECKPOINT_PERIOD=1, **changes)
+    run_killed(first, 1)
+    steps.insert(0, contents(tmp_path / "one" / "model_0000000.pth"))
+    values = [each["/model/sem_seg_head.predictor.class_embed.bias"] for each in steps]
+    torch.testing.assert_close(mean, torch.stack(values).mean(0))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+def test_gradients_do_not_depend_on_the_split(start: Path, tmp_path: Path) -> None:
+    def gradients(steps: int) -> tuple[dict[str, float], list[Tensor]]:
+        cfg = self_training_cfg(tmp_path, start, SOLVER__ACCUMULATION_STEPS=steps, **CAREFUL)
+        run, records = trainer_of(cfg)
+        for name, parameter in run.module.student.named_parameters():
+            if name.endswith("sampling_offsets.bias"):
+                parameter.data += 0.3  # as in test_resume
+        values, _ = run.step.backward(records)
+        return {name: float(value) for name, value in values.items()}, [p.grad.clone() for p in run.step.parameters]
+
+    (whole_losses, whole), (split_losses, split) = gradients(1), gradients(2)
+    assert whole_losses == pytest.approx(split_losses, rel=1e-4)
+    assert max(float((a - b).abs().max()) for a, b in zip(whole, split)) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+def test_the_checkpoint_of_a_stage_that_ended_holds_the_teacher_alone(start: Path, tmp_path: Path) -> None:
+    run_stage(self_training_cfg(tmp_path, start, SOLVER__MAX_ITER=1))
+    keep_weights(tmp_path)
+    kept = ("/model/", "/classes/", "/ended_after")
+    assert not [name for name in contents(tmp_path / FINAL) if not name.startswith(kept)]
+
+
+def test_a_source_of_other_classes(caplog: Any) -> None:
+    """Cityscapes as source and target, and two sources that have some and none of its classes."""
+    for name, ids in (("some", {0: 0}), ("none", {0: 3})):
+        register_split(name, list, LabelSpace(name, ids, frozenset({255})))
+    register_split("target", list, LabelSpace("target", {0: 0, 1: 1}, frozenset({255})))
+    message = "SOURCE_TRAIN none has none of the target's classes .road, sidewalk.: name another source"
+    for source, expected in (("some", nullcontext()), ("none", pytest.raises(ValueError, match=message))):
+        cfg = tiny_cfg(DATASETS__TRAIN=("target",), DATASETS__SOURCE_TRAIN=(source,))
+        with expected:
+            _check_source(cfg)
+    assert "the source has no sidewalk: only labels of the target can teach them" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"TRANSFER__LABEL_COUNT": 6}, "^no unlabelled picture: all 6 of DATASETS.TRAIN are used with their labels; "),
+        ({"TRANSFER__LABEL_COUNT": 7}, "TRANSFER.LABEL_COUNT is 7: DATASETS.TRAIN has 6 labelled images"),
+        ({"TRANSFER__SELF_TRAINING__SOURCE": 1.0, "DATASETS__SOURCE_TRAIN": ()}, "DATASETS.SOURCE_TRAIN is empty"),
+        (
+            {"TRANSFER__SELF_TRAINING__UNLABELLED": 0.3},
+            r"UNLABELLED is 0.3: times SOLVER.IMS_PER_BATCH 4 it must be",
+        ),
+        (
+            {"TRANSFER__LABELLED": "some.txt"},
+            "TRANSFER.LABELLED some.txt and LABEL_COUNT 2 all say which pictures are labelled: set one of them",
+        ),
+        (
+            {"SOLVER__ACCUMULATION_STEPS": 4},
+            r"ACCUMULATION_STEPS 4 does not divide a process's 4 \+ 2 \+ 2 images of its",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(start: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_stage(self_training_cfg(tmp_path, start, **changes))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+def test_another_methods_run_is_not_resumed(start: Path, tmp_path: Path) -> None:
+    """Neither by its config nor, where that is gone, by its checkpoint; and it can still be gone on with."""
+    changes: dict[str, Any] = {"TRANSFER__LABEL_COUNT": 2, "TRANSFER__SELF_TRAINING__BURN_IN": 0.25}
+    run_killed(small_cfg("full", tmp_path, start, **changes), 2)
+    config = (tmp_path / "config.yaml").read_text()
+    with pytest.raises(ValueError, match="holds a run of TRANSFER.METHOD full, this one is self-training: choose"):
+        run_stage(self_training_cfg(tmp_path, start), resume=True)
+    assert (tmp_path / "config.yaml").read_text() == config
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(ValueError, match=r"model_0000001.pth is of another TRANSFER.METHOD, .* choose another"):
+        run_stage(self_training_cfg(tmp_path, start), resume=True)
+    run_stage(small_cfg("full", tmp_path, start, **changes), resume=True)
+    assert (tmp_path / "config.yaml").read_text() == config
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+def test_a_refused_command_leaves_the_config_of_the_run_before(start: Path, tmp_path: Path) -> None:
+    run_stage(self_training_cfg(tmp_path, start, SOLVER__MAX_ITER=1))
+    config = (tmp_path / "config.yaml").read_text()
+    with pytest.raises(ValueError, match="THRESHOLD is 0.9 and nothing depends on which pixels"):
+        run_stage(self_training_cfg(tmp_path, start, TRANSFER__SELF_TRAINING__THRESHOLD=0.9))
+    assert (tmp_path / "config.yaml").read_text() == config
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+def test_pretrained_features_come_from_any_file_with_the_backbone(start: Path, tmp_path: Path) -> None:
+    """Of other classes, or without a head; not from one without a part of it."""
+    content = torch.load(start, weights_only=True)
+    weights = content["model"]
+    changes: dict[str, Any] = {
+        "SOLVER__MAX_ITER": 1,
+        "TRANSFER__SELF_TRAINING__SOURCE": 0.5,
+        "DATASETS__SOURCE_TRAIN": ("cityscapes_sem_seg_train",),
+        "TRANSFER__SELF_TRAINING__FEATURE_DISTANCE": 0.1,
+        "TRANSFER__SELF_TRAINING__FEATURE_CLASSES": ("road", "building", "sky"),
+    }
+
+    def run(name: str, model: dict[str, Tensor]) -> None:
+        torch.save({"model": model}, tmp_path / f"{name}.pth")
+        file = str(tmp_path / f"{name}.pth")
+        cfg = self_training_cfg(tmp_path / name, start, TRANSFER__SELF_TRAINING__FEATURE_WEIGHTS=file, **changes)
+        run_stage(cfg)
+
+    head = "sem_seg_head.predictor.class_embed"
+    run("other", weights | {f"{head}.{part}": weights[f"{head}.{part}"][:8] for part in ("weight", "bias")})
+    backbone = {name: value for name, value in weights.items() if name.startswith("backbone.")}
+    run("backbone", backbone)
+    run("control", weights | {name: 0.9 * value for name, value in backbone.items() if name.endswith("weight")})
+    distances = [lines(tmp_path / name)[0]["loss_features"] for name in ("other", "backbone", "control")]
+    assert distances[0] == distances[1] == 0 < distances[2]
+    first = min(name for name in backbone if name.endswith("weight"))
+    with pytest.raises(ValueError, match=f"SELF_TRAINING.FEATURE_WEIGHTS: .*lacking.pth is .*: {first} is not in"):
+        run("lacking", {name: value for name, value in backbone.items() if name != first})
+    with pytest.raises(ValueError, match="FEATURE_WEIGHTS: checkpoint .* is of another backbone: .* more is not"):
+        run("foreign", {"layer.weight": torch.zeros(3)})
+    warning = "backbone.pth holds no segmentation head: fine-tuning begins with a random one"
+    run_stage(self_training_cfg(tmp_path / "headless", tmp_path / "backbone.pth", SOLVER__MAX_ITER=1))
+    assert warning in (tmp_path / "headless" / "log.txt").read_text()
+    assert warning not in (tmp_path / "backbone" / "log.txt").read_text()
+
+
+@pytest.mark.usefixtures("data_root")
+def test_what_is_tested_and_trained_on_is_said(start: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    both = ("bdd100k_sem_seg_val", "cityscapes_sem_seg_val")
+    cfg = self_training_cfg(tmp_path, start, DATASETS__UNLABELLED=both, DATASETS__TEST=both)
+    register_data(cfg)
+    with caplog.at_level("WARNING", logger="tmt_d2"):
+        check_stage(cfg)
+    assert f"DATASETS.UNLABELLED and TEST both name {', '.join(both)}: it is trained on" in caplog.text

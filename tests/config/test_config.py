@@ -1,0 +1,268 @@
+"""Reading configs: official YAML as it is, nothing executed, and an error that names the key and the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from fvcore.common.config import CfgNode as FvcoreNode
+
+import tmt_d2
+from tests.helpers.checkout import BASE_CONFIG, ROOT
+from tmt_d2.config.file import load_config_file
+
+CONFIGS = sorted(
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "configs").rglob("*.yaml")
+    if path.parent.name not in ("matrix", "transfer")  # plans; what is merged over a model's settings
+)
+OFFICIAL_SCALES = '!!python/object/apply:eval ["[int(x * 0.1 * 1024) for x in range(5, 21)]"]'
+
+
+def write(folder: Path, text: str, name: str = "config.yaml") -> str:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_loads(name: str) -> None:
+    cfg = tmt_d2.setup_cfg(str(ROOT / name))
+    assert cfg.MODEL.META_ARCHITECTURE in ("MaskFormer", "TransferableMaskFormer")
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 19
+
+
+@pytest.mark.slow
+def test_every_model_of_the_configs_builds() -> None:
+    """One build for each different model; of the large ones one block a stage, or the smallest of their kind."""
+    models: dict[str, CfgNode] = {}
+    for name in CONFIGS:
+        cfg = tmt_d2.setup_cfg(str(ROOT / name), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
+        cfg.MODEL.SWIN.DEPTHS = [1, 1, 1, 1]
+        if "dinov2" in cfg.MODEL.TIMM.NAME:
+            cfg.MODEL.TIMM.NAME = "vit_small_patch14_dinov2"
+        models[cfg.MODEL.dump()] = cfg
+    assert len(models) >= 2
+    backbones = set()
+    for cfg in models.values():
+        model = build_model(cfg)
+        assert hasattr(model, "transferability") == (cfg.MODEL.META_ARCHITECTURE == "TransferableMaskFormer")
+        shapes = model.backbone.output_shape()
+        assert [shapes[f"res{i}"].stride for i in (2, 3, 4, 5)] == [4, 8, 16, 32]
+        backbones.add((type(model.backbone).__name__, shapes["res5"].channels))
+    assert {("ResNet", 2048), ("D2SwinTransformer", 1536)} <= backbones
+
+
+def test_swin_has_official_feature_names() -> None:
+    options = ["MODEL.DEVICE", "cpu", "MODEL.SWIN.DEPTHS", [1, 1, 1, 1], "MODEL.SWIN.EMBED_DIM", 24]
+    options += ["MODEL.SWIN.NUM_HEADS", [1, 1, 2, 2]]
+    cfg = tmt_d2.setup_cfg(str(ROOT / "configs/Base-Mask2Former-SwinL.yaml"), options)
+    backbone = build_model(cfg).backbone.eval()
+    with torch.no_grad():
+        features = backbone(torch.randn(1, 3, 64, 96))
+    assert {name: tuple(map.shape) for name, map in features.items()} == {
+        "res2": (1, 24, 16, 24),
+        "res3": (1, 48, 8, 12),
+        "res4": (1, 96, 4, 6),
+        "res5": (1, 192, 2, 3),
+    }
+    assert {"patch_embed.proj.weight", "layers.0.blocks.0.attn.qkv.weight", "norm3.weight"} <= set(
+        backbone.state_dict()
+    )
+    with torch.no_grad():
+        image = torch.randn(1, 3, 64, 96)
+        assert torch.equal(backbone(image)["res5"], backbone(image)["res5"])
+        torch.manual_seed(0)
+        drawn = [backbone.train()(image)["res5"] for _ in range(8)]  # DROP_PATH_RATE leaves blocks out
+    assert any(not torch.equal(drawn[0], other) for other in drawn)
+    cfg.MODEL.SWIN.OUT_FEATURES = ["res2", "p5"]
+    with pytest.raises(ValueError, match=r"MODEL.SWIN.OUT_FEATURES has p5: choose from res2, res3, res4, res5"):
+        build_model(cfg)
+
+
+def test_keys_are_added_to_a_detectron2_config() -> None:
+    cfg = get_cfg()
+    tmt_d2.add_tmt_config(cfg)
+    assert cfg.MODEL.TMT.P_T == 0.30
+    assert cfg.MODEL.TMT.ITERATIONS == 6
+    assert cfg.MODEL.TMT.MASK_RULE == "foreground"
+    assert cfg.MODEL.TMT.LAMBDA_M == 0.5
+    assert cfg.MODEL.MASK_FORMER.DEC_LAYERS == 6
+    assert cfg.TRANSFER.STAGE == "source"
+
+
+def test_file_and_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path, f"_BASE_: {BASE_CONFIG}\nMODEL:\n  TMT:\n    P_T: 0.1\n    CELL_SIZES: [1, 2, 4]\n")
+    cfg = tmt_d2.setup_cfg(path)
+    assert cfg.MODEL.TMT.P_T == 0.1
+    assert cfg.MODEL.TMT.CELL_SIZES == [1, 2, 4]
+    assert cfg.MODEL.RESNETS.DEPTH == 50
+    assert cfg.DATASETS.TRAIN == ("cityscapes_sem_seg_train",)
+    assert tmt_d2.setup_cfg(path, ["MODEL.TMT.P_T", "0.5", "SOLVER.MAX_ITER", "7"]).MODEL.TMT.P_T == 0.5
+
+
+def test_bases_of_bases(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    write(tmp_path, "A: {x: 1, y: 1, z: [1, 2]}\nB: 1\n", "base.yaml")
+    write(tmp_path, "_BASE_: ../base.yaml\nA: {y: 2}\n", "sub/middle.yaml")
+    leaf = write(tmp_path, "_BASE_: sub/middle.yaml\nA: {z: [3]}\nC: 3\n", "leaf.yaml")
+    assert load_config_file(leaf) == {"A": {"x": 1, "y": 2, "z": [3]}, "B": 1, "C": 3}
+
+
+def test_several_bases(tmp_path: Path) -> None:
+    """Each is merged over those before it, and the file over all: as fvcore reads such a list."""
+    write(tmp_path, "A: {x: 1, y: 1, z: 1}\nB: 1\n", "model.yaml")
+    write(tmp_path, "A: {x: 0, y: 2, z: 2}\n", "method.yaml")
+    leaf = write(tmp_path, "_BASE_: [model.yaml, method.yaml]\nA: {z: 3}\n", "leaf.yaml")
+    assert load_config_file(leaf) == {"A": {"x": 0, "y": 2, "z": 3}, "B": 1}
+    assert load_config_file(leaf) == FvcoreNode.load_yaml_with_base(leaf)
+    with pytest.raises(FileNotFoundError, match=r"gone\.yaml does not exist \(the _BASE_ of .*leaf\.yaml\)"):
+        load_config_file(write(tmp_path, "_BASE_: [model.yaml, gone.yaml]\n", "leaf.yaml"))
+
+
+def test_what_a_method_changes_is_said_once() -> None:
+    """Each folder of models has each file of configs/transfer, and merges it over its own base."""
+    names = {path.name for path in (ROOT / "configs" / "transfer").glob("*.yaml")}
+    for folder in ("R50", "SwinL", "tiny"):
+        files = {path.name: path for path in (ROOT / "configs" / folder).glob("*.yaml") if path.stem != "Base"}
+        assert set(files) == names
+        for name, path in files.items():
+            assert f'"../transfer/{name}"]' in path.read_text()
+            assert f'OUTPUT_DIR: "output/{folder}/{path.stem}"' in path.read_text()
+
+
+def test_circle_of_bases(tmp_path: Path) -> None:
+    write(tmp_path, "_BASE_: b.yaml\n", "a.yaml")
+    write(tmp_path, "_BASE_: a.yaml\n", "b.yaml")
+    with pytest.raises(ValueError, match=r"a\.yaml: _BASE_ leads back to the file itself"):
+        load_config_file(tmp_path / "a.yaml")
+    own = write(tmp_path, "_BASE_: own.yaml\n", "own.yaml")
+    with pytest.raises(ValueError, match="_BASE_ leads back"):
+        tmt_d2.setup_cfg(own)
+
+
+def test_files_that_do_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"config file nowhere\.yaml does not exist"):
+        tmt_d2.setup_cfg("nowhere.yaml")
+    path = write(tmp_path, "_BASE_: gone.yaml\n")
+    with pytest.raises(FileNotFoundError, match=r"gone\.yaml does not exist \(the _BASE_ of .*config\.yaml\)"):
+        tmt_d2.setup_cfg(path)
+
+
+def test_official_list_of_scales(tmp_path: Path) -> None:
+    """The official configs' one Python expression gives what Python gave: 0.6 * 1024 is 614.4, 1.2 * 1024 1228.8."""
+    path = write(tmp_path, f"INPUT:\n  MIN_SIZE_TRAIN: {OFFICIAL_SCALES}\n")
+    official = [int(x * 0.1 * 1024) for x in range(5, 21)]
+    assert list(tmt_d2.setup_cfg(path).INPUT.MIN_SIZE_TRAIN) == official
+    assert official[:3] == [512, 614, 716]
+    assert list(tmt_d2.setup_cfg(str(BASE_CONFIG)).INPUT.MIN_SIZE_TRAIN) == official  # the base writes them out
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ('!!python/object/apply:os.system ["touch {marker}"]', r"python/object/apply:os\.system.*line 2"),
+        ("!!python/object/apply:eval [\"open('{marker}', 'w')\"]", r"refusing to evaluate .*line 2"),
+        ('!!python/object/apply:eval ["[int(x * 0.1 * 1024) for x in range(5, 999999999)]"]', "refusing to evaluate"),
+        ('!!python/object/apply:eval {{args: ["1"]}}', "refusing to evaluate"),
+        ("!!python/name:os.system", r"python/name:os\.system.*line 2"),
+        ("!!python/object/new:os.system [touch {marker}]", r"python/object/new:os\.system.*line 2"),
+    ],
+)
+def test_nothing_is_executed(value: str, message: str, tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    path = write(tmp_path, "INPUT:\n  MIN_SIZE_TRAIN: " + value.format(marker=marker) + "\n")
+    with pytest.raises(ValueError, match=message) as caught:
+        tmt_d2.setup_cfg(path)
+    assert path in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("MODEL: [1\n", "config.yaml.*line 2"),
+        ("- 1\n- 2\n", "a config is a mapping of keys, this file holds list"),
+        ("", "a config is a mapping of keys, this file holds NoneType"),
+        ("_BASE_: [a.yaml, 1]\n", r"_BASE_ must be a file name or a list of file names, got \['a.yaml', 1\]"),
+        ("_BASE_: {a: b.yaml}\n", r"_BASE_ must be a file name or a list of file names, got \{'a': 'b.yaml'\}"),
+        ("MODEL:\n  TMT:\n    P_TT: 0.1\n", r"config.yaml: Non-existent config key: MODEL.TMT.P_TT"),
+        ("MODEL:\n  TMT:\n    P_T: many\n", r"config.yaml: .*MODEL.TMT.P_T"),
+        ("MODEL:\n  TMT: 3\n", r"config.yaml: .*MODEL.TMT"),
+    ],
+)
+def test_broken_files(text: str, message: str, tmp_path: Path) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ValueError, match=message) as caught:
+        tmt_d2.setup_cfg(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["MODEL.TMT.P_TT", 0.1], r"Non-existent key: MODEL.TMT.P_TT"),
+        (["MODEL.TMT.P_T"], r"MODEL.TMT.P_T has no value behind it"),
+        (["MODEL.TMT.P_T", "many"], r"MODEL.TMT.P_T"),
+    ],
+)
+def test_broken_overrides(options: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tmt_d2.setup_cfg(str(BASE_CONFIG), options)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("TRANSFER.STAGE", "train", r"TRANSFER.STAGE is 'train': choose one of source, estimator, finetune"),
+        ("MODEL.TMT.MASK_RULE", "both", r"MODEL.TMT.MASK_RULE is 'both': choose one of foreground, uncertain"),
+        (
+            "MODEL.MASK_FORMER.IGNORED_PIXELS",
+            "void",
+            r"MODEL.MASK_FORMER.IGNORED_PIXELS is 'void': choose one of background, ignore",
+        ),
+        ("MODEL.TMT.REGIONS", "round", r"MODEL.TMT.REGIONS is 'round': choose one of adaptive, square"),
+        ("MODEL.TMT.FEATURES", "target", r"MODEL.TMT.FEATURES is 'target': choose one of source, live"),
+        ("MODEL.TMT.P_T", 1.0, r"MODEL.TMT.P_T is 1.0"),
+        ("MODEL.TMT.P_T", -0.1, r"MODEL.TMT.P_T is -0.1"),
+        ("MODEL.TMT.P_T", float("nan"), r"MODEL.TMT.P_T is nan"),
+        ("MODEL.TMT.LAMBDA_M", 0.0, r"MODEL.TMT.LAMBDA_M is 0.0"),
+        ("MODEL.TMT.LAMBDA_M", 1.0, r"MODEL.TMT.LAMBDA_M is 1.0"),
+        ("TRANSFER.LABEL_FRACTION", 0.0, r"TRANSFER.LABEL_FRACTION is 0.0: it must be in \(0, 1\]"),
+        ("TRANSFER.LABEL_FRACTION", 1.5, r"TRANSFER.LABEL_FRACTION is 1.5: it must be in \(0, 1\]"),
+        ("TRANSFER.ESTIMATOR.TARGET_ERROR", 0.5, r"TRANSFER.ESTIMATOR.TARGET_ERROR is 0.5: .*\[0, 0.5\)"),
+        ("TRANSFER.ESTIMATOR.TARGET_ERROR", -0.1, r"TRANSFER.ESTIMATOR.TARGET_ERROR is -0.1: .*\[0, 0.5\)"),
+        ("MODEL.TMT.ITERATIONS", -1, r"MODEL.TMT.ITERATIONS.* -1"),
+        ("MODEL.TMT.CELL_SIZES", [2, 0, 8], r"MODEL.TMT.*CELL_SIZES.*\[2, 0, 8\]"),
+        ("MODEL.TMT.CELL_SIZES", [2, 4], r"MODEL.TMT.CELL_SIZES.*\[2, 4\].*3"),
+        ("MODEL.TMT.CELL_SIZES", [], r"MODEL.TMT.CELL_SIZES.*\[\].*3"),
+        ("MODEL.TMT.CELL_SIZES", [2.5, 4, 8], r"MODEL.TMT.CELL_SIZES.*2\.5"),
+        ("MODEL.TMT.KAPPA", -1.0, r"MODEL.TMT.KAPPA is -1.0"),
+        ("MODEL.TMT.DISCRIMINATOR.HIDDEN_DIM", -1, r"MODEL.TMT.DISCRIMINATOR.HIDDEN_DIM is -1"),
+    ],
+)
+def test_values_that_no_stage_could_run_with(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        tmt_d2.setup_cfg(str(BASE_CONFIG), [key, value])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MODEL.TMT.P_T", 0.0),
+        ("MODEL.TMT.P_T", 0.99),
+        ("MODEL.TMT.ITERATIONS", 0),
+        ("MODEL.TMT.DISCRIMINATOR.HIDDEN_DIM", 0),
+        ("MODEL.TMT.KAPPA", 0.0),
+        ("TRANSFER.LABEL_FRACTION", 0.0625),
+        ("TRANSFER.ESTIMATOR.TARGET_ERROR", 0.0),
+    ],
+)
+def test_values_at_the_edge_are_fine(key: str, value: Any) -> None:
+    tmt_d2.setup_cfg(str(BASE_CONFIG), [key, value])

@@ -1,0 +1,370 @@
+"""Names and colours of classes, and a model's own from its data sets through its checkpoint to whatever reads it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+from torch import nn
+
+from tests.helpers.checkout import CONFIGS
+from tests.helpers.models import Build
+from tests.helpers.small_runs import options, small_cfg
+from tmt_d2.data import register_custom
+from tmt_d2.data.class_lists import ClassList, coloured, unnamed
+from tmt_d2.data.datasets.label_spaces import CITYSCAPES_CLASSES, CLASSES, PALETTE
+from tmt_d2.data.datasets.registration import common_classes
+from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer
+from tmt_d2.engine.checkpoint.classes import read_classes
+from tmt_d2.engine.checkpoint.files import DamagedCheckpoint
+from tmt_d2.engine.run_stage import check_stage, run_stage
+from tmt_d2.errors import UserError
+from tmt_d2.experiments.results import Run, classes_of
+from tmt_d2.inference import Predictor
+from tmt_d2.inference.reporting import LoadedModel, report_image
+from tmt_d2.visualization.figures import report_figures
+
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
+ENTRY = "classes"  # of a checkpoint
+
+# ---- Names and colours
+
+
+def test_generated_colours_are_the_farthest() -> None:
+    """Brute force, with the distance in floats as its author wrote it, from black, white and the given one."""
+
+    def distance(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+        mean = (a[0] + b[0]) / 2
+        red, green, blue = ((x - y) ** 2 for x, y in zip(a, b))
+        return (2 + mean / 256) * red + 4 * green + (2 + (255 - mean) / 256) * blue
+
+    levels = [int(255 * i / 8) for i in range(9)]
+    grid = [(r, g, b) for r in levels for g in levels for b in levels]
+    taken: list[tuple[int, ...]] = [(0, 0, 0), (255, 255, 255), (250, 10, 10)]
+    classes = coloured(["a", "b", "c", "d"], {"b": (250, 10, 10)})
+    assert classes.colors[1] == (250, 10, 10)
+    for index in (0, 2, 3):
+        farthest = max(min(distance(color, other) for other in taken) for color in grid)
+        assert min(distance(classes.colors[index], other) for other in taken) == pytest.approx(farthest)
+        taken.append(classes.colors[index])
+
+
+def test_colours_are_distinct_and_stay() -> None:
+    many = unnamed(254)
+    assert len({*many.colors, (0, 0, 0), (255, 255, 255)}) == 256
+    assert unnamed(5).colors == many.colors[:5]  # whoever adds a class keeps the colours of the others
+
+
+def test_palette_legend_and_text() -> None:
+    classes = ClassList(("a", "b"), ((1, 2, 3), (4, 5, 6)))
+    assert classes.palette()[:3].tolist() == [[1, 2, 3], [4, 5, 6], [0, 0, 0]] and classes.palette()[255].sum() == 0
+    assert classes.legend(np.array([[1, 1], [0, 1]])) == [("a", (1, 2, 3)), ("b", (4, 5, 6))]
+    assert str(classes) == "2 classes (a, b)"
+    assert str(CITYSCAPES_CLASSES) == "19 classes (road, sidewalk, building, wall, ...)"
+    assert str(unnamed(1)) == "1 class (class 0)"
+    assert (CITYSCAPES_CLASSES.names, CITYSCAPES_CLASSES.colors) == (CLASSES, PALETTE)
+
+
+# ---- In checkpoints
+
+SEVEN = coloured(["road", "mud", "animal", "car", "kerb", "hill", "sky"], {"mud": (90, 60, 30)})
+FIVE = coloured(["sky", "water", "road", "boat", "car"], {})
+
+
+def save(build_tiny: Build, path: Path, classes: ClassList | None, count: int) -> nn.Module:
+    """A checkpoint whose class head can be told row by row."""
+    model = build_tiny("MaskFormer", MODEL__SEM_SEG_HEAD__NUM_CLASSES=count)
+    head = model.sem_seg_head.predictor.class_embed
+    with torch.no_grad():
+        head.weight.copy_(100 + torch.arange(count + 1.0)[:, None].expand_as(head.weight))
+        head.bias.copy_(200 + torch.arange(count + 1.0))
+    model.classes = classes
+    TMTCheckpointer(model, str(path.parent)).save(path.stem)
+    return model
+
+
+def new_model(build_tiny: Build, classes: ClassList | None, count: int) -> nn.Module:
+    model = build_tiny("MaskFormer", MODEL__SEM_SEG_HEAD__NUM_CLASSES=count)
+    model.classes = classes
+    return model
+
+
+def test_rows_of_the_class_head_go_by_name(build_tiny: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(build_tiny, tmp_path / "start.pth", SEVEN, 7)
+    model = new_model(build_tiny, FIVE, 5)
+    head = model.sem_seg_head.predictor.class_embed
+    weight, bias = head.weight[:, 0].tolist(), head.bias.tolist()
+    caplog.set_level(logging.INFO)
+    TMTCheckpointer(model, reinit_class_head=True).load(str(tmp_path / "start.pth"))
+    # sky was row 6, road row 0, car row 3, "no object" row 7; water and boat are new.
+    assert head.weight[:, 0].tolist() == [106, weight[1], 100, weight[3], 103, 107]
+    assert (head.weight == head.weight[:, :1]).all(1).tolist() == [True, False, True, False, True, True]
+    assert head.bias.tolist() == [206, bias[1], 200, bias[3], 203, 207]
+    assert model.classes == FIVE and model.criterion.empty_weight.shape == (6,)
+    assert "class head, rows kept by name (3): sky, road, car" in caplog.text
+    assert "class head, begun anew (2): water, boat" in caplog.text
+    assert "class head, in the file only, not used (4): mud, animal, kerb, hill" in caplog.text
+
+
+def test_the_same_names_in_another_order_are_put_in_order(build_tiny: Build, tmp_path: Path) -> None:
+    save(build_tiny, tmp_path / "start.pth", SEVEN, 7)
+    turned = coloured(SEVEN.names[::-1], {})
+    model = new_model(build_tiny, turned, 7)
+    with pytest.raises(
+        UserError, match="has 7 classes .road, mud, animal, car, .*, the data sets have 7 classes .sky, "
+    ):
+        TMTCheckpointer(model).load(str(tmp_path / "start.pth"))
+    TMTCheckpointer(model, reinit_class_head=True).load(str(tmp_path / "start.pth"))
+    assert model.sem_seg_head.predictor.class_embed.bias.tolist() == [206, 205, 204, 203, 202, 201, 200, 207]
+
+
+def test_other_classes_are_refused_unless_they_may_begin_anew(build_tiny: Build, tmp_path: Path) -> None:
+    save(build_tiny, tmp_path / "start.pth", SEVEN, 7)
+    with pytest.raises(UserError) as error:
+        TMTCheckpointer(new_model(build_tiny, FIVE, 5)).load(str(tmp_path / "start.pth"))
+    assert str(error.value) == (
+        f"checkpoint {tmp_path}/start.pth has 7 classes (road, mud, animal, car, ...), the data sets have 5 classes "
+        "(sky, water, road, boat, ...): to keep what both know by name and begin anew with the rest, set "
+        "TRANSFER.REINIT_CLASS_HEAD True"
+    )
+
+
+@pytest.mark.parametrize("reinit", [False, True])
+def test_equal_names_are_loaded_whatever_the_colours(build_tiny: Build, tmp_path: Path, reinit: bool) -> None:
+    save(build_tiny, tmp_path / "start.pth", SEVEN, 7)
+    model = new_model(build_tiny, ClassList(SEVEN.names, unnamed(7).colors), 7)
+    TMTCheckpointer(model, reinit_class_head=reinit).load(str(tmp_path / "start.pth"))
+    assert model.sem_seg_head.predictor.class_embed.bias.tolist() == list(range(200, 208))
+    assert model.classes.colors == unnamed(7).colors
+
+
+def test_checkpoints_without_names_are_as_they_were(build_tiny: Build, tmp_path: Path) -> None:
+    """By size alone; tests/modeling/test_official.py has the message."""
+    path = tmp_path / "old.pth"
+    save(build_tiny, path, None, 7)
+    assert ENTRY not in torch.load(path, weights_only=True) and read_classes(str(path)) is None
+    kept, anew = new_model(build_tiny, SEVEN, 7), new_model(build_tiny, FIVE, 5)
+    before = anew.sem_seg_head.predictor.class_embed.bias.tolist()
+    for model in (kept, anew):
+        TMTCheckpointer(model, reinit_class_head=True).load(str(path))
+    assert kept.sem_seg_head.predictor.class_embed.bias.tolist() == list(range(200, 208)) and kept.classes == SEVEN
+    assert anew.sem_seg_head.predictor.class_embed.bias.tolist() == before
+
+
+def test_a_model_that_does_not_know_its_classes_takes_those_of_the_file(build_tiny: Build, tmp_path: Path) -> None:
+    save(build_tiny, tmp_path / "start.pth", SEVEN, 7)
+    assert read_classes(str(tmp_path / "start.pth")) == SEVEN
+    model = new_model(build_tiny, None, 7)
+    assert model.class_list == unnamed(7)
+    TMTCheckpointer(model).load(str(tmp_path / "start.pth"))
+    assert model.classes == model.class_list == SEVEN
+    assert new_model(build_tiny, None, 19).class_list == CITYSCAPES_CLASSES
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        3,
+        {"names": ["a"]},
+        {"names": list("abcdef"), "colors": [[0, 0, 0]] * 6},  # a class less than the head has
+        {"names": list("abcdefa"), "colors": [[0, 0, 0]] * 7},
+        {"names": list("abcdefg"), "colors": [[0, 0, 300]] * 7},
+        {"names": list("abcdefg"), "colors": [[0, 0]] * 7},
+        {"names": [1, 2, 3, 4, 5, 6, 7], "colors": [[0, 0, 0]] * 7},
+    ],
+)
+def test_an_entry_that_is_no_list_of_classes_is_damage(build_tiny: Build, tmp_path: Path, entry: Any) -> None:
+    model = new_model(build_tiny, None, 7)
+    torch.save({"model": model.state_dict(), ENTRY: entry}, tmp_path / "bad.pth")
+    with pytest.raises(DamagedCheckpoint, match=r"bad\.pth is damaged: its entry 'classes' is no list of classes"):
+        TMTCheckpointer(model).load(str(tmp_path / "bad.pth"))
+
+
+# ---- From data sets to everything that reads them
+
+
+def garden(folder: Path, name: str, **content: Any) -> Path:
+    """A data set of five training images and one to evaluate on, of noise; labels are 0, 1, ... in columns."""
+    rng = np.random.default_rng(0)
+    ids = content.pop("ids", 2)
+    for split, count in (("train", 5), ("val", 1)):
+        for index in range(count):
+            for kind, pixels in (
+                ("rgb", rng.integers(0, 256, (64, 128, 3))),
+                ("ids", np.broadcast_to(np.arange(128) * ids // 128, (64, 128))),
+            ):
+                path = folder / name / split / kind / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.astype(np.uint8)).save(path)
+    splits = {
+        split: {"images": f"{split}/rgb/{{s}}.png", "labels": f"{split}/ids/{{s}}.png"} for split in ("train", "val")
+    }
+    splits["more"] = {"unlabelled": "train/rgb/{s}.png"}
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump({"name": name, "root": name, "splits": splits, **content}))
+    return file
+
+
+def on(*files: Path, train: str, test: str, **changes: Any) -> dict[str, Any]:
+    splits = {"DATASETS__TRAIN": (train,), "DATASETS__TEST": (test,), "DATASETS__CUSTOM": tuple(map(str, files))}
+    return splits | changes
+
+
+def test_splits_of_one_run_share_a_class_list(tmp_path: Path) -> None:
+    one, other = garden(tmp_path, "one", classes=["lawn", "pond"]), garden(tmp_path, "other", classes=["lawn", "shed"])
+    register_custom(one)
+    register_custom(other)
+    message = re.escape(
+        "one_sem_seg_train has 2 classes (lawn, pond) and other_sem_seg_val has 2 classes (lawn, shed): the splits of "
+        "one run share one class list"
+    )
+    with pytest.raises(UserError, match=message):
+        run_stage(small_cfg("source", tmp_path / "out", **on(train="one_sem_seg_train", test="other_sem_seg_val")))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="and cityscapes_sem_seg_val has 19 classes"):
+        common_classes(["one_sem_seg_train", "cityscapes_sem_seg_val"])
+
+
+def test_the_number_of_classes_follows_from_the_data_sets(tmp_path: Path) -> None:
+    file = garden(tmp_path, "one", classes=["lawn", "pond"])
+    register_custom(file)
+    splits = on(train="one_sem_seg_train", test="one_sem_seg_val")
+    for count in (2, 19):  # 19 is what the base configs say
+        cfg = small_cfg("source", tmp_path, **splits, MODEL__SEM_SEG_HEAD__NUM_CLASSES=count)
+        assert check_stage(cfg).names == ("lawn", "pond")
+    with pytest.raises(UserError) as error:
+        check_stage(small_cfg("source", tmp_path, **splits, MODEL__SEM_SEG_HEAD__NUM_CLASSES=7))
+    assert str(error.value) == (
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES is 7, one_sem_seg_train has 2 classes (lawn, pond): set it to 2, or leave it "
+        "out, as it follows from the data sets"
+    )
+
+
+def test_unlabelled_splits_serve_the_estimator_alone(tmp_path: Path) -> None:
+    register_custom(garden(tmp_path, "one", classes=["lawn", "pond"]))
+    register_custom(garden(tmp_path, "two", classes=["lawn", "pond"]))
+    start, refused = tmp_path / "start.pth", "two_sem_seg_more has no image with a label"
+    for stage, train, test in (("source", "more", "val"), ("source", "train", "more"), ("full", "more", "val")):
+        splits = on(train=f"two_sem_seg_{train}", test=f"two_sem_seg_{test}")
+        with pytest.raises(UserError, match=refused):
+            check_stage(small_cfg(stage, tmp_path, start, **splits))
+    sources = {"DATASETS__SOURCE_TRAIN": ("one_sem_seg_train",), "DATASETS__SOURCE_TEST": ("one_sem_seg_val",)}
+    splits = on(train="two_sem_seg_more", test="two_sem_seg_val")
+    assert len(check_stage(small_cfg("estimator", tmp_path, start, **splits, **sources))) == 2
+
+
+def train(tmp_path: Path, stage: str, file: Path, start: Path | str = "", **changes: Any) -> CfgNode:
+    name = file.stem
+    splits = on(file, train=f"{name}_sem_seg_train", test=f"{name}_sem_seg_val", SOLVER__MAX_ITER=1)
+    return small_cfg(stage, tmp_path / f"{stage}-{name}", start, **{**splits, **changes})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 150])
+def test_a_model_of_its_own_classes(tmp_path: Path, count: int) -> None:
+    """Trained, evaluated, drawn and predicted with; whoever comes later needs neither the data set nor its number."""
+    names = [f"thing/{index}" for index in range(count)]
+    file = garden(tmp_path, "own", ids=min(count, 100), classes=[{"name": names[0], "color": [1, 2, 3]}, *names[1:]])
+    queries = {"MODEL__MASK_FORMER__NUM_OBJECT_QUERIES": max(20, count)}
+    cfg = train(tmp_path, "source", file, **queries)
+    metrics = run_stage(cfg)["own_sem_seg_val"]
+    assert [key for key in metrics if key.startswith("IoU-")] == [f"IoU-{name}" for name in names]
+    report = json.loads((Path(cfg.OUTPUT_DIR) / "inference/own_sem_seg_val/sem_seg_evaluation.json").read_text())
+    assert report["absent_classes"] == names[100:]
+    weights = f"{cfg.OUTPUT_DIR}/model_final.pth"
+    base = str(CONFIGS / "source.yaml")  # it says 19
+    plain = [*options(**queries), "DATASETS.TEST", "()", "DATASETS.TRAIN", "()"]
+    predictor = Predictor.from_config(base, weights, plain)
+    assert predictor.classes.names == tuple(names) and predictor.classes.colors[0] == (1, 2, 3)
+    image = tmp_path / "own/val/rgb/0.png"
+    assert predictor(image).scores.shape[0] == count
+    file.unlink()  # the run's own config names it
+    loaded = LoadedModel.load(f"{cfg.OUTPUT_DIR}/config.yaml", weights)
+    drawn = report_image(loaded, {"file_name": str(image)}, [names[1]])
+    assert drawn.queries[0].name == names[1] and drawn.classes == predictor.classes
+    files = [suffix for suffix, _ in report_figures([drawn], "picture", ())]
+    assert files[-1].endswith("_thing-1_class")
+    with pytest.raises(UserError, match="class 'car' is not known: choose from thing/0, thing/1"):
+        report_image(loaded, {"file_name": str(image)}, ["car"])
+    record = {"file_name": str(image), "sem_seg_file_name": "x.png", "dataset": "cityscapes_sem_seg_val"}
+    with pytest.raises(
+        UserError, match=r"cityscapes_sem_seg_val has 19 classes .*, the model has \d+ classes .*: name a split with"
+    ):
+        report_image(loaded, record, [])
+
+
+@pytest.mark.slow
+def test_from_one_class_list_to_another(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Source training on seven classes, an estimator for an unlabelled target, TMT; then five classes by name."""
+    seven, five = (
+        garden(tmp_path, "seven", ids=7, classes=list(SEVEN.names)),
+        garden(tmp_path, "five", ids=5, classes=list(FIVE.names)),
+    )
+    common = garden(tmp_path, "common", classes=list(SEVEN.names), train_ids={0: "sky", 1: "mud"})
+    source = train(tmp_path, "source", seven)
+    run_stage(source)
+    sources = {
+        "DATASETS__SOURCE_TRAIN": ("seven_sem_seg_train",),
+        "DATASETS__SOURCE_TEST": ("seven_sem_seg_val",),
+        "DATASETS__CUSTOM": (str(seven), str(common)),
+    }
+    estimator = train(
+        tmp_path, "estimator", common, f"{source.OUTPUT_DIR}/model_final.pth", **sources,
+        DATASETS__TRAIN=("common_sem_seg_more",),
+    )  # fmt: skip
+    measured = run_stage(estimator)
+    assert all(set(means) == {"sky", "mud"} for means in measured["mean_t_by_class"])
+    start = f"{estimator.OUTPUT_DIR}/model_final.pth"
+    fine_tuned = run_stage(train(tmp_path, "tmt", common, start, **sources))["common_sem_seg_val"]
+    assert np.isnan(fine_tuned["IoU-car"]) and not np.isnan(fine_tuned["IoU-mud"])  # absent, not 0
+    with pytest.raises(UserError, match="set TRANSFER.REINIT_CLASS_HEAD True"):
+        run_stage(train(tmp_path, "full", five, start))
+    # The source model's classes stay its own while it learns to tell the domains apart, whatever the target's are.
+    other = {"DATASETS__CUSTOM": (str(seven), str(five))}
+    measured = run_stage(train(tmp_path, "estimator", five, f"{source.OUTPUT_DIR}/model_final.pth", **sources | other))
+    assert all(set(means) == {*FIVE.names} for means in measured["mean_t_by_class"])
+    start = str(tmp_path / "estimator-five/model_final.pth")
+    assert read_classes(start).names == SEVEN.names  # type: ignore[union-attr]
+    caplog.set_level(logging.INFO)
+    run_stage(train(tmp_path, "tmt", five, start, TRANSFER__REINIT_CLASS_HEAD=True, **sources | other))
+    log = (tmp_path / "tmt-five/log.txt").read_text()
+    assert "class head, rows kept by name (3): sky, road, car" in log
+    assert read_classes(str(tmp_path / "tmt-five/model_final.pth")).names == FIVE.names  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_self_training_on_images_without_labels(tmp_path: Path) -> None:
+    file = garden(tmp_path, "own", classes=["lawn", "pond"])
+    start = train(tmp_path, "source", file)
+    run_stage(start)
+    (tmp_path / "own/few.txt").write_text("1\n3\n")
+    content = yaml.safe_load(file.read_text())
+    content["splits"]["few"] = content["splits"]["train"] | {"list": "own/few.txt", "unlabelled": "train/rgb/{s}.png"}
+    file.write_text(yaml.safe_dump(content))
+    splits = {"DATASETS__TRAIN": ("own_sem_seg_few",), "DATASETS__UNLABELLED": ("own_sem_seg_more",)}
+    for name in [name for name in DatasetCatalog.list() if name.startswith("own")]:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    weights = f"{start.OUTPUT_DIR}/model_final.pth"
+    with pytest.raises(UserError, match=r"SOURCE_TRAIN cityscapes_sem_seg_train: .*SELF_TRAINING.SOURCE 0\.0"):
+        run_stage(train(tmp_path, "self-training", file, weights, **splits))
+    cfg = train(tmp_path, "self-training", file, weights, **splits, TRANSFER__SELF_TRAINING__SOURCE=0.0)
+    assert set(run_stage(cfg)["own_sem_seg_val"]) >= {"IoU-lawn", "IoU-pond"}
+
+
+def test_reports_take_the_classes_that_were_measured() -> None:
+    runs = [
+        Run({}, Path(), 0.0, {"mIoU": 1.0, "IoU-lawn": 1.0, "ACC-lawn": 1.0, "IoU-pond": None}),
+        Run({}, Path(), 0.0, {"IoU-pond": 2.0, "IoU-shed": 3.0}),
+    ]
+    assert classes_of(runs) == ["lawn", "pond", "shed"]

@@ -1,0 +1,359 @@
+"""Data sets of your own from one YAML file: what it says, and every mistake in it by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from tests.helpers.checkout import CONFIGS
+from tests.helpers.custom_data import SPLITS, save, write
+from tests.helpers.small_runs import unit_options
+from tmt_d2 import add_tmt_config
+from tmt_d2.cli import train_pair
+from tmt_d2.data import label_space_of, register_custom, register_data
+from tmt_d2.data.datasets.custom import read_custom
+from tmt_d2.data.datasets.label_spaces import CLASSES, IGNORE, OUTSIDE
+from tmt_d2.data.reader import DataError, UndefinedIdError, read_pair
+from tmt_d2.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
+
+
+def test_a_data_set_from_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for stem in ("b", "a"):
+        save(tmp_path / "data" / "rgb" / f"{stem}.png", [[0, 0, 0, 0]])
+        save(tmp_path / "data" / "ids" / f"{stem}_ids.png", [[7, 8, 9, 255]])
+    file = write(tmp_path / "settings", root="../data", ignore_ids=[9, 255])
+    monkeypatch.chdir(tmp_path / "settings")
+    assert register_custom("town.yaml") == ["town_sem_seg_train"]
+    assert register_custom(file) == ["town_sem_seg_train"]  # the same file once more
+    monkeypatch.chdir(tmp_path)  # paths are relative to the file, not to where the command runs
+    records = DatasetCatalog.get("town_sem_seg_train")
+    assert [(r["image_id"], r["dataset"]) for r in records] == [(stem, "town_sem_seg_train") for stem in "ab"]
+    image, label = read_pair(records[0], label_space_of("town_sem_seg_train"))
+    assert image.shape == (1, 4, 3) and label.tolist() == [[0, 1, 255, 255]]
+    metadata = MetadataCatalog.get("town_sem_seg_train")
+    assert (metadata.evaluator_type, metadata.ignore_label, len(metadata.stuff_classes)) == ("sem_seg", 255, 19)
+
+
+def test_an_id_that_the_file_does_not_name_is_an_error(tmp_path: Path) -> None:
+    save(tmp_path / "rgb" / "a.png", [[0, 0]])
+    save(tmp_path / "ids" / "a_ids.png", [[7, 9]])
+    register_custom(write(tmp_path))
+    (record,) = DatasetCatalog.get("town_sem_seg_train")
+    with pytest.raises(UndefinedIdError, match=r"a_ids\.png: ids 9 are not defined in town"):
+        read_pair(record, label_space_of("town_sem_seg_train"))
+
+
+def test_the_two_ways_to_give_the_classes(tmp_path: Path) -> None:
+    by_id = read_custom(write(tmp_path, train_ids={0: "ignore", 1: "sky", 2: 13, 3: 255})).label_space
+    by_list = read_custom(write(tmp_path, train_ids=None, classes=["ignore", "sky", "car", "ignore"])).label_space
+    assert by_id == by_list
+    assert by_id.lookup()[:5].tolist() == [IGNORE, 10, 13, IGNORE, OUTSIDE]
+    assert by_id.never_occurs == tuple(i for i in range(19) if i not in (10, 13))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"colour": 1}, "the file: knows only the keys class_list, classes, ignore_ids, name, root, splits"),
+        ({"name": None}, "name: should be a word .* (it is None)"),
+        ({"name": "my/town"}, "name: should be a word .* (it is 'my/town')"),
+        ({"root": 3}, "root: should be a folder"),
+        ({"splits": None}, "splits: should hold `key: value` lines (it is None)"),
+        ({"splits": {"train": "x"}}, "splits.train: should hold `key: value` lines"),
+        ({"splits": {"train": {"image": "x"}}}, "splits.train: knows only the keys images, labels, .* (it is 'image')"),
+        ({"splits": {"train": {"images": "{stem}.png"}}}, "splits.train.labels: should be a pattern .* (it is None)"),
+        ({"splits": {"train": {"images": "*.png", "labels": "{stem}.png"}}}, "splits.train.images: .*{stem}"),
+        ({"splits": {"train": {"images": "**/{stem}.png", "labels": "x"}}}, "splits.train.images: ** is not known"),
+        ({"splits": {"a b": {"images": "{stem}", "labels": "{stem}"}}}, "splits.a b: the name of a split"),
+        ({"splits": {1: {"images": "{a}", "labels": "{a}"}}}, "splits.1: the name of a split"),
+        ({"splits": {"t": {"images": "{a}/{b}.png", "labels": "{b}.png"}}}, "splits.t.labels: should capture the same"),
+        (
+            {"splits": {"train": SPLITS["train"] | {"images": []}}},
+            "splits.train.images: should be a pattern .* (it is []",
+        ),
+        (
+            {"splits": {"train": SPLITS["train"] | {"images": ["{stem}.png", "x"]}}},
+            "splits.train.images.1: should be a pattern .* (it is 'x')",
+        ),
+        ({"splits": {"train": SPLITS["train"] | {"unlabelled": "*.png"}}}, "splits.train.unlabelled: should be a patt"),
+        ({"splits": {"train": SPLITS["train"] | {"subset": 1}}}, "splits.train.subset: should be true or false (it is"),
+        ({"splits": {"train": SPLITS["train"] | {"list": ["a"]}}}, "splits.train.list: should be a text file"),
+        (
+            {"train_ids": None},
+            "give train_ids, or one of the keys classes and class_list, with train_ids or alone; there is none of them",
+        ),
+        ({"classes": ["lawn"], "class_list": "a.yaml"}, "give train_ids, or .*; there is classes and class_list"),
+        (
+            {"train_ids": {0: 0}, "classes": ["lawn"]},
+            "train_ids.0: should be ignore, or a name of the class list: 1 cl",
+        ),
+        (
+            {"train_ids": {0: "road"}, "classes": ["lawn", "a", "b", "c", "d"]},
+            "5 classes (lawn, a, b, c, ...) (it is 'r",
+        ),
+        ({"train_ids": {0: "ignore"}, "classes": ["lawn"]}, "train_ids: should name at least one class"),
+        ({"train_ids": {0: None}, "classes": ["lawn"]}, "train_ids.0: should be ignore, or .* (it is None)"),
+        ({"train_ids": {256: "lawn"}, "classes": ["lawn"]}, "train_ids: an id in a label file .* (it is 256)"),
+        ({"classes": ["lawn", "pond", "lawn"]}, "classes.2: is already the name of classes.0 (it is 'lawn')"),
+        (
+            {"train_ids": None, "classes": ["lawn", 13]},
+            "classes.1: should be ignore, a class name, or {name: .* (it is 13)",
+        ),
+        ({"train_ids": None, "classes": ["lawn", True]}, "classes.1: .* (it is True)"),
+        ({"train_ids": None, "classes": ["lawn", "a\nb"]}, "classes.1: .* (it is 'a\\nb')"),
+        ({"train_ids": None, "classes": ["lawn", ""]}, "classes.1: .* (it is '')"),
+        ({"train_ids": None, "classes": [{"color": [0, 0, 0]}]}, "classes.0: .* (it is {'color': [0, 0, 0]})"),
+        (
+            {"train_ids": None, "classes": [{"name": "a", "colour": 1}]},
+            "classes.0: knows only the keys color, name (it",
+        ),
+        (
+            {"train_ids": None, "classes": [{"name": "a", "color": [0, 256, 0]}]},
+            "classes.0.color: should be [red, green, blue], whole numbers 0-255 (it is [0, 256, 0])",
+        ),
+        ({"train_ids": None, "classes": [{"name": "a", "color": [True, 0, 0]}]}, "classes.0.color: should be [red"),
+        ({"train_ids": None, "classes": [{"name": "a", "color": "red"}]}, "classes.0.color: .* (it is 'red')"),
+        (
+            {"train_ids": None, "classes": [f"c{i}" for i in range(255)]},
+            "classes: should have 1 to 254 classes (it is 255)",
+        ),
+        ({"train_ids": None, "classes": [{"name": "ignore"}]}, "classes: should have 1 to 254 classes (it is 0)"),
+        (
+            {"train_ids": None, "classes": ["lawn"], "ignore_ids": [0]},
+            "ignore_ids: classes gives this id a class (it is 0",
+        ),
+        ({"train_ids": None, "class_list": 3}, "class_list: should be a YAML file with a list of classes"),
+        ({"train_ids": ["road"]}, "train_ids: should hold `key: value` lines"),
+        (
+            {"train_ids": {7: "raod"}},
+            "train_ids.7: should be ignore, a train id 0-18, or one of road, .* (it is 'raod')",
+        ),
+        ({"train_ids": {7: 19}}, "train_ids.7: .* (it is 19)"),
+        ({"train_ids": {7: True}}, "train_ids.7: .* (it is True)"),
+        ({"train_ids": {7: ["road"]}}, "train_ids.7: .* (it is ['road'])"),
+        ({"train_ids": {256: "road"}}, "train_ids: an id in a label file should be a whole number 0-255 (it is 256)"),
+        ({"train_ids": {"road": 7}}, "train_ids: an id in a label file should be a whole number 0-255 (it is 'road')"),
+        ({"train_ids": {7: "ignore"}}, "train_ids: should name at least one class"),
+        ({"train_ids": None, "classes": {0: "road"}}, "classes: should be a list of class names"),
+        ({"train_ids": None, "classes": ["road", None]}, "classes.1: should be ignore"),
+        ({"ignore_ids": 255}, "ignore_ids: should be a list of ids (it is 255)"),
+        ({"ignore_ids": [7]}, "ignore_ids: train_ids gives this id a class (it is 7)"),
+        ({"ignore_ids": [-1]}, "ignore_ids: an id in a label file should be a whole number 0-255 (it is -1)"),
+    ],
+)
+def test_a_wrong_key_is_named_with_the_reason(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    file = write(tmp_path, **changes)
+    with pytest.raises(DataError) as error:
+        register_custom(file)
+    text = str(error.value)
+    assert text.startswith(f"{file}: ") and "\n" not in text
+    position = 0
+    for part in message.split(".*"):
+        position = text.find(part, position) + 1
+        assert position, f"{part!r} is not in {text!r}"
+    assert "town_sem_seg_train" not in DatasetCatalog
+
+
+def test_an_id_in_two_places_of_a_mapping_is_an_error(tmp_path: Path) -> None:
+    """YAML readers take the last."""
+    text = (
+        "name: town\nsplits: {train: {images: '{stem}.png', labels: '{stem}.gif'}}\ntrain_ids:\n  7: road\n  7: sky\n"
+    )
+    with pytest.raises(DataError, match=r"town\.yaml: not valid YAML: the key 7 stands there twice .*line 5") as error:
+        read_custom(write(tmp_path, text))
+    assert "\n" not in str(error.value)
+
+
+def test_merge_keys(tmp_path: Path) -> None:
+    """Keys beside ``<<`` win over those of the base, also where they stand before it."""
+    text = (
+        "name: town\nsplits:\n  train: &base {images: 'a/{stem}.png', labels: 'b/{stem}.png', subset: true}\n"
+        "  val: &val {images: 'c/{stem}.png', <<: *base}\n  test: {<<: *val, subset: false}\nclasses: [road, sky]\n"
+    )
+    splits = read_custom(write(tmp_path, text)).splits
+    assert [each.patterns["images"] for each in splits.values()] == [("a/{stem}.png",), ("c/{stem}.png",)] + [
+        ("c/{stem}.png",)
+    ]
+    assert all(each.patterns["labels"] == ("b/{stem}.png",) for each in splits.values())
+    assert [each.subset for each in splits.values()] == [True, True, False]
+    with pytest.raises(DataError, match="subset"):
+        read_custom(write(tmp_path, text.replace("subset: false", "subset: false, subset: true")))
+
+
+@pytest.mark.parametrize("pattern", ["../{stem}.png", "a/../../{stem}.png", "/etc/{stem}", "~/{stem}", "..\\{stem}"])
+@pytest.mark.parametrize("key", ["images", "labels"])
+def test_a_pattern_stays_below_the_root(tmp_path: Path, key: str, pattern: str) -> None:
+    file = write(tmp_path, splits={"train": SPLITS["train"] | {key: pattern}})
+    with pytest.raises(DataError, match=rf"splits\.train\.{key}: should stay below root"):
+        register_custom(file)
+
+
+def test_a_file_that_is_no_yaml_or_would_run_code(tmp_path: Path) -> None:
+    for content in ("name: [", "name: !!python/object/apply:os.system ['true']", "- name", "", "\x00"):
+        with pytest.raises(DataError, match=r"town\.yaml: ") as error:
+            register_custom(write(tmp_path, content))
+        assert "\n" not in str(error.value)
+
+
+# ---- Class lists of its own
+
+
+def test_a_list_of_its_own(tmp_path: Path) -> None:
+    classes = ["lawn", "ignore", {"name": "pond", "color": [0, 90, 255]}, "sky", "ignore", {"name": "shed"}]
+    space = read_custom(write(tmp_path, train_ids=None, classes=classes, ignore_ids=[200])).label_space
+    assert space.classes.names == ("lawn", "pond", "sky", "shed")
+    assert space.classes.colors[1:3] == ((0, 90, 255), (70, 130, 180))  # given, and that of the 19
+    assert space.lookup()[:7].tolist() == [0, IGNORE, 1, 2, IGNORE, 3, OUTSIDE]
+    assert space.lookup()[200] == IGNORE and space.never_occurs == ()
+
+
+def test_colors_of_a_list_are_those_of_label_files(tmp_path: Path) -> None:
+    classes = [{"name": "lawn", "color": [0, 9, 0]}, "pond", {"name": "ignore", "color": [0, 0, 0]}]
+    classes += [{"name": "ignore", "color": [9, 9, 9]}]
+    twice = [{"name": "shed", "color": [7, 0, 0]}, {"name": "barn", "color": [7, 0, 0]}]
+    space = read_custom(write(tmp_path, train_ids={5: "shed"}, classes=[*classes, *twice])).label_space
+    assert space.colors == {(0, 9, 0): 0, (0, 0, 0): IGNORE, (9, 9, 9): IGNORE}  # one of two classes is of neither
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"classes": ["road", "sky"], "train_ids": None}, CLASSES),  # names of the 19 are the 19, as they always were
+        ({"classes": ["road", "sky"], "train_ids": {4: "sky", 5: "road"}}, ("road", "sky")),
+        ({"classes": ["road", {"name": "sky"}], "train_ids": None}, ("road", "sky")),
+        ({"classes": ["road", "sky", "roof"], "train_ids": None}, ("road", "sky", "roof")),
+        ({"train_ids": {4: "sky"}}, CLASSES),
+    ],
+)
+def test_when_a_list_is_one_of_its_own(tmp_path: Path, changes: dict[str, object], names: tuple[str, ...]) -> None:
+    assert read_custom(write(tmp_path, **changes)).label_space.classes.names == names
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (["road", "sidewlak", "sky"], "sidewlak; did you mean sidewalk?"),
+        (["road", "sky", "lawn", "pond"], None),  # half are others: on purpose
+        (["road", "sky", "lawn"], None),  # near to none
+        (["road", "wall", "walls"], None),  # what is near is there, too
+        (["road", "sky"], None),
+    ],
+)
+def test_a_misspelt_name_of_the_19(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, classes: list[str], said: str | None
+) -> None:
+    file = write(tmp_path, train_ids=None, classes=classes)
+    read_custom(file)
+    ending = "(read as a class list of its own, since not all are of the 19)"
+    assert caplog.messages == ([f"{file}: classes: {said} {ending}"] if said else [])
+
+
+def test_two_data_sets_on_a_common_list(tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "common.yaml").write_text("[lawn, {name: pond, color: [1, 2, 3]}, shed]")
+    first = read_custom(write(tmp_path, train_ids=None, class_list="lists/common.yaml")).label_space
+    mapping = {3: "shed", 4: "lawn", 5: "lawn", 9: "ignore"}
+    second = read_custom(write(tmp_path, class_list="lists/common.yaml", train_ids=mapping)).label_space
+    assert first.classes == second.classes and first.classes.names == ("lawn", "pond", "shed")
+    assert first.lookup()[:4].tolist() == [0, 1, 2, OUTSIDE]
+    assert second.lookup()[3:10].tolist() == [2, 0, 0, OUTSIDE, OUTSIDE, OUTSIDE, IGNORE]
+    assert second.never_occurs == (1,)  # no id leads to the pond: absent, not 0
+
+
+def test_a_wrong_class_list_is_named_itself(tmp_path: Path) -> None:
+    file = write(tmp_path, train_ids=None, class_list="common.yaml")
+    with pytest.raises(FileNotFoundError, match=r"common\.yaml: no such file \(class_list of .*town\.yaml\)"):
+        read_custom(file)
+    (tmp_path / "common.yaml").write_text("[lawn, lawn]")
+    with pytest.raises(DataError, match=r"/common\.yaml: class_list\.1: is already the name of class_list\.0"):
+        read_custom(file)
+    (tmp_path / "common.yaml").write_text("lawn: 1")
+    with pytest.raises(DataError, match=r"/common\.yaml: the file: should be a list of class names"):
+        read_custom(file)
+
+
+@pytest.mark.parametrize("count", [1, 2, 150, 254])
+def test_any_number_of_classes(tmp_path: Path, count: int) -> None:
+    save(tmp_path / "rgb" / "a.png", [[0] * count])
+    save(tmp_path / "ids" / "a_ids.png", [list(range(count))])
+    register_custom(write(tmp_path, train_ids=None, classes=[f"thing {i}" for i in range(count)]))
+    (record,) = DatasetCatalog.get("town_sem_seg_train")
+    assert read_pair(record, label_space_of("town_sem_seg_train"))[1].tolist() == [list(range(count))]
+    metadata = MetadataCatalog.get("town_sem_seg_train")
+    assert len(metadata.stuff_classes) == len({tuple(color) for color in metadata.stuff_colors}) == count
+
+
+# ---- Registration
+
+
+def test_a_subset_of_a_built_in_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    for stem in ("a", "b"):
+        save(tmp_path / "mapillary_vistas" / "training" / "images" / f"{stem}.jpg", [[0]])
+    save(tmp_path / "mapillary_vistas" / "training" / "labels" / "b.png", [[13]])
+    name, cfg = "mapillary_sem_seg_train", get_cfg()
+    add_tmt_config(cfg)
+    register_data(cfg)
+    with pytest.raises(DataError, match="1 images have no label.*; DATASETS.SUBSETS, or `subset: true` in a YAML file"):
+        DatasetCatalog.get(name)
+    try:
+        cfg.DATASETS.SUBSETS = (name,)
+        register_data(cfg)
+        assert [record["image_id"] for record in DatasetCatalog.get(name)] == ["b"]
+    finally:
+        del MetadataCatalog.get(name).subset
+    assert "left out 1 images without a label" in caplog.text
+    cfg.DATASETS.SUBSETS = ("mapilary_sem_seg_train",)
+    with pytest.raises(UserError, match="DATASETS.SUBSETS: no data set 'mapilary_sem_seg_train' is registered"):
+        register_data(cfg)
+
+
+def test_a_name_that_is_taken_is_an_error(tmp_path: Path) -> None:
+    register_custom(write(tmp_path))
+    with pytest.raises(DataError, match=r"other\.yaml: name: town_sem_seg_train is already registered"):
+        register_custom(write(tmp_path, file="other.yaml"))
+    with pytest.raises(DataError, match="name: gtav_sem_seg_train is already registered"):
+        register_custom(write(tmp_path, name="gtav"))
+
+
+def test_a_file_that_was_edited_counts_as_it_is_now(tmp_path: Path) -> None:
+    """As in a notebook; its splits are registered in the same process."""
+    register_custom(write(tmp_path))
+    (name,) = register_custom(write(tmp_path))
+    before = label_space_of(name).train_ids
+    register_custom(write(tmp_path, train_ids={7: "building"}))
+    assert label_space_of(name).train_ids != before == {**before}
+    assert list(label_space_of(name).train_ids) == [7]
+
+
+@pytest.mark.slow
+def test_a_pair_of_custom_data_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their files are named on the command line, and nothing else has registered them."""
+    rng = np.random.default_rng(0)
+    for name in ("town", "village"):
+        for split, count in (("train", 4), ("val", 1)):
+            for index in range(count):
+                save(tmp_path / name / split / "rgb" / f"{index}.png", rng.integers(0, 256, (64, 128, 3)).tolist())
+                save(tmp_path / name / split / "ids" / f"{index}_ids.png", rng.integers(7, 9, (64, 128)).tolist())
+        splits = {
+            split: {key: f"{split}/{path}" for key, path in SPLITS["train"].items()} for split in ("train", "val")
+        }
+        write(tmp_path / name, name=name, splits=splits)
+    files = tuple(str(tmp_path / name / "town.yaml") for name in ("town", "village"))
+    command = ["train_pair.py", "--configs", str(CONFIGS), "--source", "town", "--target", "village", "--output"]
+    overrides = [*unit_options(SOLVER__MAX_ITER=1), "DATASETS.CUSTOM", str(files)]
+    monkeypatch.setattr("sys.argv", [*command, str(tmp_path / "pair"), "--", *overrides])
+    train_pair.main()
+    lines = capsys.readouterr().out
+    assert "fine-tuned: tmt" in lines and "village" in lines
+    assert (tmp_path / "pair" / "finetune" / "town-village" / "tmt" / "labels1" / "seed1" / "stage.json").is_file()

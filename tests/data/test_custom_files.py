@@ -1,0 +1,171 @@
+"""Which files a data set of one's own has: patterns, lists, subsets, images without labels, links."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog
+
+from tests.helpers.custom_data import SPLITS, save, write
+from tmt_d2.data import label_space_of, register_custom
+from tmt_d2.data.datasets.registration import labelled_records
+from tmt_d2.data.reader import DataError, read_pair
+from tmt_d2.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
+
+
+def frames(folder: Path, *stems: str, ids: bool = True) -> None:
+    for stem in stems:
+        save(folder / "rgb" / f"{stem}.png", [[0]])
+        if ids:
+            save(folder / "ids" / f"{stem}_ids.png", [[7]])
+
+
+def stems_of(file: Path, caplog: pytest.LogCaptureFixture | None = None) -> dict[str, bool]:
+    """stem -> whether the record has a label."""
+    register_custom(file)
+    records = DatasetCatalog.get("town_sem_seg_train")
+    assert all(Path(record["file_name"]).stem == record["image_id"].split("_")[-1] for record in records)
+    return {record["image_id"]: "sem_seg_file_name" in record for record in records}
+
+
+def test_a_list_file_restricts_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames(tmp_path, "a", "b", "c", "d")
+    frames(tmp_path, "e", ids=False)  # not in the list: no label is missed
+    (tmp_path / "some.txt").write_text("# the good ones\n\n  c   # by its stem\n./rgb/a.png\nc\n")
+    monkeypatch.chdir(tmp_path)
+    file = write(Path("."), splits={"train": SPLITS["train"] | {"list": "some.txt"}})
+    register_custom(file)
+    monkeypatch.chdir("/")
+    assert stems_of(tmp_path / file) == {"a": True, "c": True}
+
+
+@pytest.mark.parametrize("text", ["a\nx\nrgb/y.png\n", "v\nw\nx\ny\n", "# nothing\n", "\udcff", "a\0"])
+def test_a_list_that_names_what_is_not_there(tmp_path: Path, text: str) -> None:
+    frames(tmp_path, "a", "b")
+    (tmp_path / "some.txt").write_text(text, errors="surrogateescape")
+    with pytest.raises(DataError, match=r"town\.yaml: splits\.train\.list: .*some\.txt"):
+        stems_of(write(tmp_path, splits={"train": SPLITS["train"] | {"list": "some.txt"}}))
+
+
+def test_a_list_that_is_not_there(tmp_path: Path) -> None:
+    frames(tmp_path, "a")
+    with pytest.raises(FileNotFoundError, match=r"splits\.train\.list: .*/gone\.txt: no such file"):
+        stems_of(write(tmp_path, splits={"train": SPLITS["train"] | {"list": "gone.txt"}}))
+
+
+def test_a_subset_on_purpose(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    frames(tmp_path, "a", "b")
+    frames(tmp_path, "c", ids=False)
+    (tmp_path / "all.txt").write_text("a\nc\nx\n")
+    file = write(tmp_path, splits={"train": SPLITS["train"] | {"list": "all.txt", "subset": True}})
+    assert stems_of(file) == {"a": True}
+    assert "1 frames of the split's list are not on disk" in caplog.text
+    assert "left out 1 images without a label and 0 labels without an image" in caplog.text
+
+
+def test_several_captures_tell_frames_of_several_drives_apart(tmp_path: Path) -> None:
+    for drive in ("1", "2"):
+        save(tmp_path / "rgb" / drive / "0.png", [[0]])
+        save(tmp_path / "ids" / drive / "x" / "0.png", [[7]])
+    splits = {"train": {"images": "rgb/{drive}/{stem}.png", "labels": "ids/{drive}/*/{stem}.png"}}
+    register_custom(write(tmp_path, splits=splits))
+    records = DatasetCatalog.get("town_sem_seg_train")
+    assert [r["image_id"] for r in records] == ["1_0", "2_0"]
+    assert records[1]["sem_seg_file_name"] == f"{tmp_path}/ids/2/x/0.png"
+
+
+def test_several_patterns(tmp_path: Path) -> None:
+    frames(tmp_path, "a", "b")
+    save(tmp_path / "more" / "c.png", [[0]])
+    save(tmp_path / "ids" / "c_ids.png", [[7]])
+    split = SPLITS["train"] | {"images": ["rgb/{stem}.png", "more/{stem}.png", "rgb/b{stem}.png"]}
+    with pytest.raises(FileNotFoundError, match=r"splits\.train\.images: no file like .*/rgb/b\{stem\}\.png"):
+        stems_of(write(tmp_path, name="town", splits={"train": split}))
+    split["images"] = ["rgb/{stem}.png", "more/{stem}.png", "rgb/{stem}.png"]  # the same files once more
+    DatasetCatalog.remove("town_sem_seg_train")
+    assert stems_of(write(tmp_path, splits={"train": split})) == dict.fromkeys("abc", True)
+    save(tmp_path / "more" / "a.png", [[0]])
+    DatasetCatalog.remove("town_sem_seg_train")
+    with pytest.raises(DataError, match=r"rgb/a\.png and .*/more/a\.png both have the name 'a'; capture the folder"):
+        stems_of(write(tmp_path, splits={"train": split}))
+
+
+def test_images_without_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An image that has a label is not there once more; one whose label is meant to be missing is no error."""
+    frames(tmp_path, "a")
+    frames(tmp_path, "b", ids=False)
+    save(tmp_path / "more" / "c.png", [[0]])
+    split = SPLITS["train"] | {"unlabelled": ["rgb/{stem}.png", "more/{stem}.png"]}
+    caplog.set_level(logging.INFO)
+    assert stems_of(write(tmp_path, splits={"train": split})) == {"a": True, "b": False, "c": False}
+    assert "town_sem_seg_train: 2 images without a label" in caplog.text
+    records = DatasetCatalog.get("town_sem_seg_train")
+    assert records[1] == {"file_name": f"{tmp_path}/rgb/b.png", "image_id": "b", "dataset": "town_sem_seg_train"}
+    assert labelled_records(["town_sem_seg_train"]) == records[:1]
+    save(tmp_path / "more" / "a.png", [[0]])
+    with pytest.raises(DataError, match=r"splits\.train\.unlabelled: .* both have the name 'a'"):
+        DatasetCatalog.get("town_sem_seg_train")
+    (tmp_path / "rgb" / "a.png").rename(tmp_path / "rgb" / "d.png")
+    (tmp_path / "ids" / "a_ids.png").rename(tmp_path / "ids" / "d_ids.png")
+    assert len(DatasetCatalog.get("town_sem_seg_train")) == 4  # control
+
+
+def test_a_list_says_which_are_labelled_and_the_rest_are_not(tmp_path: Path) -> None:
+    frames(tmp_path, "a", "b", "c")
+    (tmp_path / "few.txt").write_text("b\n")
+    split = SPLITS["train"] | {"list": "few.txt", "unlabelled": "rgb/{stem}.png"}
+    assert stems_of(write(tmp_path, splits={"train": split})) == {"b": True, "a": False, "c": False}
+
+
+def test_a_split_of_unlabelled_images_alone(tmp_path: Path) -> None:
+    frames(tmp_path, "a", "b", ids=False)
+    (tmp_path / "few.txt").write_text("b\n")
+    split = {"unlabelled": "rgb/{stem}.png", "list": "few.txt"}
+    assert stems_of(write(tmp_path, splits={"train": split})) == {"b": False}
+    with pytest.raises(UserError, match="town_sem_seg_train has no image with a label, and labels are trained or meas"):
+        labelled_records(["town_sem_seg_train"])
+
+
+@pytest.mark.parametrize("link", ["a folder", "a file"])
+def test_a_link_that_leads_out_of_the_root_is_followed(tmp_path: Path, link: str) -> None:
+    """Images on one disk, labels on another."""
+    save(tmp_path / "elsewhere" / "a.png", [[0]])
+    save(tmp_path / "root" / "ids" / "a_ids.png", [[7]])
+    if link == "a folder":
+        (tmp_path / "root" / "rgb").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    else:
+        (tmp_path / "root" / "rgb").mkdir()
+        (tmp_path / "root" / "rgb" / "a.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    register_custom(write(tmp_path, root="root"))
+    (record,) = DatasetCatalog.get("town_sem_seg_train")
+    assert read_pair(record, label_space_of("town_sem_seg_train"))[1].tolist() == [[0]]
+
+
+def test_links_that_stay_inside_and_a_root_that_is_a_link_are_fine(tmp_path: Path) -> None:
+    save(tmp_path / "disk" / "real" / "a.png", [[0]])
+    save(tmp_path / "disk" / "ids" / "a_ids.png", [[7]])
+    (tmp_path / "disk" / "rgb").symlink_to("real", target_is_directory=True)
+    (tmp_path / "root").symlink_to("disk", target_is_directory=True)
+    register_custom(write(tmp_path, root="root"))
+    assert len(DatasetCatalog.get("town_sem_seg_train")) == 1
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"gone\.yaml: no such file"):
+        register_custom(tmp_path / "gone.yaml")
+    register_custom(write(tmp_path))  # nothing on disk is looked at yet
+    with pytest.raises(
+        FileNotFoundError, match=r"town\.yaml: splits\.train\.images: no file like .*/rgb/\{stem\}\.png"
+    ):
+        DatasetCatalog.get("town_sem_seg_train")
+    save(tmp_path / "rgb" / "a.png", [[0]])
+    save(tmp_path / "rgb" / "b.png", [[0]])
+    with pytest.raises(FileNotFoundError, match=r"splits\.train\.labels: no file like"):
+        DatasetCatalog.get("town_sem_seg_train")
+    save(tmp_path / "ids" / "b_ids.png", [[7]])
+    with pytest.raises(DataError, match=r"town_sem_seg_train: 1 images have no label, the first is .*/rgb/a\.png"):
+        DatasetCatalog.get("town_sem_seg_train")

@@ -1,0 +1,90 @@
+"""Images of a folder, and files whose names or sizes are unusual."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tmt_d2.data.datasets.layouts import find
+from tmt_d2.data.image_files import image_files
+from tmt_d2.data.mapper import model_input
+from tmt_d2.errors import UserError
+from tmt_d2.utils.files import atomic_write
+from tmt_d2.utils.lock import sole_run
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+def test_links_are_followed_once_and_hidden_names_left_out(tmp_path: Path) -> None:
+    photos, disk = tmp_path / "photos", tmp_path / "disk"
+    touch(photos / "a.JPG", photos / "b.txt", photos / "._a.JPG", photos / ".ipynb_checkpoints/a.jpg", disk / "c.png")
+    os.symlink(disk, photos / "night")
+    os.symlink(photos, photos / "circle")
+    os.symlink(tmp_path / "nowhere.png", photos / "broken.png")
+    assert image_files(photos) == ([photos / "a.JPG", photos / "night" / "c.png"], 3)
+    assert image_files(photos, recursive=False) == ([photos / "a.JPG"], 3)
+    with pytest.raises(UserError):
+        image_files(tmp_path, recursive=False)
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path / "a.png", tmp_path / "lost" / "b.png")
+    scandir = os.scandir
+
+    def refuse(folder: str) -> object:
+        if os.path.basename(folder) == "lost":
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert image_files(tmp_path) == ([tmp_path / "a.png"], 0)
+    assert str(tmp_path / "lost") in caplog.text
+
+
+def test_the_case_of_a_suffix_does_not_matter_in_patterns(tmp_path: Path) -> None:
+    touch(tmp_path / "rgb/a.jpg", tmp_path / "rgb/b.JPG", tmp_path / "rgb/C.jpeg")
+    assert sorted(find(tmp_path, "rgb/{stem}.jpg")) == ["a", "b"]
+
+
+@pytest.mark.parametrize("size", [(3000, 2), (1, 1100)])
+def test_an_image_far_longer_than_wide_has_a_pixel_left(size: tuple[int, int]) -> None:
+    shape = model_input(np.zeros((*size, 3), np.uint8), 64, 96)["image"].shape
+    assert min(shape[1:]) == 1 and max(shape[1:]) == 96
+
+
+def test_files_with_the_longest_names_are_written(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 251 + ".png")
+    with atomic_write(path) as file:
+        file.write(b"x")
+    assert [path] == list(tmp_path.iterdir())
+
+
+def test_text_may_mention_names_that_are_not_utf8(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "t.csv", "w") as file:
+        file.write(os.fsdecode(b"stra\xdfe.jpg"))
+    assert "stra" in (tmp_path / "t.csv").read_text(encoding="utf-8")
+
+
+def test_a_folder_in_use_is_named_by_its_option(tmp_path: Path) -> None:
+    child = os.fork()
+    if not child:  # a lock of POSIX belongs to a process
+        with sole_run(tmp_path, "--output"):
+            os.kill(os.getpid(), 19)  # SIGSTOP
+        os._exit(0)
+    os.waitpid(child, os.WUNTRACED)
+    try:
+        with pytest.raises(UserError, match="--output"), sole_run(tmp_path, "--output"):
+            pass
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)

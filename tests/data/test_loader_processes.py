@@ -1,0 +1,160 @@
+"""Loader processes that are not forked know the tables of labels, of one's own data sets too."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from PIL import Image
+from torch import nn
+
+from tests.helpers.custom_data import save, write
+from tests.helpers.small_runs import small_cfg
+from tmt_d2.adaptation.alignment import build_alignment_loader
+from tmt_d2.adaptation.estimator import held_out_loader
+from tmt_d2.adaptation.map_cache import prepare_maps
+from tmt_d2.data import register_data
+from tmt_d2.data.datasets import label_spaces
+from tmt_d2.data.labelled import LabelChoice
+from tmt_d2.data.loaders import Shares, build_paired_loader, build_semi_supervised_loader, build_train_loader
+from tmt_d2.data.mapper import SemanticMapper
+from tmt_d2.data.rare_classes import RareClasses
+from tmt_d2.data.reader import read_label
+from tmt_d2.engine.trainer import evaluate_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("clean_catalogs")]
+
+IDS = np.repeat([[7, 9]], 32, 1).repeat(64, 0).astype(np.uint8)  # (64, 64): lawn on the left, path on the right
+
+
+@pytest.fixture
+def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The way in which loader processes begin; those of the server have the slow imports from it."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_forkserver_preload(["detectron2.data", "detectron2.modeling", "scipy.optimize"])
+    multiprocessing.set_start_method(request.param, force=True)
+    yield request.param
+    multiprocessing.set_start_method(before, force=True)
+
+
+def test_a_pickled_table_is_the_table(tmp_path: Path) -> None:
+    file = tmp_path / "a_gtFine_labelTrainIds.png"
+    Image.fromarray(np.array([[7, 18, 255]], np.uint8)).save(file)
+    assert read_label(str(file), pickle.loads(pickle.dumps(label_spaces.CITYSCAPES))).tolist() == [[7, 18, 255]]
+
+
+@pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"], indirect=True)
+def test_pairs_of_a_registered_source(start_method: str, tmp_path: Path) -> None:
+    records: list[dict[str, Any]] = []
+    for name in ("source", "target"):
+        image, label = tmp_path / f"{name}.png", tmp_path / f"{name}_ids.png"
+        Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(image)
+        Image.fromarray(np.ones((64, 64), np.uint8)).save(label)
+        records.append({"file_name": str(image), "sem_seg_file_name": str(label), "image_id": name})
+        DatasetCatalog.register(f"own_{name}", lambda name=name: [records[name == "target"]])
+        MetadataCatalog.get(f"own_{name}").set(stuff_classes=["lawn", "path"], ignore_label=255)
+    cfg = small_cfg("full", tmp_path, tmp_path, DATASETS__TRAIN=("own_target",), DATASETS__SOURCE_TRAIN=("own_source",))
+    mapper = SemanticMapper(cfg, is_train=True)
+    loader = build_paired_loader(["own_source"], ["own_target"], mapper, 2, seed=0, num_workers=1)
+    batch = next(iter(loader))
+    assert [sample["image_id"] for sample in batch] == ["source", "target"]
+    assert all((sample["sem_seg"] == 1).all() and "bad_samples" not in sample for sample in batch)
+
+
+def custom_cfg(folder: Path) -> CfgNode:
+    """Of two custom data sets with other ids for the same classes; the target also has an unlabelled image."""
+    image = np.full((*IDS.shape, 3), 90, np.uint8).tolist()
+    for name, ids in (("town", IDS), ("field", IDS + 1)):
+        save(folder / name / "rgb" / "a.png", image)
+        save(folder / name / "ids" / "a_ids.png", ids.tolist())
+        splits = {split: {"images": "rgb/{stem}.png", "labels": "ids/{stem}_ids.png"} for split in ("train", "val")}
+        if name == "field":
+            save(folder / name / "more" / "b.png", image)
+            splits["train"]["unlabelled"] = "more/{stem}.png"
+        table = {int(ids[0, 0]): "lawn", int(ids[0, -1]): "path"}
+        write(folder / name, name=name, splits=splits, classes=["lawn", "path"], train_ids=table)
+    cfg = small_cfg(
+        "otce",
+        folder / "output",
+        folder / "weights.pth",
+        DATASETS__CUSTOM=tuple(str(folder / name / "town.yaml") for name in ("town", "field")),
+        DATASETS__TRAIN=("field_sem_seg_train",),
+        DATASETS__TEST=("field_sem_seg_val",),
+        DATASETS__SOURCE_TRAIN=("town_sem_seg_train",),
+        DATASETS__SOURCE_TEST=("town_sem_seg_val",),
+        SOLVER__IMS_PER_BATCH=4,
+        INPUT__MIN_SIZE_TRAIN=(64,),
+        TRANSFER__SELF_TRAINING__RARE_CLASSES=0.5,
+        DATALOADER__NUM_WORKERS=1,
+    )
+    register_data(cfg)
+    return cfg
+
+
+def first(loader: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    batch = next(iter(loader))
+    assert not any("bad_samples" in sample for sample in batch)
+    return batch
+
+
+class AllLawn(nn.Module):
+    def forward(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{"sem_seg": torch.tensor([1.0, 0.0])[:, None, None].expand(2, 64, 64)} for _ in items]
+
+
+@pytest.mark.parametrize("start_method", ["fork", "forkserver"], indirect=True)  # spawn pickles the same, slowly
+def test_every_loader_reads_custom_data(start_method: str, tmp_path: Path) -> None:
+    cfg = custom_cfg(tmp_path)
+    target, source = cfg.DATASETS.TRAIN, cfg.DATASETS.SOURCE_TRAIN
+    mapper, choices = SemanticMapper(cfg, is_train=True), {"seed": 0, "num_workers": 1}
+    (tmp_path / "weights.pth").touch()
+    rare = RareClasses.from_config(cfg)
+    assert rare is not None
+    batches = {
+        "train": first(build_train_loader(target, mapper, 2, **choices)),
+        "alignment": first(build_alignment_loader(cfg, 0)),
+        "self-training": first(
+            build_semi_supervised_loader(
+                Shares(1, 1, 1),
+                target=target,
+                source=source,
+                mapper=mapper,
+                labels=LabelChoice(),
+                rare=rare,
+                **choices,
+            )
+        ),
+    }
+    labelled = [sample for batch in batches.values() for sample in batch if sample.get("labelled", True)]
+    assert [len(batch) for batch in batches.values()] == [2, 4, 3] and len(labelled) == 8
+    for sample in labelled:  # mirrored or not
+        assert sorted(sample["sem_seg"][0, [0, -1]].tolist()) == [0, 1]
+        assert sample["sem_seg"].sum() == 64 * 32
+    plain = SemanticMapper(cfg, is_train=True, with_label=False)
+    estimator = first(build_paired_loader(source, target, plain, 2, **choices))
+    assert [(sample["domain"], sample["dataset"]) for sample in estimator] == [(0, *source), (1, *target)]
+    held_out = list(held_out_loader(cfg, target, 2))
+    assert [batch[0]["image_id"] for batch in held_out] == ["a", "b"]
+    scores = evaluate_model(cfg, AllLawn())[cfg.DATASETS.TEST[0]]
+    assert (scores["ACC-lawn"], scores["IoU-lawn"], scores["IoU-path"]) == (100, 50, 0)
+
+
+@pytest.mark.parametrize("start_method", ["forkserver"], indirect=True)
+def test_maps_of_custom_data(start_method: str, tmp_path: Path) -> None:
+    cfg = custom_cfg(tmp_path)
+    cfg.MODEL.META_ARCHITECTURE = "TransferableMaskFormer"
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 2
+    (tmp_path / "weights.pth").touch()
+    maps = prepare_maps(cfg, build_model(cfg), lambda cfg, model: None)
+    assert maps is not None
+    (batch,) = [first(build_train_loader(cfg.DATASETS.TRAIN, SemanticMapper(cfg, maps=maps), 1, seed=0, num_workers=1))]
+    assert [tuple(level.shape) for level in batch[0]["transferability"]] == [(2, 2), (4, 4), (8, 8)]

@@ -1,0 +1,397 @@
+"""Reading images and labels of every kind, and the one line about each file that cannot be used."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from tmt_d2.data.datasets.label_spaces import (
+    BDD100K,
+    CITYSCAPES,
+    GTAV,
+    MAPILLARY_A,
+    MAPILLARY_B,
+    MAPILLARY_PALETTE,
+    PALETTE,
+    SYNTHIA,
+    TRAIN_IDS,
+    LabelSpace,
+)
+from tmt_d2.data.mapper import _read_reduced
+from tmt_d2.data.reader import PNG, DataError, SizeError, UndefinedIdError, read_image, read_label, read_pair
+
+
+def save_label(path: Path, ids: np.ndarray, palette: bool = False) -> str:
+    image = Image.fromarray(ids.astype(np.uint8))
+    if palette:
+        image.putpalette([255 - value // 3 for value in range(768)])  # colours that have nothing to do with the ids
+    image.save(path)
+    return str(path)
+
+
+def picture(height: int = 61, width: int = 93) -> np.ndarray:
+    """Rough enough that a JPEG of it is several kilobytes."""
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture()).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+# ---- images
+
+
+def test_the_order_of_the_channels(tmp_path: Path) -> None:
+    path = str(tmp_path / "image.png")
+    Image.new("RGB", (3, 2), (10, 20, 30)).save(path)
+    for format, pixel in (("RGB", [10, 20, 30]), ("BGR", [30, 20, 10])):
+        image = read_image(path, format)
+        assert image.shape == (2, 3, 3) and image.dtype == np.uint8 and image.flags.c_contiguous
+        assert image[1, 2].tolist() == pixel
+    with pytest.raises(ValueError, match="format is 'L'"):
+        read_image(path, "L")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16"])
+def test_other_kinds_of_images_become_three_channels(tmp_path: Path, mode: str) -> None:
+    path = str(tmp_path / "image.png")
+    if mode == "I;16":
+        Image.fromarray(np.full((4, 5), 0x8000, np.uint16)).save(path)
+    else:
+        image = Image.new("RGB", (5, 4), (128, 128, 128))
+        (image.quantize() if mode == "P" else image.convert(mode)).save(path)
+        assert Image.open(path).mode == mode
+    assert (np.abs(read_image(path).astype(int) - 128) <= 1).all()
+    assert read_image(path).shape == (4, 5, 3)
+
+
+def test_jpeg_pixels_are_those_of_pillow(tmp_path: Path) -> None:
+    (tmp_path / "image.jpg").write_bytes(encoded("JPEG", quality=90))
+    expected = np.asarray(Image.open(tmp_path / "image.jpg").convert("RGB")).astype(int)
+    assert np.abs(read_image(str(tmp_path / "image.jpg")) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("keep", [0.02, 0.5, 0.9, -13, -2])
+def test_a_truncated_image_is_an_error(tmp_path: Path, kind: str, keep: float) -> None:
+    whole = encoded(kind)
+    path = tmp_path / "cut.image"
+    path.write_bytes(whole)
+    read_image(str(path))
+    path.write_bytes(whole[: keep if keep < 0 else int(len(whole) * keep)])
+    with pytest.raises(DataError, match=r"cut\.image: ") as error:
+        read_image(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_jpeg_filled_up_with_zeros_is_an_error_but_one_with_bytes_behind_its_end_is_not(tmp_path: Path) -> None:
+    whole = encoded("JPEG")
+    path = tmp_path / "image.jpg"
+    path.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) // 2))  # an aborted download of a known size
+    with pytest.raises(DataError, match="truncated"):
+        read_image(str(path))
+    path.write_bytes(whole + bytes(300))
+    assert read_image(str(path)).shape == (61, 93, 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 4}])
+def test_a_jpeg_damaged_in_its_middle_is_an_error_at_every_size(tmp_path: Path, options: dict[str, object]) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (160, 240, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=90, **options)
+    whole, path = stream.getvalue(), tmp_path / "image.jpg"
+    middle = len(whole) // 2
+    for damaged in (whole[:middle] + b"\xff\xd9", whole[:middle] + whole[middle + 1500 :]):
+        path.write_bytes(damaged)
+        for oriented in (False, True):
+            with pytest.raises(DataError, match=r"image\.jpg"):
+                read_image(str(path), oriented=oriented)
+        with pytest.raises(DataError, match=r"image\.jpg"):
+            _read_reduced(str(path), "RGB", (160, 240), 2)
+    expected = cv2.imdecode(np.frombuffer(whole, np.uint8), cv2.IMREAD_COLOR)
+    for fine in (whole, whole[:-2] + bytes(40) + whole[-2:]):  # a camera's padding is no damage
+        path.write_bytes(fine)
+        assert np.array_equal(read_image(str(path), "BGR"), expected)
+        half = _read_reduced(str(path), "BGR", (160, 240), 2)
+        assert np.array_equal(half, cv2.imdecode(np.frombuffer(whole, np.uint8), cv2.IMREAD_REDUCED_COLOR_2))
+
+
+def test_the_thumbnail_of_a_truncated_jpeg_does_not_hide_that_it_is_truncated(tmp_path: Path) -> None:
+    thumbnail = encoded("JPEG")
+    whole = encoded("JPEG", exif=b"Exif\0\0" + thumbnail[:60000])
+    assert whole.count(b"\xff\xd9") == 2
+    path = tmp_path / "image.jpg"
+    for length in (len(whole) - 200, len(thumbnail) + 50):  # the second is cut within the header
+        path.write_bytes(whole[:length])
+        with pytest.raises(DataError, match="truncated"):
+            read_image(str(path))
+    path.write_bytes(whole)
+    assert read_image(str(path)).shape == (61, 93, 3)
+
+
+def test_files_that_are_no_images(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("version https://git-lfs.github.com/spec/v1")
+    for read in (read_image, lambda path: read_label(path, CITYSCAPES)):
+        with pytest.raises(DataError, match=r"empty\.png: the file is empty \(0 bytes\)"):
+            read(str(tmp_path / "empty.png"))
+        with pytest.raises(DataError, match=r"text\.png: "):
+            read(str(tmp_path / "text.png"))
+        with pytest.raises(DataError, match=r"gone\.png: cannot be read \(No such file or directory\)"):
+            read(str(tmp_path / "gone.png"))
+
+
+# ---- labels
+
+
+def test_a_palette_label_is_read_by_index(tmp_path: Path) -> None:
+    ids = np.array([[7, 26, 34], [0, 33, 21]])
+    expected = [[0, 13, 255], [255, 18, 8]]
+    for palette in (False, True):
+        label = read_label(save_label(tmp_path / "label.png", ids, palette), GTAV)
+        assert label.tolist() == expected and label.dtype == np.uint8
+    assert Image.open(tmp_path / "label.png").mode == "P"
+
+
+def test_a_small_palette_of_four_bits_is_read_by_index(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[7, 8, 11]], np.uint8))
+    image.putpalette([0] * 48)
+    image.save(tmp_path / "label.png", bits=4)
+    assert (tmp_path / "label.png").read_bytes()[24] == 4
+    assert read_label(str(tmp_path / "label.png"), GTAV).tolist() == [[0, 1, 2]]
+
+
+def test_ids_without_loss_are_read_however_they_are_encoded(tmp_path: Path) -> None:
+    path = tmp_path / "label.png"
+    ids = np.array([[0, 1, 3], [2, 1, 0]], np.uint8)
+    three, grey_alpha = np.stack([ids] * 3, -1), np.stack([ids, np.full_like(ids, 255)], -1)
+    for image in (
+        Image.fromarray(ids.astype(np.uint16)),
+        Image.fromarray(three),
+        Image.fromarray(np.dstack([three, np.full_like(ids, 255)])),
+        Image.fromarray(grey_alpha, "LA"),
+    ):
+        image.save(path)
+        assert read_label(str(path), TRAIN_IDS).tolist() == ids.tolist()
+    Image.fromarray(ids > 0).save(path)
+    assert path.read_bytes()[24] == 1
+    assert read_label(str(path), TRAIN_IDS).tolist() == [[0, 1, 1], [1, 1, 0]]
+    for depth, rows in ((2, ([0b00011100], [0b10010000])), (4, ([0x01, 0x3F], [0x21, 0x00]))):
+        header = struct.pack(">IIBBBBB", 3, 2, depth, 0, 0, 0, 0)
+        packed = zlib.compress(b"".join(b"\0" + bytes(row) for row in rows))
+        chunks = ((b"IHDR", header), (b"IDAT", packed), (b"IEND", b""))
+        path.write_bytes(
+            PNG + b"".join(struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks)
+        )
+        assert read_label(str(path), TRAIN_IDS).tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("image", "kind"),
+    [
+        (Image.new("RGB", (4, 3), PALETTE[0]), "8-bit RGB PNG"),
+        (Image.new("RGBA", (4, 3)), "8-bit RGBA PNG"),
+        (Image.fromarray(np.full((3, 4), 256, np.uint16)), "16-bit grey PNG"),
+    ],
+)
+def test_a_label_that_has_lost_its_ids_is_an_error(tmp_path: Path, image: Image.Image, kind: str) -> None:
+    image.save(tmp_path / "label.png")
+    with pytest.raises(DataError, match=rf"label\.png: is a {kind}"):
+        read_label(str(tmp_path / "label.png"), GTAV)
+
+
+@pytest.mark.parametrize("image", [Image.new("RGBA", (4, 3)), Image.fromarray(np.full((3, 4), 26001, np.uint16))])
+@pytest.mark.parametrize(
+    ("space", "files"),
+    [
+        (CITYSCAPES, "labelIds.png, beside .*instanceIds.png"),
+        (BDD100K, "labels/sem_seg/masks, not of ins_seg"),
+        (MAPILLARY_B, "v1.2/labels, not of v1.2/instances"),
+    ],
+)
+def test_an_original_of_another_task_names_the_right_one(
+    tmp_path: Path, image: Image.Image, space: LabelSpace, files: str
+) -> None:
+    image.save(tmp_path / "label.png")
+    with pytest.raises(DataError, match=f"It holds instances or colours: take .*{files}"):
+        read_label(str(tmp_path / "label.png"), space)
+
+
+def test_a_png_of_nothing_but_its_ends_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "label.png").write_bytes(b"\x89PNG\r\n\x1a\nIEND")
+    with pytest.raises(DataError, match=r"label\.png: is not a PNG file"):
+        read_label(str(tmp_path / "label.png"), CITYSCAPES)
+
+
+def test_a_jpeg_is_no_label(tmp_path: Path) -> None:
+    Image.new("L", (4, 3)).save(tmp_path / "label.png", "JPEG")
+    with pytest.raises(DataError, match="is not a PNG file"):
+        read_label(str(tmp_path / "label.png"), CITYSCAPES)
+
+
+@pytest.mark.parametrize("keep", [0.02, 0.5, 0.97])
+def test_a_truncated_label_is_an_error(tmp_path: Path, keep: float) -> None:
+    path = Path(save_label(tmp_path / "label.png", picture()[:, :, 0] % 34, palette=True))
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+    with pytest.raises(DataError, match=r"label\.png: .*(truncated|decoded)"):
+        read_label(str(path), CITYSCAPES)
+
+
+def test_ids_outside_the_table_are_named(tmp_path: Path) -> None:
+    path = save_label(tmp_path / "label.png", np.array([[99, 7, 40, 40, 35, 255, 60, 61]]))
+    with pytest.raises(UndefinedIdError) as error:
+        read_label(path, CITYSCAPES)
+    assert str(error.value) == f"{path}: ids 35, 40, 60, 61, 99, ... are not defined in Cityscapes labelIds"
+
+
+def test_labels_of_mapillary_2_are_rejected_with_a_hint(tmp_path: Path) -> None:
+    path = save_label(tmp_path / "label.png", np.array([[13, 65, 66, 123]]), palette=True)
+    for space in (MAPILLARY_A, MAPILLARY_B):
+        with pytest.raises(UndefinedIdError, match=r"ids 66, 123 .*v2\.0 labels.*v1\.2/labels"):
+            read_label(path, space)
+    path = save_label(tmp_path / "label.png", np.array([[13, 65]]), palette=True)
+    assert read_label(path, MAPILLARY_A).tolist() == [[0, 255]]
+
+
+# The first colours of the two palettes, as the data sets ship them.
+VISTAS_1 = [(165, 42, 42), (0, 192, 0), (196, 196, 196), (190, 153, 153)]
+VISTAS_2 = [(165, 42, 42), (0, 192, 0), (250, 170, 31), (250, 170, 32), (196, 196, 196)]
+
+
+def save_coloured(path: Path, ids: list[int], colours: list[tuple[int, int, int]]) -> str:
+    image = Image.fromarray(np.array([ids], np.uint8))
+    image.putpalette([value for colour in colours for value in colour])
+    image.save(path)
+    return str(path)
+
+
+def test_the_palette_tells_labels_of_mapillary_2_whose_ids_version_1_has_too(tmp_path: Path) -> None:
+    path = save_coloured(tmp_path / "label.png", [2, 3, 4], VISTAS_2)
+    for space in (MAPILLARY_A, MAPILLARY_B):
+        with pytest.raises(UndefinedIdError) as error:
+            read_label(path, space)
+        assert str(error.value) == (
+            f"{path}: its palette has 250,170,31 for id 2; these are v2.0 labels: take those of v1.2, "
+            "in {training,validation}/v1.2/labels"
+        )
+    own = LabelSpace("town", {4: 1}, frozenset({2, 3}))  # a table of v2.0's ids, in a data set of one's own
+    assert read_label(path, own).tolist() == [[255, 255, 1]]
+
+
+@pytest.mark.parametrize("colours", [VISTAS_1, [(250, 170, 31)], [(0, 0, 0)] * 256, None])
+def test_other_palettes_of_mapillary_and_none_go_by_the_ids(
+    tmp_path: Path, colours: list[tuple[int, int, int]] | None
+) -> None:
+    def save(ids: list[int]) -> str:
+        if colours is None:
+            return save_label(tmp_path / "label.png", np.array([ids]))
+        return save_coloured(tmp_path / "label.png", ids, colours + [(9, 9, 9)] * (256 - len(colours)))
+
+    assert read_label(save([2, 3, 65]), MAPILLARY_A).tolist() == [[1, 4, 255]]
+    with pytest.raises(UndefinedIdError, match=r"ids 66 are not defined .*v2\.0"):
+        read_label(save([2, 3, 66]), MAPILLARY_A)
+
+
+def test_a_palette_too_short_for_the_colour_that_tells(tmp_path: Path) -> None:
+    assert read_label(save_coloured(tmp_path / "label.png", [0, 1], VISTAS_2[:2]), MAPILLARY_A).tolist() == [[255, 255]]
+
+
+def test_the_palette_is_looked_at_without_decoding_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, reopen = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda *args: opened.append(1) or reopen(*args))
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded once more"))
+    read_label(save_coloured(tmp_path / "label.png", [2, 3], VISTAS_1), MAPILLARY_A)
+    assert opened == [1]
+
+
+def test_the_palette_of_mapillary_has_a_colour_for_every_id_and_that_of_the_class_where_both_have_one() -> None:
+    assert len(MAPILLARY_PALETTE) == 66 and list(MAPILLARY_PALETTE[:4]) == VISTAS_1
+    for value in (3, 6, 13, 15, 17, 27, 29, 30, 45, 48, 50, 52, 54, 55, 57, 58, 61):
+        assert MAPILLARY_PALETTE[value] == PALETTE[MAPILLARY_A.train_ids[value]]
+
+
+def test_files_of_train_ids_in_cityscapes_are_read_as_such(tmp_path: Path) -> None:
+    ids = np.array([[0, 7, 18, 255]])
+    assert read_label(save_label(tmp_path / "a_gtFine_labelTrainIds.png", ids), CITYSCAPES).tolist() == ids.tolist()
+    with pytest.raises(UndefinedIdError, match="ids 255 "):
+        read_label(save_label(tmp_path / "a_gtFine_labelIds.png", ids), CITYSCAPES)
+
+
+def synthia_label(path: Path, red: np.ndarray) -> str:
+    instance = np.full(red.shape, 1000, np.uint16)
+    cv2.imwrite(str(path), np.dstack([np.zeros_like(instance), instance, red.astype(np.uint16)]))  # BGR
+    return str(path)
+
+
+def test_the_class_of_synthia_is_the_red_channel_of_16_bits(tmp_path: Path) -> None:
+    path = synthia_label(tmp_path / "label.png", np.array([[1, 3, 21], [0, 22, 15]]))
+    assert read_label(path, SYNTHIA).tolist() == [[10, 0, 3], [255, 255, 6]]
+
+
+def test_wrong_labels_of_synthia(tmp_path: Path) -> None:
+    with pytest.raises(UndefinedIdError, match=r"ids 23, 255, 256, 259 are not defined in SYNTHIA"):
+        read_label(synthia_label(tmp_path / "label.png", np.array([[1, 256, 259, 23, 255]])), SYNTHIA)
+    Image.new("RGB", (4, 3)).save(tmp_path / "colour.png")
+    with pytest.raises(DataError, match=r"colour\.png: is uint8 of shape \(3, 4, 3\); .*GT/LABELS, not GT/COLOR"):
+        read_label(str(tmp_path / "colour.png"), SYNTHIA)
+
+
+# ---- pairs
+
+
+def test_a_pair_of_other_sizes_is_an_error(tmp_path: Path) -> None:
+    image = str(tmp_path / "image.png")
+    Image.new("RGB", (5, 4)).save(image)
+    label = save_label(tmp_path / "label.png", np.zeros((4, 6)))
+    with pytest.raises(SizeError) as error:
+        read_pair({"file_name": image, "sem_seg_file_name": label}, CITYSCAPES)
+    assert str(error.value) == f"{image} is 5x4, but its label {label} is 6x4"
+
+
+COLORS = {(200, 0, 0): 0, (0, 90, 0): 1, (0, 0, 0): 255, (70, 70, 70): 1}
+IN_COLORS = LabelSpace("town", {0: 0, 1: 1}, frozenset({255}), colors=COLORS)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colors_of_the_class_list(tmp_path: Path, channels: int) -> None:
+    path = tmp_path / "label.png"
+    pixels = np.full((2, 3, channels), 255, np.uint8)
+    pixels[..., :3] = np.array(list(COLORS), np.uint8)[[[0, 1, 2], [3, 1, 0]]]
+    Image.fromarray(pixels).save(path)
+    assert read_label(str(path), IN_COLORS).tolist() == [[0, 1, 255], [1, 1, 0]]
+    pixels[1, 2, :3] = 200, 0, 1
+    Image.fromarray(pixels).save(path)
+    with pytest.raises(UndefinedIdError, match=r"label\.png.*\[200, 0, 1\]"):
+        read_label(str(path), IN_COLORS)
+    with pytest.raises(DataError, match=r"label\.png"):
+        read_label(str(path), BDD100K)
+
+
+@pytest.mark.parametrize(
+    ("greys", "expected"),
+    [
+        ([0, 1, 255], [0, 1, 255]),  # ids, since no class has the color of 1
+        ([0, 70], [255, 1]),  # colors, since there is no id 70
+        ([1, 1], [1, 1]),
+    ],
+)
+def test_greys_in_rgb_are_ids_or_colors(tmp_path: Path, greys: list[int], expected: list[int]) -> None:
+    path = tmp_path / "label.png"
+    Image.fromarray(np.array([[[grey] * 3 for grey in greys]], np.uint8)).save(path)
+    assert read_label(str(path), IN_COLORS).tolist() == [expected]
+
+
+def test_greys_in_rgb_that_may_be_either(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((1, 2, 3), np.uint8)).save(tmp_path / "label.png")
+    with pytest.raises(DataError, match=r"label\.png"):
+        read_label(str(tmp_path / "label.png"), IN_COLORS)

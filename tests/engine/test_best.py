@@ -1,0 +1,155 @@
+"""The best weights by a metric, and early stopping: what is kept, when a run ends, and that a kill changes neither."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from tests.helpers.small_runs import contents, differences, small_cfg
+from tmt_d2.engine import run_stage as stages
+from tmt_d2.engine.best import Best
+from tmt_d2.engine.checkpoint.checkpointer import keep_weights
+from tmt_d2.engine.environment import environment
+from tmt_d2.engine.run_stage import run_stage
+from tmt_d2.errors import UserError
+
+SPLIT = "bdd100k_sem_seg_val"
+EVERY_STEP = {"TEST__EVAL_PERIOD": 1, "TEST__BEST__METRIC": "mIoU"}
+
+
+class Killed(BaseException):
+    """Nothing in the run may react to it."""
+
+
+def measuring(values: Callable[[int, nn.Module], float]) -> Callable[..., dict[str, Any]]:
+    """Stands for an evaluation; values: number of the call, model -> mIoU."""
+    calls = iter(range(10**6))
+    return lambda cfg, model: {SPLIT: {"mIoU": values(next(calls), model)}}
+
+
+def weights(path: Path) -> dict[str, Any]:
+    return {name: value.tolist() for name, value in contents(path).items() if name.startswith("/model/")}
+
+
+def test_what_is_best_follows_from_the_list(tmp_path: Path) -> None:
+    best = Best(tmp_path, "mIoU", SPLIT, patience=3)
+    assert best.iteration is None and not best.exhausted
+    saved = []
+    for index, value in enumerate((math.nan, 1.0, 3.0, 2.0, math.nan)):
+        best.note(10 * index, {SPLIT: {"mIoU": value}}, lambda: saved.append(index))  # noqa: B023
+        assert not best.exhausted
+    assert saved == [1, 2] and best.iteration == 20
+    best.note(50, {SPLIT: {"mIoU": 3.0}}, lambda: saved.append(5))  # no better than the first
+    assert saved == [1, 2] and best.exhausted
+    record = json.loads((tmp_path / "best.json").read_text())
+    assert record["best"] == 20 and [each["value"] for each in record["evaluations"]] == [None, 1, 3, 2, None, 3]
+
+    resumed = Best(tmp_path, "mIoU", SPLIT, patience=3)
+    resumed.read(last=30)
+    assert list(resumed.values) == [0, 10, 20, 30] and resumed.iteration == 20 and not resumed.exhausted
+    with pytest.raises(UserError, match=r"best.json is of mIoU of bdd100k_sem_seg_val, TEST.BEST asks for pACC of"):
+        Best(tmp_path, "pACC", SPLIT, 0).read(30)
+
+
+def test_records_of_earlier_versions_counted_from_zero(tmp_path: Path) -> None:
+    listed = [{"iteration": 9, "value": 1.0}, {"iteration": 19, "value": 2.0}, {"iteration": 29, "value": None}]
+    record = {"metric": "mIoU", "split": SPLIT, "best": 19, "evaluations": listed}
+    (tmp_path / "best.json").write_text(json.dumps(record))
+    best = Best(tmp_path, "mIoU", SPLIT, patience=0)
+    best.read(last=20)
+    assert best.values == {10: 1.0, 20: 2.0} and best.iteration == 20
+    best.note(30, {SPLIT: {"mIoU": 1.5}}, lambda: None)
+    record = json.loads((tmp_path / "best.json").read_text())
+    assert record["best"] == 20 and [each["after"] for each in record["evaluations"]] == [10, 20, 30]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+class TestRuns:
+    @pytest.fixture(autouse=True)
+    def _log_in_full(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO, logger="tmt_d2")
+
+    def test_the_best_weights_are_kept(self, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(stages, "evaluate_model", measuring(lambda call, _: [5, 7, 6, 6.5, 0][call]))
+        run_stage(small_cfg("full", tmp_path, start, **EVERY_STEP))
+        best = tmp_path / "model_best.pth"
+        assert weights(best) == weights(tmp_path / "model_0000001.pth") != weights(tmp_path / "model_final.pth")
+        assert not any(name.startswith("/trainer") for name in contents(best))
+        classes = {name for name in contents(tmp_path / "model_final.pth") if name.startswith("/classes/")}
+        assert classes and classes <= contents(best).keys()  # or nobody could tell what its rows mean
+        assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+        log = (tmp_path / "log.txt").read_text()
+        assert f"mIoU of {SPLIT}: 6.50 after 4 iterations; best so far: 7.00 after 2" in log
+        record = json.loads((tmp_path / "best.json").read_text())
+        assert record["best"] == 2 and [each["after"] for each in record["evaluations"]] == [1, 2, 3, 4]
+        for line in environment():
+            assert line in log
+        assert "commit: " in log and "command: " in log
+        run_stage(small_cfg("full", tmp_path, best), eval_only=True)  # it is a checkpoint
+
+    def test_a_run_that_gets_no_better_ends(self, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        cfg = small_cfg("full", tmp_path, start, **EVERY_STEP, TEST__BEST__PATIENCE=2, SOLVER__MAX_ITER=9)
+        values = [5, 7, 6, 6.5, 8]
+        monkeypatch.setattr(stages, "evaluate_model", measuring(lambda call, _: values[call]))
+        assert run_stage(cfg) == {SPLIT: {"mIoU": 6.5}}
+        final = tmp_path / "model_final.pth"
+        assert weights(final) == weights(tmp_path / "model_0000003.pth")
+        assert "stopping after 4 of 9 iterations: 2 evaluations brought nothing" in (tmp_path / "log.txt").read_text()
+        before = weights(final)
+        monkeypatch.setattr(stages, "evaluate_model", measuring(lambda *_: 6.5))
+        assert run_stage(cfg, resume=True) == {SPLIT: {"mIoU": 6.5}}
+        keep_weights(tmp_path)
+        assert run_stage(cfg, resume=True) == {SPLIT: {"mIoU": 6.5}}
+        assert weights(final) == before
+
+    @pytest.mark.parametrize("in_evaluation", [1, 2])
+    def test_killed_and_resumed_equals_uninterrupted(
+        self, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_evaluation: int
+    ) -> None:
+        def value(_: int, model: nn.Module) -> float:
+            return float(model.sem_seg_head.predictor.query_feat.weight.detach().double().sum() * 1e4 % 7)
+
+        def until_killed(call: int, model: nn.Module) -> float:
+            if call == in_evaluation:
+                raise Killed
+            return value(call, model)
+
+        options = {**EVERY_STEP, "SOLVER__CHECKPOINT_PERIOD": 2, "TEST__BEST__PATIENCE": 4}
+        monkeypatch.setattr(stages, "evaluate_model", measuring(value))
+        run_stage(small_cfg("full", tmp_path / "straight", start, **options))
+        monkeypatch.setattr(stages, "evaluate_model", measuring(until_killed))
+        with pytest.raises(Killed):
+            run_stage(small_cfg("full", tmp_path / "killed", start, **options))
+        monkeypatch.setattr(stages, "evaluate_model", measuring(value))
+        run_stage(small_cfg("full", tmp_path / "killed", start, **options), resume=True)
+        assert (tmp_path / "killed" / "best.json").read_text() == (tmp_path / "straight" / "best.json").read_text()
+        for name in ("model_best.pth", "model_final.pth"):
+            assert not differences(tmp_path / "straight" / name, tmp_path / "killed" / name)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            (
+                {"TEST__BEST__METRIC": "mIou"},
+                "TEST.BEST.METRIC is 'mIou': choose one of mIoU, fwIoU, mACC, pACC, IoU-road",
+            ),
+            ({"TEST__BEST__SPLIT": "gtav_sem_seg_val"}, "TEST.BEST.SPLIT is 'gtav_sem_seg_val': choose one of"),
+            ({"TEST__EVAL_PERIOD": 0}, "TEST.BEST.METRIC needs evaluations to choose from: set TEST.EVAL_PERIOD"),
+            ({"TEST__BEST__METRIC": "", "TEST__BEST__PATIENCE": 2}, "TEST.BEST.PATIENCE is 2: name the metric"),
+        ],
+    )
+    def test_wrong_settings(self, start: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            run_stage(small_cfg("full", tmp_path, start, **EVERY_STEP | changes))
+
+    def test_without_it_nothing_is_written(self, start: Path, tmp_path: Path) -> None:
+        run_stage(small_cfg("full", tmp_path, start, TEST__EVAL_PERIOD=1, SOLVER__MAX_ITER=2))
+        assert not list(tmp_path.glob("*best*"))

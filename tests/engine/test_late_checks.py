@@ -1,0 +1,132 @@
+"""What can be refused at once is refused before a model is read, or at least before it looks at an image."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.helpers.checkout import BASE_CONFIG
+from tests.helpers.models import tiny_cfg
+from tmt_d2.cli import export, predict, score, show_attention
+from tmt_d2.data.datasets.registration import check_registered
+from tmt_d2.engine.launch import launch
+from tmt_d2.engine.run_stage import run_stage
+from tmt_d2.errors import UserError
+from tmt_d2.projects.label_selection import command as select_labels
+from tmt_d2.projects.viewer import command as app
+
+CONFIG = ("--config-file", str(BASE_CONFIG))
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was loaded first")
+
+    for module in (select_labels, predict, export):
+        monkeypatch.setattr(module, "load_model", load)
+    monkeypatch.setattr(score, "score_checkpoint", load)
+    monkeypatch.setattr(show_attention.LoadedModel, "load", load)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(3):
+        cv2.imwrite(str(folder / f"{index}.png"), np.full((32, 40, 3), 60 * index, np.uint8))
+    (tmp_path / "known.txt").write_text("1.png\n2.png\n")
+    (tmp_path / "unknown.txt").write_text("7.png\n")
+    return folder
+
+
+def select(photos: Path, budget: int, *more: str) -> None:
+    words = ["--target", str(photos), "--output", str(photos.parent / "out"), "--budget", str(budget)]
+    select_labels.main([*CONFIG, *words, *more])
+
+
+@pytest.mark.usefixtures("no_model")
+def test_budget_and_labels_of_a_selection(photos: Path, tmp_path: Path) -> None:
+    for budget, labelled, match in (
+        (4, "", "--budget"),
+        (2, "known.txt", "--budget"),
+        (1, "unknown.txt", "--labelled"),
+    ):
+        with pytest.raises(UserError, match=match):
+            select(photos, budget, *(["--labelled", str(tmp_path / labelled)] if labelled else []))
+    with pytest.raises(AssertionError):  # control
+        select(photos, 1, "--labelled", str(tmp_path / "known.txt"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_strategy_that_needs_an_estimator(photos: Path, monkeypatch: pytest.MonkeyPatch, build_tiny: Any) -> None:
+    model = build_tiny("MaskFormer")
+    monkeypatch.setattr(model, "run", None)  # it cannot look at anything
+    monkeypatch.setattr(select_labels, "load_model", lambda *_: (tiny_cfg(), model))
+    with pytest.raises(UserError, match="--strategy domain"):
+        select(photos, 1, "--strategy", "domain")
+
+
+@pytest.mark.usefixtures("no_model")
+def test_inputs_and_places_for_results(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere, out = str(tmp_path / "nowhere"), str(tmp_path / "out")
+
+    def scoring(*words: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["score", *CONFIG, "--target", "bdd100k", *words])
+        score.main()
+
+    there = str(photos / "0.png")
+    cases: tuple[tuple[Callable[[], Any], str], ...] = (
+        (lambda: predict.main([*CONFIG, "--input", nowhere, "--output", out]), "nowhere"),
+        (lambda: show_attention.main([*CONFIG, "--input", nowhere, "--output", out]), "nowhere"),
+        (lambda: show_attention.main([*CONFIG, "--statistics", "magic", "--output", out]), "--statistics"),
+        (lambda: export.main([*CONFIG, "--size", "64x64", "--output", f"{nowhere}/a.onnx"]), "--output"),
+        (lambda: scoring("--checkpoints", there, nowhere), "nowhere"),
+        (lambda: scoring("--checkpoints", there, "--json", f"{nowhere}/a.json"), "--json"),
+        (lambda: scoring("--checkpoints", there, "--images", "1"), "--images"),
+    )
+    for run, match in cases:
+        with pytest.raises((UserError, FileNotFoundError), match=match):
+            run()
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        ({"num_processes": 0}, "--num-gpus"),
+        ({"num_processes": -2}, "--num-gpus"),
+        ({"num_machines": 0}, "--num-machines"),
+        ({"machine_rank": 1}, "--machine-rank"),
+        ({"dist_url": "tcp://127.0.0.1:99999"}, "--dist-url"),
+        ({"dist_url": "tcp://127.0.0.1:port"}, "--dist-url"),
+    ],
+)
+def test_processes_that_there_cannot_be(words: dict[str, Any], match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        launch(lambda: None, **{"num_processes": 1, **words})
+
+
+def test_ports_of_the_page() -> None:
+    for port in ("99999", "0", "-1"):
+        with pytest.raises(UserError, match="--port"):
+            app.main(["--port", port])
+
+
+def test_names_of_detectron2_itself() -> None:
+    for name in ("cityscapes_fine_sem_seg_train", "cityscapes_fine_instance_seg_val"):
+        with pytest.raises(UserError, match=name):
+            check_registered(name, "DATASETS.TRAIN")
+
+
+def test_no_stage_begins_that_has_no_step(tmp_path: Path) -> None:
+    cfg = tiny_cfg(OUTPUT_DIR=str(tmp_path / "out"))
+    cfg.SOLVER.MAX_ITER = -3
+    with pytest.raises(UserError, match=r"SOLVER\.MAX_ITER"):
+        run_stage(cfg)
+    assert not (tmp_path / "out").exists()

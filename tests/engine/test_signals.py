@@ -1,0 +1,146 @@
+"""SIGTERM and SIGUSR1 wherever they arrive: a checkpoint of the last step, status 75, and nothing lost on resuming."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers.checkout import run_python
+from tests.helpers.small_runs import contents, differences, small_cfg
+from tmt_d2.data.loaders import MappedRecords
+from tmt_d2.engine.run_stage import run_stage
+from tmt_d2.engine.step import TrainingStep
+from tmt_d2.evaluation.semantic import SemanticEvaluator
+from tmt_d2.utils import signals
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("data_root")]
+
+
+def signal_at(count: int, function: Callable[..., Any], number: signal.Signals = signal.SIGTERM) -> Callable[..., Any]:
+    """``function`` that signals its own process in its ``count``-th call."""
+    calls = 0
+
+    def signalling(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            os.kill(os.getpid(), number)
+        return function(*args, **options)
+
+    return signalling
+
+
+# where -> what is wrapped, in which call the signal comes, and the iteration that must be on disk
+PLACES: dict[str, tuple[Any, str, int, int]] = {
+    "step": (TrainingStep, "backward", 2, 1),
+    "loader wait": (MappedRecords, "__getitem__", 10, 1),  # of the third step: it is never made
+    "evaluation": (SemanticEvaluator, "process", 1, 1),
+    "save": (torch, "save", 1, 2),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_stop_saves_and_resuming_loses_nothing(start: Path, tmp_path: Path, place: str) -> None:
+    owner, name, count, iteration = PLACES[place]
+    changes = {"SOLVER__CHECKPOINT_PERIOD": 3, "TEST__EVAL_PERIOD": 2}  # nothing but a stop saves iteration 1
+    changes["DATASETS__TEST"] = ("bdd100k_sem_seg_val", "cityscapes_sem_seg_val")
+    run_stage(small_cfg("full", tmp_path / "straight", start, **changes))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_info:
+        patch.setattr(owner, name, signal_at(count, getattr(owner, name)))
+        run_stage(small_cfg("full", tmp_path / "run", start, **changes))
+    assert exit_info.value.code == 75
+    tag = (tmp_path / "run" / "last_checkpoint").read_text()
+    assert contents(tmp_path / "run" / tag)["/trainer/iteration"] == iteration
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+    run_stage(small_cfg("full", tmp_path / "run", start, **changes), resume=True)
+    final = "model_final.pth"
+    assert not differences(tmp_path / "straight" / final, tmp_path / "run" / final)
+    assert (tmp_path / "run" / "evaluation.json").read_text() == (tmp_path / "straight" / "evaluation.json").read_text()
+
+
+def test_before_the_first_step_there_is_nothing_to_save(start: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_info:
+        patch.setattr(MappedRecords, "__getitem__", signal_at(1, MappedRecords.__getitem__, signal.SIGUSR1))
+        run_stage(small_cfg("full", tmp_path, start))
+    assert exit_info.value.code == 75
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_eval_only_stops_too(start: Path, tmp_path: Path) -> None:
+    names = ("bdd100k_sem_seg_val", "cityscapes_sem_seg_val")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_info:
+        patch.setattr(SemanticEvaluator, "process", signal_at(1, SemanticEvaluator.process))
+        run_stage(small_cfg("full", tmp_path, start, DATASETS__TEST=names), eval_only=True)
+    assert exit_info.value.code == 75
+
+
+def test_ctrl_c_saves_and_a_second_one_leaves_at_once(start: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_info:
+        patch.setattr(TrainingStep, "backward", signal_at(2, TrainingStep.backward, signal.SIGINT))
+        run_stage(small_cfg("full", tmp_path / "once", start, SOLVER__CHECKPOINT_PERIOD=3))
+    assert exit_info.value.code == 75
+    tag = (tmp_path / "once" / "last_checkpoint").read_text()
+    assert contents(tmp_path / "once" / tag)["/trainer/iteration"] == 1
+    with pytest.raises(KeyboardInterrupt), signals.stop_on_signals():
+        signal.raise_signal(signal.SIGINT)
+        assert signals.requested()
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in signals.SIGNALS]
+    with signals.stop_on_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.requested()
+        with pytest.raises(signals.Stopped):
+            signals.stop_if_requested()
+    assert [signal.getsignal(number) for number in signals.SIGNALS] == before
+    assert not signals.requested()
+
+
+@pytest.mark.parametrize(("long_call", "status"), [("stuck()", 1), ("compute()", 0)])
+def test_a_process_that_cannot_react_is_ended_unless_it_computes(long_call: str, status: int) -> None:
+    """A condition variable of the C library stands for a collective operation that waits for a dead process, hashing
+    (a single call without Python's lock, of several times the limit) for a backward pass."""
+    program = """
+import ctypes, hashlib, os, signal, threading
+from tmt_d2.utils import signals
+def stuck():
+    library = ctypes.CDLL(None)
+    mutex, condition = ctypes.create_string_buffer(64), ctypes.create_string_buffer(64)
+    library.pthread_mutex_lock(mutex)
+    library.pthread_cond_wait(condition, mutex)
+def compute():
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 15_000_000)
+signals.STUCK_AFTER = 0.5
+signals.comm.get_world_size = lambda: 2
+with signals.stop_on_signals():
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    LONG_CALL
+"""
+    assert run_python("-c", program.replace("LONG_CALL", long_call)).returncode == status
+
+
+def test_loader_processes_outlive_a_signal_to_all(start: Path, tmp_path: Path) -> None:
+    def tell_everyone(self: TrainingStep) -> None:
+        update(self)
+        own = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+        assert len(own) >= 2
+        for pid in own:
+            os.kill(int(pid), signal.SIGTERM)
+            os.kill(int(pid), signal.SIGUSR1)
+
+    update = TrainingStep.update
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingStep, "update", tell_everyone)
+        # The test is the workers' parent, whose SIGTERM ends them, so it is sent by another process.
+        patch.setattr(os, "kill", lambda pid, number: subprocess.run(["kill", f"-{int(number)}", str(pid)], check=True))
+        run_stage(small_cfg("full", tmp_path, start, DATALOADER__NUM_WORKERS=2))
+    assert (tmp_path / "model_final.pth").is_file()

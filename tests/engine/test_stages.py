@@ -1,0 +1,228 @@
+"""The three stages on a handful of small scenes: what is trained, written and refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from tests.helpers.checkout import CONFIGS
+from tmt_d2 import setup_cfg
+from tmt_d2.adaptation.methods import METHODS
+from tmt_d2.engine.run_stage import apply_method, run_stage
+from tmt_d2.projects.street_scenes.render import render
+
+SMALL: dict[str, Any] = {
+    "SOLVER.MAX_ITER": 2, "SOLVER.IMS_PER_BATCH": 2, "SOLVER.CHECKPOINT_PERIOD": 1, "INPUT.MIN_SIZE_TEST": 64,
+    "INPUT.MIN_SIZE_TRAIN": (64,), "INPUT.CROP.SIZE": (64, 128), "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
+    "MODEL.SEM_SEG_HEAD.MASK_DIM": 32, "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
+    "MODEL.MASK_FORMER.HIDDEN_DIM": 32, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 64,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("scenes")
+    render(root, ["cityscapes", "bdd100k"], train=4, val=2, size=(64, 128), workers=1)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def data_root(scenes, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes))
+
+
+def stage_cfg(name: str, folder: Path, start: Path | str = "", *opts: Any) -> CfgNode:
+    """configs/tiny/<name>.yaml, from cityscapes to bdd100k, in ``folder/<name>``, from the weights ``start``."""
+    paths = ["OUTPUT_DIR", str(folder / name), "MODEL.WEIGHTS", str(start)]
+    return setup_cfg(str(CONFIGS / f"{name}.yaml"), [*paths, *(part for item in SMALL.items() for part in item), *opts])
+
+
+@pytest.fixture(scope="module")
+def stages(scenes, tmp_path_factory):
+    """Every stage, run once: the folder with a folder for each."""
+    output = tmp_path_factory.mktemp("stages")
+    needs = {"source": "", "estimator": "source", "linear": "source", "full": "source", "tmt": "estimator"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(scenes))
+        for name, need in needs.items():
+            run_stage(stage_cfg(name, output, output / need / "model_final.pth" if need else ""))
+    return output
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    (file,) = [*folder.glob("evaluation.json"), *folder.glob("estimator.json")]
+    return json.loads(file.read_text())
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+@pytest.mark.slow
+def test_stages_write_what_they_measured(stages):
+    for name in ("source", "linear", "full", "tmt"):
+        values = recorded(stages / name)["bdd100k_sem_seg_val"]
+        assert all(0 <= values[metric] <= 100 for metric in ("mIoU", "fwIoU", "mACC", "pACC"))
+    distances = recorded(stages / "estimator")["proxy_a_distance"]
+    assert len(distances) == 3 and all(-2 <= distance <= 2 for distance in distances)
+
+
+@pytest.mark.slow
+def test_estimator_stage_changes_nothing_but_discriminators(stages):
+    before, after = (weights(stages / name / "model_final.pth") for name in ("source", "estimator"))
+    estimator = ("transferability.discriminators.", "transferability._extra_state")  # weights and settings
+    assert set(after) - set(before) == {name for name in after if name.startswith(estimator)}
+    assert all(torch.equal(after[name], before[name]) for name in before)  # normalisation statistics included
+    first, last = (weights(stages / "estimator" / name) for name in ("model_0000000.pth", "model_final.pth"))
+    assert any(not torch.equal(first[name], last[name]) for name in last if name.startswith("transferability."))
+
+
+@pytest.mark.slow
+def test_fine_tuning_by_tmt_keeps_the_estimator_and_changes_the_rest(stages):
+    before, after = (weights(stages / name / "model_final.pth") for name in ("estimator", "tmt"))
+    assert before.keys() <= after.keys()
+    kept = {"transferability.backbone.": "backbone.", "transferability.pixel_decoder.": "sem_seg_head.pixel_decoder."}
+    for name in after:
+        source = name
+        for prefix, own in kept.items():  # the frozen copy is what the source model was
+            source = own + name.removeprefix(prefix) if name.startswith(prefix) else source
+        if name.startswith("transferability."):
+            assert torch.equal(before[source], after[name]), name
+    assert not torch.equal(before["backbone.stem.conv1.weight"], after["backbone.stem.conv1.weight"])
+
+
+@pytest.mark.slow
+def test_linear_probing_changes_only_the_prediction_layers(stages):
+    before, after = (weights(stages / name / "model_final.pth") for name in ("source", "linear"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    layers = ("sem_seg_head.predictor.class_embed.", "sem_seg_head.predictor.mask_embed.")
+    assert all(name.startswith(layers) for name in changed)  # normalisation statistics are frozen too
+
+
+@pytest.mark.slow
+def test_eval_only_gives_the_figures_of_the_training_run(stages, tmp_path):
+    run_stage(stage_cfg("tmt", tmp_path, stages / "tmt" / "model_final.pth"), eval_only=True)
+    assert recorded(tmp_path / "tmt") == recorded(stages / "tmt")
+
+
+@pytest.mark.slow
+def test_eval_only_of_an_estimator_gives_its_figures_or_says_what_is_unknown(stages, tmp_path, caplog):
+
+    def measured(stage: str) -> dict[str, list[float]]:
+        cfg = stage_cfg("estimator", tmp_path / stage, stages / stage / "model_final.pth")
+        return run_stage(cfg, eval_only=True)
+
+    assert measured("estimator") == recorded(stages / "estimator")
+    assert "rank stability" not in caplog.text
+    fine_tuned = measured("tmt")  # the discriminators are in it, their twins are not
+    assert all(math.isnan(value) for value in fine_tuned["rank_stability"])
+    assert not any(math.isnan(value) for value in fine_tuned["proxy_a_distance"])
+    assert "tmt/model_final.pth holds one set of discriminators" in caplog.text
+
+
+@pytest.mark.slow
+def test_tmt_without_an_estimator_is_refused(stages, tmp_path):
+    cfg = stage_cfg("tmt", tmp_path, stages / "source" / "model_final.pth")
+    with pytest.raises(ValueError, match=r"source/model_final.pth has no estimator .*run the estimator stage"):
+        run_stage(cfg)
+    assert not list((tmp_path / "tmt").glob("*.pth"))
+
+
+@pytest.mark.slow
+def test_checkpoint_of_another_architecture_is_refused(stages, tmp_path):
+    wider = ("MODEL.MASK_FORMER.HIDDEN_DIM", 64)
+    cfg = stage_cfg("full", tmp_path, stages / "source" / "model_final.pth", *wider)
+    with pytest.raises(
+        ValueError, match=r"another architecture: .*predictor.* is \(.*32.*\) in the file and \(.*64.*\) in"
+    ):
+        run_stage(cfg)
+
+
+@pytest.mark.slow
+def test_deeper_checkpoint_is_refused_although_it_holds_every_name(stages, tmp_path):
+    shallow = ("MODEL.MASK_FORMER.DEC_LAYERS", 3)
+    cfg = stage_cfg("full", tmp_path, stages / "source" / "model_final.pth", *shallow)
+    with pytest.raises(ValueError, match=r"layers\.2\..* is not in the model"):
+        run_stage(cfg)
+
+
+@pytest.mark.slow
+def test_damaged_checkpoint_is_named(stages, tmp_path):
+    content = (stages / "source" / "model_final.pth").read_bytes()
+    (tmp_path / "damaged.pth").write_bytes(content[: len(content) // 2])
+    cfg = stage_cfg("full", tmp_path, tmp_path / "damaged.pth")
+    with pytest.raises(ValueError, match=r"damaged.pth is damaged or holds more than arrays"):
+        run_stage(cfg)
+
+
+def test_one_line_errors_before_anything_is_built(tmp_path, monkeypatch):
+    def cfg(name, *opts):
+        return setup_cfg(str(CONFIGS / f"{name}.yaml"), ["OUTPUT_DIR", str(tmp_path / "out"), *opts])
+
+    with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty: stage finetune starts from a checkpoint"):
+        run_stage(cfg("full"))
+    with pytest.raises(FileNotFoundError, match="nowhere.pth does not exist"):
+        run_stage(cfg("full", "MODEL.WEIGHTS", "nowhere.pth"))
+    with pytest.raises(ValueError, match="METHOD tmt needs MODEL.META_ARCHITECTURE TransferableMaskFormer"):
+        run_stage(cfg("full", "TRANSFER.METHOD", "tmt", "MODEL.WEIGHTS", "x.pth"))
+    with pytest.raises(ValueError, match=r"TRANSFER.METHOD is 'magic': choose one of linear, full, leep"):
+        run_stage(cfg("full", "TRANSFER.METHOD", "magic", "MODEL.WEIGHTS", "x.pth"))
+    with pytest.raises(ValueError, match="DATASETS.TRAIN: no data set 'paris_sem_seg_train' is registered"):
+        run_stage(cfg("source", "DATASETS.TRAIN", "('paris_sem_seg_train',)"))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "empty"))
+    with pytest.raises(FileNotFoundError, match="DETECTRON2_DATASETS"):
+        run_stage(cfg("source"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("eval_only", [False, True])
+@pytest.mark.parametrize("split", ["cityscapes_sem_seg_train", "bdd100k_sem_seg_train"])
+@pytest.mark.parametrize("key", ["SOURCE_TEST", "TEST"])
+def test_an_estimator_is_not_measured_where_it_was_trained(tmp_path, key, split, eval_only):
+    def cfg(stage, *names):
+        paths = ["OUTPUT_DIR", str(tmp_path / "out"), "MODEL.WEIGHTS", "nowhere.pth"]
+        return setup_cfg(str(CONFIGS / f"{stage}.yaml"), [*paths, f"DATASETS.{key}", str(names)])
+
+    message = rf"^DATASETS.{key} names '{split}', on which the discriminators are trained: .*, name a held-out split$"
+    with pytest.raises(ValueError, match=message):
+        run_stage(cfg("estimator", "bdd100k_sem_seg_val", split), eval_only=eval_only)
+    with pytest.raises(FileNotFoundError, match="nowhere"):  # control: the next thing to be refused
+        run_stage(cfg("estimator", "bdd100k_sem_seg_val"), eval_only=eval_only)
+    with pytest.raises(FileNotFoundError, match="nowhere"):  # on which pictures a model is tested is up to you
+        run_stage(cfg("tmt", split), eval_only=eval_only)
+
+
+def test_every_method_freezes_the_estimator(tmp_path):
+    model = build_model(stage_cfg("tmt", tmp_path, "x.pth"))
+    apply_method(model, METHODS["tmt"])
+    assert not any(parameter.requires_grad for parameter in model.transferability.parameters())
+    assert model.backbone.stem.conv1.weight.requires_grad
+
+
+@pytest.mark.slow
+def test_windows_are_used_where_the_config_asks_for_them(stages, tmp_path):
+    window = ["TEST.SLIDING_WINDOW.ENABLED", True, "TEST.SLIDING_WINDOW.SIZE", (64, 64)]
+    window += ["TEST.SLIDING_WINDOW.STRIDE", (64, 32)]
+    cfg = stage_cfg("full", tmp_path, stages / "full" / "model_final.pth", *window)
+    assert run_stage(cfg, eval_only=True) != recorded(stages / "full")  # other windows, other scores
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU")
+def test_without_a_gpu_it_trains_on_the_cpu_and_says_so(
+    tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes))
+    with caplog.at_level("INFO"):
+        run_stage(stage_cfg("source", tmp_path, "", "MODEL.DEVICE", "cuda", "SOLVER.MAX_ITER", 1))
+    assert "MODEL.DEVICE is cuda and there is no GPU here: running on the CPU" in caplog.text
+    log = (tmp_path / "source" / "log.txt").read_text()
+    assert "bdd100k_sem_seg_val, in percent" in log and "mIoU" in log
+    assert f"results: {tmp_path}/source/evaluation.json" in log

@@ -1,0 +1,164 @@
+"""What units leave on disk: a record and the weights only once they have ended, at whatever moment they are killed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers.small_runs import contents, measured, small_cfg, small_units
+from tmt_d2.engine import run_stage as stages
+from tmt_d2.engine.checkpoint import checkpointer as checkpoint
+from tmt_d2.engine.run_dir import RESULTS
+from tmt_d2.engine.run_stage import run_stage
+from tmt_d2.engine.trainer import StageTrainer
+from tmt_d2.experiments import records
+from tmt_d2.experiments.progress import Progress
+from tmt_d2.experiments.running import run_all, run_unit
+from tmt_d2.experiments.units import Unit, select
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("data_root")]
+
+
+class Killed(BaseException):
+    """Nothing in the run may react to it."""
+
+
+def two_units(folder: Path) -> list[Unit]:
+    folder.mkdir(exist_ok=True)
+    return select(small_units(folder), "finetune/*/full")
+
+
+def run(units: Sequence[Unit], folder: Path) -> None:
+    assert not run_all(units, folder / "out", run_unit, {}).failures
+
+
+def checkpoints(units: Sequence[Unit]) -> list[str]:
+    return [path.name for unit in units for path in sorted(unit.folder.rglob("*.pth"))]
+
+
+def test_units_that_ended_keep_their_weights_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    units, whole = two_units(tmp_path / "small"), two_units(tmp_path / "whole")
+    run(units, tmp_path / "small")
+    with monkeypatch.context() as patch:  # control: as earlier versions left them
+        patch.setattr(records, "keep_weights", lambda folder: None)
+        run(whole, tmp_path / "whole")
+    assert checkpoints(units) == ["model_final.pth"] * 2
+    assert checkpoints(whole) == ["model_0000000.pth", "model_final.pth"] * 2
+    assert measured(units) == measured(whole)
+    for unit, before in zip(units, whole):
+        record, record_before = unit.record(), before.record()
+        assert record["bytes"] < 0.25 * record_before["bytes"]  # weights, instead of twice weights and two moments
+        small, large = (contents(each.folder / "model_final.pth") for each in (unit, before))
+        assert small.pop("/ended_after") == 2
+        assert small.keys() <= large.keys()
+        for key, value in small.items():
+            assert torch.equal(value, large[key]) if isinstance(value, torch.Tensor) else value == large[key]
+
+
+def test_outputs_of_earlier_versions_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    units = two_units(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "keep_weights", lambda folder: None)
+        run(units[:1], tmp_path)
+    record = units[0].record()
+    del record["bytes"]
+    (units[0].folder / "stage.json").write_text(json.dumps(record))
+    assert "of disk" not in Progress(units, tmp_path / "out", {}).summary()
+    run(units, tmp_path)
+    assert checkpoints(units) == ["model_0000000.pth", "model_final.pth", "model_final.pth"]
+
+
+MOMENTS: dict[str, tuple[Any, str]] = {
+    "before the first file goes": (records, "keep_weights"),
+    "before the small checkpoint is whole": (checkpoint.torch, "save"),
+    "before the record": (records, "write_json"),
+}
+
+
+def units_to_kill(folder: Path) -> list[Unit]:
+    alignment = ("TRANSFER.ALIGNMENT.ITERATIONS", "1", "TRANSFER.ALIGNMENT.PIXELS", "20")
+    return small_units(folder, *alignment, methods=["leep", "tmt"])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> dict[str, Any]:
+    """Results of a run that nobody killed."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(scenes))
+        units = units_to_kill(folder)
+        run(units, folder)
+    return measured(units)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_between_its_end_and_its_record(
+    finished: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Each unit in turn: the same command only evaluates what was trained to its end, and all ends as it would have."""
+    units = units_to_kill(tmp_path)
+    place, name = MOMENTS[moment]
+    train = StageTrainer.train
+    for index, unit in enumerate(units):
+        if unit.kind == "evaluation":  # trains nothing
+            run(units[: index + 1], tmp_path)
+            continue
+        original = getattr(place, name)
+
+        def after_training(*args: Any, original: Any = original, unit: Unit = unit, **others: Any) -> Any:
+            ended = (unit.folder / RESULTS[unit.kind]).is_file()
+            if ended:
+                raise Killed
+            return original(*args, **others)
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(place, name, after_training)
+            run(units[: index + 1], tmp_path)
+        assert not unit.is_done()
+        assert ("/ended_after" in contents(unit.folder / "model_final.pth")) == (moment == "before the record")
+        (unit.folder / RESULTS[unit.kind]).unlink()  # the worst case: these are missing, too
+
+        def evaluate(self: StageTrainer) -> dict[str, Any]:
+            assert self.start_iter == self.max_iter
+            return train(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(StageTrainer, "train", evaluate)
+            run(units[: index + 1], tmp_path)
+    assert checkpoints(units) == ["model_final.pth"] * 4  # nothing of the alignment is left
+    assert measured(units) == finished
+
+
+def test_control_without_a_look_at_how_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    units = two_units(tmp_path)
+    run(units, tmp_path)
+    (units[0].folder / "stage.json").unlink()
+    monkeypatch.setattr(stages, "has_ended", lambda cfg: False)
+    failures = run_all(units, tmp_path / "out", run_unit, {}).failures
+    assert "its checkpoint holds weights only, there is nothing to resume" in failures[units[0].name]
+
+
+def test_what_ended_as_a_unit_does_not_train_on_but_is_a_start(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    cfg = small_cfg("full", folder, start, SOLVER__MAX_ITER=1)
+    run_stage(cfg)
+    assert contents(folder / "model_final.pth")["/trainer/iteration"] == 0  # a run of train_net.py keeps everything
+    records.write_record(cfg, {}, {}, 1.0)
+    longer = small_cfg("full", folder, start, SOLVER__MAX_ITER=2)
+    with pytest.raises(ValueError) as caught:
+        run_stage(longer, resume=True)
+    assert str(caught.value) == (
+        f"{folder} holds only the weights of a run that ended after 1 iterations, SOLVER.MAX_ITER is 2: it cannot go "
+        f"on; choose another OUTPUT_DIR, with MODEL.WEIGHTS {folder}/model_final.pth to begin from these weights"
+    )
+    run_stage(small_cfg("full", tmp_path / "next", folder / "model_final.pth", SOLVER__MAX_ITER=1))
+    run_stage(longer)  # not resumed: begins anew, and can itself be resumed
+    run_stage(small_cfg("full", folder, start, SOLVER__MAX_ITER=3), resume=True)
+    assert contents(folder / "model_final.pth")["/trainer/iteration"] == 2

@@ -1,0 +1,227 @@
+"""Running units: what they leave, what a failure stops, and that any interruption is made good by the same command."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.checkout import environment
+from tests.helpers.small_runs import make_scenes, measured, small_units, write_values
+from tmt_d2.errors import UserError
+from tmt_d2.experiments import running
+from tmt_d2.experiments.progress import Progress
+from tmt_d2.experiments.running import claimed, launch_unit, run_all, run_unit
+from tmt_d2.experiments.units import Unit
+from tmt_d2.projects.report.writing import write_report
+from tmt_d2.utils.signals import STOPPED
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scenes(tmp_path_factory):
+    root = make_scenes(tmp_path_factory.mktemp("scenes"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(root))
+        yield root
+
+
+def seven_units(folder: Path, *opts: str) -> list[Unit]:
+    """Of every kind; two cells are equal."""
+    sweeps = {"p_T": {"key": "MODEL.TMT.P_T", "values": [0.0], "methods": ["tmt"]}}
+    return small_units(folder, *opts, sweeps=sweeps, scores={"images": 2, "pixels": 30, "draws": 1})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, scenes):
+    folder = tmp_path_factory.mktemp("matrix")
+    units = seven_units(folder)
+    progress = run_all(units, folder / "out", run_unit, {})
+    assert not progress.failures
+    return folder, units, progress
+
+
+def test_every_unit_is_recorded_with_what_it_is(finished) -> None:
+    folder, units, progress = finished
+    assert len(measured(units)) == len(units)
+    records = {unit.name: unit.record() for unit in units}
+    swept = records["finetune/cityscapes-bdd100k/tmt/p_T-0/labels1/seed1"]
+    assert swept["unit"] == {
+        "kind": "finetune", "source": "cityscapes", "target": "bdd100k", "seed": 1, "method": "tmt",
+        "label_fraction": 1.0, "sweep": "p_T", "key": "MODEL.TMT.P_T", "value": 0.0,
+    }  # fmt: skip
+    assert all(record["seconds"] > 0 for record in records.values())
+    text = (folder / "out" / "progress.txt").read_text()
+    assert f"{len(units)} of {len(units)} done" in text
+    assert all(unit.name in text for unit in units)
+    assert set(progress.state.values()) == {"done"}
+
+
+def test_p_t_zero_is_full_fine_tuning(finished) -> None:
+    """The same images in the same order from the same weights: only the method differs, here in nothing."""
+    metrics = measured(finished[1])
+    full = metrics["finetune/cityscapes-bdd100k/full/labels1/seed1"]
+    assert metrics["finetune/cityscapes-bdd100k/tmt/p_T-0/labels1/seed1"] == full
+
+
+def test_a_wrong_name_in_a_list_is_told_before_the_first_unit(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("no_such_picture\n")
+    units = small_units(tmp_path, labelled={"own": str(tmp_path / "own.txt")})
+    with pytest.raises(UserError, match=r"1 of 1 lines are no labelled images of DATASETS.TRAIN: no_such_picture"):
+        run_all(units, tmp_path / "out", run_unit, {})
+    assert not measured(units)
+
+
+def test_report_of_a_real_run_shows_its_pictures(finished) -> None:
+    folder, _, _ = finished
+    text = write_report(folder / "out", images=1, worst_count=1).read_text()
+    assert "tmt, largest error" in text and "tmt, highest mean T" in text
+    (views,) = re.findall(r'<script type="application/json">(.*?)</script>', text)
+    assert [view[:22] for view in json.loads(views)] == ["data:image/jpeg;base64"] * 9
+    for name in ("source model", "full: errors", "tmt: T (stride 8)"):
+        assert f">{name}</option>" in text
+    assert "1 pair, 1 seed, all labels." in text
+
+
+def test_nothing_is_run_twice(finished) -> None:
+    folder, units, _ = finished
+
+    def run(unit):
+        raise AssertionError(f"{unit.name} was run again")
+
+    assert not run_all(units, folder / "out", run, {}).failures
+    assert Progress(units, folder / "out", {}).summary() == f"{len(units)} of {len(units)} done"
+
+
+def test_other_settings_are_refused(finished) -> None:
+    folder, _, _ = finished
+    with pytest.raises(ValueError, match="run with other settings"):
+        run_all(seven_units(folder, "SOLVER.BASE_LR", "0.5"), folder / "out", run_unit, {})
+
+
+def run_in_child(folder: Path) -> None:
+    """What the process of the next test does."""
+    torch.set_num_threads(1)
+    run_all(seven_units(folder), folder / "out", run_unit, {})
+
+
+def test_killed_at_any_moment_the_same_command_goes_on(finished, tmp_path) -> None:
+    """Here between the last checkpoint of a unit and its record; test_resume.py has the moments within training."""
+    imports = "from pathlib import Path; from tests.experiments.test_running import run_in_child"
+    command = f"{imports}; run_in_child(Path({str(tmp_path)!r}))"
+    child = subprocess.Popen([sys.executable, "-c", command], env=environment(), stdout=subprocess.DEVNULL)
+    while child.poll() is None and not list((tmp_path / "out").glob("finetune/*/full/*/*/model_final.pth")):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(0.005)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    units = seven_units(tmp_path)
+    assert 3 <= sum(unit.is_done() for unit in units) < len(units)
+    assert not run_all(units, tmp_path / "out", run_unit, {}).failures
+    values, expected = measured(units), measured(finished[1])
+    name = "scores/cityscapes-bdd100k/seed1"  # BLAS may round another process's memory in another way
+    assert values.pop(name) == pytest.approx(expected.pop(name), rel=1e-4)
+    assert values == expected
+
+
+def test_a_failure_stops_only_what_needs_it(finished, tmp_path) -> None:
+    ran = []
+
+    def run(unit):
+        ran.append(unit.name)
+        if unit.kind == "estimator":
+            raise RuntimeError("out of memory\nmore")
+        write_values(unit)
+
+    units = seven_units(tmp_path)
+    progress = run_all(units, tmp_path / "out", run, {})
+    assert progress.failures == {
+        "estimator/cityscapes-bdd100k/seed1": "out of memory more",
+        "finetune/cityscapes-bdd100k/tmt/labels1/seed1": "needs estimator/cityscapes-bdd100k/seed1",
+        "finetune/cityscapes-bdd100k/tmt/p_T-0/labels1/seed1": "needs estimator/cityscapes-bdd100k/seed1",
+    }
+    assert str(progress.first_error) == "out of memory\nmore"
+    assert "finetune/cityscapes-bdd100k/full/labels1/seed1" in ran
+    assert "4 of 7 done, 3 failed" in (tmp_path / "out" / "progress.txt").read_text()
+
+
+def test_a_stop_is_a_stop_and_no_failure(tmp_path) -> None:
+    def run(unit):
+        raise SystemExit(STOPPED)
+
+    with pytest.raises(SystemExit):
+        run_all(seven_units(tmp_path), tmp_path / "out", run, {})
+
+
+def test_missing_data_is_told_before_anything_runs(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "empty"))
+    with pytest.raises(FileNotFoundError, match="DETECTRON2_DATASETS"):
+        run_all(seven_units(tmp_path), tmp_path / "out", lambda unit: pytest.fail("ran"), {})
+
+
+def test_two_runs_share_the_work(tmp_path, monkeypatch) -> None:
+    """Side by side, each unit once; threads stand for processes, as a file lock is of an open file. Only progress.txt
+    is written by one thread of a process, so each gets a folder for its own."""
+    monkeypatch.setattr(running, "POLL", 0.01)
+    started, both_at_work, helped = [], threading.Event(), []
+
+    def run(unit):
+        started.append(unit.name)
+        if len(started) == 1:
+            assert unit.kind == "source"
+            second.start()  # finds nothing to do yet: all other units need this one
+        elif len(started) == 2:
+            assert both_at_work.wait(60)
+        else:
+            both_at_work.set()
+        write_values(unit)
+
+    def work(progress):
+        helped.append(run_all(units, tmp_path / progress, run, {}))
+
+    units = seven_units(tmp_path)
+    second = threading.Thread(target=work, args=("second",))
+    work("first")
+    second.join()
+    assert sorted(started) == sorted(unit.name for unit in units)
+    assert [progress.summary() for progress in helped] == ["7 of 7 done"] * 2
+
+
+def test_a_lock_ends_with_its_block(tmp_path) -> None:
+    with claimed(tmp_path / "lock") as mine, claimed(tmp_path / "lock") as second:
+        assert (mine, second) == (True, False)
+    with claimed(tmp_path / "lock") as mine:
+        assert mine
+
+
+def test_a_process_that_failed_is_named_by_its_status(tmp_path) -> None:
+    def run(unit):
+        raise SystemExit(2)  # as the launcher does after a worker's error
+
+    progress = run_all(small_units(tmp_path, methods=["full"]), tmp_path / "out", run, {})
+    assert progress.failures["source/cityscapes/seed1"] == "its processes ended with status 2"
+    assert isinstance(progress.first_error, SystemExit)
+
+
+def test_scores_are_taken_by_one_process(tmp_path, monkeypatch) -> None:
+    started = []
+    monkeypatch.setattr(running, "launch", lambda main, number, args: started.append((args[0].kind, number)))
+    for unit in small_units(tmp_path, scores={}, methods=["full"]):
+        launch_unit(unit, 4)
+    assert started == [("source", 4), ("evaluation", 4), ("scores", 1), ("finetune", 4)]
+
+
+def test_torchrun_is_for_single_stages(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="RANK and WORLD_SIZE are set, as by torchrun: .* use --num-gpus"):
+        run_all(small_units(tmp_path), tmp_path / "out", lambda unit: pytest.fail("ran"), {})

@@ -1,0 +1,192 @@
+"""Exported files answer as the model does, adaptive clustering and transferable attention included."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from PIL import Image
+from torch import Tensor, nn
+
+from tests.helpers.models import tiny_cfg
+from tmt_d2.cli.export import main
+from tmt_d2.data.class_lists import coloured
+from tmt_d2.data.datasets.label_spaces import CLASSES, PALETTE
+from tmt_d2.errors import UserError
+from tmt_d2.inference import export as module
+from tmt_d2.inference.export import Agreement, FixedSizeModel, export_model, sample_image
+from tmt_d2.inference.predictor import Predictor
+
+pytestmark = pytest.mark.slow
+
+SIZE = (40, 60)  # padded to 64 x 64
+SMALL = {
+    "MODEL__MASK_FORMER__DEC_LAYERS": 2,
+    "MODEL__TMT__ITERATIONS": 1,
+    "MODEL__TMT__OUTPUT_TRANSFERABILITY": True,
+    "INPUT__MIN_SIZE_TEST": 0,
+}
+
+
+def small_model(architecture: str, **changes: object) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(tiny_cfg(MODEL__META_ARCHITECTURE=architecture, **{**SMALL, **changes})).eval()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Config and checkpoint of a tiny TMT model: tmt.yaml, tmt.pth."""
+    folder = tmp_path_factory.mktemp("export")
+    cfg = tiny_cfg(MODEL__META_ARCHITECTURE="TransferableMaskFormer", **SMALL)
+    (folder / "tmt.yaml").write_text(cfg.dump())
+    torch.save({"model": small_model("TransferableMaskFormer").state_dict()}, folder / "tmt.pth")
+    return folder
+
+
+def test_the_function_that_is_exported(files: Path) -> None:
+    """The same answers as the predictor, which goes through Detectron2's records."""
+    predictor = Predictor.from_config(str(files / "tmt.yaml"), str(files / "tmt.pth"))
+    image = sample_image(SIZE, 0)
+    assert image.shape == (1, 3, *SIZE)
+    assert 0 <= image.min() < image.max() <= 255
+    prediction = predictor(image[0].permute(1, 2, 0).byte().numpy())
+    fixed = FixedSizeModel(predictor.model)
+    outputs = dict(zip(fixed.names, fixed(image)))
+    assert outputs["labels"].shape == (1, *SIZE)
+    assert torch.equal(outputs["labels"][0], prediction.labels.long())
+    assert torch.allclose(outputs["scores"][0], prediction.scores, atol=1e-6)
+    assert torch.allclose(outputs["transferability"][0], prediction.transferability, atol=1e-6)
+    assert outputs["class_logits"].shape == (1, 20, 20)
+    assert outputs["mask_logits"].shape == (1, 20, 16, 16)
+
+
+def test_onnx_file_of_tmt(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    output = files / "tmt.onnx"
+    command = ["INPUT.MIN_SIZE_TEST", "0", "--config-file", str(files / "tmt.yaml")]
+    command += ["--weights", str(files / "tmt.pth"), "--image", "40x60"]
+    main([*command, "--format", "onnx", "--output", str(output)])
+    said = capsys.readouterr().out
+    assert re.search(
+        r"tmt.onnx: [\d.]+ MiB, logits differ by \d.\de-\d\d \(median of 5 images, at worst \d.\de-\d\d\), ", said
+    )
+    assert re.search(r"at 40x60 on \d+ CPU threads, median of 5 images: PyTorch \d+ ms, onnx \d+ ms", said)
+    assert sorted(path.name for path in files.iterdir()) == ["tmt.onnx", "tmt.pth", "tmt.yaml"]
+
+    assert any(node.op_type == "GridSample" for node in onnx.load(output).graph.node)
+    session = onnxruntime.InferenceSession(output)
+    classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+    assert classes == {"names": list(CLASSES), "colors": [list(color) for color in PALETTE]}
+    about = json.loads(session.get_modelmeta().custom_metadata_map["input"])
+    assert about == {
+        "name": session.get_inputs()[0].name,
+        "layout": "NCHW",
+        "channels": "RGB",
+        "range": [0, 255],
+        "dtype": "float32",
+        "size": session.get_inputs()[0].shape[2:],
+    }
+    names = [part.name for part in session.get_outputs()]
+    assert names == ["labels", "scores", "class_logits", "mask_logits", "transferability"]
+    image = sample_image(SIZE, 99)  # none that the command looked at
+    found = dict(zip(names, map(torch.from_numpy, session.run(None, {"image": image.numpy()}))))
+    model = small_model("TransferableMaskFormer")
+    fixed = FixedSizeModel(model)
+    expected = dict(zip(fixed.names, fixed(image)))
+    for name in ("class_logits", "mask_logits", "transferability"):
+        assert (found[name] - expected[name]).abs().max() < 1e-3
+    assert (found["labels"] == expected["labels"]).double().mean() > 0.999
+    model.attention = "off"  # the file masks attention by transferability
+    assert (fixed(image)[2] - found["class_logits"]).abs().max() > 1e-5
+
+
+def test_pt2_file_of_mask2former(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = small_model("MaskFormer", MODEL__SEM_SEG_HEAD__NUM_CLASSES=2)
+    model.classes = coloured(["lawn", "pond"], {"pond": (0, 90, 255)})
+    with caplog.at_level(logging.INFO, "tmt_d2.inference"):
+        agreement = export_model(model, (64, 64), tmp_path / "plain.pt2", "pt2", channels="BGR")
+    phases = [message.split()[0] for message in caplog.messages if " s so far)" in message]
+    assert phases == ["tracing", "writing", "comparing"]
+    assert agreement.logits < 1e-3
+    assert agreement.labels > 0.999
+    assert min(agreement.model_seconds, agreement.file_seconds) > 0
+    image = sample_image((64, 64), 99)
+    extra = {"classes.json": "", "input.json": ""}
+    found = torch.export.load(tmp_path / "plain.pt2", extra_files=extra).module()(image)
+    assert len(found) == 4 and found[1].shape[1] == 2
+    assert json.loads(extra["input.json"])["channels"] == "BGR"
+    classes = json.loads(extra["classes.json"])
+    assert classes["names"] == ["lawn", "pond"] and classes["colors"][1] == [0, 90, 255]
+    assert torch.allclose(found[1], FixedSizeModel(model)(image)[1], atol=1e-5)
+
+
+def test_a_file_that_does_not_agree_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(FixedSizeModel):
+        def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+            shift = 0.01 * torch.compiler.is_exporting()
+            return image.argmax(1), image, image.mean(1) + shift, image
+
+    monkeypatch.setattr(module, "FixedSizeModel", Wrong)
+    message = r"bad.pt2 is not written: its logits differ by 0.01, 100.00% of the labels are equal"
+    with pytest.raises(ValueError, match=message):
+        export_model(small_model("MaskFormer"), (32, 32), tmp_path / "bad.pt2", "pt2", channels="RGB")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_exported(tmp_path: Path, files: Path) -> None:
+    model = small_model("MaskFormer")
+    with pytest.raises(ValueError, match="format is 'trt': choose one of onnx, pt2"):
+        export_model(model, (32, 32), tmp_path / "a", "trt", channels="RGB")
+    with pytest.raises(ValueError, match="size is 0x32: height and width must be positive"):
+        export_model(model, (0, 32), tmp_path / "a", "pt2", channels="RGB")
+    with pytest.raises(ValueError, match="--size 32: write HEIGHTxWIDTH"):
+        main(["--config-file", str(files / "tmt.yaml"), "--size", "32", "--output", "a.onnx"])
+    with pytest.raises(ValueError, match=r"MODEL\.TMT\.P_X"):
+        main(["MODEL.TMT.P_X", "1", "--config-file", str(files / "tmt.yaml"), "--size", "32x32", "--output", "a.onnx"])
+    with pytest.raises(UserError, match="--image"):
+        main(["--config-file", str(files / "tmt.yaml"), "--image", "0x32", "--output", "a.onnx"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "size", "named"),
+    [
+        ("--size", "32x48", (32, 48), None),
+        ("--size", "64x96", (64, 96), "32x48"),  # half of it is what Predictor reads
+        ("--size", "20x90", (20, 90), "14x64"),  # the longest edge counts: 90 -> 64
+        ("--image", "80x120", (32, 48), None),
+        ("--image", "photo.png", (32, 48), None),
+    ],
+)
+def test_the_size_is_that_of_the_predictor(
+    option: str,
+    value: str,
+    size: tuple[int, int],
+    named: str | None,
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (60, 40)).save("photo.png")
+    sizes = []
+
+    def export(model: nn.Module, size: tuple[int, int], path: str, file_format: str, *, channels: str) -> Agreement:
+        sizes.append(size)
+        Path(path).touch()
+        assert channels == "RGB"
+        return Agreement(0, 0, 1, 0, 0)
+
+    monkeypatch.setattr(module, "export_model", export)
+    words = ["--config-file", str(files / "tmt.yaml"), "--weights", str(files / "tmt.pth"), option, value]
+    with caplog.at_level(logging.WARNING, "tmt_d2.inference"):
+        main([*words, "--output", "a.onnx", "INPUT.MIN_SIZE_TEST", "32", "INPUT.MAX_SIZE_TEST", "64"])
+    assert sizes == [size]
+    assert [named in message for message in caplog.messages if named] == [True] * len(caplog.messages)
+    assert len(caplog.messages) == (named is not None)

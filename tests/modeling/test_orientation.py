@@ -1,0 +1,152 @@
+"""EXIF orientation: one rule, whoever reads, with its label or alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.test_reader import picture, save_label
+from tmt_d2.data.datasets.label_spaces import CITYSCAPES
+from tmt_d2.data.reader import DataError, SizeError, exif_orientation, read_image, read_image_of, read_pair
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def turned_jpeg(path: Path, orientation: int) -> str:
+    """6 wide and 4 high as stored: left third red, middle green, right blue."""
+    stored = np.zeros((32, 48, 3), np.uint8)
+    stored[:, :16], stored[:, 16:32], stored[:, 32:] = RED, GREEN, BLUE
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(path, exif=exif, quality=100, subsampling=0)
+    return str(path)
+
+
+@pytest.mark.parametrize(("orientation", "top", "bottom"), [(6, RED, BLUE), (8, BLUE, RED)])
+def test_the_exif_orientation_is_applied_only_where_the_label_is_turned(
+    tmp_path: Path, orientation: int, top: tuple[int, int, int], bottom: tuple[int, int, int]
+) -> None:
+    record = {"file_name": turned_jpeg(tmp_path / "image.jpg", orientation)}
+
+    record["sem_seg_file_name"] = save_label(tmp_path / "stored.png", np.zeros((32, 48)))
+    image, label = read_pair(record, CITYSCAPES)
+    assert image.shape == (32, 48, 3) and label.shape == (32, 48)
+    assert np.allclose(image[16, 4], RED, atol=8)
+
+    record["sem_seg_file_name"] = save_label(tmp_path / "turned.png", np.zeros((48, 32)))
+    image, label = read_pair(record, CITYSCAPES)
+    assert image.shape == (48, 32, 3) and label.shape == (48, 32) and image.flags.c_contiguous
+    assert np.allclose(image[4, 16], top, atol=8) and np.allclose(image[44, 16], bottom, atol=8)
+
+    image, _ = read_pair(record, CITYSCAPES, "BGR")
+    assert np.allclose(image[4, 16], top[::-1], atol=8)
+
+
+def test_half_a_turn_does_not_change_an_image_whose_label_fits(tmp_path: Path) -> None:
+    record = {"file_name": turned_jpeg(tmp_path / "image.jpg", 3)}
+    record["sem_seg_file_name"] = save_label(tmp_path / "label.png", np.zeros((32, 48)))
+    assert np.allclose(read_pair(record, CITYSCAPES)[0][16, 4], RED, atol=8)
+
+
+def test_a_label_on_its_side_without_an_exif_orientation_is_an_error(tmp_path: Path) -> None:
+    record = {"file_name": turned_jpeg(tmp_path / "image.jpg", 1)}
+    record["sem_seg_file_name"] = save_label(tmp_path / "label.png", np.zeros((48, 32)))
+    with pytest.raises(SizeError, match=r"is 48x32, but its label .* is 32x48"):
+        read_pair(record, CITYSCAPES)
+
+
+def with_orientation(path: Path, orientation: int | None, size: tuple[int, int] = (32, 48), **options: object) -> str:
+    """A picture of `size` (height, width) as stored, with no two corners alike."""
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    Image.fromarray(cv2.resize(picture(2, 2), size[::-1], interpolation=cv2.INTER_CUBIC)).save(
+        path, exif=exif, **options
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("orientation", [None, *range(10)])
+def test_the_orientation_that_is_said_is_the_one_that_is_applied(
+    tmp_path: Path, suffix: str, orientation: int | None
+) -> None:
+    options = {"lossless": True} if suffix == "webp" else {"quality": 100} if suffix == "jpg" else {}
+    path = with_orientation(tmp_path / f"image.{suffix}", orientation, **options)
+    said = orientation if orientation in range(1, 9) else 1
+    assert exif_orientation(path) == said
+    stored = read_image(path)
+    turned = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.transpose(1, 0, 2),
+        6: np.rot90(stored, -1),
+        7: stored[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(stored),
+    }
+    assert np.array_equal(read_image(path, oriented=True), turned[said])
+    assert stored.shape == (32, 48, 3)
+    assert sum(np.array_equal(turned[said], other) for other in turned.values()) == 1  # no two are alike
+
+
+def test_files_without_a_readable_orientation_have_none(tmp_path: Path) -> None:
+    assert exif_orientation(str(tmp_path / "gone.jpg")) == 1
+    (tmp_path / "text.jpg").write_text("no image")
+    assert exif_orientation(str(tmp_path / "text.jpg")) == 1
+    Image.fromarray(picture()).save(tmp_path / "damaged.jpg", exif=b"Exif\0\0MM\0*\xff\xff")
+    assert exif_orientation(str(tmp_path / "damaged.jpg")) == 1
+    path = with_orientation(tmp_path / "image.tif", 6)  # decoders turn it, whatever they are asked
+    assert exif_orientation(path) == 1 and read_image(path).shape == (48, 32, 3)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (40, 40)])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_the_same_with_its_label_with_the_size_of_it_and_where_nothing_tells_alone(
+    tmp_path: Path, size: tuple[int, int], orientation: int
+) -> None:
+    path = with_orientation(tmp_path / "image.png", orientation, size)
+    stored, turned = read_image(path), read_image(path, oriented=True)
+    for label_size in {size, size[::-1]}:
+        record = {"file_name": path, "sem_seg_file_name": save_label(tmp_path / "label.png", np.zeros(label_size))}
+        if label_size == size:
+            expected = stored
+        elif turned.shape[:2] == label_size:
+            expected = turned
+        else:
+            for read in (read_image_of, lambda record: read_pair(record, CITYSCAPES)):
+                with pytest.raises(SizeError, match=r"image\.png is 48x32, but its label .* is 32x48"):
+                    read(record)
+            continue
+        assert np.array_equal(read_image_of(record), expected)
+        assert np.array_equal(read_pair(record, CITYSCAPES)[0], expected)
+        assert np.array_equal(read_image_of(record, "BGR", label_size), expected[..., ::-1])
+    assert np.array_equal(read_image_of({"file_name": path}), stored)
+
+
+def test_a_lone_picture_that_is_not_turned_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    turned, plain = with_orientation(tmp_path / "turned.jpg", 6), with_orientation(tmp_path / "plain.jpg", 1)
+    for path in (turned, plain, turned):
+        assert read_image_of({"file_name": path}).shape == (32, 48, 3)
+    assert caplog.messages == [f"{turned}: read as stored, without its EXIF orientation 6"]
+    record = {"file_name": turned, "sem_seg_file_name": save_label(tmp_path / "label.png", np.zeros((32, 48)))}
+    read_image_of(record)
+    assert len(caplog.messages) == 1
+
+
+def test_of_a_label_that_only_says_its_size_the_header_is_enough(tmp_path: Path) -> None:
+    label = Path(save_label(tmp_path / "label.png", np.zeros((48, 32))))
+    label.write_bytes(label.read_bytes()[:26])
+    record = {"file_name": with_orientation(tmp_path / "image.jpg", 8), "sem_seg_file_name": str(label)}
+    assert read_image_of(record).shape == (48, 32, 3)
+    label.write_bytes(label.read_bytes()[:25])
+    with pytest.raises(DataError, match=r"label\.png: is not a PNG file, as labels are, or cut within its first 26 by"):
+        read_image_of(record)
+    label.unlink()
+    with pytest.raises(DataError, match=r"label\.png: cannot be read \(No such file or directory\)"):
+        read_image_of(record)

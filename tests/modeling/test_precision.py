@@ -1,0 +1,108 @@
+"""bfloat16 on a CPU: what runs in it, what does not, and where a run falls back to float32."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.helpers.models import Build, make_records, tiny_cfg
+from tests.helpers.small_runs import contents, small_cfg
+from tmt_d2.engine.run_stage import run_stage
+from tmt_d2.evaluation.inference import build_inference
+from tmt_d2.modeling import precision
+from tmt_d2.modeling.precision import cpu_has_bfloat16, mixed_precision
+
+
+def test_what_is_slow_in_bfloat16_runs_in_float32() -> None:
+    x = torch.randn(2, 4, 6, 6)
+    plain, depthwise, groups = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=4), nn.GroupNorm(2, 4)
+    with mixed_precision("cpu", torch.bfloat16):
+        half = plain(x)
+        assert half.dtype == torch.bfloat16
+        assert groups(half).dtype == torch.float32
+        found = depthwise(x)
+        with torch.autocast("cpu", enabled=False):
+            assert depthwise(x).dtype == plain(x).dtype == torch.float32
+    assert torch.equal(found, depthwise(x).bfloat16())  # its products are those of float32, rounded once
+    with torch.autocast("cpu", torch.bfloat16):  # control: PyTorch's own
+        assert not torch.equal(depthwise(x), found)
+        assert groups(half).dtype == torch.bfloat16
+
+
+def test_evaluation_in_bfloat16(build_tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = make_records()
+    model = build_tiny("TransferableMaskFormer", MODEL__TMT__OUTPUT_TRANSFERABILITY=True)
+    seen: list[torch.dtype] = []
+    model.backbone.register_forward_hook(lambda module, inputs, output: seen.append(output["res5"].dtype))
+    cfg = tiny_cfg(TEST__PRECISION="bfloat16")
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
+    exact = build_inference(tiny_cfg(), model)(records)
+    close = build_inference(cfg, model)(records)
+    assert seen == [torch.float32] * 2 + [torch.bfloat16] * 2
+    for found, expected in zip(close, exact):
+        assert found["sem_seg"].dtype == torch.float32
+        assert not torch.equal(found["sem_seg"], expected["sem_seg"])
+        assert (found["sem_seg"] - expected["sem_seg"]).abs().mean() < 0.05 * expected["sem_seg"].abs().mean()
+        assert len(found["sem_seg"].unique()) > len(found["sem_seg"].bfloat16().unique())  # nor were they rounded
+        assert all(level.dtype == torch.float32 for level in found["transferability"])
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: False)
+    for found, expected in zip(build_inference(cfg, model)(records), exact):
+        assert torch.equal(found["sem_seg"], expected["sem_seg"])
+
+
+def test_without_a_dtype_nothing_happens() -> None:
+    x, weight = torch.randn(1, 2, 4, 4), torch.randn(2, 1, 3, 3)
+    with mixed_precision("cpu", None):
+        assert not torch.is_autocast_enabled("cpu")
+        assert F.conv2d(x, weight, groups=2).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "answer"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False)]
+)
+def test_processors(capabilities: dict[str, bool], answer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert cpu_has_bfloat16() is answer
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+@pytest.mark.parametrize(
+    ("has_it", "dtype", "said"),
+    [
+        (True, "bfloat16", ""),
+        (False, "bfloat16", "SOLVER.AMP.DTYPE bfloat16: this processor is not faster with it, so float32 is used"),
+        (
+            True,
+            "float16",
+            "SOLVER.AMP.DTYPE float16 is for GPUs: training in float32; bfloat16 works on some CPUs, too",
+        ),
+    ],
+)
+def test_a_run_uses_what_the_processor_has(
+    has_it: bool,
+    dtype: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: has_it)
+    precision._say_once.cache_clear()
+    changes = {"SOLVER__MAX_ITER": 1, "SOLVER__AMP__ENABLED": True}
+    logging.getLogger("tmt_d2").propagate = True
+    with caplog.at_level(logging.INFO, "tmt_d2"):
+        run_stage(small_cfg("source", tmp_path / "run", SOLVER__AMP__DTYPE=dtype, **changes))
+    told = [record.getMessage() for record in caplog.records if "SOLVER.AMP" in record.getMessage()]
+    assert told == ([said] if said else [])
+    run_stage(small_cfg("source", tmp_path / "float32", **changes | {"SOLVER__AMP__ENABLED": False}))
+    weights = [
+        contents(tmp_path / each / "model_final.pth")["/model/backbone.stem.conv1.weight"]
+        for each in ("run", "float32")
+    ]
+    assert torch.equal(*weights) == bool(said)

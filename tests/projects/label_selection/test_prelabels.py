@@ -1,0 +1,296 @@
+"""Pre-labels: decoded back, areas and scores by hand, outlines, commands."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO as CocoFile
+
+from tests.helpers.models import tiny_cfg
+from tmt_d2.data.class_lists import unnamed
+from tmt_d2.data.datasets.custom import read_custom
+from tmt_d2.data.reader import read_label
+from tmt_d2.errors import UserError
+from tmt_d2.inference.predictor import Prediction, Predictor
+from tmt_d2.projects.label_selection import command as select_labels
+from tmt_d2.projects.label_selection import prelabels
+from tmt_d2.projects.label_selection.pool import Pool
+from tmt_d2.projects.label_selection.prelabels import POLYGONS, begin, check_free, mask_annotations, write_prelabels
+
+
+def painted(annotations: list[dict[str, Any]], size: tuple[int, int]) -> np.ndarray:
+    """(H, W) uint8, the ids of what lies on top."""
+    labels = np.full(size, 255, np.uint8)
+    for each in annotations:
+        segmentation = each["segmentation"]
+        if isinstance(segmentation, list):
+            segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
+        labels[coco_mask.decode(segmentation) == 1] = each["category_id"] - 1
+    return labels
+
+
+def test_masks_by_hand() -> None:
+    labels = np.array([[7, 7, 255, 0], [255, 255, 7, 255], [0, 0, 255, 255]], np.uint8)
+    confidence = np.array([[0.9, 0.6, 0.1, 0.5], [0.1, 0.1, 0.3, 0.1], [0.2, 0.3, 0.1, 0.1]])
+    found = [{key: each[key] for key in each if key != "segmentation"} for each in mask_annotations(labels, confidence)]
+    assert found == [  # the three 7 touch at a corner; the largest comes first
+        {"category_id": 8, "bbox": [0, 0, 3, 2], "area": 3, "iscrowd": 1, "score": 0.6},
+        {"category_id": 1, "bbox": [0, 2, 2, 1], "area": 2, "iscrowd": 1, "score": 0.25},
+        {"category_id": 1, "bbox": [3, 0, 1, 1], "area": 1, "iscrowd": 1, "score": 0.5},
+    ]
+    assert mask_annotations(np.full((2, 3), 255, np.uint8), np.ones((2, 3))) == []
+
+
+def test_masks_decoded_are_the_labels_and_do_not_overlap() -> None:
+    rng = np.random.default_rng(0)
+    labels = cv2.resize(rng.choice([0, 3, 18, 253, 255], (7, 11)).astype(np.uint8), (53, 31), interpolation=0)
+    found = mask_annotations(labels, rng.random(labels.shape))
+    assert np.array_equal(painted(found, labels.shape), labels)
+    masks = [coco_mask.decode(each["segmentation"]) for each in found]
+    assert np.array_equal(sum(masks), (labels != 255).astype(int))
+    for each, mask in zip(found, masks):
+        assert each["area"] == mask.sum() and cv2.connectedComponents(mask, connectivity=8)[0] == 2
+        assert each["bbox"] == coco_mask.toBbox(each["segmentation"]).tolist()
+    assert [each["area"] for each in found] == sorted((each["area"] for each in found), reverse=True)
+
+
+@pytest.mark.parametrize("box", [(4, 2, 9, 7), (0, 0, 1, 1), (3, 5, 15, 6), (14, 0, 15, 12)])
+def test_the_outline_of_a_rectangle_runs_along_the_edges_of_its_pixels(box: tuple[int, int, int, int]) -> None:
+    left, top, right, bottom = box
+    labels = np.full((12, 15), 255, np.uint8)
+    labels[top:bottom, left:right] = 2
+    (found,) = mask_annotations(labels, np.ones(labels.shape), POLYGONS)
+    corners = set(zip(found["segmentation"][0][::2], found["segmentation"][0][1::2]))
+    assert corners == {(left, top), (left, bottom), (right, top), (right, bottom)} and found["iscrowd"] == 0
+    assert np.array_equal(painted([found], labels.shape), labels)
+
+
+def test_outlines_have_few_corners_and_what_lies_in_a_hole_lies_on_top() -> None:
+    labels = np.full((80, 90), 255, np.uint8)
+    cv2.circle(labels, (45, 40), 30, 4, -1)
+    cv2.circle(labels, (40, 35), 10, 9, -1)
+    found = mask_annotations(labels, np.ones(labels.shape), POLYGONS)
+    assert [each["category_id"] for each in found] == [5, 10]
+    assert all(8 <= len(each["segmentation"][0]) <= 80 for each in found)
+    drawn = painted(found, labels.shape)
+    for train_id in (4, 9):
+        both = ((drawn == train_id) & (labels == train_id)).sum() / ((drawn == train_id) | (labels == train_id)).sum()
+        assert both > 0.93
+    assert (painted(found[::-1], labels.shape) == 9).sum() == 0  # the other way round it would be covered
+
+
+def test_a_thin_ring_lies_below_the_larger_area_within_it() -> None:
+    labels = np.full((40, 40), 3, np.uint8)
+    labels[1:-1, 1:-1] = 5  # 1444 pixels in a ring of 156
+    found = mask_annotations(labels, np.ones(labels.shape), POLYGONS)
+    assert [(each["category_id"], each["area"]) for each in found] == [(4, 156), (6, 1444)]
+    assert np.array_equal(painted(found, labels.shape), labels)
+
+
+def test_polygons_leave_out_the_unsure_pixels_that_they_surround() -> None:
+    labels = np.full((24, 36), 2, np.uint8)
+    for top, left, height, width in ((3, 4, 6, 5), (12, 4, 8, 9), (5, 20, 10, 10)):
+        labels[top : top + height, left : left + width] = 255
+    labels[8:12, 23:27] = 7  # an island in the third hole
+    found = mask_annotations(labels, np.ones(labels.shape), POLYGONS)
+    assert [each["category_id"] for each in found] == [3, 8]
+    assert (painted(found, labels.shape) != labels).sum() < 10  # of 186 in holes: bays of one pixel may be covered
+
+
+def test_polygons_of_noise_cover_nothing_far_from_their_labels() -> None:
+    rng = np.random.default_rng(1)
+    blocks = rng.choice([0, 1, 2, 255], (9, 13)).astype(np.uint8)
+    labels = blocks.repeat(6, 0).repeat(6, 1)  # no detail is smaller than the tolerance
+    drawn = painted(mask_annotations(labels, np.ones(labels.shape), POLYGONS), labels.shape)
+    near = cv2.dilate((labels != 255).astype(np.uint8), np.ones((5, 5), np.uint8)) == 1
+    assert not (drawn != 255)[~near].any()
+    assert (drawn == labels).mean() > 0.9
+
+
+def test_confidence_is_the_share_of_the_best_class_at_the_size_of_the_labels() -> None:
+    scores = torch.tensor([[[0.6, 0.2]], [[0.2, 0.6]]])
+    assert Prediction(torch.zeros(1, 2), scores, None).confidence().tolist() == [[pytest.approx(0.75)] * 2]
+    assert Prediction(torch.zeros(6, 4), scores, None).confidence().shape == (6, 4)
+
+
+class Halves:
+    """Class 0 on the left with confidence 0.9, class 1 on the right with 0.6."""
+
+    image_format, classes = "RGB", unnamed(2)
+
+    def __call__(self, pixels: np.ndarray, channels: str) -> Prediction:
+        height, width = pixels.shape[:2]
+        scores = torch.empty(2, height, width)
+        scores[:, :, : width // 2] = torch.tensor([0.9, 0.1])[:, None, None]
+        scores[:, :, width // 2 :] = torch.tensor([0.4, 0.6])[:, None, None]
+        return Prediction(scores.argmax(0).to(torch.uint8), scores, None)
+
+
+def pool_of(folder: Path, names: list[str], size: tuple[int, int] = (5, 8)) -> Pool:
+    files = [folder / f"{name}.jpg" for name in names]
+    rng = np.random.default_rng(0)
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(file), rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+    rows: dict[str, Any] = dict.fromkeys(("features", "entropy", "margin", "classes", "domain"), np.zeros(0))
+    return Pool(names, list(map(str, files)), **rows)
+
+
+def png(path: Path) -> np.ndarray:
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+
+
+def test_files_of_the_chosen_pictures(tmp_path: Path) -> None:
+    pool = pool_of(tmp_path / "p", ["a/1", "b/1", "c"])
+    write_prelabels(tmp_path, pool, [2, 0], Halves())  # type: ignore[arg-type]
+    assert sorted(str(file.relative_to(tmp_path)) for file in (tmp_path / "prelabels").rglob("*.png")) == [
+        "prelabels/a/1.png",
+        "prelabels/c.png",
+    ]
+    expected = np.array([[0] * 4 + [1] * 4] * 5)
+    assert np.array_equal(png(tmp_path / "prelabels" / "c.png"), expected)
+    coco = CocoFile(str(tmp_path / "prelabels.json"))
+    assert [(each["id"], each["file_name"]) for each in coco.loadImgs([1, 2])] == [(1, "c.jpg"), (2, "a/1.jpg")]
+    assert (coco.imgs[1]["width"], coco.imgs[1]["height"]) == (8, 5)
+    assert [(each["id"], each["name"]) for each in coco.cats.values()] == [(1, "class 0"), (2, "class 1")]
+    found = coco.loadAnns(coco.getAnnIds(imgIds=1))
+    assert [(each["category_id"], each["area"], each["score"]) for each in found] == [(1, 20, 0.9), (2, 20, 0.6)]
+    assert np.array_equal(painted(found, (5, 8)), expected)
+    assert len(coco.getAnnIds()) == len(set(coco.getAnnIds())) == 4
+    with pytest.raises(UserError, match=r"prelabels is there, and may have been corrected: move it, or choose another"):
+        check_free(tmp_path)
+
+
+class Killed(Halves):
+    """Gone at the third picture."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, pixels: np.ndarray, channels: str) -> Prediction:
+        self.asked += 1
+        if self.asked == 3:
+            raise KeyboardInterrupt
+        return super().__call__(pixels, channels)
+
+
+def test_a_killed_run_goes_on_and_keeps_what_a_person_has_corrected(tmp_path: Path) -> None:
+    pool, asked = pool_of(tmp_path / "p", ["a", "b", "c"]), {"--confidence": 0.1, "pictures": ["a", "b", "c"]}
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    for folder in (whole, out):
+        folder.mkdir()
+        begin(folder, asked)
+    write_prelabels(whole, pool, [0, 1, 2], Halves())  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        write_prelabels(out, pool, [0, 1, 2], Killed())  # type: ignore[arg-type]
+    assert sorted(file.name for file in (out / "prelabels").iterdir()) == ["a.png", "b.png"]
+    assert not (out / "prelabels.json").exists()
+
+    for other, message in (
+        (asked | {"--confidence": 0.2}, "--confidence"),
+        (asked | {"pictures": ["a"]}, "pictures"),
+    ):
+        with pytest.raises(UserError, match=message):
+            begin(out, other)
+    before = (out / "prelabels" / "a.png").stat().st_mtime_ns
+    (out / "prelabels" / f".c.png.{os.getpid()}.tmp").write_bytes(b"half")
+    begin(out, asked)
+    write_prelabels(out, pool, [0, 1, 2], Halves())  # type: ignore[arg-type]
+    assert (out / "prelabels" / "a.png").stat().st_mtime_ns == before
+    files = [sorted(str(each.relative_to(folder)) for each in folder.rglob("*")) for folder in (out, whole)]
+    assert files[0] == files[1] == ["prelabels", "prelabels.json", *(f"prelabels/{name}.png" for name in "abc")]
+    assert (out / "prelabels.json").read_bytes() == (whole / "prelabels.json").read_bytes()
+    with pytest.raises(UserError, match=r"prelabels is there, and may have been corrected: move it, or choose another"):
+        begin(out, asked)
+
+
+def test_a_file_that_was_corrected_before_the_run_went_on_is_what_the_json_says(tmp_path: Path) -> None:
+    pool = pool_of(tmp_path / "p", ["a", "b"])
+    begin(tmp_path, {})
+    corrected = np.full((5, 8), 1, np.uint8)
+    (tmp_path / "prelabels").mkdir()
+    cv2.imwrite(str(tmp_path / "prelabels" / "a.png"), corrected)
+    write_prelabels(tmp_path, pool, [0, 1], Halves())  # type: ignore[arg-type]
+    assert np.array_equal(png(tmp_path / "prelabels" / "a.png"), corrected)
+    found = json.loads((tmp_path / "prelabels.json").read_text())["annotations"]
+    assert [(each["category_id"], each["area"], each["score"]) for each in found if each["image_id"] == 1] == [
+        (2, 40, 0.75)  # the mean of 0.9 and 0.6: how sure the model was there, whatever of
+    ]
+    for pixels, message in (
+        (np.full((5, 8), 7, np.uint8), "a.png: ids 7 are not defined in the model's class list"),
+        (corrected[:, 1:], "a.jpg is 8x5, but its label .*a.png is 7x5"),
+    ):
+        cv2.imwrite(str(tmp_path / "prelabels" / "a.png"), pixels)
+        with pytest.raises(UserError, match=message):
+            write_prelabels(tmp_path, pool, [0, 1], Halves())  # type: ignore[arg-type]
+
+
+def test_pixels_that_are_not_confident_are_255_in_both_files(tmp_path: Path) -> None:
+    pool = pool_of(tmp_path / "p", ["c"])
+    expected = np.array([[0] * 4 + [255] * 4] * 5)
+    settings = tmp_path / "town.yaml"
+    splits = "{train: {images: 'p/{stem}.jpg', labels: 'prelabels/{stem}.png'}}"
+    settings.write_text(f"name: town\nsplits: {splits}\nclasses: [class 0, class 1]\nignore_ids: [255]\n")
+    write_prelabels(tmp_path, pool, [0], Halves(), confidence=0.7)  # type: ignore[arg-type]
+    label = read_label(str(tmp_path / "prelabels" / "c.png"), read_custom(settings).label_space)
+    assert np.array_equal(label, expected)
+    found = json.loads((tmp_path / "prelabels.json").read_text())["annotations"]
+    assert np.array_equal(painted(found, (5, 8)), expected)
+
+
+def command(folder: Path, *more: str) -> int:
+    words = ["--config-file", str(folder / "model.yaml"), "--weights", str(folder / "model.pth"), "--budget", "2"]
+    return select_labels.main([*words, "--target", str(folder / "p"), "--output", str(folder / "out"), *more])
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--prelabels --confidence 1", "--confidence"),
+        ("--confidence 0.1", "--confidence"),
+    ],
+)
+def test_errors_of_the_command(words: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        command(tmp_path, *words.split())
+
+
+@pytest.mark.slow
+def test_the_command_pre_labels_what_it_proposes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = tiny_cfg(INPUT__MIN_SIZE_TEST=0)
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
+    (tmp_path / "model.yaml").write_text(cfg.dump())
+    pool_of(tmp_path / "p", ["0", "1", "2"], (75, 91))
+    with monkeypatch.context() as patch:
+        patch.setattr(prelabels, "mask_annotations", Mock(side_effect=[[], KeyboardInterrupt]))
+        with pytest.raises(KeyboardInterrupt):
+            command(tmp_path, "--prelabels", "--confidence", "0.06")
+    with pytest.raises(UserError, match="--confidence"):
+        command(tmp_path, "--prelabels", "--confidence", "0.07")
+    assert command(tmp_path, "--prelabels", "polygons", "--confidence", "0.06") == 0  # these are in the JSON file only
+    assert f"correct {tmp_path}/out/prelabels; train with" in capsys.readouterr().out
+    proposed = (tmp_path / "out" / "selected.txt").read_text().split()
+    found = json.loads((tmp_path / "out" / "prelabels.json").read_text())
+    assert [image["file_name"] for image in found["images"]] == proposed and not found["annotations"][0]["iscrowd"]
+    predictor = Predictor.from_config(str(tmp_path / "model.yaml"), str(tmp_path / "model.pth"))
+    for name in proposed:
+        labels = png(tmp_path / "out" / "prelabels" / f"{Path(name).stem}.png")
+        given = labels != 255
+        assert given.mean() > 0
+        assert np.array_equal(labels[given], predictor(tmp_path / "p" / name).labels.numpy()[given])
+    with pytest.raises(UserError, match="prelabels is there, and may have been corrected"):
+        command(tmp_path, "--prelabels")
+    assert command(tmp_path) == 0  # without, everything else is written anew
+    assert not (tmp_path / "out" / "prelabels.begun.json").exists()

@@ -1,0 +1,299 @@
+"""The page of demo/app.py: what it reads and shows, and the whole of it in a real browser where there is one."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from html import unescape
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from PIL import Image
+
+from demo.run import fine_tuned
+from tests.helpers.checkout import CONFIGS, ROOT, environment
+from tmt_d2 import setup_cfg
+from tmt_d2.errors import UserError, one_line_errors
+from tmt_d2.projects.viewer import command as app
+from tmt_d2.projects.viewer.pixel_view import TEMPLATES
+from tmt_d2.projects.viewer.trained_models import Viewer, find_checkpoints
+from tmt_d2.projects.viewer.uploads import MAX_MEGABYTES, find_examples, read_upload
+from tmt_d2.visualization.figures import _excluded_share
+from tmt_d2.visualization.panels import Panel, Row, Scale
+from tmt_d2.visualization.sizes import LONGEST
+
+pytestmark = pytest.mark.slow
+
+TMT, FULL = (f"finetune/cityscapes-bdd100k/{method}/labels1/seed1" for method in ("tmt", "full"))
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random models in the layout of a finished demo, and one example image."""
+    folder = tmp_path_factory.mktemp("app")
+    torch.manual_seed(0)
+    for name, trained in fine_tuned(folder).items():
+        cfg = setup_cfg(str(CONFIGS / f"{name}.yaml"), ["INPUT.MIN_SIZE_TEST", "64"])
+        trained.mkdir(parents=True)
+        torch.save({"model": build_model(cfg).state_dict()}, trained / "model_final.pth")
+        (trained / "config.yaml").write_text(cfg.dump())
+    (folder / "source").mkdir()
+    (folder / "source" / "model_final.pth").touch()  # without a config it is no checkpoint
+    images = folder / "data" / "bdd100k" / "images" / "10k" / "val"
+    images.mkdir(parents=True)
+    save_image(images / "a.jpg", (60, 120))
+    return folder
+
+
+def save_image(path: Path, size: tuple[int, int]) -> Path:
+    coarse = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    cv2.imwrite(str(path), cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC))
+    return path
+
+
+def titles(html: str) -> list[str]:
+    return [unescape(title) for title in re.findall("<b>(.*?)</b>", html)]
+
+
+def test_panels_as_html() -> None:
+    picture = np.zeros((4, 6, 3), np.uint8)
+    scale = Scale("viridis", "T", [(0.0, "low"), (1.0, "high")], mark=0.7)
+    panels = TEMPLATES.get_template("panels.html").module
+    html = panels.rows([Row([Panel(picture, "a < b", "1 of 2", scale), None], "a row")], (0.25, 0.5))
+    assert titles(html) == ["a < b"] and "a < b" not in html and "1 of 2" in html and "a row" in html
+    assert html.count("data:image/jpeg;base64,") == 1 and "http" not in html
+
+
+def test_checkpoints_and_examples_are_found(folder: Path, tmp_path: Path) -> None:
+    assert list(find_checkpoints(folder)) == [TMT, FULL]
+    assert [path.name for path in find_examples(folder / "data")] == ["a.jpg"]
+    assert find_examples(tmp_path / "nothing") == []
+    with pytest.raises(FileNotFoundError, match="no folder with model_final.pth and config.yaml here: run `make demo`"):
+        find_checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (37, 91), (3, 300), (700, 1100)])
+def test_any_image_is_shown(folder: Path, size: tuple[int, int]) -> None:
+    viewer = Viewer(find_checkpoints(folder))
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    assert viewer.p_t(TMT) == 0.3 and viewer.p_t(FULL) is None
+    for at in ((0.0, 0.0), (1.0, 1.0)):
+        html = viewer.show(picture, at, TMT, 1, 0.5)
+        assert "excluded, p_T = 0.5" in html and "decoder layer 1" in html
+        plain = viewer.show(picture, at, FULL, 1, 0.5)
+        assert set(titles(plain)) < set(titles(html)) and "p_T" not in plain  # without transferability, the rest
+
+
+def test_p_t_is_that_of_the_slider(folder: Path) -> None:
+    viewer = Viewer(find_checkpoints(folder))
+    picture = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
+    assert ">0 of 128 positions" in viewer.show(picture, (0.5, 0.5), TMT, 2, 0.0)
+    assert ">0 of 128 positions" not in viewer.show(picture, (0.5, 0.5), TMT, 2, 0.5)
+    assert viewer.p_t(TMT) == 0.3  # as trained
+
+
+def test_uploads_are_read_and_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = read_upload(save_image(tmp_path / "a.png", (37, 91)))
+    assert picture.shape == (37, 91, 3) and picture.dtype == np.uint8
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    Image.fromarray(picture).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_upload(tmp_path / "turned.jpg").shape == (91, 37, 3)
+    assert read_upload(save_image(tmp_path / "wide.png", (10, 2 * LONGEST))).shape == (5, LONGEST, 3)
+
+    Image.new("1", (9000, 9000)).save(tmp_path / "bomb.png")
+    for name, message in (
+        ("bomb.png", r"^bomb.png is 9000x9000, 81.0 megapixels: the page takes at most 40$"),
+        ("notes.png", r"^notes.png is no image that can be read here"),
+        ("half.jpg", r"^half.jpg: the file is truncated"),
+    ):
+        if name == "notes.png":
+            (tmp_path / name).write_text("no image")
+        if name == "half.jpg":
+            (tmp_path / name).write_bytes((tmp_path / "turned.jpg").read_bytes()[:700])
+        with pytest.raises(ValueError, match=message):
+            read_upload(tmp_path / name)
+    monkeypatch.setattr("tmt_d2.projects.viewer.uploads.MAX_MEGABYTES", 0)
+    with pytest.raises(ValueError, match=r"^a.png has 0.0 MB: the page takes at most 0 MB$"):
+        read_upload(tmp_path / "a.png")
+
+
+def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(SystemExit) as stop, one_line_errors():
+        app.main([])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: the page needs Gradio 6: pip install -e '.[app]'\n"
+
+
+def test_a_taken_port_names_the_option(folder: Path) -> None:
+    pytest.importorskip("gradio", minversion="6")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"^port {port} of 127.0.0.1 cannot be had .*: choose another by --port$"):
+            app.main(["--output", str(folder), "--port", str(port)])
+
+
+def test_only_its_own_names_are_answered() -> None:
+    pytest.importorskip("gradio", minversion="6")
+    from tmt_d2.projects.viewer.server import own_names
+
+    assert own_names("127.0.0.1", ["proxy.example"]) == ["127.0.0.1", "localhost", "[::1]", "proxy.example"]
+    assert socket.gethostname() in own_names("0.0.0.0") and "*" not in own_names("0.0.0.0")
+
+
+def test_checkpoints_have_names(folder: Path) -> None:
+    checkpoints = find_checkpoints(folder)
+    assert checkpoints[TMT].title == "tmt, cityscapes → bdd100k, all labels, seed 1"
+
+    def title(name: str) -> str:
+        return replace(checkpoints[TMT], name=name).title
+
+    assert title("source/gtav/seed3") == "source, gtav, seed 3"
+    assert title("finetune/a-b/tmt/p_T-0.1/labels0.125/seed2") == "tmt, p_T-0.1, a → b, 0.125 of the labels, seed 2"
+    assert title("mine/best") == "mine/best"
+
+
+def test_why_less_than_p_t_is_excluded() -> None:
+    assert _excluded_share(153, 512, 0.3) == "153 of 512 positions, 30 %"
+    assert _excluded_share(125, 512, 0.3) == "125 of 512 positions, 24 %: regions stay whole"
+
+
+# In a browser -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The page as a user starts it: its address and its folder for temporary files.
+
+    Ended as a service is, after which nothing of it may be left.
+    """
+    pytest.importorskip("gradio", minversion="6")
+    temporary = tmp_path_factory.mktemp("temporary")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "demo/app.py", "--output", str(folder), "--port", port]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(TMPDIR=str(temporary)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("open "):
+            break
+    else:
+        pytest.fail("".join(lines))
+    try:
+        yield line.split()[1], temporary
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert not list(temporary.glob("tmt_app_*"))
+
+
+def test_in_a_browser(served: tuple[str, Path], tmp_path: Path) -> None:
+    address, temporary = served
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if BROWSER is None:
+        pytest.skip("no Chromium on the path")
+    image = save_image(tmp_path / "mine.png", (90, 57))
+    (tmp_path / "notes.png").write_text("no image")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        requested: list[str] = []
+        page.on("request", lambda request: requested.append(request.url))
+        page.goto(address)
+        expect = sync_api.expect
+        pictures, notes = page.locator("#stage .tmt-pic"), page.locator("#stage .tmt-caption")
+        expect(pictures).to_have_count(9)  # the example is shown without a click
+        box = pictures.first.bounding_box()
+        assert box and box["width"] / box["height"] == pytest.approx(2, rel=0.02)
+
+        pictures.first.click(position={"x": 0.75 * box["width"], "y": 0.25 * box["height"]})
+        expect(page.locator("#stage .tmt-mark").first).to_have_attribute("style", re.compile(r"left: 7[45]\.\d+%"))
+
+        drop = page.locator("#drop input[type=file]")
+        drop.set_input_files(str(image))
+        page.wait_for_function(
+            "(image => image.naturalHeight > image.naturalWidth)(document.querySelector('.tmt-pic img'))"
+        )
+        box = pictures.first.bounding_box()
+        assert box and box["width"] / box["height"] == pytest.approx(57 / 90, rel=0.02)
+        drop.set_input_files(str(tmp_path / "notes.png"))
+        expect(page.locator(".toast-body")).to_contain_text("notes.png is no image that can be read here")
+        assert [path for path in temporary.glob("tmt_app_*/**/*") if path.is_file()] == []  # uploads are gone
+        page.locator(".tmt-thumbs img").first.click()
+        page.wait_for_function(
+            "(image => image.naturalHeight < image.naturalWidth)(document.querySelector('.tmt-pic img'))"
+        )
+
+        page.locator("#layer label").nth(0).click()
+        expect(page.locator("#stage")).to_contain_text("decoder layer 0, stride 32")
+        page.locator("#p_t input[type=number]").fill("0")
+        page.keyboard.press("Tab")
+        expect(notes.nth(7)).to_contain_text("excluded, p_T = 0")
+        page.locator("#checkpoint input").click()
+        page.get_by_role("option", name="full, cityscapes → bdd100k, all labels, seed 1").click()
+        expect(pictures).to_have_count(5)
+
+        page.locator("#checkpoint input").click()
+        page.get_by_role("option", name="tmt, cityscapes → bdd100k, all labels, seed 1").click()
+        expect(pictures).to_have_count(9)
+        number = page.locator("#p_t input[type=number]")
+        number.fill("0.5")
+        number.press("Enter")
+        expect(notes.nth(7)).to_contain_text("excluded, p_T = 0.5")
+        page.locator("#p_t input[type=range]").press("ArrowRight")
+        expect(notes.nth(7)).to_contain_text("excluded, p_T = 0.55")
+        pictures.first.focus()
+        page.keyboard.press("Shift+ArrowLeft")
+        page.keyboard.press("ArrowUp")
+        expect(page.locator("#stage .tmt-mark").nth(3)).to_have_attribute("style", re.compile("left: 40%; top: 48%"))
+        page.keyboard.press("Enter")
+        expect(page.locator("#stage .tmt-mark").nth(3)).to_have_attribute(
+            "style", re.compile(r"left: 40\.00%; top: 48")
+        )
+        page.locator(".tmt-thumbs button").first.focus()
+        page.keyboard.press("Enter")
+        expect(page.locator("#stage .tmt-mark").nth(3)).to_have_attribute(
+            "style", re.compile(r"left: 50\.00%; top: 50")
+        )
+        page.locator("#other input").click()
+        page.get_by_role("option", name="full, cityscapes → bdd100k, all labels, seed 1").click()
+        expect(pictures).to_have_count(14)
+        expect(page.locator("#stage .tmt-model")).to_have_count(2)
+        browser.close()
+    elsewhere = [url for url in requested if not url.startswith((address, "data:", "blob:"))]
+    assert requested and not elsewhere
+
+
+def test_uploads_above_the_limit_are_refused_by_the_server(served: tuple[str, Path]) -> None:
+    address, temporary = served
+    httpx = pytest.importorskip("httpx")  # comes with Gradio
+    large = bytes(MAX_MEGABYTES * 2**20 + 1)
+    answer = httpx.post(f"{address}gradio_api/upload", files={"files": ("large.png", large)})
+    assert answer.status_code == 413
+    assert [path for path in temporary.rglob("*") if path.is_file() and path.stat().st_size > 2**20] == []
+    foreign = httpx.get(address, headers={"Host": "elsewhere.example"})  # a name that was made to lead here
+    assert foreign.status_code == 400 and "gradio" not in foreign.text
+    assert httpx.get(address.replace("127.0.0.1", "localhost")).status_code == 200
+    page = httpx.get(address)
+    assert "default-src 'self'" in page.headers["content-security-policy"]

@@ -1,0 +1,235 @@
+"""The estimator stage: train the domain discriminators on frozen features, and measure what they learned.
+
+Letters: B images, (R, S) the grid of regions of a level, N regions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
+from detectron2.utils import comm
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from tmt_d2.data.datasets.label_spaces import IGNORE
+from tmt_d2.data.datasets.registration import label_space_of, labelled_records, records_of
+from tmt_d2.data.labelled import LABEL
+from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN
+from tmt_d2.data.mapper import SemanticMapper
+from tmt_d2.data.maps import STRIDES
+from tmt_d2.data.reader import read_label
+from tmt_d2.modeling.mask_former import valid_positions
+from tmt_d2.modeling.modes import evaluation_mode
+from tmt_d2.modeling.tmt import TransferableMaskFormer
+from tmt_d2.transferability import proxy_a_distance
+from tmt_d2.transferability.clustering import Regions
+
+DOMAINS = {"source": SOURCE_DOMAIN, "target": TARGET_DOMAIN}
+
+
+class _Progress(nn.Module):
+    """What the stage must remember between two sittings, and nobody after it.
+
+    twin: the second set of discriminators. running_error: (levels,), of the first set on training batches.
+    """
+
+    def __init__(self, discriminators: nn.ModuleList):
+        super().__init__()
+        self.twin = copy.deepcopy(discriminators)
+        for module in self.twin.modules():
+            if isinstance(module, nn.Linear):
+                module.reset_parameters()
+        self.register_buffer("running_error", torch.full((len(discriminators),), 0.5))
+
+
+class DiscriminatorTraining(nn.Module):
+    """Batches of both domains -> the discriminators' losses (Eqs. 2-5); everything else of the model is frozen.
+
+    Two sets of discriminators that differ in nothing but their initial weights are trained on the same features.
+    Only the first is the model's; how well both rank regions alike tells how much of T is chance.
+    """
+
+    def __init__(self, model: TransferableMaskFormer, target_error: float):
+        """target_error: a level takes no step while the running mean of its training error is below this."""
+        super().__init__()
+        model.requires_grad_(False)
+        model.transferability.discriminators.requires_grad_(True)
+        self.model = model
+        self.progress = _Progress(model.transferability.discriminators)
+        self.target_error = target_error
+
+    def train(self, mode: bool = True) -> DiscriminatorTraining:
+        super().train(mode)
+        self.model.eval()  # frozen means its normalisation statistics too
+        return self
+
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Records with "image" and "domain" (0 source, 1 target), both in the batch -> "loss_domain_<level>"."""
+        domain = torch.tensor([record["domain"] for record in batched_inputs], device=self.model.device)
+        estimator = self.model.transferability
+        losses = {}
+        for level, (features, exists) in enumerate(self._regions(batched_inputs)):
+            loss = features.new_zeros(())
+            for discriminators in (estimator.discriminators, self.progress.twin):
+                logits = discriminators[level](features)
+                loss = loss + balanced_loss(logits, domain, exists)
+                if discriminators is estimator.discriminators:
+                    self._track_error(level, logits.detach(), domain, exists)
+            losses[f"loss_domain_{level}"] = loss
+        return losses
+
+    def withhold_gradients(self) -> None:
+        """Take the gradients of levels that are below the target error, in both sets.
+
+        A loss of 0 would not stop them: momentum and weight decay go on. No loss at all would: but then data-parallel
+        training waits for their gradients forever.
+        """
+        for level, error in enumerate(self.progress.running_error.tolist()):
+            if error < self.target_error:
+                for discriminators in (self.model.transferability.discriminators, self.progress.twin):
+                    discriminators[level].zero_grad()  # to None
+
+    @torch.no_grad()
+    def _regions(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[tuple[Tensor, Tensor]]:
+        """Per level: features (B, R, S, C) of the regions, and which of them exist, (B, R, S) bool."""
+        images = self.model.preprocess(batched_inputs)
+        estimator = self.model.transferability
+        levels = estimator.encode(images.tensor) or self.model.encode(images).levels
+        valid = valid_positions(images, levels)
+        pairs = []
+        for index, features in enumerate(levels):
+            level_valid = None if valid is None else valid[index]
+            regions = estimator.regions_of(index, features, level_valid)
+            exists = existing_regions(regions, level_valid, estimator.cell_sizes[index])
+            pairs.append((regions.centers.permute(0, 2, 3, 1), exists))
+        return pairs
+
+    def _track_error(self, level: int, logits: Tensor, domain: Tensor, exists: Tensor) -> None:
+        wrong = (logits > 0) != (domain[:, None, None] == TARGET_DOMAIN)
+        error = torch.stack(
+            [wrong[domain == value][exists[domain == value]].float().mean() for value in DOMAINS.values()]
+        )
+        mean = error.mean()
+        if comm.get_world_size() > 1:  # all processes decide alike whether a level goes on learning
+            torch.distributed.all_reduce(mean)
+            mean /= comm.get_world_size()
+        self.progress.running_error[level].lerp_(mean, 0.05)
+
+
+def balanced_loss(logits: Tensor, domain: Tensor, exists: Tensor) -> Tensor:
+    """Binary cross-entropy with both domains weighing the same, whatever their numbers of regions.
+
+    Args:
+        logits: (B, R, S). domain: (B,), 0 source, 1 target, both occur. exists: (B, R, S) bool.
+    """
+    wanted = (domain == TARGET_DOMAIN).float()[:, None, None].expand_as(logits)
+    losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    means = [losses[domain == value][exists[domain == value]].mean() for value in DOMAINS.values()]
+    return torch.stack(means).mean()
+
+
+def existing_regions(regions: Regions, valid: Tensor | None, cell_size: int) -> Tensor:
+    """(B, R, S) bool: regions whose cell has a position that is not padding."""
+    if valid is None:
+        return torch.ones_like(regions.centers[:, 0], dtype=torch.bool)
+    return F.max_pool2d(valid[:, None].float(), cell_size, ceil_mode=True)[:, 0] > 0
+
+
+def held_out_loader(
+    cfg: CfgNode, names: Sequence[str], limit: int, with_label: bool = False
+) -> Iterable[list[dict[str, Any]]]:
+    """At most ``limit`` images, evenly spread over the registered splits, one a batch, in a fixed order.
+
+    with_label: only images with a label.
+    """
+    records = labelled_records(names) if with_label else records_of(names)
+    chosen = np.unique(np.linspace(0, len(records) - 1, min(limit, len(records))).round().astype(int))
+    return build_detection_test_loader(
+        [records[index] for index in chosen],
+        mapper=SemanticMapper(cfg, is_train=False),
+        sampler=range(len(chosen)),  # every process measures on all of them
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+@torch.no_grad()
+def measure(
+    training: DiscriminatorTraining, loaders: Mapping[str, Iterable[list[dict[str, Any]]]], has_twin: bool = True
+) -> dict[str, Any]:
+    """What the discriminators say about held-out images.
+
+    Args:
+        loaders: "source" and "target" -> batches of one record.
+        has_twin: whether the second set of discriminators was trained; if not, "rank_stability" is not a number.
+
+    Returns:
+        lists with one entry per level: "proxy_a_distance"; "error", balanced; "std_of_t_within_image", the mean over
+        target images; "rank_stability", the mean over target images of Spearman's correlation between the region
+        logits of two independently initialised discriminators; and "mean_t_by_class", per level {class: mean T over
+        the target's labelled positions}.
+    """
+    estimator = training.model.transferability
+    levels = range(len(estimator.discriminators))
+    logits: dict[str, list[list[Tensor]]] = {domain: [[] for _ in levels] for domain in loaders}
+    spread: list[list[float]] = [[] for _ in levels]
+    stability: list[list[float]] = [[] for _ in levels]
+    classes: Sequence[str] = ()  # of the target, which may have others than the source model
+    sums, counts = np.zeros((2, len(levels), IGNORE))
+    with evaluation_mode(training):
+        for domain, loader in loaders.items():
+            for batch in loader:
+                images = training.model.preprocess(batch)
+                features = estimator.encode(images.tensor) or training.model.encode(images).levels
+                for level, result in enumerate(estimator(features, valid_positions(images, features))):
+                    exists = existing_regions(result.regions, result.valid, estimator.cell_sizes[level])
+                    logits[domain][level].append(result.region_logits[exists].cpu())
+                    if domain == "source":
+                        continue
+                    t_map = result.map_of(0)
+                    spread[level].append(float(t_map.std(correction=0)))
+                    twin = training.progress.twin[level](result.regions.centers.permute(0, 2, 3, 1))[exists].cpu()
+                    stability[level].append(
+                        spearman(result.region_logits[exists].cpu(), twin) if has_twin else float("nan")
+                    )
+                    if LABEL in batch[0]:
+                        classes = label_space_of(batch[0]["dataset"]).classes.names
+                        _add_by_class(sums[level], counts[level], t_map, STRIDES[level], batch[0])
+    distances = [
+        proxy_a_distance(torch.cat(logits["source"][level]), torch.cat(logits["target"][level])) for level in levels
+    ]
+    return {
+        "proxy_a_distance": distances,
+        "error": [(1 - distance / 2) / 2 for distance in distances],
+        "std_of_t_within_image": [float(np.mean(values)) for values in spread],
+        "rank_stability": [float(np.mean(values)) for values in stability],
+        "mean_t_by_class": [
+            {name: float(s / n) for name, s, n in zip(classes, sums[level], counts[level]) if n} for level in levels
+        ],
+    }
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    if len(a) < 2 or a.min() == a.max() or b.min() == b.max():
+        return 0.0  # nothing is ranked
+    return float(spearmanr(a.numpy(), b.numpy()).statistic)
+
+
+def _add_by_class(sums: np.ndarray, counts: np.ndarray, t_map: Tensor, stride: int, record: Mapping[str, Any]) -> None:
+    """Add T at every labelled pixel's position to its class's sum. t_map: (h, w), positions of stride pixels."""
+    label = torch.from_numpy(read_label(record["sem_seg_file_name"], label_space_of(record["dataset"])))
+    rows, columns = (
+        ((torch.arange(of_label) + 0.5) * of_image / (of_label * stride)).long()
+        for of_label, of_image in zip(label.shape, record["image"].shape[-2:])
+    )
+    enlarged = t_map.cpu()[rows][:, columns]
+    labelled = label != IGNORE
+    ids = label[labelled].long().numpy()
+    sums += np.bincount(ids, enlarged[labelled].double().numpy(), minlength=len(sums))
+    counts += np.bincount(ids, minlength=len(counts))

@@ -1,0 +1,134 @@
+"""T of every training picture, made once by the frozen source model before fine-tuning begins."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from tmt_d2.data.datasets.registration import records_of
+from tmt_d2.data.labelled import LabelChoice
+from tmt_d2.data.mapper import SemanticMapper
+from tmt_d2.data.maps import TransferabilityMaps
+from tmt_d2.data.reader import UNREADABLE
+from tmt_d2.modeling.modes import evaluation_mode
+from tmt_d2.modeling.tmt import TransferableMaskFormer
+from tmt_d2.utils.files import sha256_of
+from tmt_d2.utils.signals import Stoppable
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "transferability"
+SECONDS_BETWEEN_LINES = 10
+# What T of a picture depends on, besides the weights.
+KEYS = (
+    "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD",
+    "MODEL.MASK_FORMER.SIZE_DIVISIBILITY", "MODEL.BACKBONE", "MODEL.RESNETS", "MODEL.SWIN", "MODEL.TIMM",
+    "MODEL.SEM_SEG_HEAD",
+)  # fmt: skip
+TMT_KEYS = ("REGIONS", "CELL_SIZES", "ITERATIONS", "KAPPA", "DISCRIMINATOR")
+
+
+def prepare_maps(
+    cfg: CfgNode, model: nn.Module, load: Callable[[CfgNode, nn.Module], None]
+) -> TransferabilityMaps | None:
+    """The maps of the labelled pictures of DATASETS.TRAIN, those that are missing made now by all processes together.
+
+    Args:
+        load: puts the weights of MODEL.WEIGHTS into the model.
+
+    Returns:
+        None where maps are not read.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    if not reads_maps(model, cfg):
+        return None
+    weights = PathManager.get_local_path(cfg.MODEL.WEIGHTS)
+    parent = Path(weights).parent / FOLDER if cfg.TRANSFER.MAPS == "auto" else Path(cfg.TRANSFER.MAPS)
+    maps = TransferabilityMaps(parent / _fingerprint(cfg, weights))
+    records = LabelChoice.from_config(cfg).of(records_of(cfg.DATASETS.TRAIN))
+    missing = [record for record in records if os.path.isfile(record["file_name"]) and not maps.path(record).is_file()]
+    comm.synchronize()  # everybody has looked before anybody writes
+    if missing:
+        maps.folder.mkdir(parents=True, exist_ok=True)
+        logger.info("transferability of %d pictures, made once, in %s", len(missing), maps.folder)
+        load(cfg, model)
+        _write(cfg, model, missing, maps)
+    comm.synchronize()
+    return maps
+
+
+def reads_maps(model: nn.Module, cfg: CfgNode) -> TypeGuard[TransferableMaskFormer]:
+    """Whether training reads T from disk: not where T does not act there, or TRANSFER.MAPS or the features say so."""
+    tmt = cfg.MODEL.TMT
+    if not isinstance(model, TransferableMaskFormer) or tmt.FEATURES != "source" or not cfg.TRANSFER.MAPS:
+        return False
+    return tmt.ATTENTION != "off" and tmt.TRAIN_ATTENTION
+
+
+class _Readable:
+    """Nothing of a picture that cannot be read: training will name it and take another one."""
+
+    def __init__(self, mapper: SemanticMapper) -> None:
+        self.mapper = mapper
+
+    def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return self.mapper(record)
+        except UNREADABLE:
+            return {}
+
+
+@torch.no_grad()
+def _write(
+    cfg: CfgNode, model: TransferableMaskFormer, records: list[dict[str, Any]], maps: TransferabilityMaps
+) -> None:
+    own = records[comm.get_rank() :: comm.get_world_size()]
+    loader: Iterable[list[dict[str, Any]]] = []  # Detectron2 has no loader of nothing, a process's share may be that
+    if own:
+        loader = build_detection_test_loader(
+            own,
+            mapper=_Readable(SemanticMapper(cfg, is_train=False)),
+            sampler=range(len(own)),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+    start = said = time.perf_counter()
+    with evaluation_mode(model):
+        for done, (batch, record) in enumerate(zip(Stoppable(loader), own), 1):
+            if batch[0]:
+                images = model.preprocess(batch)
+                levels = model.estimate(images, model.encode(images))
+                maps.write(record, [level.logits_of(0) for level in levels], images.image_sizes[0])
+            now = time.perf_counter()
+            if now - said > SECONDS_BETWEEN_LINES:
+                left, said = (now - start) / done * (len(own) - done), now
+                logger.info("transferability: %d of %d images, about %.0f s left", done, len(own), left)
+
+
+def _fingerprint(cfg: CfgNode, weights: str) -> str:
+    """A name for what T depends on: the file of the weights, and the settings."""
+    settings: dict[str, Any] = {key: cfg.MODEL.TMT[key] for key in TMT_KEYS}
+    for key in KEYS:
+        node: Any = cfg
+        for part in key.split("."):
+            node = node[part]
+        settings[key] = node.dump() if isinstance(node, CfgNode) else node
+    for key, node in cfg.MODEL.items():  # a user's own backbone may read any other section
+        if key not in ("WEIGHTS", "DEVICE", "META_ARCHITECTURE", "MASK_FORMER", "TMT"):
+            settings[f"MODEL.{key}"] = node.dump() if isinstance(node, CfgNode) else node
+    digest = sha256_of(weights)
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,27 @@
+"""A picture in the style of another: its low frequencies have the other's amplitudes (FDA, arXiv 2004.05498)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tmt_d2.modeling.ops.resize import resize
+
+
+def in_style_of(image: Tensor, other: Tensor, beta: float) -> Tensor:
+    """
+    Args:
+        image: (3, h, w) in [0, 255], whose phases stay. other: (3, H, W), whose amplitudes it takes.
+        beta: of the frequencies up to this share of the shorter side, in both directions; the paper's beta.
+
+    Returns:
+        (3, h, w) float in [0, 255].
+    """
+    height, width = image.shape[-2:]
+    reach = int(min(height, width) * beta)
+    spectrum = torch.fft.fft2(image.float())
+    amplitudes = torch.fft.fft2(resize(other.float(), (height, width))).abs()
+    rows, columns = (torch.fft.fftfreq(length, 1 / length).abs() <= reach for length in (height, width))
+    low = (rows[:, None] & columns).to(image.device)
+    mixed = torch.polar(torch.where(low, amplitudes, spectrum.abs()), spectrum.angle())
+    return torch.fft.ifft2(mixed).real.clamp(0, 255)

@@ -1,0 +1,92 @@
+"""Run a whole matrix of transfers: sources x targets x methods and variants x seeds x label fractions, and sweeps.
+
+    python tools/train_matrix.py --config configs/matrix/tiny-3.yaml --output output/tiny-3 --dry-run
+    python tools/train_matrix.py --config configs/matrix/tiny-3.yaml --output output/tiny-3
+    python tools/report.py output/tiny-3
+
+What is done is not run again and what was interrupted goes on, at whatever moment it was killed: the same command
+again is how to resume. The same command at the same time, in another terminal, with another CUDA_VISIBLE_DEVICES or
+on another machine with the same folder, shares the work: a unit is run by whoever comes to it first.
+OUTPUT/progress.txt has one line for each unit at any time. Each source model and each estimator is trained once and
+shared. Exit status: 0 all done; 1 a unit failed; 2 an error that one line names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from tmt_d2.cli.common import parse, run
+from tmt_d2.errors import UserError
+from tmt_d2.experiments.plan import read_plan
+from tmt_d2.experiments.progress import Progress
+from tmt_d2.experiments.running import check_names, claimed, launch_unit, run_all
+from tmt_d2.experiments.slurm import parse_parameters, run_on_slurm
+from tmt_d2.experiments.units import select, units_of
+from tmt_d2.utils.logs import log_to_screen
+
+
+def parser():
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--config", type=Path, required=True, help="matrix file, see configs/matrix")
+    arguments.add_argument("--output", type=Path, required=True, help="folder for everything that is written")
+    arguments.add_argument(
+        "--dry-run", action="store_true", help="only list the units, with an estimate of time and disk"
+    )
+    arguments.add_argument("--only", metavar="PATTERN", help="units whose names hold this, and what they need")
+    arguments.add_argument(
+        "--num-gpus", type=int, default=1, help="GPUs of this machine per unit (on a CPU: processes)"
+    )
+    arguments.add_argument(
+        "--slurm", nargs="+", metavar="KEY=VALUE", help="each unit as a Slurm job by submitit, e.g. slurm_partition=gpu"
+    )
+    arguments.add_argument("opts", nargs="*", default=[], help="KEY VALUE ... overrides for every unit, anywhere")
+    return arguments
+
+
+def draw_data(plan, output):
+    """Render the plan's data sets below the output, for plans that bring their data."""
+    root = output.resolve() / "data"
+    names = dict.fromkeys(name for pair in plan.pairs for name in pair)
+    options = [word for key, value in plan.render.items() for word in (f"--{key}", str(value))]
+    command = [sys.executable, "-m", "tmt_d2.projects.street_scenes.render", "--root", str(root), "--data-sets", *names]
+    if subprocess.run([*command, *options]).returncode:
+        raise UserError(f"render: the scenes of {', '.join(names)} could not be rendered in {root}")
+    os.environ["DETECTRON2_DATASETS"] = str(root)
+
+
+def main():
+    args = parse(parser())
+    log_to_screen()
+    plan = read_plan(args.config)
+    units = select(units_of(plan, args.output, args.opts), args.only)
+    check_names(units)
+    if args.dry_run:
+        print(Progress(units, args.output, plan.guess).text())
+        return 0
+    run = partial(launch_unit, num_processes=args.num_gpus)
+    if plan.render:
+        with claimed(args.output / ".lock", wait=True):
+            draw_data(plan, args.output)
+    if args.slurm:
+        parameters = parse_parameters(args.slurm)
+        progress = run_on_slurm(units, args.output, run, plan.guess, parameters)
+    else:
+        progress = run_all(units, args.output, run, plan.guess)
+    print(progress.text())
+    for name, reason in progress.failures.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    return 1 if progress.failures else 0
+
+
+def command() -> NoReturn:
+    run(main)
+
+
+if __name__ == "__main__":
+    command()

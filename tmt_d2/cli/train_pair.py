@@ -1,0 +1,57 @@
+"""Run a whole (source, target) pair: source model, estimator, fine-tuning by each method, evaluation, one table.
+
+    python tools/train_pair.py --configs configs/R50 --source cityscapes --target bdd100k --methods full tmt \\
+        --output output/cityscapes-bdd100k --num-gpus 8
+
+A pair is a matrix with one cell: folders, records and progress.txt in --output are those of train_matrix.py, and
+tools/report.py works on it. Units that are done are skipped and an interrupted one goes on, so the same command again
+is how to resume. With --source-weights FILE no source model is trained: that of FILE is evaluated and adapted.
+OUTPUT/results.json holds what the table shows. Every unit has the SEED of source.yaml, unless an override says
+otherwise. Exit status: 0 done; 2 an error that one line on stderr names; 75 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from tmt_d2.adaptation.methods import METHODS
+from tmt_d2.cli.common import parse, run
+from tmt_d2.experiments.pair import pair_units, results_table, run_pair
+from tmt_d2.experiments.running import check_names, launch_unit
+from tmt_d2.utils.logs import log_to_screen
+
+
+def parser():
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = arguments.add_argument
+    add("--configs", type=Path, required=True, help="folder of source.yaml, estimator.yaml, methods and variants")
+    add("--source", required=True, help="data set name, e.g. cityscapes")
+    add("--target", required=True, help="data set name, e.g. bdd100k")
+    methods = f"methods ({', '.join(METHODS)}) and variants (tmt-square, ...), each a file of --configs: %(default)s"
+    add("--methods", nargs="+", default=["full", "tmt"], help=methods)
+    weights = "checkpoint of a source model that exists: it is evaluated, none is trained"
+    add("--source-weights", type=Path, metavar="FILE", help=weights)
+    add("--output", type=Path, required=True, help="folder for everything that is written")
+    add("--num-gpus", type=int, default=1, help="GPUs of this machine per unit (on a CPU: processes)")
+    add("opts", nargs="*", default=[], help="KEY VALUE ... overrides for every unit, anywhere")
+    return arguments
+
+
+def main():
+    args = parse(parser())
+    log_to_screen()
+    pair = args.configs, args.source, args.target, args.methods, args.output
+    units = pair_units(*pair, args.opts, args.source_weights)
+    check_names(units)
+    print(results_table(run_pair(units, args.output, partial(launch_unit, num_processes=args.num_gpus))))
+
+
+def command() -> NoReturn:
+    run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,1 @@
+"""The five data sets and custom ones: ids, layouts, registration."""

@@ -1,0 +1,246 @@
+"""Where the files of each data set lie, and which image belongs to which label.
+
+A place is a pattern below the data set's folder, such as ``gtFine/train/*/{stem}_gtFine_labelIds.png``: ``*`` is any
+text within one name, and ``{stem}`` captures what image and label share.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scipy.io import loadmat
+
+from tmt_d2.data.reader import DataError
+
+CAPTURE = re.compile(r"\{(\w+)\}")
+
+
+@dataclass
+class Listing:
+    """The files of one split.
+
+    Attributes:
+        pairs: stem -> (image, label), sorted by stem.
+        images_alone: images without a label. labels_alone: labels without an image.
+        left_out: pairs that are known to be bad, and are not in `pairs`.
+        absent: stems that the data set's list of the split names, but of which no image is there.
+        unlabelled: stem -> image that is meant to have no label, sorted by stem.
+        subset: only a part of the data set is on disk, on purpose.
+    """
+
+    pairs: dict[str, tuple[str, str]] = field(default_factory=dict)
+    images_alone: list[str] = field(default_factory=list)
+    labels_alone: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    unlabelled: dict[str, str] = field(default_factory=dict)
+    subset: bool = False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where one data set lies below the root, as it is downloaded.
+
+    Attributes:
+        title: for messages.
+        folder: the data set's folder below the root.
+        images, labels: patterns with ``{split}``; where several match the same stem, the first counts.
+        splits: split -> (its name on disk, the number of pairs in the full data set).
+        members: for data sets that do not part their splits by folder: (folder, split) -> the stems of the split,
+            or a test for one.
+        bad: stems of known bad frames.
+    """
+
+    title: str
+    folder: str
+    images: tuple[str, ...]
+    labels: tuple[str, ...]
+    splits: dict[str, tuple[str, int]]
+    members: Callable[[Path, str], Callable[[str], bool] | frozenset[str]] | None = None
+    bad: frozenset[str] = frozenset()
+
+    def listing(self, root: str, split: str) -> Listing:
+        """Pair the files of one split.
+
+        Raises:
+            FileNotFoundError: the folder of the images or of the labels is not there, or is empty.
+            DataError: a file name or split list is not as the data set ships it.
+        """
+        folder = Path(root) / self.folder
+        on_disk, _ = self.splits[split]
+        images = self._find(folder, self.images, on_disk, "images")
+        labels = self._find(folder, self.labels, on_disk, "labels")
+        if self.members is None:
+            return pair(images, labels)
+        members = self.members(folder, split)
+        inside = members.__contains__ if isinstance(members, frozenset) else members
+        listing = pair(
+            {stem: path for stem, path in images.items() if inside(stem)},
+            {stem: path for stem, path in labels.items() if inside(stem)},
+            self.bad,
+        )
+        if isinstance(members, frozenset):
+            listing.absent = sorted(members - images.keys() - self.bad)
+        return listing
+
+    def _find(self, folder: Path, patterns: Sequence[str], on_disk: str, what: str) -> dict[str, str]:
+        patterns = [pattern.replace("{split}", on_disk) for pattern in patterns]
+        found: dict[str, str] = {}
+        for pattern in reversed(patterns):
+            found.update(find(folder, pattern))
+        if not found:
+            missing = self.title + f": no {what} like " + " or ".join(f"{folder}/{pattern}" for pattern in patterns)
+            raise FileNotFoundError(
+                f"{missing}; set DETECTRON2_DATASETS to the folder that holds {self.folder}/, "
+                "or make small embedded scenes with `python -m tmt_d2.projects.street_scenes.render`"
+            )
+        return found
+
+
+def pair(images: Mapping[str, str], labels: Mapping[str, str], bad: Container[str] = ()) -> Listing:
+    """Match images and labels (stem -> path) by stem."""
+    listing = Listing()
+    for stem, image in sorted(images.items()):
+        if stem in bad:
+            listing.left_out.append(stem)
+        elif stem in labels:
+            listing.pairs[stem] = (image, labels[stem])
+        else:
+            listing.images_alone.append(image)
+    listing.labels_alone = [labels[stem] for stem in sorted(labels.keys() - images.keys()) if stem not in bad]
+    return listing
+
+
+def find(folder: str | Path, pattern: str) -> dict[str, str]:
+    """All files below `folder` that match `pattern`, as stem -> path.
+
+    A pattern with several captures, such as ``{drive}/{frame}.png``, has their texts joined by ``_`` as stem, in the
+    alphabetical order of the captures' names. Hidden files (``._x.png``, which some archivers add) match neither
+    ``*`` nor a capture. A folder that is not there has no files.
+
+    Raises:
+        DataError: two files have the same stem.
+    """
+    found: dict[str, str] = {}
+    for captured, path in _matches(str(folder), pattern.split("/"), {}):
+        stem = "_".join(captured[name] for name in sorted(captured))
+        if stem in found:
+            raise DataError(f"{found[stem]} and {path} both have the name {stem!r} in the pattern {pattern}")
+        found[stem] = path
+    return found
+
+
+def _matches(folder: str, parts: Sequence[str], captured: dict[str, str]) -> Iterator[tuple[dict[str, str], str]]:
+    part, *rest = parts
+    if "*" not in part and not CAPTURE.search(part):
+        path = os.path.join(folder, part)
+        if rest:
+            yield from _matches(path, rest, captured)
+        elif os.path.isfile(path):
+            yield captured, path
+        return
+    match = re.compile(r"(?!\.)" + _expression(part, captured, ends=not rest)).fullmatch
+    try:
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        matched = match(entry.name)
+        if matched and entry.is_dir() == bool(rest):
+            together = captured | matched.groupdict()
+            if rest:
+                yield from _matches(entry.path, rest, together)
+            else:
+                yield together, entry.path
+
+
+def _expression(part: str, captured: Mapping[str, str], ends: bool) -> str:
+    """ends: it is a file's name, in whose suffix upper and lower case are the same."""
+    expression, known = "", dict(captured)
+    suffix = re.search(r"\.\w+$", part) if ends else None
+    for piece in re.split(r"(\*|\{\w+\})", part[: suffix.start()] if suffix else part):
+        name = piece[1:-1]
+        if piece == "*":
+            expression += ".*"
+        elif not CAPTURE.fullmatch(piece):
+            expression += re.escape(piece)
+        elif name in captured:
+            expression += re.escape(captured[name])
+        else:
+            expression += f"(?P={name})" if name in known else f"(?P<{name}>.+)"
+            known[name] = ""
+    return expression + (f"(?i:{re.escape(suffix[0])})" if suffix else "")
+
+
+def _gtav_members(folder: Path, split: str) -> frozenset[str] | Callable[[str], bool]:
+    if split == "all":
+        return lambda stem: True
+    path = folder / "split.mat"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"GTAV: no {path}, which says what its splits are; get it from the data set's page (read_mapping.zip), "
+            "or train on all frames with the data set gtav_sem_seg_all"
+        )
+    key = {"train": "trainIds", "val": "valIds", "test": "testIds"}[split]
+    try:
+        numbers = loadmat(path)[key]
+    except Exception as error:  # SciPy raises many kinds for a damaged file
+        raise DataError(f"{path}: cannot read {key} ({type(error).__name__}: {error})".replace("\n", " ")) from error
+    return frozenset(f"{int(number):05d}" for number in numbers.ravel())
+
+
+def _synthia_members(folder: Path, split: str) -> Callable[[str], bool]:
+    """There is no official split: the frames whose number ends in 9 are for validation (940 of 9,400)."""
+
+    def inside(stem: str) -> bool:
+        if not stem.isdecimal():
+            raise DataError(f"{folder}/RAND_CITYSCAPES: {stem!r} is not a frame number such as 0000009")
+        return (int(stem) % 10 == 9) == (split == "val")
+
+    return inside
+
+
+CITYSCAPES = Layout(
+    title="Cityscapes",
+    folder="cityscapes",
+    images=("leftImg8bit/{split}/*/{stem}_leftImg8bit.png",),
+    labels=("gtFine/{split}/*/{stem}_gtFine_labelIds.png", "gtFine/{split}/*/{stem}_gtFine_labelTrainIds.png"),
+    splits={"train": ("train", 2975), "val": ("val", 500)},
+)
+BDD100K = Layout(
+    title="BDD100K",
+    folder="bdd100k",
+    images=("images/10k/{split}/{stem}.jpg", "seg/images/{split}/{stem}.jpg"),
+    labels=("labels/sem_seg/masks/{split}/{stem}.png", "seg/labels/{split}/{stem}_train_id.png"),
+    splits={"train": ("train", 7000), "val": ("val", 1000)},
+)
+MAPILLARY = Layout(
+    title="Mapillary Vistas",
+    folder="mapillary_vistas",
+    images=("{split}/images/{stem}.jpg",),
+    # Where v1.2 was re-packaged with v2.0, {split}/labels is somebody's own addition.
+    labels=("{split}/v1.2/labels/{stem}.png", "{split}/labels/{stem}.png"),
+    splits={"train": ("training", 18000), "val": ("validation", 2000)},
+)
+GTAV = Layout(
+    title="GTAV",
+    folder="gta5",
+    images=("images/{stem}.png",),
+    labels=("labels/{stem}.png",),
+    splits={"train": ("", 12403), "val": ("", 6382), "test": ("", 6181), "all": ("", 24966)},
+    members=_gtav_members,
+    # 15188 and 17705: image and label disagree; 20801 to 20860 are blank.
+    bad=frozenset(f"{number:05d}" for number in (15188, 17705, *range(20801, 20861))),
+)
+SYNTHIA = Layout(
+    title="SYNTHIA",
+    folder="synthia/RAND_CITYSCAPES",
+    images=("RGB/{stem}.png",),
+    labels=("GT/LABELS/{stem}.png",),
+    splits={"train": ("", 8460), "val": ("", 940)},
+    members=_synthia_members,
+)

@@ -1,0 +1,1 @@
+"""Checkpoint files: reading, writing, and matching them to a model."""

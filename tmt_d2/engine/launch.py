@@ -1,0 +1,113 @@
+"""Starting the processes of data-parallel training: by Detectron2's launcher or ``torchrun``, on GPUs or the CPU."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from detectron2 import engine
+from detectron2.utils import comm
+from torch import distributed
+from torch.multiprocessing.spawn import ProcessExitedException
+
+from tmt_d2.errors import USER_ERRORS, UserError, one_line_errors
+from tmt_d2.utils.signals import handled
+
+PATIENCE = 5.0  # seconds
+
+
+def launch(
+    main: Callable[..., Any],
+    num_processes: int,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+    args: Sequence[Any] = (),
+) -> None:
+    """Run ``main(*args)`` in every process; within ``torchrun`` (RANK and WORLD_SIZE are set), in this one.
+
+    Leaves with the status of the first process that fails; the others are ended within 30 s. SIGTERM, SIGUSR1 and
+    SIGHUP are passed on; Ctrl-C reaches all processes by itself. Without a GPU the processes talk by gloo.
+
+    Args: as Detectron2's ``launch``; num_processes: per machine.
+
+    Raises:
+        UserError: there can be no such processes.
+    """
+    _check(num_processes, num_machines, machine_rank, dist_url)
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        _join_torchrun()
+        _run(main, args)
+        return
+    if num_processes * num_machines == 1:
+        main(*args)
+        return
+    with _pass_on_signals():
+        try:
+            engine.launch(_run, num_processes, num_machines, machine_rank, dist_url, args=(main, args))
+        except ProcessExitedException as error:
+            sys.exit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code)
+
+
+def _check(num_processes: int, num_machines: int, machine_rank: int, dist_url: str) -> None:
+    for option, value in (("--num-gpus", num_processes), ("--num-machines", num_machines)):
+        if value < 1:
+            raise UserError(f"{option} is {value}: it must be at least 1 (on a CPU: processes)")
+    if not 0 <= machine_rank < num_machines:
+        raise UserError(f"--machine-rank is {machine_rank}: it must be from 0 and below --num-machines, {num_machines}")
+    if dist_url.startswith("tcp://"):
+        check_port("--dist-url", dist_url, dist_url.rpartition(":")[2])
+
+
+def check_port(option: str, given: object, port: str) -> None:
+    """
+    Raises:
+        UserError: ``port``, of the value ``given`` to ``option``, is none.
+    """
+    if not (port.isdecimal() and 0 < int(port) < 2**16):
+        raise UserError(f"{option} is {given}: its port must be a whole number from 1 to 65535")
+
+
+def _run(main: Callable[..., Any], args: Sequence[Any]) -> None:
+    with one_line_errors():
+        try:
+            main(*args)
+        except USER_ERRORS:
+            raise
+        except Exception:
+            if comm.get_world_size() > 1:  # most likely the others are gone, and what they say is the reason:
+                time.sleep(PATIENCE)  # the launcher is about to end this process
+            raise
+
+
+def _join_torchrun() -> None:
+    if distributed.is_initialized() or int(os.environ["WORLD_SIZE"]) == 1:
+        return
+    use_gpu = torch.cuda.is_available()
+    if use_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if use_gpu else "gloo")
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+
+
+@contextmanager
+def _pass_on_signals() -> Iterator[None]:
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for child in multiprocessing.active_children():
+            if child.pid and number != signal.SIGINT:
+                os.kill(child.pid, number)
+
+    previous = {number: signal.signal(number, pass_on) for number in handled()}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,66 @@
+"""A trained model from its config, on the machine that there is."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from tmt_d2.config import with_num_classes
+from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer
+from tmt_d2.engine.checkpoint.classes import read_classes
+from tmt_d2.errors import UserError
+from tmt_d2.modeling.mask_former import MaskFormer
+from tmt_d2.modeling.tmt import TransferableMaskFormer
+
+logger = logging.getLogger(__name__)
+
+
+def on_this_machine(cfg: CfgNode) -> CfgNode:
+    """The config with MODEL.DEVICE cpu, which is said, where it asks for a GPU and there is none."""
+    if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
+        return cfg
+    logger.warning("MODEL.DEVICE is %s and there is no GPU here: running on the CPU", cfg.MODEL.DEVICE)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    return cfg
+
+
+def log_input_size(cfg: CfgNode, trains: bool = False) -> None:
+    """Log at which size images reach the model."""
+    sizes, shortest = cfg.INPUT, cfg.INPUT.MIN_SIZE_TEST
+    if trains:
+        crop = "crops of {} x {}".format(*sizes.CROP.SIZE) if sizes.CROP.ENABLED else "the whole"
+        logger.info(
+            "training: %s of images of %d-%d pixels at the shortest edge (INPUT.CROP.SIZE, MIN_SIZE_TRAIN)",
+            crop,
+            min(sizes.MIN_SIZE_TRAIN),
+            max(sizes.MIN_SIZE_TRAIN),
+        )
+    resized = f"are resized to {shortest} pixels at the shortest edge" if shortest else "keep their size"
+    longest = sizes.MAX_SIZE_TEST
+    logger.info("images %s, at most %d at the longest (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST)", resized, longest)
+
+
+def load_model(cfg: CfgNode) -> MaskFormer:
+    """The config's model with the weights MODEL.WEIGHTS, in evaluation mode; on the CPU where there is no GPU.
+
+    Its classes are those that the checkpoint names, whatever the config was written for.
+
+    Raises: as ``TMTCheckpointer.load``; and UserError without weights, or with those of a backbone alone.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("MODEL.WEIGHTS is empty: name a checkpoint")
+    log_input_size(cfg)
+    classes = read_classes(cfg.MODEL.WEIGHTS)
+    if classes is not None:
+        cfg = with_num_classes(cfg, len(classes))
+    model = build_model(on_this_machine(cfg))
+    model.classes = classes
+    needs_estimator = isinstance(model, TransferableMaskFormer)
+    TMTCheckpointer(model, require_estimator=needs_estimator, require_head=True).load(cfg.MODEL.WEIGHTS)
+    return model.eval()

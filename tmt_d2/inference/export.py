@@ -1,0 +1,242 @@
+"""Export a trained model at a fixed image size to ONNX or torch.export, and compare the file with the model.
+
+The exported function: ``image`` (1, 3, H, W) float32, values 0 to 255 in the channel order of INPUT.FORMAT ->
+
+    labels           (1, H, W) int64, the best class of each pixel
+    scores           (1, K, H, W), not normalised over the classes
+    class_logits     (1, Q, K + 1), mask_logits (1, Q, h, w): what the decoder says of its Q queries
+    transferability  (1, L, H, W) in [0, 1], coarsest level first; TMT models only
+
+The file says what it reads and what its labels mean, in JSON: ``input`` and ``classes`` in the metadata of ONNX, the
+extra files ``input.json`` and ``classes.json`` of torch.export. ``input`` is {"name": "image", "layout": "NCHW",
+"channels": "RGB" or "BGR", "range": [0, 255], "dtype": "float32", "size": [H, W]}, ``classes`` is {"names": [...],
+"colors": [[r, g, b], ...]}.
+
+The file resizes nothing. It answers as ``Predictor`` does for images that are resized to its size as the config resizes
+them: --image computes that size from an image or its size, and another --size is warned of.
+
+Normalisation, padding, adaptive clustering and transferable masked attention are part of the file. It is only written
+when it agrees with the model on five images: their largest difference of logits has a median of at most 1e-3, and at
+least 99.9 % of the labels are equal. Not every image can pass: masked attention asks whether a logit is above 0, and
+one that is 0 but for rounding changes what a query attends to (PyTorch does the same to itself when an image changes by
+1e-7 of its values). A fault in the file shows in every image.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tmt_d2.data.maps import STRIDES
+from tmt_d2.data.reader import ChannelOrder
+from tmt_d2.engine.checkpoint.classes import CLASSES, encode_classes
+from tmt_d2.errors import UserError
+from tmt_d2.modeling.mask_former import MaskFormer
+from tmt_d2.modeling.ops.resize import resize_level
+from tmt_d2.utils.files import atomic_write
+
+logger = logging.getLogger(__name__)
+
+FORMATS = ("onnx", "pt2")
+OPSET = 18  # GridSample came with 16, LayerNormalization with 17
+MAX_LOGIT_DIFFERENCE = 1e-3
+MIN_EQUAL_LABELS = 0.999
+LOGITS = ("class_logits", "mask_logits")
+IMAGES = 5
+
+Outputs = Mapping[str, Tensor]
+
+
+class FixedSizeModel(nn.Module):
+    """A model as a function of one tensor.
+
+    names: of the outputs, in order. classes: what the labels mean, as JSON.
+    """
+
+    def __init__(self, model: MaskFormer) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.names = ["labels", "scores", "class_logits", "mask_logits"]
+        self.classes = json.dumps(encode_classes(model.class_list))
+        if hasattr(model, "transferability"):
+            self.names.append("transferability")
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(1, 3, H, W) float32 in 0 ... 255 -> the outputs, see the module."""
+        model = self.model
+        height, width = image.shape[-2:]
+        step = max(model.size_divisibility, 1)
+        normalised = (image - model.get_buffer("pixel_mean")) / model.get_buffer("pixel_std")
+        images = ImageList(F.pad(normalised, (0, -width % step, 0, -height % step)), [(height, width)])
+        passed = model.run(images)
+        (result,) = model.postprocess(passed, [{}], images)
+        scores = result["sem_seg"][None]
+        answers = [scores.argmax(1), scores, passed.outputs["pred_logits"], passed.outputs["pred_masks"].dense()]
+        if "transferability" in result:
+            size, levels = (height, width), zip(result["transferability"], STRIDES)
+            maps = [resize_level(level[None], stride, size, size) for level, stride in levels]
+            answers.append(torch.cat(maps)[None])
+        return tuple(answers)
+
+
+class Agreement(NamedTuple):
+    """How far a file agrees with the model, over ``IMAGES`` images.
+
+    logits: the median of the images' largest difference of class and mask logits; worst: the largest of them.
+    labels: share of equal ones. model_seconds, file_seconds: median latency.
+    """
+
+    logits: float
+    worst: float
+    labels: float
+    model_seconds: float
+    file_seconds: float
+
+
+def export_model(
+    model: MaskFormer, size: tuple[int, int], path: str | Path, file_format: str, *, channels: ChannelOrder
+) -> Agreement:
+    """Write ``model`` at ``size`` (H, W) to ``path``, on the CPU, once the file is found to agree with it.
+
+    Args:
+        file_format: "onnx" or "pt2" (``torch.export.load`` reads it).
+        channels: the order of channels that the model reads, INPUT.FORMAT; it is noted in the file.
+
+    Raises:
+        UserError: an unknown format, an impossible size, or a file that does not agree with the model.
+        ImportError: onnx, onnxscript or onnxruntime is not installed.
+    """
+    path = Path(path)
+    if file_format not in FORMATS:
+        raise UserError(f"format is {file_format!r}: choose one of {', '.join(FORMATS)}")
+    if min(size) < 1:
+        raise UserError(f"size is {size[0]}x{size[1]}: height and width must be positive")
+    fixed = FixedSizeModel(model.cpu())
+    image = sample_image(size, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {CLASSES: fixed.classes, "input": _describe_input(size, channels)}
+    start = time.perf_counter()
+
+    def log_phase(phase: str, *values: object) -> None:
+        logger.info(f"{phase} (%.0f s so far)", *values, time.perf_counter() - start)
+
+    with torch.no_grad():
+        log_phase("tracing the model at %dx%d", *size)
+        program = torch.export.export(fixed, (image,))
+        # Both writers want a name; what they leave there only gets its own once it has been compared.
+        with atomic_write(path) as file:
+            temporary = Path(file.name)
+            if file_format == "onnx":
+                log_phase("translating to ONNX")
+                onnx_program = _translate(program, image, fixed.names)
+                log_phase("optimizing, the longest phase: minutes for a large model")
+                onnx_program.optimize()
+                onnx_program.model.metadata_props.update(about)
+                log_phase("writing %s", path)
+                onnx_program.save(temporary, external_data=False)
+                run = _onnx_runner(temporary)
+            else:
+                log_phase("writing %s", path)
+                torch.export.save(program, file, extra_files={f"{name}.json": text for name, text in about.items()})
+                file.flush()
+                run = _pt2_runner(temporary, fixed.names)
+            log_phase("comparing the file with the model on %d images", IMAGES)
+            agreement = compare(fixed, run, size)
+            if agreement.logits > MAX_LOGIT_DIFFERENCE or agreement.labels < MIN_EQUAL_LABELS:
+                raise UserError(
+                    f"{path} is not written: its logits differ by {agreement.logits:.2g}, {agreement.labels:.2%} "
+                    f"of the labels are equal (at most {MAX_LOGIT_DIFFERENCE}, at least {MIN_EQUAL_LABELS:.1%} wanted)"
+                )
+    return agreement
+
+
+def sample_image(size: tuple[int, int], seed: int) -> Tensor:
+    """(1, 3, H, W) float32 in 0 ... 255: smooth blobs of colour with a little noise."""
+    generator = torch.Generator().manual_seed(seed)
+    blobs = F.interpolate(torch.rand(1, 3, 6, 9, generator=generator), size, mode="bicubic", align_corners=False)
+    noise = torch.rand(1, 3, *size, generator=generator)
+    return (225 * blobs.clamp(0, 1) + 30 * noise).round()
+
+
+def compare(fixed: FixedSizeModel, run: Callable[[Tensor], Outputs], size: tuple[int, int]) -> Agreement:
+    """How far ``run``, what the file does, agrees with the model, and how long both take."""
+    images = [sample_image(size, seed) for seed in range(IMAGES)]
+    # One after the other: two runtimes that take turns disturb each other's threads.
+    expected, model_seconds = _answers("model", lambda image: dict(zip(fixed.names, fixed(image))), images)
+    found, file_seconds = _answers("file", run, images)
+    pairs = list(zip(expected, found))
+    logits = [max(float((a[name] - b[name]).abs().max()) for name in LOGITS) for a, b in pairs]
+    labels = [float((a["labels"] == b["labels"]).double().mean()) for a, b in pairs]
+    return Agreement(statistics.median(logits), max(logits), statistics.mean(labels), model_seconds, file_seconds)
+
+
+def _answers(name: str, function: Callable[[Tensor], Outputs], images: Sequence[Tensor]) -> tuple[list[Outputs], float]:
+    """The outputs for each image, and the median time in seconds."""
+    answers, seconds = [], []
+    for number, image in enumerate(images, 1):
+        logger.info("comparing: the %s on picture %d of %d", name, number, len(images))
+        start = time.perf_counter()
+        answers.append(function(image))
+        seconds.append(time.perf_counter() - start)
+    return answers, statistics.median(seconds)
+
+
+def _translate(program: torch.export.ExportedProgram, image: Tensor, names: Sequence[str]) -> torch.onnx.ONNXProgram:
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it reports each node that it leaves as it is
+    onnx_program = torch.onnx.export(
+        program,
+        (image,),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["image"],
+        output_names=names,
+        optimize=False,  # the caller does, and logs it
+        verbose=False,
+    )
+    assert onnx_program is not None  # the dynamo exporter always returns one
+    return onnx_program
+
+
+def _describe_input(size: tuple[int, int], channels: ChannelOrder) -> str:
+    """What the file reads, as JSON."""
+    return json.dumps(
+        {
+            "name": "image",
+            "layout": "NCHW",
+            "channels": channels,
+            "range": [0, 255],
+            "dtype": "float32",
+            "size": list(size),
+        }
+    )
+
+
+def _onnx_runner(path: Path) -> Callable[[Tensor], Outputs]:
+    import onnxruntime  # optional: pip install "tmt_d2[export]"
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # a fair race
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(image: Tensor) -> Outputs:
+        arrays = session.run(None, {"image": image.numpy()})
+        return {name: torch.from_numpy(array) for name, array in zip(names, arrays)}
+
+    return run
+
+
+def _pt2_runner(path: Path, names: Sequence[str]) -> Callable[[Tensor], Outputs]:
+    with path.open("rb") as file:
+        module = torch.export.load(file).module()
+    return lambda image: dict(zip(names, module(image)))

@@ -1,0 +1,1 @@
+"""Backbones under Detectron2's interface."""

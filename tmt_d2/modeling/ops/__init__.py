@@ -1,0 +1,1 @@
+"""Operators: deformable attention, linear layers, position encoding, resizing."""

@@ -1,0 +1,1 @@
+"""Optional projects on top of the core, which never imports them."""

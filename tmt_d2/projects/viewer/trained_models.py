@@ -1,0 +1,104 @@
+"""Trained models for the page: which there are, and what they see in a picture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+
+from tmt_d2.adaptation.methods import BASELINE, OURS
+from tmt_d2.data.mapper import model_input
+from tmt_d2.inference import load_model
+from tmt_d2.modeling.mask_former import MaskFormer
+from tmt_d2.projects.viewer.pixel_view import pixel_html
+from tmt_d2.visualization.inspection import attention_report, masking_p_t
+from tmt_d2.visualization.sizes import shrink
+
+LONGEST_SHOWN = 960
+FIRST = (OURS, BASELINE)  # checkpoints of these methods in this order, then the others by name
+MODELS_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model: its name, which is its folder, and its files."""
+
+    name: str
+    config_file: Path
+    weights: Path
+
+    @property
+    def title(self) -> str:
+        """As a person would say it: "tmt, cityscapes → bdd100k, all labels, seed 1"; other folders by their names."""
+        unit = re.fullmatch(r"(source|estimator)/([^/]+)/seed(\d+)(.*)", self.name)
+        if unit:
+            kind, place, seed, variant = unit.groups()
+            return f"{kind}{variant}, {place.replace('-', ' → ')}, seed {seed}"
+        unit = re.fullmatch(r"finetune/([^/]+)/(.+)/labels([\d.]+)/seed(\d+)", self.name)
+        if not unit:
+            return self.name
+        place, method, labels, seed = unit.groups()
+        amount = "all labels" if float(labels) == 1 else f"{labels} of the labels"
+        return f"{method.replace('/', ', ')}, {place.replace('-', ' → ')}, {amount}, seed {seed}"
+
+
+def find_checkpoints(folder: Path) -> dict[str, Checkpoint]:
+    """By name, those below ``folder``.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    checkpoints = [
+        Checkpoint(weights.parent.relative_to(folder).as_posix(), weights.with_name("config.yaml"), weights)
+        for weights in sorted(folder.rglob("model_final.pth"))
+        if weights.with_name("config.yaml").is_file()
+    ]
+    if not checkpoints:
+        raise FileNotFoundError(
+            f"--output {folder}: no folder with model_final.pth and config.yaml here: run `make demo`, "
+            "or name the output folder of train_net.py, train_pair.py or train_matrix.py"
+        )
+    checkpoints.sort(key=lambda checkpoint: [method not in checkpoint.name.split("/") for method in FIRST])
+    return {checkpoint.name: checkpoint for checkpoint in checkpoints}
+
+
+class Viewer:
+    """Models by name, loaded when asked for, and what they see as HTML."""
+
+    def __init__(self, checkpoints: Mapping[str, Checkpoint]):
+        self.checkpoints = checkpoints
+        self._load = lru_cache(MODELS_KEPT)(self._read)
+
+    def _read(self, name: str) -> tuple[CfgNode, MaskFormer]:
+        checkpoint = self.checkpoints[name]
+        return load_model(str(checkpoint.config_file), str(checkpoint.weights))
+
+    def layers(self, name: str) -> int:
+        predictor: Any = self._load(name)[1].sem_seg_head.predictor
+        return predictor.num_layers
+
+    def p_t(self, name: str) -> float | None:
+        """As trained; None where transferability masks no attention."""
+        return masking_p_t(self._load(name)[1])
+
+    def show(self, picture: np.ndarray, at: tuple[float, float], name: str, layer: int, p_t: float) -> str:
+        """
+        Args:
+            picture: (H, W, 3) uint8 RGB of any size. at: the clicked point (x, y), in [0, 1] of width and height.
+        """
+        cfg, model = self._load(name)
+        record = model_input(
+            picture if cfg.INPUT.FORMAT == "RGB" else picture[..., ::-1],
+            cfg.INPUT.MIN_SIZE_TEST,
+            cfg.INPUT.MAX_SIZE_TEST,
+        )
+        smaller = shrink(picture, LONGEST_SHOWN)
+        height, width = smaller.shape[:2]
+        pixel = min(int(at[0] * width), width - 1), min(int(at[1] * height), height - 1)
+        return pixel_html(attention_report(model, record, smaller, selectors=[pixel], layers=[layer], p_t=p_t), at)

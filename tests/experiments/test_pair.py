@@ -18,7 +18,8 @@ from tests.helpers.small_runs import make_scenes, unit_options
 from tmt_d2.cli import train_pair
 from tmt_d2.engine.step import TrainingStep
 from tmt_d2.errors import UserError, one_line_errors
-from tmt_d2.experiments.pair import METRICS, PairResults, pair_units, results_table, run_pair
+from tmt_d2.evaluation.semantic import METRICS
+from tmt_d2.experiments.pair import PairResults, pair_units, results_table, run_pair
 from tmt_d2.experiments.units import Unit
 from tmt_d2.projects.report.writing import write_report
 

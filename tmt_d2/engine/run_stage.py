@@ -51,7 +51,7 @@ from tmt_d2.engine.loading import log_input_size, on_this_machine
 from tmt_d2.engine.run_dir import RESULTS, KeepConfig, has_ended, refuse_another_run_in, warn_of_a_run_in
 from tmt_d2.engine.trainer import StageTrainer, evaluate_model
 from tmt_d2.errors import UserError
-from tmt_d2.evaluation.semantic import metric_names
+from tmt_d2.evaluation.semantic import METRICS, metric_names
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.utils.files import remove_temporaries, write_json
 from tmt_d2.utils.lock import sole_run
@@ -60,7 +60,6 @@ from tmt_d2.utils.signals import Stoppable, stop_on_signals
 
 logger = logging.getLogger(__name__)
 
-MEANS = ("mIoU", "fwIoU", "mACC", "pACC")
 MAX_SHRINKING = 4  # of an edge, without a warning
 ESTIMATED = "TransferableMaskFormer"  # the architecture that has discriminators
 
@@ -331,7 +330,7 @@ def _run_training(
         scores = evaluate_model(cfg, model, which="teacher") if others else evaluate_model(cfg, model)
         for name, other in others.items():
             for split, metrics in evaluate_model(cfg, other, f"inference/{name}", name).items():
-                scores[split] |= {f"{metric}-{name}": metrics[metric] for metric in MEANS if metric in metrics}
+                scores[split] |= {f"{metric}-{name}": metrics[metric] for metric in METRICS if metric in metrics}
         return scores if drift is None else scores | {DRIFT: drift.measure()}
 
     trainer = StageTrainer(

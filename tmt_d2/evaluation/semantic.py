@@ -33,6 +33,8 @@ from tmt_d2.utils.files import atomic_write, write_json
 
 logger = logging.getLogger(__name__)
 
+METRICS = ("mIoU", "fwIoU", "mACC", "pACC")  # over all classes, in percent
+
 
 def labels_at_size(scores: Tensor, size: tuple[int, int]) -> Tensor:
     """The best class of each pixel after bilinear interpolation of ``scores`` to ``size``.
@@ -124,7 +126,7 @@ def metrics_table(values: Mapping[str, float | None], classes: Sequence[str]) ->
     rows = -(-len(cells) // 3)
     lines = [[text for index in range(row, len(cells), rows) for text in cells[index]] for row in range(rows)]
     table = tabulate(lines, headers=["class", "IoU", "ACC"] * min(3, len(cells)), disable_numparse=True)
-    return f"{table}\n{', '.join(f'{name} {shown(name)}' for name in ('mIoU', 'fwIoU', 'mACC', 'pACC'))}"
+    return f"{table}\n{', '.join(f'{name} {shown(name)}' for name in METRICS)}"
 
 
 class SemanticEvaluator(DatasetEvaluator):

@@ -10,13 +10,12 @@ from tabulate import tabulate
 
 from tmt_d2.config.file import find_config
 from tmt_d2.errors import UserError
+from tmt_d2.evaluation.semantic import METRICS
 from tmt_d2.experiments.plan import Plan, check_methods
 from tmt_d2.experiments.records import About
 from tmt_d2.experiments.running import RunUnit, run_all, run_unit
 from tmt_d2.experiments.units import Unit, units_of
 from tmt_d2.utils.files import write_json
-
-METRICS = ("mIoU", "fwIoU", "mACC", "pACC")
 
 
 class PairResults(TypedDict):

@@ -14,7 +14,6 @@ from tmt_d2.errors import UserError
 from tmt_d2.experiments.records import STAGE_RECORD, Labels, labels_of, read_record, read_values
 from tmt_d2.utils.files import read_json_lines
 
-METRICS = ("mIoU", "fwIoU", "mACC")
 IOU = "IoU-"  # before the name of a class
 Pair = tuple[str, str]
 

@@ -11,9 +11,8 @@ from tabulate import tabulate
 from tmt_d2.config.file import load_config_file
 from tmt_d2.engine.run_dir import RESULTS
 from tmt_d2.errors import UserError
+from tmt_d2.evaluation.semantic import METRICS
 from tmt_d2.utils.files import read_json
-
-METRICS = ("mIoU", "fwIoU", "mACC", "pACC")
 
 
 def is_run(folder: Path) -> bool:

@@ -6,8 +6,9 @@ import csv
 from pathlib import Path
 
 from tmt_d2.adaptation.methods import BASELINE
+from tmt_d2.evaluation.semantic import METRICS
 from tmt_d2.experiments.records import Labels
-from tmt_d2.experiments.results import IOU, METRICS, Results, by_cell, by_pair, classes_of
+from tmt_d2.experiments.results import IOU, Results, by_cell, by_pair, classes_of
 from tmt_d2.experiments.statistics import paired_difference, spread
 from tmt_d2.utils.files import atomic_write
 
@@ -18,7 +19,7 @@ COLUMNS = ("kind", "source", "target", "method", "seed", *LABELS, "sweep", "key"
 def write_csv(results: Results, path: Path) -> None:
     """Every evaluation of the matrix, metrics in percent; a class that the target lacks has an empty field."""
     runs = [*results.source, *results.evaluation, *results.fine_tuned, *results.swept]
-    measured = ("mIoU", "fwIoU", "mACC", "pACC", *(f"{IOU}{name}" for name in classes_of(runs)))
+    measured = (*METRICS, *(f"{IOU}{name}" for name in classes_of(runs)))
     with atomic_write(path, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*COLUMNS, "seconds", *measured])

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from tmt_d2.adaptation.methods import BASELINE, METHODS, OURS
+from tmt_d2.evaluation.semantic import METRICS
 from tmt_d2.experiments.records import ALL, Labels
-from tmt_d2.experiments.results import METRICS, Pair, by_pair
+from tmt_d2.experiments.results import Pair, by_pair
 from tmt_d2.experiments.statistics import Difference
 from tmt_d2.projects.report.paper import paper_miou
 from tmt_d2.projects.report.sections import NOTHING, Cell, Row, Section, Table

@@ -31,7 +31,7 @@ $(READY): setup.py requirements/detectron2.txt
 	@touch $@
 
 test: $(READY)
-	$(RUN) -m pytest -q
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile
 
 test-fast: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m "not slow"

@@ -57,7 +57,7 @@ SELECTION = ["scikit-learn"]
 PAGE = ["gradio>=6"]
 FAST_PNG = ["kornia-rs>=0.2"]
 # The page is tried in the Chromium that is on the path, if there is one; a wheel is built and tried too.
-TESTS = ["pytest", "hypothesis", "playwright", "setuptools>=64", "transformers>=4.40"]
+TESTS = ["pytest", "pytest-xdist", "hypothesis", "playwright", "setuptools>=64", "transformers>=4.40"]
 TESTS += [*BACKBONES, *SELECTION, *HUGGING_FACE, *EXPORT, *PAGE, *FAST_PNG]
 
 setup(

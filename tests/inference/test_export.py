@@ -18,7 +18,7 @@ from tmt_d2.cli.export import main
 from tmt_d2.data.class_lists import coloured
 from tmt_d2.data.datasets.label_spaces import CLASSES, PALETTE
 from tmt_d2.errors import UserError
-from tmt_d2.inference import export as module
+from tmt_d2.cli import export as command
 from tmt_d2.inference.export import Agreement, FixedSizeModel, export_model, sample_image
 from tmt_d2.inference.predictor import Predictor
 
@@ -132,7 +132,7 @@ def test_a_file_that_does_not_agree_is_not_written(tmp_path: Path, monkeypatch: 
             shift = 0.01 * torch.compiler.is_exporting()
             return image.argmax(1), image, image.mean(1) + shift, image
 
-    monkeypatch.setattr(module, "FixedSizeModel", Wrong)
+    monkeypatch.setattr("tmt_d2.inference.export.FixedSizeModel", Wrong)
     message = r"bad.pt2 is not written: its logits differ by 0.01, 100.00% of the labels are equal"
     with pytest.raises(ValueError, match=message):
         export_model(small_model("MaskFormer"), (32, 32), tmp_path / "bad.pt2", "pt2", channels="RGB")
@@ -183,9 +183,9 @@ def test_the_size_is_that_of_the_predictor(
         assert channels == "RGB"
         return Agreement(0, 0, 1, 0, 0)
 
-    monkeypatch.setattr(module, "export_model", export)
+    monkeypatch.setattr(command, "export_model", export)
     words = ["--config-file", str(files / "tmt.yaml"), "--weights", str(files / "tmt.pth"), option, value]
-    with caplog.at_level(logging.WARNING, "tmt_d2.inference"):
+    with caplog.at_level(logging.WARNING, "tmt_d2.cli"):
         main([*words, "--output", "a.onnx", "INPUT.MIN_SIZE_TEST", "32", "INPUT.MAX_SIZE_TEST", "64"])
     assert sizes == [size]
     assert [named in message for message in caplog.messages if named] == [True] * len(caplog.messages)

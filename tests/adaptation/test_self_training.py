@@ -30,7 +30,7 @@ def batch(sizes: Any = ((48, 64), (48, 64), (40, 64), (48, 50))) -> list[dict[st
         record["sem_seg"] = record["sem_seg"].to(torch.uint8)
     for record in records[1::2]:
         del record["sem_seg"]
-        record["labelled"] = False
+        record["labeled"] = False
     return records
 
 
@@ -202,9 +202,9 @@ def test_in_the_warm_up_only_labels_teach(build_tiny: Any) -> None:
     records = batch()
     records = training.prepare_batch(records)
     losses = training(records)
-    assert "loss_pseudo" not in losses and all("sem_seg" not in r for r in records if not r.get("labelled", True))
+    assert "loss_pseudo" not in losses and all("sem_seg" not in r for r in records if not r.get("labeled", True))
     alone = batch()
-    expected = training.student([record for record in alone if record.get("labelled", True)])
+    expected = training.student([record for record in alone if record.get("labeled", True)])
     assert {name: value.item() for name, value in losses.items()} == pytest.approx(
         {name: value.item() for name, value in expected.items()}, rel=1e-4
     )

@@ -102,7 +102,7 @@ def test_every_problem_is_found_and_named(root: Path, capsys: pytest.CaptureFixt
     assert found["sizes"] == {"smallest": "8x6", "most common": "8x6", "largest": "20x10"}
     problems = found["problems"]
     assert problems["missing"] == ["8 of 18000 images found"]
-    assert problems["unlabelled"] == [str(images / "alone.jpg")]
+    assert problems["unlabeled"] == [str(images / "alone.jpg")]
     assert problems["unused"] == [str(labels / "unused.png")]
     assert [message.split(": ")[0] for message in problems["unreadable"]] == [
         str(path) for path in (images / "both.jpg", labels / "cut.png", images / "empty.jpg")
@@ -243,9 +243,9 @@ def test_shares_of_pixels_and_a_sheet_of_overlays(
     status, report = run(root, "--data-sets", str(file), "--sheet", str(sheet))
     first, second = report["town"]["a"], report["town"]["b"]
     assert first["percent of pixels"] == {"lawn": 6.25, "shed": 25.0, "pond": 0, "(ignored)": 68.75}
-    assert (first["labelled"], first["problems"]) == (1, {})
+    assert (first["labeled"], first["problems"]) == (1, {})
     assert second["percent of pixels"]["(ignored)"] == 100
-    assert (second["labelled"], list(second["problems"]), status) == (0, ["no classes"], 1)
+    assert (second["labeled"], list(second["problems"]), status) == (0, ["no classes"], 1)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["lawn", "6.25", "0.00"] in rows and not any(row[:1] == ["pond"] for row in rows)  # no id leads to it
     drawn = np.asarray(Image.open(sheet).convert("RGB")).reshape(-1, 3)
@@ -277,7 +277,7 @@ def test_classes_subsets_and_images_without_labels(
 
     classes = "2 classes of its own: lawn, pond; no id leads to: lawn"
     status, report, output = found()
-    assert status == 1 and set(report["problems"]) == {"unlabelled", "unused"} and report["notes"] == [classes]
+    assert status == 1 and set(report["problems"]) == {"unlabeled", "unused"} and report["notes"] == [classes]
     assert f"town train: {classes}" in output
     status, report, output = found(subset=True)
     assert status == 0 and report["pairs"] == 2 and report["problems"] == {}
@@ -286,8 +286,8 @@ def test_classes_subsets_and_images_without_labels(
     assert status == 1 and "names 1 of 3 that images does not have: y" in report["problems"]["missing"][0]
     status, report, output = found(list="some.txt", subset=True)
     assert (status, report["pairs"]) == (0, 1) and "1 names of its list without an image, the first is y" in output
-    status, report, _ = found(unlabelled="rgb/{stem}.png", subset=True)  # they are read, too
-    assert (status, report["pairs"], report["unlabelled on purpose"], report["read"]) == (1, 2, 2, 4)
+    status, report, _ = found(unlabeled="rgb/{stem}.png", subset=True)  # they are read, too
+    assert (status, report["pairs"], report["unlabeled on purpose"], report["read"]) == (1, 2, 2, 4)
     assert report["problems"] == {"unreadable": [f"{root}/rgb/d.png: the file is empty (0 bytes)"]}
 
 

@@ -209,7 +209,7 @@ def garden(folder: Path, name: str, **content: Any) -> Path:
     splits = {
         split: {"images": f"{split}/rgb/{{s}}.png", "labels": f"{split}/ids/{{s}}.png"} for split in ("train", "val")
     }
-    splits["more"] = {"unlabelled": "train/rgb/{s}.png"}
+    splits["more"] = {"unlabeled": "train/rgb/{s}.png"}
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump({"name": name, "root": name, "splits": splits, **content}))
     return file
@@ -250,7 +250,7 @@ def test_the_number_of_classes_follows_from_the_data_sets(tmp_path: Path) -> Non
     )
 
 
-def test_unlabelled_splits_serve_the_estimator_alone(tmp_path: Path) -> None:
+def test_unlabeled_splits_serve_the_estimator_alone(tmp_path: Path) -> None:
     register_custom(garden(tmp_path, "one", classes=["lawn", "pond"]))
     register_custom(garden(tmp_path, "two", classes=["lawn", "pond"]))
     start, refused = tmp_path / "start.pth", "two_sem_seg_more has no image with a label"
@@ -305,7 +305,7 @@ def test_a_model_of_its_own_classes(tmp_path: Path, count: int) -> None:
 
 @pytest.mark.slow
 def test_from_one_class_list_to_another(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Source training on seven classes, an estimator for an unlabelled target, TMT; then five classes by name."""
+    """Source training on seven classes, an estimator for an unlabeled target, TMT; then five classes by name."""
     seven, five = (
         garden(tmp_path, "seven", ids=7, classes=list(SEVEN.names)),
         garden(tmp_path, "five", ids=5, classes=list(FIVE.names)),
@@ -349,7 +349,7 @@ def test_self_training_on_images_without_labels(tmp_path: Path) -> None:
     run_stage(start)
     (tmp_path / "own/few.txt").write_text("1\n3\n")
     content = yaml.safe_load(file.read_text())
-    content["splits"]["few"] = content["splits"]["train"] | {"list": "own/few.txt", "unlabelled": "train/rgb/{s}.png"}
+    content["splits"]["few"] = content["splits"]["train"] | {"list": "own/few.txt", "unlabeled": "train/rgb/{s}.png"}
     file.write_text(yaml.safe_dump(content))
     splits = {"DATASETS__TRAIN": ("own_sem_seg_few",), "DATASETS__UNLABELLED": ("own_sem_seg_more",)}
     for name in [name for name in DatasetCatalog.list() if name.startswith("own")]:

@@ -81,7 +81,7 @@ def test_the_two_ways_to_give_the_classes(tmp_path: Path) -> None:
             {"splits": {"train": SPLITS["train"] | {"images": ["{stem}.png", "x"]}}},
             "splits.train.images.1: should be a pattern .* (it is 'x')",
         ),
-        ({"splits": {"train": SPLITS["train"] | {"unlabelled": "*.png"}}}, "splits.train.unlabelled: should be a patt"),
+        ({"splits": {"train": SPLITS["train"] | {"unlabeled": "*.png"}}}, "splits.train.unlabeled: should be a patt"),
         ({"splits": {"train": SPLITS["train"] | {"subset": 1}}}, "splits.train.subset: should be true or false (it is"),
         ({"splits": {"train": SPLITS["train"] | {"list": ["a"]}}}, "splits.train.list: should be a text file"),
         (

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog
 
 from tests.helpers.custom_data import SPLITS, save, write
 from tmt_d2.data import label_space_of, register_custom
-from tmt_d2.data.datasets.registration import labelled_records
+from tmt_d2.data.datasets.registration import labeled_records
 from tmt_d2.data.reader import DataError, read_pair
 from tmt_d2.errors import UserError
 
@@ -99,35 +99,35 @@ def test_images_without_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     frames(tmp_path, "a")
     frames(tmp_path, "b", ids=False)
     save(tmp_path / "more" / "c.png", [[0]])
-    split = SPLITS["train"] | {"unlabelled": ["rgb/{stem}.png", "more/{stem}.png"]}
+    split = SPLITS["train"] | {"unlabeled": ["rgb/{stem}.png", "more/{stem}.png"]}
     caplog.set_level(logging.INFO)
     assert stems_of(write(tmp_path, splits={"train": split})) == {"a": True, "b": False, "c": False}
     assert "town_sem_seg_train: 2 images without a label" in caplog.text
     records = DatasetCatalog.get("town_sem_seg_train")
     assert records[1] == {"file_name": f"{tmp_path}/rgb/b.png", "image_id": "b", "dataset": "town_sem_seg_train"}
-    assert labelled_records(["town_sem_seg_train"]) == records[:1]
+    assert labeled_records(["town_sem_seg_train"]) == records[:1]
     save(tmp_path / "more" / "a.png", [[0]])
-    with pytest.raises(DataError, match=r"splits\.train\.unlabelled: .* both have the name 'a'"):
+    with pytest.raises(DataError, match=r"splits\.train\.unlabeled: .* both have the name 'a'"):
         DatasetCatalog.get("town_sem_seg_train")
     (tmp_path / "rgb" / "a.png").rename(tmp_path / "rgb" / "d.png")
     (tmp_path / "ids" / "a_ids.png").rename(tmp_path / "ids" / "d_ids.png")
     assert len(DatasetCatalog.get("town_sem_seg_train")) == 4  # control
 
 
-def test_a_list_says_which_are_labelled_and_the_rest_are_not(tmp_path: Path) -> None:
+def test_a_list_says_which_are_labeled_and_the_rest_are_not(tmp_path: Path) -> None:
     frames(tmp_path, "a", "b", "c")
     (tmp_path / "few.txt").write_text("b\n")
-    split = SPLITS["train"] | {"list": "few.txt", "unlabelled": "rgb/{stem}.png"}
+    split = SPLITS["train"] | {"list": "few.txt", "unlabeled": "rgb/{stem}.png"}
     assert stems_of(write(tmp_path, splits={"train": split})) == {"b": True, "a": False, "c": False}
 
 
-def test_a_split_of_unlabelled_images_alone(tmp_path: Path) -> None:
+def test_a_split_of_unlabeled_images_alone(tmp_path: Path) -> None:
     frames(tmp_path, "a", "b", ids=False)
     (tmp_path / "few.txt").write_text("b\n")
-    split = {"unlabelled": "rgb/{stem}.png", "list": "few.txt"}
+    split = {"unlabeled": "rgb/{stem}.png", "list": "few.txt"}
     assert stems_of(write(tmp_path, splits={"train": split})) == {"b": False}
     with pytest.raises(UserError, match="town_sem_seg_train has no image with a label, and labels are trained or meas"):
-        labelled_records(["town_sem_seg_train"])
+        labeled_records(["town_sem_seg_train"])
 
 
 @pytest.mark.parametrize("link", ["a folder", "a file"])

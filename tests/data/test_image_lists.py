@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tmt_d2.data.image_lists import ImageNames, listed_names, write_names
-from tmt_d2.data.labelled import listed
+from tmt_d2.data.labeled import listed
 from tmt_d2.errors import UserError
 
 SEPARATE = frozenset(b"\0/")

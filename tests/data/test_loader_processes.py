@@ -24,7 +24,7 @@ from tmt_d2.adaptation.estimator import held_out_loader
 from tmt_d2.adaptation.map_cache import prepare_maps
 from tmt_d2.data import register_data
 from tmt_d2.data.datasets import label_spaces
-from tmt_d2.data.labelled import LabelChoice
+from tmt_d2.data.labeled import LabelChoice
 from tmt_d2.data.loaders import Shares, build_paired_loader, build_semi_supervised_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.rare_classes import RareClasses
@@ -71,7 +71,7 @@ def test_pairs_of_a_registered_source(start_method: str, tmp_path: Path) -> None
 
 
 def custom_cfg(folder: Path) -> CfgNode:
-    """Of two custom data sets with other ids for the same classes; the target also has an unlabelled image."""
+    """Of two custom data sets with other ids for the same classes; the target also has an unlabeled image."""
     image = np.full((*IDS.shape, 3), 90, np.uint8).tolist()
     for name, ids in (("town", IDS), ("field", IDS + 1)):
         save(folder / name / "rgb" / "a.png", image)
@@ -79,7 +79,7 @@ def custom_cfg(folder: Path) -> CfgNode:
         splits = {split: {"images": "rgb/{stem}.png", "labels": "ids/{stem}_ids.png"} for split in ("train", "val")}
         if name == "field":
             save(folder / name / "more" / "b.png", image)
-            splits["train"]["unlabelled"] = "more/{stem}.png"
+            splits["train"]["unlabeled"] = "more/{stem}.png"
         table = {int(ids[0, 0]): "lawn", int(ids[0, -1]): "path"}
         write(folder / name, name=name, splits=splits, classes=["lawn", "path"], train_ids=table)
     cfg = small_cfg(
@@ -134,9 +134,9 @@ def test_every_loader_reads_custom_data(start_method: str, tmp_path: Path) -> No
             )
         ),
     }
-    labelled = [sample for batch in batches.values() for sample in batch if sample.get("labelled", True)]
-    assert [len(batch) for batch in batches.values()] == [2, 4, 3] and len(labelled) == 8
-    for sample in labelled:  # mirrored or not
+    labeled = [sample for batch in batches.values() for sample in batch if sample.get("labeled", True)]
+    assert [len(batch) for batch in batches.values()] == [2, 4, 3] and len(labeled) == 8
+    for sample in labeled:  # mirrored or not
         assert sorted(sample["sem_seg"][0, [0, -1]].tolist()) == [0, 1]
         assert sample["sem_seg"].sum() == 64 * 32
     plain = SemanticMapper(cfg, is_train=True, with_label=False)

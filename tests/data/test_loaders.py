@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
 from tests.helpers.models import tiny_cfg
-from tmt_d2.data.labelled import LabelChoice, label_subset
+from tmt_d2.data.labeled import LabelChoice, label_subset
 from tmt_d2.data.loaders import (
     SOURCE_DOMAIN,
     TARGET_DOMAIN,
@@ -100,13 +100,13 @@ def test_numbers_lie_inside_one_another_and_inside_shares() -> None:
         assert smaller < larger
 
 
-def test_only_pictures_with_a_label_can_be_labelled() -> None:
+def test_only_pictures_with_a_label_can_be_labeled() -> None:
     without = [{key: value for key, value in each.items() if key != "sem_seg_file_name"} for each in records(5, "u")]
     assert LabelChoice().of([*without, *records(3)]) == records(3)
     assert LabelChoice(fraction=0.5).of([*without, *records(8)]) == LabelChoice(fraction=0.5).of(records(8))
     with pytest.raises(ValueError, match="DATASETS.TRAIN: none of its 5 images has a label"):
         LabelChoice().of(without)
-    with pytest.raises(ValueError, match="TRANSFER.LABEL_COUNT is 4: DATASETS.TRAIN has 3 labelled images"):
+    with pytest.raises(ValueError, match="TRANSFER.LABEL_COUNT is 4: DATASETS.TRAIN has 3 labeled images"):
         LabelChoice(count=4).of([*without, *records(3)])
 
 
@@ -120,13 +120,13 @@ def test_a_seed_below_0_is_that_of_the_run() -> None:
 def test_listed_pictures(tmp_path: Path) -> None:
     everything = [record | {"file_name": f"/data/a/{record['image_id']}.png"} for record in records(9)]
     everything.append(everything[0] | {"file_name": "/data/b/0000.png", "image_id": "b0"})
-    file = tmp_path / "labelled.txt"
+    file = tmp_path / "labeled.txt"
     file.write_text("0007\n\n  0003.png \n/data/b/0000.png\n0003\n")
     assert ids(LabelChoice(file=str(file)).of(everything)) == ["0003", "0007", "b0"]
     for text, message in (
         (
             "x1\n0001\nx2\nx3\nx4\nx5\nx6",
-            "6 of 7 lines are no labelled images of DATASETS.TRAIN: x1, x2, x3, x4, x5, ...",
+            "6 of 7 lines are no labeled images of DATASETS.TRAIN: x1, x2, x3, x4, x5, ...",
         ),
         ("0000.png", "1 of 1 lines are several images: give the whole path: 0000.png$"),
         (" \n", "names no image$"),
@@ -145,25 +145,25 @@ def semi_supervised(target: str, shares: Shares, **others: Any) -> Iterator[list
 
 def test_groups_have_their_shares_and_marks(split: Any) -> None:
     target, source, more = split(9), split(5), split(3)
-    batches = list(semi_supervised(target, Shares(4, 2, 2), source=[source], unlabelled=[more]))
-    labelled = set(ids(LabelChoice(count=4).of(records(9, target))))
+    batches = list(semi_supervised(target, Shares(4, 2, 2), source=[source], unlabeled=[more]))
+    labeled = set(ids(LabelChoice(count=4).of(records(9, target))))
     seen = set()
     for batch in batches:
-        marks = [(item["domain"], item.get("labelled", True)) for item in batch]
+        marks = [(item["domain"], item.get("labeled", True)) for item in batch]
         block = [(TARGET_DOMAIN, True)] * 2 + [(TARGET_DOMAIN, False), (SOURCE_DOMAIN, True)]
         assert marks == block * 2
-        assert {item["image_id"] for item, mark in zip(batch, marks) if mark == block[0]} <= labelled
+        assert {item["image_id"] for item, mark in zip(batch, marks) if mark == block[0]} <= labeled
         seen |= {(item["dataset"], item["image_id"]) for item, mark in zip(batch, marks) if not mark[1]}
-    assert len(seen) == 9 + 3  # the labelled ones are pictures too
+    assert len(seen) == 9 + 3  # the labeled ones are pictures too
 
 
-def test_labelled_pictures_are_those_of_full_whatever_comes_with_them(split: Any) -> None:
+def test_labeled_pictures_are_those_of_full_whatever_comes_with_them(split: Any) -> None:
     target = split(9)
     full = build_train_loader([target], with_noise, 4, labels=LabelChoice(count=4), seed=1)
     expected = [[(item["image_id"], item["noise"]) for item in batch] for batch in itertools.islice(full, 20)]
     for shares in (Shares(4), Shares(4, 2), Shares(4, 8)):
         found = [
-            [(item["image_id"], item["noise"]) for item in batch if item.get("labelled", True)]
+            [(item["image_id"], item["noise"]) for item in batch if item.get("labeled", True)]
             for batch in semi_supervised(target, shares, mapper=with_noise)
         ]
         assert found == expected
@@ -188,10 +188,10 @@ def test_blocks_are_the_same_in_every_process(split: Any, monkeypatch: pytest.Mo
 
 def test_a_group_without_pictures_is_refused(split: Any) -> None:
     target = split(4)
-    with pytest.raises(ValueError, match="^no unlabelled picture: all 4 of DATASETS.TRAIN are used with their labels"):
+    with pytest.raises(ValueError, match="^no unlabeled picture: all 4 of DATASETS.TRAIN are used with their labels"):
         next(semi_supervised(target, Shares(4, 2)))
-    assert next(semi_supervised(target, Shares(4, 2), unlabelled=[split(1)]))
-    with pytest.raises(ValueError, match="SOURCE is not 0: DATASETS.SOURCE_TRAIN \\(\\) has no labelled image"):
+    assert next(semi_supervised(target, Shares(4, 2), unlabeled=[split(1)]))
+    with pytest.raises(ValueError, match="SOURCE is not 0: DATASETS.SOURCE_TRAIN \\(\\) has no labeled image"):
         next(semi_supervised(split(9), Shares(0, 2, 2)))
     for shares, message in ((-0.5, "LABELLED"), (0.0, "LABELLED, UNLABELLED and SOURCE")):
         with pytest.raises(UserError, match=message):

@@ -194,12 +194,12 @@ def test_testing_and_training_without_labels_read_what_training_reads(
     Image.fromarray(blocky_label(size)).save(tmp_path / "l.png")
     record = {"file_name": str(tmp_path / "i.jpg"), "sem_seg_file_name": str(tmp_path / "l.png"), "dataset": NAME}
     whole = {"min_sizes": (0,), "crop_size": None}
-    trained, tested, unlabelled = (
+    trained, tested, unlabeled = (
         build(**whole, is_train=is_train, with_label=with_label)(record)
         for is_train, with_label in ((True, True), (False, True), (True, False))
     )
     assert tuple(trained["sem_seg"].shape) == size
-    for sample in (tested, unlabelled):
+    for sample in (tested, unlabeled):
         assert torch.equal(sample["image"], trained["image"])
         assert (sample["height"], sample["width"]) == (trained["height"], trained["width"]) == size
 
@@ -361,13 +361,13 @@ def test_wrong_settings_are_named(changes: dict[str, object], message: str) -> N
         build(**changes)
 
 
-def test_an_unlabelled_image_keeps_its_colors(record: dict[str, str]) -> None:
-    """It is what the teacher labels; a labelled one is what the student learns from."""
+def test_an_unlabeled_image_keeps_its_colors(record: dict[str, str]) -> None:
+    """It is what the teacher labels; a labeled one is what the student learns from."""
     plain, jittered = build(), build(color_jitter=True)
     changed = 0
     for seed in range(8):
         crops = []
-        for mapper, sample in ((plain, {"labelled": False}), (jittered, {"labelled": False}), (jittered, {})):
+        for mapper, sample in ((plain, {"labeled": False}), (jittered, {"labeled": False}), (jittered, {})):
             np.random.seed(seed)
             crops.append(mapper({**record, **sample})["image"])
         assert torch.equal(crops[0], crops[1])

@@ -165,7 +165,7 @@ def test_maps_are_made_once_and_anew_for_other_settings(tmp_path: Path, start: P
         return set(maps.folder.glob("*.npz"))
 
     first = files(TRANSFER__LABEL_FRACTION=0.5)
-    assert len(first) == 3  # of the labelled pictures only
+    assert len(first) == 3  # of the labeled pictures only
     written = {path: path.stat().st_mtime_ns for path in first}
     second = files()
     assert len(second) == 6 and first < second

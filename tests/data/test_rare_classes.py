@@ -87,7 +87,7 @@ def test_counts_are_of_what_ids_mean(tmp_path: Path) -> None:
     counted = class_pixels(records, tmp_path / "counts")[0]
     swapped = LabelSpace("swapped", {0: 13, 13: 0, 10: 10}, frozenset({255}))
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("rare_classes", "registration"):
+        for module in ("rare_classes", "datasets.registration"):
             patch.setattr(f"tmt_d2.data.{module}.label_space_of", lambda name: swapped)
         anew = class_pixels(records, tmp_path / "counts")[0]
     assert (anew[:, [0, 13]] == counted[:, [13, 0]]).all() and (anew != counted).any()

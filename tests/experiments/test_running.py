@@ -76,7 +76,7 @@ def test_p_t_zero_is_full_fine_tuning(finished) -> None:
 def test_a_wrong_name_in_a_list_is_told_before_the_first_unit(tmp_path: Path) -> None:
     (tmp_path / "own.txt").write_text("no_such_picture\n")
     units = small_units(tmp_path, labelled={"own": str(tmp_path / "own.txt")})
-    with pytest.raises(UserError, match=r"1 of 1 lines are no labelled images of DATASETS.TRAIN: no_such_picture"):
+    with pytest.raises(UserError, match="no_such_picture"):
         run_all(units, tmp_path / "out", run_unit, {})
     assert not measured(units)
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from tmt_d2.adaptation.methods import method_of
 from tmt_d2.data.datasets.label_spaces import IGNORE
-from tmt_d2.data.labelled import LabelChoice
+from tmt_d2.data.labeled import LabelChoice
 from tmt_d2.data.loaders import TARGET_DOMAIN, build_paired_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.targets import padded_labels

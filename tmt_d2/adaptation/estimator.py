@@ -19,8 +19,8 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from tmt_d2.data.datasets.label_spaces import IGNORE
-from tmt_d2.data.datasets.registration import label_space_of, labelled_records, records_of
-from tmt_d2.data.labelled import LABEL
+from tmt_d2.data.datasets.registration import label_space_of, labeled_records, records_of
+from tmt_d2.data.labeled import LABEL
 from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.maps import STRIDES
@@ -149,7 +149,7 @@ def held_out_loader(
 
     with_label: only images with a label.
     """
-    records = labelled_records(names) if with_label else records_of(names)
+    records = labeled_records(names) if with_label else records_of(names)
     chosen = np.unique(np.linspace(0, len(records) - 1, min(limit, len(records))).round().astype(int))
     return build_detection_test_loader(
         [records[index] for index in chosen],

@@ -18,7 +18,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from tmt_d2.data.datasets.registration import records_of
-from tmt_d2.data.labelled import LabelChoice
+from tmt_d2.data.labeled import LabelChoice
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.maps import TransferabilityMaps
 from tmt_d2.data.reader import UNREADABLE

@@ -41,7 +41,7 @@ from tmt_d2.data.datasets.custom import read_custom
 from tmt_d2.data.datasets.label_spaces import CITYSCAPES, CITYSCAPES_CLASSES, IGNORE, LabelSpace
 from tmt_d2.data.datasets.layouts import Listing
 from tmt_d2.data.datasets.registration import DATA_SETS, dataset_root
-from tmt_d2.data.labelled import LABEL
+from tmt_d2.data.labeled import LABEL
 from tmt_d2.data.reader import (
     DataError,
     SizeError,
@@ -66,12 +66,12 @@ MANIFEST = ".rendered.json"  # the renderer leaves it in its folders: these are 
 
 KINDS = {
     "missing": "files or lists missing",
-    "unlabelled": "images without a label",
+    "unlabeled": "images without a label",
     "unused": "labels without an image",
     "unreadable": "files unreadable, truncated or wrongly encoded",
     "undefined ids": "labels whose ids are not those of the data set's table",
     "sizes": "labels of another size than their image",
-    "no classes": "not one labelled pixel",
+    "no classes": "not one labeled pixel",
 }
 
 
@@ -92,9 +92,9 @@ class Findings:
     """What was found in one split.
 
     `problems` are messages by kind (the keys of `KINDS`), `sizes` counts (width, height);
-    `oriented` are the pictures with an EXIF orientation other than 1, which is no problem; `unlabelled` counts those
+    `oriented` are the pictures with an EXIF orientation other than 1, which is no problem; `unlabeled` counts those
     that are meant to have no label; `notes` are about what is on purpose; `pixels` counts train ids in `labels_read`
-    labels, of which `labelled` have a pixel with a class.
+    labels, of which `labeled` have a pixel with a class.
     """
 
     found: int = 0
@@ -105,10 +105,10 @@ class Findings:
     problems: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     oriented: list[str] = field(default_factory=list)
-    unlabelled: int = 0
+    unlabeled: int = 0
     notes: list[str] = field(default_factory=list)
     labels_read: int = 0
-    labelled: int = 0
+    labeled: int = 0
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     label_space: LabelSpace = CITYSCAPES
 
@@ -140,9 +140,9 @@ class Findings:
             "known bad, left out": self.known_bad,
             "sizes": {name: f"{size[0][0]}x{size[0][1]}" for name, size in shown.items() if size},
             "EXIF orientation": self.oriented,
-            "unlabelled on purpose": self.unlabelled,
+            "unlabeled on purpose": self.unlabeled,
             "notes": self.notes,
-            "labelled": self.labelled,
+            "labeled": self.labeled,
             "percent of pixels": self.shares() if self.labels_read else {},
             "problems": {kind: messages for kind, messages in self.problems.items() if messages},
         }
@@ -156,18 +156,18 @@ def check_split(split: Split, workers: int, quick: bool) -> Findings:
     except (FileNotFoundError, DataError) as error:
         findings.problems["missing"].append(str(error))
         return findings
-    findings.pairs, findings.unlabelled = len(listing.pairs), len(listing.unlabelled)
+    findings.pairs, findings.unlabeled = len(listing.pairs), len(listing.unlabeled)
     findings.known_bad = len(listing.left_out)
-    findings.found = findings.pairs + findings.unlabelled + len(listing.images_alone) + findings.known_bad
+    findings.found = findings.pairs + findings.unlabeled + len(listing.images_alone) + findings.known_bad
     findings.notes = _class_notes(split.label_space)
     subset = split.subset or listing.subset
     if not subset:
-        findings.problems["unlabelled"] = listing.images_alone
+        findings.problems["unlabeled"] = listing.images_alone
         findings.problems["unused"] = listing.labels_alone
     elif left_out := [
         f"{len(paths)} {what}, the first is {paths[0]}"
         for what, paths in (
-            (KINDS["unlabelled"], listing.images_alone),
+            (KINDS["unlabeled"], listing.images_alone),
             (KINDS["unused"], listing.labels_alone),
             ("names of its list without an image", listing.absent),
         )
@@ -181,7 +181,7 @@ def check_split(split: Split, workers: int, quick: bool) -> Findings:
         findings.problems["missing"].append(message)
 
     pairs: list[tuple[str, str | None]] = list(listing.pairs.values())
-    pairs += [(image, None) for image in listing.unlabelled.values()]
+    pairs += [(image, None) for image in listing.unlabeled.values()]
     if quick and len(pairs) > QUICK_SAMPLE:
         pairs = [pairs[index * (len(pairs) - 1) // (QUICK_SAMPLE - 1)] for index in range(QUICK_SAMPLE)]
     findings.read = len(pairs)
@@ -198,13 +198,13 @@ def check_split(split: Split, workers: int, quick: bool) -> Findings:
                 findings.sizes[size] += 1
             if pixels is not None:
                 findings.labels_read += 1
-                findings.labelled += bool(pixels[:IGNORE].any())
+                findings.labeled += bool(pixels[:IGNORE].any())
                 findings.pixels += pixels
             for kind, message in problems:
                 findings.problems[kind].append(message)
     finally:
         pool.shutdown(cancel_futures=True)  # an interruption does not wait for thousands of files
-    if findings.labels_read and not findings.labelled:
+    if findings.labels_read and not findings.labeled:
         findings.problems["no classes"].append(f"every pixel of the {findings.labels_read} labels read is ignored")
     return findings
 
@@ -404,14 +404,14 @@ def _print_report(report: dict[str, dict[str, Findings]]) -> None:
                 findings.found,
                 "-" if findings.expected is None else findings.expected,
                 findings.read,
-                findings.labelled,
+                findings.labeled,
             ]
             problems = [len(findings.problems[kind]) or "" for kind in kinds]
             shown = findings.to_json()["sizes"]
             rows.append(
                 [data_set, split, *counts, findings.known_bad, *problems, *(shown.get(size, "") for size in sizes)]
             )
-    print(tabulate(rows, ["data set", "split", "images", "of", "read", "labelled", "known bad", *kinds, *sizes]))
+    print(tabulate(rows, ["data set", "split", "images", "of", "read", "labeled", "known bad", *kinds, *sizes]))
     for data_set, splits in report.items():
         shares = {split: found.shares() for split, found in splits.items() if found.labels_read}
         if shares:

@@ -1,4 +1,4 @@
-"""Batches of one or several groups of pictures: labelled and unlabelled target, labelled source."""
+"""Batches of one or several groups of pictures: labeled and unlabeled target, labeled source."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from detectron2.data import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from tmt_d2.data.datasets.registration import labelled_records, records_of
-from tmt_d2.data.labelled import LABEL, LabelChoice
+from tmt_d2.data.datasets.registration import labeled_records, records_of
+from tmt_d2.data.labeled import LABEL, LabelChoice
 from tmt_d2.data.rare_classes import ClassChooser, RareClasses
 from tmt_d2.data.reader import UNREADABLE, DataError
 from tmt_d2.errors import UserError
@@ -46,7 +46,7 @@ def build_train_loader(
     seed: int | None = None,
     num_workers: int = 0,
 ) -> DataLoader:
-    """Endless shuffled batches of the labelled images of registered splits; see ``StepSampler`` for their order.
+    """Endless shuffled batches of the labeled images of registered splits; see ``StepSampler`` for their order.
 
     Args:
         batch_size: images per step over all processes.
@@ -84,7 +84,7 @@ def build_paired_loader(
     _check_processes(batch_size, 2, "be half source, half target in each of")
     sources, targets = records_of(source_names), records_of(target_names)
     if labels is not None:
-        sources, targets = labelled_records(source_names), labels.of(targets)
+        sources, targets = labeled_records(source_names), labels.of(targets)
     groups = [_marked(sources, SOURCE_DOMAIN), _marked(targets, TARGET_DOMAIN)]
     logger.info("pairs of %d source and %d target images", *map(len, groups))
     return build_group_loader([Group(records, batch_size // 2) for records in groups], mapper, seed, num_workers)
@@ -94,8 +94,8 @@ def build_paired_loader(
 class Shares:
     """Images per step of each group, over all processes."""
 
-    labelled: int
-    unlabelled: int = 0
+    labeled: int
+    unlabeled: int = 0
     source: int = 0
 
     @classmethod
@@ -124,7 +124,7 @@ def build_semi_supervised_loader(
     shares: Shares,
     *,
     target: Sequence[str],
-    unlabelled: Sequence[str] = (),
+    unlabeled: Sequence[str] = (),
     source: Sequence[str] = (),
     mapper: Mapper,
     labels: LabelChoice,
@@ -132,38 +132,38 @@ def build_semi_supervised_loader(
     seed: int | None = None,
     num_workers: int = 0,
 ) -> DataLoader:
-    """Endless batches of labelled target, unlabelled target and labelled source images, in this order within a block.
+    """Endless batches of labeled target, unlabeled target and labeled source images, in this order within a block.
 
-    Items have ``domain``, and ``labelled``, False where the label must not be read. The unlabelled ones are all
-    pictures of ``target`` and ``unlabelled``, those that are also among the labelled ones included.
+    Items have ``domain``, and ``labeled``, False where the label must not be read. The unlabeled ones are all
+    pictures of ``target`` and ``unlabeled``, those that are also among the labeled ones included.
 
     Args:
         shares: images per step of each group over all processes.
-        target, unlabelled, source: registered splits.
+        target, unlabeled, source: registered splits.
         rare: how pictures with a label are drawn; None: one after the other.
 
     Raises:
         UserError: a group that has a share has no image.
     """
     pictures = records_of(target)
-    chosen = labels.of(pictures) if shares.labelled else []
-    more = records_of(unlabelled) if unlabelled else []
+    chosen = labels.of(pictures) if shares.labeled else []
+    more = records_of(unlabeled) if unlabeled else []
     sources = [record for record in records_of(source) if LABEL in record] if shares.source and source else []
-    if shares.unlabelled and len(pictures) == len(chosen) and not more:
+    if shares.unlabeled and len(pictures) == len(chosen) and not more:
         raise UserError(
-            f"no unlabelled picture: all {len(chosen)} of DATASETS.TRAIN are used with their labels; lower "
+            f"no unlabeled picture: all {len(chosen)} of DATASETS.TRAIN are used with their labels; lower "
             "TRANSFER.LABEL_COUNT or LABEL_FRACTION, or name splits in DATASETS.UNLABELLED"
         )
     if shares.source and not sources:
         names = ", ".join(source) or "()"
-        raise UserError(f"TRANSFER.SELF_TRAINING.SOURCE is not 0: DATASETS.SOURCE_TRAIN {names} has no labelled image")
+        raise UserError(f"TRANSFER.SELF_TRAINING.SOURCE is not 0: DATASETS.SOURCE_TRAIN {names} has no labeled image")
     groups = [
-        Group(_marked(chosen, TARGET_DOMAIN), shares.labelled, rare.chooser(chosen) if rare and chosen else None),
-        Group([record | {"labelled": False} for record in _marked(pictures + more, TARGET_DOMAIN)], shares.unlabelled),
+        Group(_marked(chosen, TARGET_DOMAIN), shares.labeled, rare.chooser(chosen) if rare and chosen else None),
+        Group([record | {"labeled": False} for record in _marked(pictures + more, TARGET_DOMAIN)], shares.unlabeled),
         Group(_marked(sources, SOURCE_DOMAIN), shares.source, rare.chooser(sources) if rare and sources else None),
     ]
     counts = [f"{group.share} of {len(group.records)}" for group in groups]
-    logger.info("images per step: labelled target %s, unlabelled target %s, labelled source %s", *counts)
+    logger.info("images per step: labeled target %s, unlabeled target %s, labeled source %s", *counts)
     return build_group_loader(groups, mapper, seed, num_workers)
 
 
@@ -278,7 +278,7 @@ class MappedRecords(Dataset):
 
     What was replaced stands in the sample's ``bad_samples``, {file name: reason}; the trainer counts them.
 
-    Attributes: images: how many there are; a labelled one may also be among the unlabelled records.
+    Attributes: images: how many there are; a labeled one may also be among the unlabeled records.
     """
 
     def __init__(self, records: list[Record], mapper: Mapper) -> None:

@@ -28,13 +28,13 @@ from tmt_d2.data.reader import ChannelOrder
 from tmt_d2.errors import UserError
 
 CROP_ATTEMPTS = 10  # draws until no class fills more than SINGLE_CATEGORY_MAX_AREA of a crop
-PASSED_ON = ("file_name", "sem_seg_file_name", "image_id", "dataset", "domain", "labelled")
+PASSED_ON = ("file_name", "sem_seg_file_name", "image_id", "dataset", "domain", "labeled")
 
 
 class SemanticMapper:
     """A record {"file_name", "sem_seg_file_name", "image_id", "dataset"} -> one model input.
 
-    In training: ``image`` uint8 (3, h, w) and, unless ``with_label`` is off or the record's "labelled" is False,
+    In training: ``image`` uint8 (3, h, w) and, unless ``with_label`` is off or the record's "labeled" is False,
     ``sem_seg`` uint8 (h, w) of train ids, at most as large as the crop. Nothing is padded here, for padding must be
     known as such; ``padded_size`` (H, W) is what the model shall pad to: of the crop, so that positions are encoded
     alike in every micro-batch and process. In testing: ``image`` only, its shortest edge resized. Both carry
@@ -69,7 +69,7 @@ class SemanticMapper:
             min_size_sampling: ``"choice"`` or ``"range"``.
             crop_size: (h, w) in pixels of the resized image, or None for all of it.
             single_category_max_area: below 1, crops in which one class fills more are drawn again.
-            color_jitter: SSD's color augmentation, of images that are not marked "labelled": False.
+            color_jitter: SSD's color augmentation, of images that are not marked "labeled": False.
             horizontal_flip: mirror every other image.
             size_divisibility: ``padded_size`` is a multiple of it.
             image_format: ``"RGB"`` or ``"BGR"``.
@@ -137,7 +137,7 @@ class SemanticMapper:
             image = reader.read_image_of(record, self.image_format)
             return sample | model_input(image, self.min_sizes[0], self.max_size)
 
-        if self.with_label and record.get("labelled", True):
+        if self.with_label and record.get("labeled", True):
             pixels, sem_seg, crop = self._read_crop(record)
         else:
             image = reader.read_image_of(record, self.image_format)
@@ -145,8 +145,8 @@ class SemanticMapper:
             pixels = crop_image(image, crop)
         size = crop.source
         sample |= {"height": size[0], "width": size[1], "padded_size": self._padded_size(pixels.shape[:2])}
-        # The teacher labels an unlabelled image as it is (arXiv 2111.14887); the student's view is made later.
-        if self.color_jitter and record.get("labelled", True):
+        # The teacher labels an unlabeled image as it is (arXiv 2111.14887); the student's view is made later.
+        if self.color_jitter and record.get("labeled", True):
             pixels = ssd_colors(pixels, rgb=self.image_format == "RGB")
         mirrored = self.horizontal_flip and np.random.rand() < 0.5
         sample["image"] = _channels_first(pixels, mirrored)
@@ -236,7 +236,7 @@ def _whole(size: tuple[int, int], resized: tuple[int, int]) -> Crop:
 
 
 def _is_varied(sem_seg: np.ndarray, max_area: float) -> bool:
-    """Whether at least two classes occur and none fills ``max_area`` of the labelled pixels or more."""
+    """Whether at least two classes occur and none fills ``max_area`` of the labeled pixels or more."""
     counts = np.bincount(sem_seg.ravel(), minlength=IGNORE + 1)[:IGNORE]
     return bool(np.count_nonzero(counts) > 1 and counts.max() < counts.sum() * max_area)
 

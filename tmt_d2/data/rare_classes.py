@@ -22,7 +22,7 @@ from detectron2.utils import comm
 from tmt_d2.data.datasets.label_spaces import IGNORE
 from tmt_d2.data.datasets.registration import label_space_of, read_record_label
 from tmt_d2.data.image_lists import NAMES_SHOWN
-from tmt_d2.data.labelled import LABEL
+from tmt_d2.data.labeled import LABEL
 from tmt_d2.data.mapper import resized_size
 from tmt_d2.data.reader import UNREADABLE
 from tmt_d2.utils.files import atomic_write, read_npz
@@ -36,7 +36,7 @@ FOLDER = "class_pixels"
 class RareClasses:
     """
     Attributes:
-        temperature: T of P(c) ~ exp((1 - f_c) / T), f_c the share of c among all labelled pixels.
+        temperature: T of P(c) ~ exp((1 - f_c) / T), f_c the share of c among all labeled pixels.
         area: a picture has a class if the class fills this share of a crop, were all of it there.
         crop: (H, W); None: all of a picture. min_size, max_size: of the edges of a resized one; min_size 0: as it is.
         folder: where the counts are kept.
@@ -67,7 +67,7 @@ class RareClasses:
         )
 
     def chooser(self, records: Sequence[Mapping[str, Any]]) -> ClassChooser | None:
-        """Of labelled records; None, and a warning, if no class fills ``area`` anywhere."""
+        """Of labeled records; None, and a warning, if no class fills ``area`` anywhere."""
         pixels, sizes = class_pixels(records, self.folder)
         unreadable = [str(record[LABEL]) for record, size in zip(records, sizes) if not size.any()]
         if unreadable:

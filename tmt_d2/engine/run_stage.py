@@ -30,10 +30,10 @@ from tmt_d2.data.datasets.registration import (
     check_registered,
     common_classes,
     label_space_of,
-    labelled_records,
+    labeled_records,
     records_of,
 )
-from tmt_d2.data.labelled import LabelChoice
+from tmt_d2.data.labeled import LabelChoice
 from tmt_d2.data.loaders import Shares, build_paired_loader, build_semi_supervised_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper, resized_size
 from tmt_d2.data.rare_classes import RareClasses
@@ -165,7 +165,7 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
                 )
             # A missing root or file speaks up now, not at the first evaluation.
             try:
-                _ = labelled_records([name]) if key in needs_labels else DatasetCatalog.get(name)
+                _ = labeled_records([name]) if key in needs_labels else DatasetCatalog.get(name)
             except FileNotFoundError as error:
                 if key != "SOURCE_TRAIN" or not method.mixes_groups:
                     raise
@@ -182,13 +182,13 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
     used = [name for key in keys if key in says_classes for name in cfg.DATASETS[key]]
     if stage == "finetune" and not eval_only:
         choice = LabelChoice.from_config(cfg)
-        if mixed.labelled:
+        if mixed.labeled:
             choice.of(records_of(cfg.DATASETS.TRAIN))
         elif choice.is_limited:
             logger.warning("TRANSFER.SELF_TRAINING.LABELLED is 0: no label of the target is used, however many it has")
         if mixed.source:
             _check_source(cfg)
-        tested = {*cfg.DATASETS.UNLABELLED} & {*cfg.DATASETS.TEST} if mixed.unlabelled else ()
+        tested = {*cfg.DATASETS.UNLABELLED} & {*cfg.DATASETS.TEST} if mixed.unlabeled else ()
         if tested:
             names = ", ".join(sorted(tested))
             logger.warning("DATASETS.UNLABELLED and TEST both name %s: it is trained on, unseen it is not", names)
@@ -208,7 +208,7 @@ def _check_files(cfg: CfgNode, eval_only: bool) -> None:
             no pixel to learn from.
     """
     fine_tunes, measures_labels = cfg.TRANSFER.STAGE == "finetune", cfg.TRANSFER.STAGE != "estimator"
-    tested = labelled_records(cfg.DATASETS.TEST) if measures_labels else records_of(cfg.DATASETS.TEST)
+    tested = labeled_records(cfg.DATASETS.TEST) if measures_labels else records_of(cfg.DATASETS.TEST)
     check_readable(tested)
     if not measures_labels:
         check_readable(records_of(cfg.DATASETS.SOURCE_TEST))
@@ -220,12 +220,12 @@ def _check_files(cfg: CfgNode, eval_only: bool) -> None:
     if eval_only:
         return
     learns = not (fine_tunes and method_of(cfg).mixes_groups)
-    if learns or Shares.from_config(cfg).labelled:
+    if learns or Shares.from_config(cfg).labeled:
         names = cfg.DATASETS.TRAIN
-        chosen = LabelChoice.from_config(cfg).of(records_of(names)) if fine_tunes else labelled_records(names)
+        chosen = LabelChoice.from_config(cfg).of(records_of(names)) if fine_tunes else labeled_records(names)
         check_has_classes("DATASETS.TRAIN", chosen)
     if not learns and Shares.from_config(cfg).source:
-        check_has_classes("DATASETS.SOURCE_TRAIN", labelled_records(cfg.DATASETS.SOURCE_TRAIN))
+        check_has_classes("DATASETS.SOURCE_TRAIN", labeled_records(cfg.DATASETS.SOURCE_TRAIN))
 
 
 def _check_source(cfg: CfgNode) -> None:
@@ -319,7 +319,7 @@ def _run_training(
     choices: dict[str, Any] = {"labels": labels, "seed": _seed(cfg), "num_workers": cfg.DATALOADER.NUM_WORKERS}
     if fine_tunes and method.mixes_groups:
         data = cfg.DATASETS
-        splits = {"target": data.TRAIN, "unlabelled": data.UNLABELLED, "source": data.SOURCE_TRAIN}
+        splits = {"target": data.TRAIN, "unlabeled": data.UNLABELLED, "source": data.SOURCE_TRAIN}
         choices |= {"mapper": mapper, "rare": RareClasses.from_config(cfg)}
         loader = build_semi_supervised_loader(Shares.from_config(cfg), **splits, **choices)
     else:

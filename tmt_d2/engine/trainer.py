@@ -26,7 +26,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tmt_d2.data.datasets.registration import labelled_records
+from tmt_d2.data.datasets.registration import labeled_records
 from tmt_d2.data.loaders import MappedRecords, StepSampler
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.reader import DataError
@@ -425,7 +425,7 @@ def evaluate_model(
     results = {}
     for name in cfg.DATASETS.TEST:
         loader = build_detection_test_loader(
-            labelled_records([name]),
+            labeled_records([name]),
             mapper=SemanticMapper(cfg, is_train=False),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )

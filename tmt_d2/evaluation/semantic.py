@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from tmt_d2.data import reader
 from tmt_d2.data.datasets.label_spaces import IGNORE
-from tmt_d2.data.datasets.registration import label_space_of, labelled_records
+from tmt_d2.data.datasets.registration import label_space_of, labeled_records
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.modes import evaluation_mode
 from tmt_d2.modeling.ops.resize import resize
@@ -154,7 +154,7 @@ class SemanticEvaluator(DatasetEvaluator):
         self.classes = tuple(metadata.stuff_classes)
         self.subsets: Mapping[str, Iterable[int]] = getattr(metadata, "class_subsets", {})
         self.label_space = label_space_of(dataset_name)
-        self.label_files = {r["file_name"]: r["sem_seg_file_name"] for r in labelled_records([dataset_name])}
+        self.label_files = {r["file_name"]: r["sem_seg_file_name"] for r in labeled_records([dataset_name])}
         self.absent_classes: list[str] = []
         self.reset()
 

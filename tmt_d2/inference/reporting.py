@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from tmt_d2.config import setup_cfg
 from tmt_d2.data.datasets.label_spaces import LabelSpace
-from tmt_d2.data.datasets.registration import check_registered, label_space_of, labelled_records, records_of
+from tmt_d2.data.datasets.registration import check_registered, label_space_of, labeled_records, records_of
 from tmt_d2.data.image_files import image_files
-from tmt_d2.data.labelled import LABEL
+from tmt_d2.data.labeled import LABEL
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.reader import read_image_of, read_label, read_pair
 from tmt_d2.errors import UserError, did_you_mean
@@ -132,7 +132,7 @@ def split_statistics(loaded: LoadedModel, split: str, limit: int | None = None) 
     """``Statistics.result`` of a registered split, with where it comes from and the measured proxy A-distance."""
     check_registered(split, "--statistics")
     label_space = label_space_for(loaded.model, split)
-    records = tqdm(labelled_records([split])[:limit], desc=split, unit="image")
+    records = tqdm(labeled_records([split])[:limit], desc=split, unit="image")
     items = ((loaded.mapper(record), read_label(record["sem_seg_file_name"], label_space)) for record in records)
     origin = {"split": split, "config_file": loaded.config_file, "weights": loaded.weights}
     result = origin | collect(loaded.model, items)

@@ -13,7 +13,7 @@ import torch
 from detectron2.modeling import build_model
 
 from tests.helpers.models import Build, tiny_cfg
-from tmt_d2.data.labelled import listed
+from tmt_d2.data.labeled import listed
 from tmt_d2.errors import UserError
 from tmt_d2.inference.predictor import Predictor
 from tmt_d2.inference.streaming import find_pictures

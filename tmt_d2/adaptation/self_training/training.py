@@ -250,8 +250,8 @@ class Parts(NamedTuple):
 
 
 def parts_of(batched_inputs: Sequence[Record]) -> Parts:
-    unlabelled = [record for record in batched_inputs if not record.get("labelled", True)]
-    labelled = [record for record in batched_inputs if record.get("labelled", True)]
+    unlabelled = [record for record in batched_inputs if not record.get("labeled", True)]
+    labelled = [record for record in batched_inputs if record.get("labeled", True)]
     return Parts(labelled, unlabelled, [record[MASKED] for record in unlabelled if MASKED in record])
 
 

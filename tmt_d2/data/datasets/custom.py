@@ -26,10 +26,10 @@ is a ``class_list``. Splits of several data sets go together in one run where th
 
 Of a split:
 
-    images: ["a/{stem}.jpg", "b/{stem}.jpg"]    # several patterns; labels and unlabelled likewise
+    images: ["a/{stem}.jpg", "b/{stem}.jpg"]    # several patterns; labels and unlabeled likewise
     list: train.txt                       # only these: stems, or paths below root, one a line, # comments
     subset: true                          # images without a label, and names in the list without an image, are left out
-    unlabelled: "more/{stem}.jpg"         # images without a label; with images and labels, or alone
+    unlabeled: "more/{stem}.jpg"         # images without a label; with images and labels, or alone
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _read_splits(file: Path, content: Any) -> dict[str, CustomSplit]:
         if not isinstance(split, str) or not re.fullmatch(r"\w+", split):
             raise _wrong(file, key, "the name of a split should be a word, such as train", split)
         values = _mapping(file, key, values, SPLIT_KEYS)
-        wanted = ("images", "labels") if {"images", "labels"} & values.keys() or "unlabelled" not in values else ()
+        wanted = ("images", "labels") if {"images", "labels"} & values.keys() or "unlabeled" not in values else ()
         patterns = {
             what: _read_patterns(file, f"{key}.{what}", values.get(what))
             for what in PATTERN_KEYS

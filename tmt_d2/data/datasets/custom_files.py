@@ -12,7 +12,7 @@ from tmt_d2.data.image_lists import ImageNames, shown
 from tmt_d2.data.reader import DataError
 from tmt_d2.errors import UserError
 
-PATTERN_KEYS = ("images", "labels", "unlabelled")
+PATTERN_KEYS = ("images", "labels", "unlabeled")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class CustomSplit:
     """What the YAML file says of one split.
 
     Attributes:
-        patterns: by key of ``PATTERN_KEYS``, below the data set's root; images and labels, or unlabelled, or all three.
+        patterns: by key of ``PATTERN_KEYS``, below the data set's root; images and labels, or unlabeled, or all three.
         list_file: names the images of the split.
         subset: images without a label, and names of `list_file` without an image, are no error.
     """
@@ -56,20 +56,20 @@ class CustomDataSet:
         files = {key: self._find(split, key, patterns) for key, patterns in wanted.patterns.items()}
         absent: list[str] = []
         if wanted.list_file is not None:
-            key = "images" if "images" in files else "unlabelled"
+            key = "images" if "images" in files else "unlabeled"
             files[key], absent = self._listed(split, key, files[key], wanted.list_file)
             if key == "images":
                 files["labels"] = {stem: path for stem, path in files["labels"].items() if stem in files["images"]}
         listing = pair(files.get("images", {}), files.get("labels", {}))
         listing.absent, listing.subset = absent, wanted.subset
-        unlabelled, labelled = files.get("unlabelled", {}), {image for image, _ in listing.pairs.values()}
-        listing.unlabelled = {stem: path for stem, path in sorted(unlabelled.items()) if path not in labelled}
-        for stem in listing.unlabelled.keys() & listing.pairs.keys():
+        unlabeled, labeled = files.get("unlabeled", {}), {image for image, _ in listing.pairs.values()}
+        listing.unlabeled = {stem: path for stem, path in sorted(unlabeled.items()) if path not in labeled}
+        for stem in listing.unlabeled.keys() & listing.pairs.keys():
             raise DataError(
-                f"{self.file}: splits.{split}.unlabelled: {unlabelled[stem]} has the name {stem!r}, as the labelled "
+                f"{self.file}: splits.{split}.unlabeled: {unlabeled[stem]} has the name {stem!r}, as the labeled "
                 f"{listing.pairs[stem][0]}; capture the folder as well: {{folder}}/{{stem}}"
             )
-        meant = set(unlabelled.values())
+        meant = set(unlabeled.values())
         listing.images_alone = [path for path in listing.images_alone if path not in meant]
         return listing
 

@@ -28,7 +28,7 @@ class Listing:
         images_alone: images without a label. labels_alone: labels without an image.
         left_out: pairs that are known to be bad, and are not in `pairs`.
         absent: stems that the data set's list of the split names, but of which no image is there.
-        unlabelled: stem -> image that is meant to have no label, sorted by stem.
+        unlabeled: stem -> image that is meant to have no label, sorted by stem.
         subset: only a part of the data set is on disk, on purpose.
     """
 
@@ -37,7 +37,7 @@ class Listing:
     labels_alone: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
-    unlabelled: dict[str, str] = field(default_factory=dict)
+    unlabeled: dict[str, str] = field(default_factory=dict)
     subset: bool = False
 
 

@@ -21,7 +21,7 @@ from tmt_d2.data.class_lists import ClassList
 from tmt_d2.data.datasets import label_spaces, layouts
 from tmt_d2.data.datasets.label_spaces import IGNORE, SYNTHIA_13, SYNTHIA_16, LabelSpace, class_list
 from tmt_d2.data.datasets.layouts import Layout, Listing
-from tmt_d2.data.labelled import LABEL
+from tmt_d2.data.labeled import LABEL
 from tmt_d2.data.reader import DataError, has_header, read_image, read_label
 from tmt_d2.errors import UserError, did_you_mean
 
@@ -152,7 +152,7 @@ def common_classes(splits: Sequence[str]) -> ClassList:
     return classes
 
 
-def labelled_records(splits: Sequence[str]) -> list[Record]:
+def labeled_records(splits: Sequence[str]) -> list[Record]:
     """Those of registered splits that have a label.
 
     Raises:
@@ -208,26 +208,26 @@ def check_readable(records: Sequence[Record]) -> None:
             read_record_label(record)
 
 
-def to_records(name: str, listing: Listing, label_space: LabelSpace, unlabelled_allowed: bool = False) -> list[Record]:
+def to_records(name: str, listing: Listing, label_space: LabelSpace, unlabeled_allowed: bool = False) -> list[Record]:
     """One dict per pair, as Detectron2's catalogs want them, then one without ``sem_seg_file_name`` per image that is
     meant to have no label; says in the log what was left out.
 
     Raises:
-        DataError: there is neither, or an image lacks a label where that is not `unlabelled_allowed`, nor the split a
+        DataError: there is neither, or an image lacks a label where that is not `unlabeled_allowed`, nor the split a
             subset on purpose.
     """
     alone = len(listing.images_alone)
-    may_be_alone = unlabelled_allowed or listing.subset or MetadataCatalog.get(name).get("subset", False)
+    may_be_alone = unlabeled_allowed or listing.subset or MetadataCatalog.get(name).get("subset", False)
     if alone and not (may_be_alone and listing.pairs):
         way_out = "; DATASETS.SUBSETS, or `subset: true` in a YAML file, leaves such out" if listing.pairs else ""
         raise DataError(f"{name}: {alone} images have no label, the first is {listing.images_alone[0]}{way_out}")
-    if not (listing.pairs or listing.unlabelled):
+    if not (listing.pairs or listing.unlabeled):
         raise DataError(
             f"{name}: no frame of this split is on disk; `python -m tmt_d2.cli.check_data` says what is there"
         )
     logger.info("%s: %d images, labels read as %s", name, len(listing.pairs), label_space.name)
-    if listing.unlabelled:
-        logger.info("%s: %d images without a label", name, len(listing.unlabelled))
+    if listing.unlabeled:
+        logger.info("%s: %d images without a label", name, len(listing.unlabeled))
     if listing.left_out:
         logger.info("%s: left out %d known bad frames", name, len(listing.left_out))
     if listing.absent:
@@ -240,7 +240,7 @@ def to_records(name: str, listing: Listing, label_space: LabelSpace, unlabelled_
         for stem, (image, label) in listing.pairs.items()
     ]
     return pairs + [
-        {"file_name": image, "image_id": stem, "dataset": name} for stem, image in listing.unlabelled.items()
+        {"file_name": image, "image_id": stem, "dataset": name} for stem, image in listing.unlabeled.items()
     ]
 
 
@@ -248,5 +248,5 @@ def _load(family: str, split: str) -> list[Record]:
     data_set = DATA_SETS[family]
     listing = data_set.layout.listing(dataset_root(), split)
     # An older archive of BDD100K has a handful of images without labels.
-    unlabelled_allowed = data_set.layout is layouts.BDD100K
-    return to_records(split_name(family, split), listing, data_set.label_space, unlabelled_allowed)
+    unlabeled_allowed = data_set.layout is layouts.BDD100K
+    return to_records(split_name(family, split), listing, data_set.label_space, unlabeled_allowed)

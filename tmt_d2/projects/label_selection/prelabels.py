@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from tmt_d2.data.datasets.label_spaces import IGNORE, LabelSpace
-from tmt_d2.data.labelled import LABEL
+from tmt_d2.data.labeled import LABEL
 from tmt_d2.data.reader import read_image_of, read_pair
 from tmt_d2.errors import UserError
 from tmt_d2.inference.folder import png_path, write_png

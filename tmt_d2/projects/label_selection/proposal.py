@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from tmt_d2.data.image_lists import ImageNames, list_line, write_names
-from tmt_d2.data.labelled import named
+from tmt_d2.data.labeled import named
 from tmt_d2.data.reader import read_image
 from tmt_d2.inference.predictor import Predictor
 from tmt_d2.inference.streaming import Pictures

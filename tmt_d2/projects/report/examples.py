@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tmt_d2.adaptation.methods import OURS
 from tmt_d2.config import setup_cfg
 from tmt_d2.data.datasets.label_spaces import IGNORE, LabelSpace
-from tmt_d2.data.datasets.registration import labelled_records
+from tmt_d2.data.datasets.registration import labeled_records
 from tmt_d2.data.maps import STRIDES
 from tmt_d2.data.reader import read_pair
 from tmt_d2.engine.checkpoint.checkpointer import FINAL
@@ -75,7 +75,7 @@ def examples(results: Results, images: int, labels: Labels) -> list[Example]:
     views: dict[str, dict[str, str]] = {}
     for run in [*source, *runs]:
         loaded = LoadedModel.load(str(run.folder / "config.yaml"), str(run.folder / f"{FINAL}.pth"))
-        for record in labelled_records(names)[:images]:
+        for record in labeled_records(names)[:images]:
             new = _views(loaded, record, run.method or "source model")
             views.setdefault(record["file_name"], {}).update({key: data_uri(view) for key, view in new.items()})
     keys = legend_of(label_space_for(loaded.model, names[0]))
@@ -107,7 +107,7 @@ def worst(results: Results, count: int, labels: Labels) -> Worst:
     loaded = LoadedModel.load(str(runs[0].folder / "config.yaml"), str(runs[0].folder / f"{FINAL}.pth"))
     sheets: dict[str, list[Thumbnail]] = {"largest error": [], "highest mean T": []}
     measured: list[tuple[float, Mapping[str, float]]] = []
-    for record in tqdm(labelled_records(cfg.DATASETS.TEST), desc="worst pictures", unit="picture"):
+    for record in tqdm(labeled_records(cfg.DATASETS.TEST), desc="worst pictures", unit="picture"):
         thumbnail, doubts = _thumbnail(loaded, record)
         measured.append((thumbnail.error, doubts))
         sheets["largest error"].append(thumbnail)

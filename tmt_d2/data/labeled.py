@@ -1,4 +1,4 @@
-"""Which pictures of the target count as labelled."""
+"""Which pictures of the target count as labeled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class LabelChoice:
-    """Which pictures of the target count as labelled: the keys of TRANSFER with these names.
+    """Which pictures of the target count as labeled: the keys of TRANSFER with these names.
 
     fraction, count, seed: as of ``label_subset``. file: of names or image ids, one a line, instead; empty: none.
     """
@@ -39,7 +39,7 @@ class LabelChoice:
         all_of_them = {"LABELLED": "", "LABEL_COUNT": 0, "LABEL_FRACTION": 1.0}
         said = [f"{key} {transfer[key]}" for key, every in all_of_them.items() if transfer[key] != every]
         if len(said) > 1:
-            raise UserError(f"TRANSFER.{' and '.join(said)} all say which pictures are labelled: set one of them")
+            raise UserError(f"TRANSFER.{' and '.join(said)} all say which pictures are labeled: set one of them")
         return cls(transfer.LABEL_FRACTION, transfer.LABEL_COUNT, seed if seed >= 0 else cfg.SEED, transfer.LABELLED)
 
     @property
@@ -72,7 +72,7 @@ def label_subset(records: Sequence[Record], fraction: float, seed: int, count: i
     if not 0 < fraction <= 1:
         raise UserError(f"TRANSFER.LABEL_FRACTION={fraction}: must be above 0 and at most 1, e.g. 0.125")
     if count > len(records):
-        raise UserError(f"TRANSFER.LABEL_COUNT is {count}: DATASETS.TRAIN has {len(records)} labelled images")
+        raise UserError(f"TRANSFER.LABEL_COUNT is {count}: DATASETS.TRAIN has {len(records)} labeled images")
     by_id = sorted(range(len(records)), key=lambda i: (str(records[i]["dataset"]), str(records[i]["image_id"])))
     shuffled = np.random.default_rng(seed).permutation(by_id)
     chosen = sorted(shuffled[: count or max(1, round(len(records) * fraction))].tolist())
@@ -86,7 +86,7 @@ def listed(records: Sequence[Record], file: str) -> list[Record]:
         UserError: as ``named``.
     """
     names = ImageNames([str(record["file_name"]) for record in records], [[str(each["image_id"])] for each in records])
-    return [records[i] for i in named("TRANSFER.LABELLED", file, names, "labelled images of DATASETS.TRAIN")]
+    return [records[i] for i in named("TRANSFER.LABELLED", file, names, "labeled images of DATASETS.TRAIN")]
 
 
 def named(key: str, file: str, names: ImageNames, what: str) -> list[int]:

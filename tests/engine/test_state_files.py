@@ -16,7 +16,6 @@ from tmt_d2.engine.checkpoint.checkpointer import SUPERSEDED, TMTCheckpointer
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.records import BEGINNING, STAGE_RECORD, _read_beginning, read_record, read_values
 from tmt_d2.experiments.results import read_results
-from tmt_d2.projects.label_selection.prelabels import BEGUN, FOLDER, begin
 from tmt_d2.utils.files import read_json, read_json_lines, read_npz, write_json
 
 TEXTS = (b"", b"{", b"[1, 2]", b"null", b"\xff\xfe{}", b'{"a": 1}x', b"[" * 100_000)
@@ -38,7 +37,6 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "report": (STAGE_RECORD, read_results),
     "best": ("best.json", best_of),
     "superseded": (SUPERSEDED, superseded),
-    "prelabels": (BEGUN, lambda folder: begin(folder, {"budget": 3})),
 }
 
 
@@ -46,7 +44,6 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
 def test_damaged_json_is_named(name: str, text: bytes, tmp_path: Path) -> None:
     file, read = READERS[name]
-    (tmp_path / FOLDER).mkdir()
     (tmp_path / file).write_bytes(text)
     with pytest.raises(UserError, match=file) as caught:
         read(tmp_path)

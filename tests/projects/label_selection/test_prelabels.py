@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -23,9 +21,8 @@ from tmt_d2.data.reader import read_label
 from tmt_d2.errors import UserError
 from tmt_d2.inference.predictor import Prediction, Predictor
 from tmt_d2.projects.label_selection import command as select_labels
-from tmt_d2.projects.label_selection import prelabels
 from tmt_d2.projects.label_selection.pool import Pool
-from tmt_d2.projects.label_selection.prelabels import POLYGONS, begin, check_free, mask_annotations, write_prelabels
+from tmt_d2.projects.label_selection.prelabels import POLYGONS, mask_annotations, write_prelabels
 
 
 def painted(annotations: list[dict[str, Any]], size: tuple[int, int]) -> np.ndarray:
@@ -167,72 +164,27 @@ def test_files_of_the_chosen_pictures(tmp_path: Path) -> None:
     assert [(each["category_id"], each["area"], each["score"]) for each in found] == [(1, 20, 0.9), (2, 20, 0.6)]
     assert np.array_equal(painted(found, (5, 8)), expected)
     assert len(coco.getAnnIds()) == len(set(coco.getAnnIds())) == 4
-    with pytest.raises(UserError, match=r"prelabels is there, and may have been corrected: move it, or choose another"):
-        check_free(tmp_path)
 
 
-class Killed(Halves):
-    """Gone at the third picture."""
+def test_a_killed_run_starts_again_and_a_finished_one_is_kept(tmp_path: Path) -> None:
+    class Killed(Halves):
+        calls = 0
 
-    def __init__(self) -> None:
-        self.asked = 0
+        def __call__(self, pixels: np.ndarray, channels: str) -> Prediction:
+            self.calls += 1
+            if self.calls == 3:
+                raise KeyboardInterrupt
+            return super().__call__(pixels, channels)
 
-    def __call__(self, pixels: np.ndarray, channels: str) -> Prediction:
-        self.asked += 1
-        if self.asked == 3:
-            raise KeyboardInterrupt
-        return super().__call__(pixels, channels)
-
-
-def test_a_killed_run_goes_on_and_keeps_what_a_person_has_corrected(tmp_path: Path) -> None:
-    pool, asked = pool_of(tmp_path / "p", ["a", "b", "c"]), {"--confidence": 0.1, "pictures": ["a", "b", "c"]}
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    for folder in (whole, out):
-        folder.mkdir()
-        begin(folder, asked)
-    write_prelabels(whole, pool, [0, 1, 2], Halves())  # type: ignore[arg-type]
+    pool = pool_of(tmp_path / "p", ["a", "b", "c"])
     with pytest.raises(KeyboardInterrupt):
-        write_prelabels(out, pool, [0, 1, 2], Killed())  # type: ignore[arg-type]
-    assert sorted(file.name for file in (out / "prelabels").iterdir()) == ["a.png", "b.png"]
-    assert not (out / "prelabels.json").exists()
-
-    for other, message in (
-        (asked | {"--confidence": 0.2}, "--confidence"),
-        (asked | {"pictures": ["a"]}, "pictures"),
-    ):
-        with pytest.raises(UserError, match=message):
-            begin(out, other)
-    before = (out / "prelabels" / "a.png").stat().st_mtime_ns
-    (out / "prelabels" / f".c.png.{os.getpid()}.tmp").write_bytes(b"half")
-    begin(out, asked)
-    write_prelabels(out, pool, [0, 1, 2], Halves())  # type: ignore[arg-type]
-    assert (out / "prelabels" / "a.png").stat().st_mtime_ns == before
-    files = [sorted(str(each.relative_to(folder)) for each in folder.rglob("*")) for folder in (out, whole)]
-    assert files[0] == files[1] == ["prelabels", "prelabels.json", *(f"prelabels/{name}.png" for name in "abc")]
-    assert (out / "prelabels.json").read_bytes() == (whole / "prelabels.json").read_bytes()
-    with pytest.raises(UserError, match=r"prelabels is there, and may have been corrected: move it, or choose another"):
-        begin(out, asked)
-
-
-def test_a_file_that_was_corrected_before_the_run_went_on_is_what_the_json_says(tmp_path: Path) -> None:
-    pool = pool_of(tmp_path / "p", ["a", "b"])
-    begin(tmp_path, {})
-    corrected = np.full((5, 8), 1, np.uint8)
-    (tmp_path / "prelabels").mkdir()
-    cv2.imwrite(str(tmp_path / "prelabels" / "a.png"), corrected)
-    write_prelabels(tmp_path, pool, [0, 1], Halves())  # type: ignore[arg-type]
-    assert np.array_equal(png(tmp_path / "prelabels" / "a.png"), corrected)
-    found = json.loads((tmp_path / "prelabels.json").read_text())["annotations"]
-    assert [(each["category_id"], each["area"], each["score"]) for each in found if each["image_id"] == 1] == [
-        (2, 40, 0.75)  # the mean of 0.9 and 0.6: how sure the model was there, whatever of
-    ]
-    for pixels, message in (
-        (np.full((5, 8), 7, np.uint8), "a.png: ids 7 are not defined in the model's class list"),
-        (corrected[:, 1:], "a.jpg is 8x5, but its label .*a.png is 7x5"),
-    ):
-        cv2.imwrite(str(tmp_path / "prelabels" / "a.png"), pixels)
-        with pytest.raises(UserError, match=message):
-            write_prelabels(tmp_path, pool, [0, 1], Halves())  # type: ignore[arg-type]
+        write_prelabels(tmp_path, pool, [0, 1, 2], Killed())  # type: ignore[arg-type]
+    assert not (tmp_path / "prelabels").exists() and not (tmp_path / "prelabels.json").exists()
+    write_prelabels(tmp_path, pool, [1, 2], Halves())  # type: ignore[arg-type]
+    assert sorted(file.name for file in (tmp_path / "prelabels").iterdir()) == ["b.png", "c.png"]
+    with pytest.raises(UserError) as error:
+        write_prelabels(tmp_path, pool, [0], Halves())  # type: ignore[arg-type]
+    assert error.value.key == str(tmp_path / "prelabels")
 
 
 def test_pixels_that_are_not_confident_are_255_in_both_files(tmp_path: Path) -> None:
@@ -253,44 +205,30 @@ def command(folder: Path, *more: str) -> int:
     return select_labels.main([*words, "--target", str(folder / "p"), "--output", str(folder / "out"), *more])
 
 
-@pytest.mark.parametrize(
-    "words, message",
-    [
-        ("--prelabels --confidence 1", "--confidence"),
-        ("--confidence 0.1", "--confidence"),
-    ],
-)
-def test_errors_of_the_command(words: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=message):
+@pytest.mark.parametrize("words", ["--prelabels --confidence 1", "--confidence 0.1"])
+def test_errors_of_the_command(words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
         command(tmp_path, *words.split())
+    assert error.value.key == "--confidence"
 
 
 @pytest.mark.slow
-def test_the_command_pre_labels_what_it_proposes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_pre_labels_the_proposed_images(tmp_path: Path) -> None:
     cfg = tiny_cfg(INPUT__MIN_SIZE_TEST=0)
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
     (tmp_path / "model.yaml").write_text(cfg.dump())
     pool_of(tmp_path / "p", ["0", "1", "2"], (75, 91))
-    with monkeypatch.context() as patch:
-        patch.setattr(prelabels, "mask_annotations", Mock(side_effect=[[], KeyboardInterrupt]))
-        with pytest.raises(KeyboardInterrupt):
-            command(tmp_path, "--prelabels", "--confidence", "0.06")
-    with pytest.raises(UserError, match="--confidence"):
-        command(tmp_path, "--prelabels", "--confidence", "0.07")
-    assert command(tmp_path, "--prelabels", "polygons", "--confidence", "0.06") == 0  # these are in the JSON file only
-    assert f"correct {tmp_path}/out/prelabels; train with" in capsys.readouterr().out
+    assert command(tmp_path, "--prelabels", "polygons", "--confidence", "0.06") == 0
     proposed = (tmp_path / "out" / "selected.txt").read_text().split()
-    found = json.loads((tmp_path / "out" / "prelabels.json").read_text())
-    assert [image["file_name"] for image in found["images"]] == proposed and not found["annotations"][0]["iscrowd"]
+    coco = json.loads((tmp_path / "out" / "prelabels.json").read_text())
+    assert [image["file_name"] for image in coco["images"]] == proposed and not coco["annotations"][0]["iscrowd"]
     predictor = Predictor.from_config(str(tmp_path / "model.yaml"), str(tmp_path / "model.pth"))
     for name in proposed:
         labels = png(tmp_path / "out" / "prelabels" / f"{Path(name).stem}.png")
-        given = labels != 255
-        assert given.mean() > 0
-        assert np.array_equal(labels[given], predictor(tmp_path / "p" / name).labels.numpy()[given])
-    with pytest.raises(UserError, match="prelabels is there, and may have been corrected"):
+        confident = labels != 255
+        assert confident.mean() > 0
+        assert np.array_equal(labels[confident], predictor(tmp_path / "p" / name).labels.numpy()[confident])
+    with pytest.raises(UserError) as error:
         command(tmp_path, "--prelabels")
-    assert command(tmp_path) == 0  # without, everything else is written anew
-    assert not (tmp_path / "out" / "prelabels.begun.json").exists()
+    assert error.value.key == str(tmp_path / "out" / "prelabels")
+    assert command(tmp_path) == 0  # everything else is written again

@@ -1,4 +1,4 @@
-"""What to label next: rows by brute force, each strategy by hand, going on after a kill, lists and their errors."""
+"""Selection of images: statistics by brute force, strategies by hand, resume, output files."""
 
 from __future__ import annotations
 
@@ -19,17 +19,11 @@ from tmt_d2.inference.predictor import Predictor
 from tmt_d2.inference.streaming import find_pictures
 from tmt_d2.projects.label_selection import command as select_labels
 from tmt_d2.projects.label_selection import pool as pool_module
-from tmt_d2.projects.label_selection.pool import Describer, Pool, describe, fill
-from tmt_d2.projects.label_selection.proposal import (
-    labelled_indices,
-    rows_of,
-    write_list,
-    write_page,
-    write_table,
-)
-from tmt_d2.projects.label_selection.strategies import AUTO, STRATEGIES
-from tmt_d2.projects.label_selection.strategies.interface import Choice, Question
+from tmt_d2.projects.label_selection.pool import ImageScorer, Pool, score_pool, write_scores
+from tmt_d2.projects.label_selection.proposal import labeled_indices, selected_images, write_page, write_table
+from tmt_d2.projects.label_selection.strategies import AUTO, STRATEGIES, Selection
 
+NONE = np.zeros(0, np.int64)
 CORNERS = np.array([[0, 0], [0, 1], [5, 0], [5, 1], [5, 0.4], [0, 9]], np.float32)  # three places
 
 
@@ -46,38 +40,38 @@ def made(features: Any = CORNERS, **arrays: Any) -> Pool:
     return Pool(names, [f"/d/{name}.png" for name in names], features, **{**values, **arrays})
 
 
-def ask(strategy: str, pool: Pool, budget: int, labelled: Any = (), seed: int = 0) -> Choice:
-    question = Question(pool, budget, np.array(labelled, np.int64), np.random.default_rng(seed))
-    return STRATEGIES[strategy](question)
+def select(strategy: str, pool: Pool, budget: int, labeled: Any = (), seed: int = 0) -> Selection:
+    return STRATEGIES[strategy](pool, budget, np.array(labeled, np.int64), np.random.default_rng(seed))
 
 
-@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "domain"])
-def test_so_many_different_unlabelled_ones_the_same_for_the_same_seed(strategy: str) -> None:
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_selections_are_distinct_unlabeled_and_repeatable(strategy: str) -> None:
     rng = np.random.default_rng(1)
-    pool = made(rng.normal(size=(40, 5)), classes=rng.dirichlet(np.ones(3), 40))
-    labelled = [3, 4, 30]
-    chosen = ask(strategy, pool, 10, labelled).indices
-    assert len(chosen) == len(set(chosen)) == 10 and not set(chosen) & set(labelled)
-    assert chosen == ask(strategy, pool, 10, labelled).indices
-    assert sorted(ask(strategy, pool, 37, labelled).indices) == sorted(set(range(40)) - set(labelled))
+    pool = made(rng.normal(size=(40, 5)), domain=rng.normal(size=40))
+    labeled = [3, 4, 30]
+    selected = select(strategy, pool, 10, labeled).indices
+    assert len(selected) == len(set(selected)) == 10 and not set(selected) & set(labeled)
+    assert selected == select(strategy, pool, 10, labeled).indices
+    assert sorted(select(strategy, pool, 37, labeled).indices) == sorted(set(range(40)) - set(labeled))
 
 
-def test_random_is_another_choice_for_another_seed() -> None:
+def test_random_depends_on_the_seed() -> None:
     pool = made(np.zeros((50, 2)))
-    assert ask("random", pool, 5, seed=1).indices != ask("random", pool, 5, seed=2).indices
+    assert select("random", pool, 5, seed=1).indices != select("random", pool, 5, seed=2).indices
 
 
-def test_uncertain_ones_first() -> None:
+def test_uncertain_images_first() -> None:
     pool = made(entropy=np.array([0.1, 0.5, 0.2, 0.9, 0.3, 0.0]), margin=np.array([0.9, 0.1, 0.5, 0.4, 0.8, 0.2]))
-    assert ask("entropy", pool, 3).indices == [3, 1, 4]
-    assert ask("entropy", pool, 2, labelled=[3]).indices == [1, 4]
-    assert ask("margin", pool, 3).indices == [1, 5, 3]
+    assert select("entropy", pool, 3).indices == [3, 1, 4]
+    assert select("entropy", pool, 2, labeled=[3]).indices == [1, 4]
+    assert select("margin", pool, 3).indices == [1, 5, 3]
 
 
-def test_domain_takes_what_is_least_like_the_source_and_needs_an_estimator() -> None:
-    assert ask("domain", made(domain=np.array([0.0, 3.0, -1.0, 9.0, 2.0, 1.0])), 3).indices == [3, 1, 4]
-    with pytest.raises(UserError, match="--strategy domain needs a model with trained discriminators"):
-        ask("domain", made(), 1)
+def test_domain_selects_images_unlike_the_source_and_needs_an_estimator() -> None:
+    assert select("domain", made(domain=np.array([0.0, 3.0, -1.0, 9.0, 2.0, 1.0])), 3).indices == [3, 1, 4]
+    with pytest.raises(UserError) as error:
+        select("domain", made(), 1)
+    assert error.value.key == "--strategy"
 
 
 def test_kcenter_is_greedy_farthest_first() -> None:
@@ -86,65 +80,61 @@ def test_kcenter_is_greedy_farthest_first() -> None:
     expected = [7]
     for _ in range(6):
         expected.append(int(np.argmax(distances[:, expected].min(1))))
-    assert ask("kcenter", pool, 6, labelled=[7]).indices == expected[1:]
+    assert select("kcenter", pool, 6, labeled=[7]).indices == expected[1:]
     nearest_to_mean = int(np.argmin(np.linalg.norm(pool.features - pool.features.mean(0), axis=1)))
-    assert ask("kcenter", pool, 3).indices[0] == nearest_to_mean
+    assert select("kcenter", pool, 3).indices[0] == nearest_to_mean
 
 
-def test_kmeans_takes_one_of_each_cluster_the_largest_first_and_what_is_labelled_is_covered() -> None:
-    chosen = ask("kmeans", made(), 3)
-    assert chosen.indices[0] == 4  # the middle one of the three at (5, ...)
-    assert set(chosen.indices[1:]) - {0, 1} == {5}
-    assert chosen.clusters is not None and len(set(chosen.clusters[[2, 3, 4]])) == 1
-    after = ask("kmeans", made(), 2, labelled=[2])
-    assert set(after.indices) - {0, 1} == {5}  # nothing of the labelled cluster
+def test_kmeans_selects_from_each_cluster_and_counts_labeled_images() -> None:
+    selection = select("kmeans", made(), 3)
+    assert selection.indices[0] == 4  # the middle one of the three at (5, ...), the largest cluster
+    assert set(selection.indices[1:]) - {0, 1} == {5}
+    assert selection.clusters is not None and len(set(selection.clusters[[2, 3, 4]])) == 1
+    after = select("kmeans", made(), 2, labeled=[2])
+    assert set(after.indices) - {0, 1} == {5}  # none of the labeled cluster
+
+
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+def test_kmeans_with_coinciding_images_takes_a_second_one_of_each_cluster() -> None:
+    pool = made(np.array([[0, 0], [0, 0], [0, 0], [9, 9]], np.float32))
+    assert sorted(select("kmeans", pool, 3).indices[:2]) in ([0, 3], [1, 3], [2, 3])
+    assert len(set(select("kmeans", pool, 4).indices)) == 4
 
 
 def test_clue_moves_to_where_predictions_are_uncertain() -> None:
     line = np.linspace(0, 1, 101)[:, None].repeat(2, 1)
     uncertain = np.where(np.arange(101) > 80, 1.0, 0.01)
-    plain, weighted = (ask(name, made(line, entropy=uncertain), 1).indices[0] for name in ("kmeans", "clue"))
+    plain, weighted = (select(name, made(line, entropy=uncertain), 1).indices[0] for name in ("kmeans", "clue"))
     assert plain == 50 and weighted > 80
 
 
-def test_coverage_by_hand() -> None:
-    classes = np.array([[1.0, 0, 0], [0.9, 0.1, 0], [0, 0.5, 0.5], [1.0, 0, 0]])
-    pool = made(np.zeros((4, 2)), classes=classes)
-    means = classes.mean(0)
-    gains = np.sqrt(classes / means).sum(1)
-    first = int(np.argmax(gains))
-    second = max(set(range(4)) - {first}, key=lambda i: np.sqrt((classes[first] + classes[i]) / means).sum())
-    assert ask("coverage", pool, 2).indices == [first, second]
-    assert first == 2 and second == 1  # the picture with something else, not the second one full of the first class
-
-
-def write_pictures(folder: Path, count: int = 5, size: tuple[int, int] = (37, 91)) -> None:
+def write_images(folder: Path, count: int = 5, size: tuple[int, int] = (37, 91)) -> None:
     rng = np.random.default_rng(0)
     folder.mkdir()
     for index in range(count):
         cv2.imwrite(str(folder / f"{index}.png"), rng.integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
-def describer_of(model: Any) -> Describer:
-    return Describer(model, min_size=0, max_size=1000, image_format="RGB")
+def scorer_of(model: Any) -> ImageScorer:
+    return ImageScorer(model, min_size=0, max_size=1000, image_format="RGB")
 
 
 @pytest.fixture
-def describer(build_tiny: Build) -> Describer:
+def scorer(build_tiny: Build) -> ImageScorer:
     torch.manual_seed(0)
-    return describer_of(build_tiny("MaskFormer"))
+    return scorer_of(build_tiny("MaskFormer"))
 
 
-def test_rows_are_those_of_the_scores_whatever_the_batch(describer: Describer, tmp_path: Path) -> None:
-    write_pictures(tmp_path / "p")
-    pictures = find_pictures(str(tmp_path / "p"))
-    pool = describe(describer, pictures, tmp_path / "a", {}, batch=2)
-    alone = describe(describer, pictures, tmp_path / "b", {}, batch=1)
+def test_statistics_by_brute_force_for_any_batch_size(scorer: ImageScorer, tmp_path: Path) -> None:
+    write_images(tmp_path / "p")
+    images = find_pictures(str(tmp_path / "p"))
+    pool = score_pool(scorer, images, tmp_path / "a", {}, batch_size=2)
+    alone = score_pool(scorer, images, tmp_path / "b", {}, batch_size=1)
     for key in ("features", "entropy", "margin", "classes"):
         assert np.allclose(getattr(pool, key), getattr(alone, key), atol=1e-5)
     assert np.allclose(np.linalg.norm(pool.features, axis=1), np.sqrt(2), atol=1e-5)  # two maps of unit length
     assert np.allclose(pool.classes.sum(1), 1) and np.isnan(pool.domain).all()
-    model = describer.model
+    model = scorer.model
     image = torch.from_numpy(cv2.imread(str(tmp_path / "p" / "0.png"))[..., ::-1].transpose(2, 0, 1).copy())
     with torch.no_grad():
         images = model.preprocess([{"image": image}])
@@ -160,168 +150,152 @@ def test_rows_are_those_of_the_scores_whatever_the_batch(describer: Describer, t
     assert np.allclose(pool.classes[0], shares, atol=1 / 230 + 1e-6)
 
 
-def test_a_model_with_an_estimator_says_how_unlike_the_source_a_picture_is(build_tiny: Build, tmp_path: Path) -> None:
-    write_pictures(tmp_path / "p", 2)
-    describer = describer_of(build_tiny("TransferableMaskFormer"))
-    pool = describe(describer, find_pictures(str(tmp_path / "p")), tmp_path / "a", {})
+def test_domain_logits_of_a_model_with_an_estimator(build_tiny: Build, tmp_path: Path) -> None:
+    write_images(tmp_path / "p", 2)
+    scorer = scorer_of(build_tiny("TransferableMaskFormer"))
+    pool = score_pool(scorer, find_pictures(str(tmp_path / "p")), tmp_path / "a", {})
     assert np.isfinite(pool.domain).all() and pool.domain[0] != pool.domain[1]
 
 
-def test_it_goes_on_where_it_was_killed_and_names_what_is_broken(
-    describer: Describer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def first_files(folder: Path) -> dict[Path, int]:
+    return {file: file.stat().st_mtime_ns for file in folder.glob("pool_00000*")}
+
+
+def test_resume_after_a_kill_and_broken_images(
+    scorer: ImageScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_pictures(tmp_path / "p")
-    (tmp_path / "p" / "3.png").write_bytes(b"no picture")
-    monkeypatch.setattr(pool_module, "PART", 2)
-    pictures, folder = find_pictures(str(tmp_path / "p")), tmp_path / "pool"
-    asked: list[int] = []
+    write_images(tmp_path / "p")
+    (tmp_path / "p" / "3.png").write_bytes(b"no image")
+    monkeypatch.setattr(pool_module, "IMAGES_PER_FILE", 2)
+    images, folder = find_pictures(str(tmp_path / "p")), tmp_path / "pool"
+    calls: list[int] = []
 
     def killed(pixels: Any) -> Any:
-        asked.append(len(pixels))
-        if len(asked) == 2:
+        calls.append(len(pixels))
+        if len(calls) == 2:
             raise KeyboardInterrupt
-        return Describer.__call__(describer, pixels)
+        return scorer(pixels)
 
     killing = type("Killing", (), {"image_format": "RGB", "__call__": lambda self, pixels: killed(pixels)})()
     with pytest.raises(KeyboardInterrupt):
-        describe(killing, pictures, folder, {"weights": "w"})
-    assert sorted(file.name for file in folder.iterdir()) == ["pool.json", *[f.name for f in first(folder)]]
-    before = [file.stat().st_mtime_ns for file in first(folder)]
-    pool = describe(describer, pictures, folder, {"weights": "w"})
-    assert before == [file.stat().st_mtime_ns for file in first(folder)] and len(before) == 1
+        score_pool(killing, images, folder, {"weights": "w"})
+    assert not scorer.model.backbone._forward_hooks
+    before = first_files(folder)
+    assert len(before) == 1 and len(list(folder.iterdir())) == 2  # and pool.json
+    pool = score_pool(scorer, images, folder, {"weights": "w"})
+    assert first_files(folder) == before
     assert pool.names == ["0", "1", "2", "4"] and list(pool.broken) == ["3"]
-    whole = describe(describer, pictures, tmp_path / "whole", {"weights": "w"})
+    whole = score_pool(scorer, images, tmp_path / "whole", {"weights": "w"})
     assert np.array_equal(pool.features, whole.features) and pool.broken == whole.broken
-    with pytest.raises(UserError, match="holds what another model said, or of other pictures: choose another --output"):
-        describe(describer, pictures, folder, {"weights": "other"})
+    with pytest.raises(UserError) as error:
+        score_pool(scorer, images, folder, {"weights": "other"})
+    assert error.value.key == str(folder)
+
+
+def test_a_pool_without_a_readable_image(scorer: ImageScorer, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "a.png").write_bytes(b"")
-    with pytest.raises(UserError, match="none of its pictures can be read: "):
-        describe(describer, find_pictures(str(tmp_path / "none")), tmp_path / "n", {})
+    with pytest.raises(UserError) as error:
+        score_pool(scorer, find_pictures(str(tmp_path / "none")), tmp_path / "n", {})
+    assert error.value.key == str(tmp_path / "none")
 
 
-def first(folder: Path) -> list[Path]:
-    return list(folder.glob("pool_00000*"))
-
-
-def test_what_has_changed_is_asked_again(describer: Describer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture that was mended, and with it those of its file only."""
-    write_pictures(tmp_path / "p")
+def test_changed_images_are_scored_again(scorer: ImageScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path / "p")
     sound = (tmp_path / "p" / "1.png").read_bytes()
-    (tmp_path / "p" / "1.png").write_bytes(b"no picture")
-    monkeypatch.setattr(pool_module, "PART", 2)
-    pictures, folder = find_pictures(str(tmp_path / "p")), tmp_path / "pool"
-    assert list(describe(describer, pictures, folder, {}).broken) == ["1"]
+    (tmp_path / "p" / "1.png").write_bytes(b"no image")
+    monkeypatch.setattr(pool_module, "IMAGES_PER_FILE", 2)
+    images, folder = find_pictures(str(tmp_path / "p")), tmp_path / "pool"
+    assert list(score_pool(scorer, images, folder, {}).broken) == ["1"]
     (tmp_path / "p" / "1.png").write_bytes(sound)
-    kept = {file: file.stat().st_mtime_ns for file in folder.glob("pool_*") if file not in first(folder)}
-    pool = describe(describer, pictures, folder, {})
+    kept = {file: file.stat().st_mtime_ns for file in folder.glob("pool_0000[12]*")}
+    pool = score_pool(scorer, images, folder, {})
     assert pool.names == ["0", "1", "2", "3", "4"] and not pool.broken
-    assert len(first(folder)) == 1 and all(file.stat().st_mtime_ns == time for file, time in kept.items())
+    assert len(first_files(folder)) == 1 and all(file.stat().st_mtime_ns == time for file, time in kept.items())
 
 
-def test_processes_share_the_files_and_together_make_the_pool(
-    describer: Describer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_pictures(tmp_path / "p")
-    monkeypatch.setattr(pool_module, "PART", 2)
-    pictures, shared = find_pictures(str(tmp_path / "p")), tmp_path / "shared"
-    names = [[file.name[:10] for file in fill(describer, pictures, shared, {}, 8, rank, 2)] for rank in (0, 1)]
+def test_processes_share_the_files(scorer: ImageScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path / "p")
+    monkeypatch.setattr(pool_module, "IMAGES_PER_FILE", 2)
+    images, shared = find_pictures(str(tmp_path / "p")), tmp_path / "shared"
+    names = [[file.name[:10] for file in write_scores(scorer, images, shared, {}, 8, rank, 2)] for rank in (0, 1)]
     assert names == [["pool_00000", "pool_00002"], ["pool_00001"]]
-    mute = type("Mute", (), {"image_format": "RGB"})()  # nothing is left to ask
-    pool, whole = describe(mute, pictures, shared, {}), describe(describer, pictures, tmp_path / "alone", {})
+    pool = score_pool(None, images, shared, {})  # type: ignore[arg-type]  # nothing is left to score
+    whole = score_pool(scorer, images, tmp_path / "alone", {})
     assert pool.names == whole.names and np.array_equal(pool.features, whole.features)
 
 
-def test_reasons_a_list_and_the_way_back(tmp_path: Path) -> None:
+def test_statistics_of_selected_images_and_their_table(tmp_path: Path) -> None:
     pool = made(domain=np.array([0.0, 2.0, 0.0, 0.0, 0.0, 0.0]))
-    rows = rows_of(pool, Choice([1, 5], np.arange(6)), np.array([0]), ["road", "car", "sky"])
-    assert [(row.rank, row.line, row.cluster) for row in rows] == [(1, "p1.png", 1), (2, "p5.png", 5)]
-    assert rows[0].transferability == pytest.approx(1 / (1 + np.exp(2)))
-    assert (rows[0].nearest, rows[0].distance) == ("p0.png", 1.0)
-    assert (rows[1].nearest, rows[1].distance) == ("p1.png", 8.0)  # of the labelled one and that before it
-    write_list(tmp_path / "list.txt", rows)
-    assert (tmp_path / "list.txt").read_text() == "p1.png\np5.png\n"
-    assert labelled_indices(pool, str(tmp_path / "list.txt")).tolist() == [1, 5]
-    write_table(tmp_path / "t.csv", rows)
+    images = selected_images(pool, Selection([1, 5], np.arange(6)), np.array([0]), ["road", "car", "sky"])
+    assert [(each.rank, each.name, each.cluster) for each in images] == [(1, "p1.png", 1), (2, "p5.png", 5)]
+    assert images[0].transferability == pytest.approx(1 / (1 + np.exp(2)))
+    assert (images[0].nearest, images[0].distance) == ("p0.png", 1.0)  # labeled
+    assert (images[1].nearest, images[1].distance) == ("p1.png", 8.0)  # selected before
+    write_table(tmp_path / "t.csv", images)
     table = list(csv.DictReader((tmp_path / "t.csv").open()))
-    assert [line["picture"] for line in table] == ["p1.png", "p5.png"]
+    assert [line["image"] for line in table] == ["p1.png", "p5.png"]
     assert table[0]["classes"] == "road 0.333; car 0.333; sky 0.333"
-    (tmp_path / "list.txt").write_text("# comment\np1\nnobody.png\n/d/p2.png\n")
-    with pytest.raises(UserError, match="list.txt: 1 of 3 lines are no pictures of the pool: nobody.png"):
-        labelled_indices(pool, str(tmp_path / "list.txt"))
 
 
-def test_names_that_two_folders_share_are_whole_paths_in_the_list() -> None:
-    pool = made(np.zeros((2, 2)))
-    pool.files[:] = ["/a/x.png", "/b/x.png"]
-    rows = rows_of(pool, Choice([0]), np.zeros(0, np.int64), ["a", "b", "c"])
-    assert rows[0].line == "/a/x.png" and rows[0].nearest == "" and rows[0].transferability is None
+def test_names_in_lists_and_back(tmp_path: Path) -> None:
+    pool, file = made(np.zeros((3, 2))), tmp_path / "list.txt"
+    pool.files[:] = ["/a/x.png", "/b/x.png", "/b/y.png"]
+    images = selected_images(pool, Selection([0, 2]), NONE, ["a", "b", "c"])
+    assert [each.name for each in images] == ["/a/x.png", "y.png"]  # two files are x.png
+    assert images[0].nearest == "" and images[0].transferability is None
+    file.write_text("# comment\n/b/x.png\np2\n")
+    assert labeled_indices(pool.names, pool.files, str(file)).tolist() == [1, 2]
+    for line in ("x.png", "nobody.png"):
+        file.write_text(f"y.png\n{line}\n")
+        with pytest.raises(UserError, match=line):
+            labeled_indices(pool.names, pool.files, str(file))
 
 
-def test_a_line_that_two_pictures_answer_to_is_refused(tmp_path: Path) -> None:
-    pool = made(np.zeros((2, 2)))
-    pool.files[:] = ["/a/x.png", "/b/x.png"]
-    (tmp_path / "list.txt").write_text("x.png\n")
-    with pytest.raises(UserError, match="1 of 1 lines are several images: give the whole path: x.png"):
-        labelled_indices(pool, str(tmp_path / "list.txt"))
-    (tmp_path / "list.txt").write_text("/b/x.png\n")
-    assert labelled_indices(pool, str(tmp_path / "list.txt")).tolist() == [1]
-
-
-def test_the_page_stands_alone_and_escapes_names(build_tiny: Build, tmp_path: Path) -> None:
-    write_pictures(tmp_path / "p", 1)
-    file = tmp_path / "p" / "0.png"
-    evil = file.rename(tmp_path / "p" / "<b>&0.png")
+def test_the_page_is_self_contained_and_escapes_names(build_tiny: Build, tmp_path: Path) -> None:
+    write_images(tmp_path / "p", 1)
     pool = made(np.zeros((1, 2)))
-    pool.files[:] = [str(evil)]
-    rows = rows_of(pool, Choice([0]), np.zeros(0, np.int64), ["a", "b", "c"])
+    pool.files[:] = [str((tmp_path / "p" / "0.png").rename(tmp_path / "p" / "<b>&0.png"))]
+    images = selected_images(pool, Selection([0]), NONE, ["a", "b", "c"])
     model = build_tiny("MaskFormer")
     predictor = Predictor(model, inference=model, batched=True, min_size=0, max_size=999, image_format="RGB")
-    write_page(tmp_path / "page.html", rows, predictor, {"strategy": AUTO})
+    write_page(tmp_path / "page.html", images, predictor, {"strategy": AUTO})
     page = (tmp_path / "page.html").read_text()
     assert "&lt;b&gt;&amp;0.png" in page and "<b>&0" not in page
     assert page.count("data:image/jpeg;base64,") == 2 and "http" not in page
 
 
 @pytest.mark.slow
-def test_the_command_from_a_folder_to_a_list_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cfg = tiny_cfg(INPUT__MIN_SIZE_TEST=0)
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
     (tmp_path / "model.yaml").write_text(cfg.dump())
-    write_pictures(tmp_path / "p", 6)
-    (tmp_path / "p" / "5.png").write_bytes(b"no picture")
+    write_images(tmp_path / "p", 6)
+    (tmp_path / "p" / "5.png").write_bytes(b"no image")
+    out, labeled = tmp_path / "out", tmp_path / "list.txt"
 
-    def select(budget: int, *more: str) -> int:
+    def run(budget: int, *more: str) -> int:
         words = ["--config-file", str(tmp_path / "model.yaml"), "--weights", str(tmp_path / "model.pth")]
-        words += ["--target", str(tmp_path / "p"), "--output", str(tmp_path / "out"), "--budget", str(budget)]
+        words += ["--target", str(tmp_path / "p"), "--output", str(out), "--budget", str(budget)]
         return select_labels.main([*words, *more])
 
-    assert select(2) == 1  # one is broken
+    assert run(2) == 1  # one is broken
     assert "left out: 5" in capsys.readouterr().out
-    first = (tmp_path / "out" / "selected.txt").read_text().split()
-    (alone,) = (np.load(file) for file in (tmp_path / "out" / "pool").glob("*.npz"))
-    select(2, "--output", str(tmp_path / "two"), "--num-gpus", "2")
-    (both,) = (np.load(file) for file in (tmp_path / "two" / "pool").glob("*.npz"))
-    assert np.allclose(alone["features"], both["features"], atol=1e-5)
-    with pytest.raises(FileNotFoundError):  # here, not in each of the processes
-        select(2, "--output", str(tmp_path / "three"), "--num-gpus", "2", "--weights", str(tmp_path / "missing.pth"))
-    labelled = tmp_path / "labelled.txt"
-    labelled.write_text("\n".join(first))
-    select(3, "--labelled", str(labelled), "--strategy", "kcenter")
-    second = (tmp_path / "out" / "selected.txt").read_text().split()
+    first = (out / "selected.txt").read_text().split()
+    labeled.write_text("\n".join(first))
+    run(3, "--labeled", str(labeled), "--strategy", "kcenter")
+    second = (out / "selected.txt").read_text().split()
     assert sorted(first + second) == [f"{i}.png" for i in range(5)]
-    assert (tmp_path / "out" / "labelled.txt").read_text().split() == [*sorted(first), *second]
-    assert str(tmp_path / "out" / "labelled.txt") in capsys.readouterr().out
-    assert (tmp_path / "out" / "selected.html").is_file() and (tmp_path / "out" / "selected.csv").is_file()
+    assert (out / "labeled.txt").read_text().split() == [*sorted(first), *second]
+    assert (out / "selected.html").is_file() and (out / "selected.csv").is_file()
     records = [{"file_name": f"/x/{i}.png", "image_id": f"{i}", "dataset": "d"} for i in range(6)]
-    assert [Path(record["file_name"]).name for record in listed(records, str(labelled))] == sorted(first)
-    with pytest.raises(UserError, match="--budget is 4: there are 3 pictures without a label"):
-        select(4, "--labelled", str(labelled))
-    with pytest.raises(UserError, match="lies in --target .*: its pictures would be taken for input next time"):
-        select(1, "--output", str(tmp_path / "p" / "out"))
-    with pytest.raises(UserError, match="holds what another model said"):  # the same weights, other settings
-        select(1, "--", "MODEL.MASK_FORMER.ATTEND_PADDING", "True")
-    with pytest.raises(UserError, match="--seed is -1: it must be at least 0"):
-        select(1, "--seed", "-1")
-    with pytest.raises(UserError, match="--budget is 0: it must be at least 1"):
-        select(0)
+    assert [Path(record["file_name"]).name for record in listed(records, str(labeled))] == sorted(first)
+    for words, key in (
+        (("4", "--labeled", str(labeled)), "--budget"),
+        (("1", "--", "MODEL.MASK_FORMER.ATTEND_PADDING", "True"), str(out / "pool")),  # same weights, other settings
+        (("1", "--seed", "-1"), "--seed"),
+        (("0",), "--budget"),
+    ):
+        with pytest.raises(UserError) as error:
+            run(int(words[0]), *words[1:])
+        assert error.value.key == key

@@ -1,1 +1,1 @@
-"""Which unlabelled pictures to label next: what a model says of them, strategies, and what a person is shown."""
+"""Selection of unlabeled images for annotation. See README.md."""

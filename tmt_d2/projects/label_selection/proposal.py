@@ -1,4 +1,4 @@
-"""A proposal of pictures to label, as files: a list that training reads, a table of reasons, a page to look at."""
+"""Output files of a selection: a list that training reads, a table of the statistics, an HTML page."""
 
 from __future__ import annotations
 
@@ -14,33 +14,36 @@ from typing import Any
 import cv2
 import numpy as np
 
-from tmt_d2.data.image_lists import ImageNames, list_line, write_names
+from tmt_d2.data.image_lists import ImageNames, list_line
 from tmt_d2.data.labeled import named
 from tmt_d2.data.reader import read_image
 from tmt_d2.inference.predictor import Predictor
-from tmt_d2.inference.streaming import Pictures
 from tmt_d2.projects.label_selection.pool import Pool
-from tmt_d2.projects.label_selection.strategies import Choice
+from tmt_d2.projects.label_selection.strategies import Selection
 from tmt_d2.utils.files import atomic_write
 from tmt_d2.visualization.html import templates
 from tmt_d2.visualization.overlays import label_overlay
 
 LIST, TABLE, PAGE = "selected.txt", "selected.csv", "selected.html"
-TRAINING_LIST = "labelled.txt"  # with --labelled: those of that list and the proposed ones
+TRAINING_LIST = "labeled.txt"  # with --labeled: the images of that list and the selected ones
 CLASSES_SHOWN, WIDTH = 4, 420
 
 
 @dataclass(frozen=True)
-class Row:
-    """Why a picture is proposed.
+class SelectedImage:
+    """One selected image.
 
-    rank: from 1. line: what stands in the list. cluster: -1 = none. T: 1 - E of its mean logit; None without an
-    estimator. classes: of the most predicted ones name and share. nearest: the labelled or higher ranked picture with
-    the most similar features, and the distance to it; empty for the first of all.
+    Attributes:
+        rank: from 1.
+        name: in the list.
+        transferability: 1 - E of the mean logit; None without an estimator.
+        cluster: -1 if there is none.
+        classes: name and share of the most predicted classes.
+        nearest, distance: the labeled or higher-ranked image with the most similar features; "" and NaN if none.
     """
 
     rank: int
-    line: str
+    name: str
     file: str
     entropy: float
     margin: float
@@ -51,84 +54,72 @@ class Row:
     distance: float
 
 
-def list_lines(pool: Pool) -> list[str]:
-    """What names each picture in a list: its file's name where that is enough, else the absolute path."""
+def names_in_lists(pool: Pool) -> list[str]:
+    """Return the file name of each image; the absolute path where another image has the same file name."""
     names = [os.path.basename(file) for file in pool.files]
     count = Counter(names)
     return [name if count[name] == 1 else os.path.abspath(file) for name, file in zip(names, pool.files)]
 
 
-@dataclass(frozen=True)
-class Named:
-    """Names and files of pictures, as a pool has them."""
-
-    names: Sequence[str]
-    files: Sequence[str]
-
-    @classmethod
-    def of(cls, pictures: Pictures) -> Named:
-        names, files = zip(*((picture.name, str(picture.record["file_name"])) for picture in pictures))
-        return cls(names, files)
-
-
-def labelled_indices(pool: Pool | Named, file: str) -> np.ndarray:
-    """Which pictures of the pool the lines of a list name: by file name, path, or name in the pool.
+def labeled_indices(names: Sequence[str], files: Sequence[str], list_file: str) -> np.ndarray:
+    """Return the ascending indices of the images that a list names, by file name, path, or name in the pool.
 
     Raises:
-        UserError: as ``named``.
+        UserError: the list cannot be read, or a line names no image or several.
     """
-    names = ImageNames(pool.files, [[name] for name in pool.names])
-    return np.array(named("--labelled", file, names, "pictures of the pool"), np.int64)
+    image_names = ImageNames(files, [[name] for name in names])
+    return np.array(named("--labeled", list_file, image_names, "images of the pool"), np.int64)
 
 
-def rows_of(pool: Pool, choice: Choice, labelled: np.ndarray, class_names: Sequence[str]) -> list[Row]:
-    lines, rows = list_lines(pool), []
-    for rank, index in enumerate(choice.indices, 1):
-        before = [*labelled.tolist(), *choice.indices[: rank - 1]]
+def selected_images(
+    pool: Pool, selection: Selection, labeled: np.ndarray, class_names: Sequence[str]
+) -> list[SelectedImage]:
+    names, images = names_in_lists(pool), []
+    for rank, index in enumerate(selection.indices, 1):
+        earlier = [*labeled.tolist(), *selection.indices[: rank - 1]]
         nearest, distance = "", float("nan")
-        if before:
-            distances = np.linalg.norm(pool.features[before] - pool.features[index], axis=1)
-            nearest, distance = lines[before[int(np.argmin(distances))]], float(distances.min())
-        order = np.argsort(-pool.classes[index], kind="stable")[:CLASSES_SHOWN]
+        if earlier:
+            distances = np.linalg.norm(pool.features[earlier] - pool.features[index], axis=1)
+            nearest, distance = names[earlier[int(np.argmin(distances))]], float(distances.min())
+        shares = pool.classes[index]
+        order = np.argsort(-shares, kind="stable")[:CLASSES_SHOWN]
         domain = float(pool.domain[index])
-        rows.append(
-            Row(
+        images.append(
+            SelectedImage(
                 rank,
-                lines[index],
+                names[index],
                 pool.files[index],
                 float(pool.entropy[index]),
                 float(pool.margin[index]),
                 None if np.isnan(domain) else float(1 / (1 + np.exp(domain))),
-                -1 if choice.clusters is None else int(choice.clusters[index]),
-                [(class_names[i], float(pool.classes[index, i])) for i in order if pool.classes[index, i] > 0],
+                -1 if selection.clusters is None else int(selection.clusters[index]),
+                [(class_names[i], float(shares[i])) for i in order if shares[i] > 0],
                 nearest,
                 distance,
             )
         )
-    return rows
+    return images
 
 
-def write_list(path: Path, rows: Sequence[Row]) -> None:
-    write_names(path, [row.line for row in rows])
-
-
-def write_table(path: Path, rows: Sequence[Row]) -> None:
+def write_table(path: Path, images: Sequence[SelectedImage]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["rank", "picture", "entropy", "margin", "T", "cluster", "classes", "nearest", "distance"])
-    for row in rows:
-        values = ["" if value is None else f"{value:.4f}" for value in (row.entropy, row.margin, row.transferability)]
-        classes = "; ".join(f"{name} {share:.3f}" for name, share in row.classes)
-        cluster = "" if row.cluster < 0 else row.cluster
-        writer.writerow([row.rank, row.line, *values, cluster, classes, row.nearest, f"{row.distance:.4f}"])
+    writer.writerow(["rank", "image", "entropy", "margin", "T", "cluster", "classes", "nearest", "distance"])
+    for image in images:
+        values = (image.entropy, image.margin, image.transferability)
+        numbers = ["" if value is None else f"{value:.4f}" for value in values]
+        classes = "; ".join(f"{name} {share:.3f}" for name, share in image.classes)
+        cluster = "" if image.cluster < 0 else image.cluster
+        writer.writerow([image.rank, image.name, *numbers, cluster, classes, image.nearest, f"{image.distance:.4f}"])
     with atomic_write(path, "w") as file:
         file.write(text.getvalue())
 
 
-def write_page(path: Path, rows: Sequence[Row], predictor: Predictor, about: dict[str, Any]) -> None:
-    """One HTML file that needs nothing else: each picture and what is predicted on it, why, and a box to drop it.
+def write_page(path: Path, images: Sequence[SelectedImage], predictor: Predictor, facts: dict[str, Any]) -> None:
+    """Write one self-contained HTML file: every image, its prediction, its statistics, and a box to deselect it.
 
-    about: facts for the head of the page, in their order.
+    Args:
+        facts: name -> value, for the head of the page.
     """
 
     def thumbnails(file: str) -> list[np.ndarray]:
@@ -139,4 +130,4 @@ def write_page(path: Path, rows: Sequence[Row], predictor: Predictor, about: dic
 
     page = templates(__package__).get_template("proposal.html")
     with atomic_write(path, "w") as file:
-        file.write(page.render(rows=rows, about=about, thumbnails=thumbnails, list_line=list_line, list_name=LIST))
+        file.write(page.render(images=images, facts=facts, thumbnails=thumbnails, list_line=list_line, list_name=LIST))

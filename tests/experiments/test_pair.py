@@ -21,7 +21,7 @@ from tmt_d2.errors import UserError, one_line_errors
 from tmt_d2.evaluation.semantic import METRICS
 from tmt_d2.experiments.pair import PairResults, pair_units, results_table, run_pair
 from tmt_d2.experiments.units import Unit
-from tmt_d2.projects.report.writing import write_report
+from tmt_d2.projects.report.document import write_report
 
 pytestmark = pytest.mark.slow
 

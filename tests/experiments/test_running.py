@@ -21,7 +21,7 @@ from tmt_d2.experiments import running
 from tmt_d2.experiments.progress import Progress
 from tmt_d2.experiments.running import claimed, launch_unit, run_all, run_unit
 from tmt_d2.experiments.units import Unit
-from tmt_d2.projects.report.writing import write_report
+from tmt_d2.projects.report.document import write_report
 from tmt_d2.utils.signals import STOPPED
 
 pytestmark = pytest.mark.slow
@@ -83,7 +83,7 @@ def test_a_wrong_name_in_a_list_is_told_before_the_first_unit(tmp_path: Path) ->
 
 def test_report_of_a_real_run_shows_its_pictures(finished) -> None:
     folder, _, _ = finished
-    text = write_report(folder / "out", images=1, worst_count=1).read_text()
+    text = write_report(folder / "out", images=1, worst=1).read_text()
     assert "tmt, largest error" in text and "tmt, highest mean T" in text
     (views,) = re.findall(r'<script type="application/json">(.*?)</script>', text)
     assert [view[:22] for view in json.loads(views)] == ["data:image/jpeg;base64"] * 9

@@ -1,4 +1,4 @@
-"""What the report says of numbers of labels, and of lists of labelled pictures beside random draws."""
+"""Sections about the number of labels, and about lists of labeled images beside random draws."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from tests.helpers.invented_matrix import metrics, record
 from tmt_d2 import setup_cfg
 from tmt_d2.experiments.records import ALL, Labels
 from tmt_d2.experiments.results import read_results
-from tmt_d2.projects.report.document import render_page
-from tmt_d2.projects.report.sections import NOTHING, Cell
+from tmt_d2.projects.report.data import ReportData
+from tmt_d2.projects.report.document import render_page, write_report
+from tmt_d2.projects.report.elements import NOTHING, Cell
 from tmt_d2.projects.report.sections.choices import chosen_labels
 from tmt_d2.projects.report.sections.comparison import results_table
 from tmt_d2.projects.report.sections.curves import few_labels
 from tmt_d2.projects.report.tables import latex_table
-from tmt_d2.projects.report.view import View
-from tmt_d2.projects.report.writing import write_report
 
 pytestmark = pytest.mark.slow
 
@@ -35,27 +34,27 @@ def test_numbers_of_labels_are_a_curve_with_all_labels_behind_them(tmp_path) -> 
             for seed in (1, 2):
                 about = {"kind": "finetune", "source": "gtav", "target": "bdd100k", "seed": seed, "method": method}
                 record(tmp_path / f"{method}{place}{seed}", metrics(40 + step * place + seed, rng), **about, **labels)
-    view = View(read_results(tmp_path))
-    assert list(map(str, view.amounts)) == ["all labels", "10 labels", "4 labels"]
-    assert view.labels == ALL
-    assert view.difference("self-training", labels=Labels(0.0, 10)).mean == pytest.approx(-1)
-    chart = few_labels(view).values["chart"]
+    data = ReportData(read_results(tmp_path))
+    assert list(map(str, data.amounts)) == ["all labels", "10 labels", "4 labels"]
+    assert data.labels == ALL
+    assert data.difference("self-training", labels=Labels(0.0, 10)).mean == pytest.approx(-1)
+    chart = few_labels(data).blocks[0]
     assert sorted(chart.x_ticks) == [
         (np.log2(5), "4 labels"),
         (np.log2(11), "10 labels"),
         (np.log2(11) + 2, "all labels"),
     ]
     full = next(series for series in chart.series if series.name == "full")
-    assert [(point.x, point.y) for point in full.points] == [
+    assert [*zip(full.x, full.y)] == [
         (x, pytest.approx(41.5 + 5 * place)) for place, (x, _) in enumerate(sorted(chart.x_ticks))
     ]
     assert len(full.band) == 3
-    assert [label for label, _ in results_table(view).values["panes"]][::4] == [
+    assert [label for label, _ in results_table(data).blocks[0].panes][::4] == [
         "mIoU, all labels",
         "mIoU, 10 labels",
         "mIoU, 4 labels",
     ]
-    assert "4 labels" in latex_table(view.results, Labels(0.0, 4))
+    assert "4 labels" in latex_table(data.results, Labels(0.0, 4))
 
 
 def write_runs(folder: Path, mious: Mapping[str, tuple[float, ...]], label_seed: int = -1, **more: Any) -> None:
@@ -72,19 +71,19 @@ def write_runs(folder: Path, mious: Mapping[str, tuple[float, ...]], label_seed:
 
 def test_lists_beside_random_draws(tmp_path: Path) -> None:
     write_runs(tmp_path, {"": (49.2, 50.7, 53.3), "kmeans": (56.8, 53.2, 56.7), "clue": (50.0, 51.0)})
-    view = View(read_results(tmp_path))
-    assert list(map(str, view.amounts)) == ["4 labels", "4 labels (clue)", "4 labels (kmeans)"]
-    assert view.labels == Labels(0.0, 4)  # a list is not what the page is about
-    assert not few_labels(view).values  # one amount, however it was chosen
-    section = chosen_labels(view)
-    rows = [[cell.text for cell in row.cells] for row in section.values["table"].rows]
+    data = ReportData(read_results(tmp_path))
+    assert list(map(str, data.amounts)) == ["4 labels", "4 labels (clue)", "4 labels (kmeans)"]
+    assert data.labels == Labels(0.0, 4)  # a list is not what the page is about
+    assert not few_labels(data).blocks  # one amount, however it was chosen
+    section = chosen_labels(data)
+    rows = [[cell.text for cell in row.cells] for row in section.blocks[0].rows]
     assert rows == [
         ["at random, 3 draws", "3", "51.1", "49.2", "53.3", ""],
         ["clue", "2", "50.5", "50.0", "51.0", ""],
         ["kmeans", "3", "55.6", "53.2", "56.8", ""],
     ]
-    assert {row.name for row in section.values["table"].rows} == {"gtav → bdd100k, 4 labels, full"}
-    ((_, chart),) = section.values["panes"]
+    assert {row.name for row in section.blocks[0].rows} == {"gtav → bdd100k, 4 labels, full"}
+    ((_, (chart,)),) = section.blocks[1].panes
     random, clue, kmeans = (difference for _, difference in chart.rows)
     assert random.values == pytest.approx([-1.8667, -0.3667, 2.2333], abs=1e-3) and random.low is None
     gains = np.array([7.6, 2.5, 3.4])
@@ -92,7 +91,7 @@ def test_lists_beside_random_draws(tmp_path: Path) -> None:
     assert (kmeans.mean, kmeans.low, kmeans.high) == pytest.approx((4.5, 4.5 - half, 4.5 + half), abs=1e-3)
     half = 12.706 * 0.25  # two seeds, +0.8 and +0.3: mean 0.55, one degree of freedom
     assert (clue.mean, clue.low, clue.high) == pytest.approx((0.55, 0.55 - half, 0.55 + half), abs=1e-2)
-    tabs = [label for label, _ in results_table(view).values["panes"] if "(" in label]
+    tabs = [label for label, _ in results_table(data).blocks[0].panes if "(" in label]
     assert tabs == ["mIoU, 4 labels (clue)", "mIoU, 4 labels (kmeans)"]  # of draws there are the other metrics, too
     page = write_report(tmp_path).read_text()
     assert "Chosen labels" in page and "at random, 3 draws" in page
@@ -107,19 +106,19 @@ def test_a_draw_is_what_the_seeds_of_one_choice_have_in_common(tmp_path: Path) -
     write_runs(tmp_path, {"": (46.0, 48.0)}, label_seed=5, **sweep, value=5)
     write_runs(tmp_path, {"": (43.0,)}, label_seed=6, **sweep, value=6)
     write_runs(tmp_path, {"": (90.0,)}, label_seed=0, sweep="p_T", key="MODEL.TMT.P_T", value=0.5)  # no draw
-    section = chosen_labels(View(read_results(tmp_path)))
-    (random, kmeans) = section.values["table"].rows
+    section = chosen_labels(ReportData(read_results(tmp_path)))
+    (random, kmeans) = section.blocks[0].rows
     assert [cell.text for cell in random.cells] == ["at random, 3 draws", "5", "44.0", "42.0", "47.0", ""]
     assert kmeans.cells[-1].difference == "+6.0"  # to 43 = (40 + 46 + 43) / 3 and 46: 7 and 5
 
 
 def test_a_list_alone_has_no_difference_and_draws_alone_no_section(tmp_path: Path) -> None:
     write_runs(tmp_path / "list", {"kmeans": (50.0,)})
-    section = chosen_labels(View(read_results(tmp_path / "list")))
-    assert [cell.text for cell in section.values["table"].rows[0].cells][-1] == NOTHING and not section.values["panes"]
+    section = chosen_labels(ReportData(read_results(tmp_path / "list")))
+    assert [cell.text for cell in section.blocks[0].rows[0].cells][-1] == NOTHING and not section.blocks[1].panes
     render_page(read_results(tmp_path / "list"))
     write_runs(tmp_path / "draws", {"": (50.0, 51.0)})
-    assert not chosen_labels(View(read_results(tmp_path / "draws"))).values
+    assert not chosen_labels(ReportData(read_results(tmp_path / "draws"))).blocks
     write_runs(tmp_path / "one", {"": (50.0,), "kmeans": (52.0,)})
-    (_, row) = chosen_labels(View(read_results(tmp_path / "one"))).values["table"].rows
+    (_, row) = chosen_labels(ReportData(read_results(tmp_path / "one"))).blocks[0].rows
     assert row.cells[-1] == Cell("", "+2.0")  # and no interval

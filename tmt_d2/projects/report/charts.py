@@ -1,140 +1,111 @@
-"""What the page's charts and coloured tables show, and where; ``templates/charts.html`` draws them."""
+"""Charts as SVG images inside the page, drawn by Matplotlib."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import base64
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import matplotlib
+from matplotlib.figure import Figure
 
 from tmt_d2.experiments.statistics import Difference
+from tmt_d2.projects.report.elements import Block
 
-COLOURS = ("#2f6fde", "#e07b24", "#2a9d6f", "#b13fa8", "#c43d3d", "#6b7280", "#0e8fa6", "#8a6d1f", "#5b4bd6")
-SIZES = {"lines": (460, 280), "small": (250, 150), "points": (380, 280)}  # width and height
-MARGINS = {"lines": (52, 14, 12, 40), "small": (34, 8, 8, 20), "points": (52, 14, 12, 40)}  # left, right, top, bottom
-BLUE, GREEN, RED = (64, 128, 232), (42, 157, 111), (208, 68, 68)
-
-
-def colour_of(index: int) -> str:
-    return COLOURS[index % len(COLOURS)]
-
-
-class Axis(NamedTuple):
-    """Values from low to high along pixels from start to end."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    @classmethod
-    def around(cls, values: Sequence[float], start: float, end: float, margin: float) -> Axis:
-        """margin: share of the values' range that is left free at both ends."""
-        free = (max(values) - min(values) or 1) * margin
-        return cls(min(values) - free, max(values) + free, start, end)
-
-    def at(self, value: float) -> float:
-        return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
-
-    def ticks(self, count: int = 5) -> list[float]:
-        """About ``count`` round numbers."""
-        if self.high <= self.low:
-            return [self.low]
-        raw = (self.high - self.low) / count
-        power = 10 ** math.floor(math.log10(raw))
-        step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
-        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        return [round(i * step, 10) for i in range(first, last + 1)]
+COLORS = ("#2f6fde", "#e07b24", "#2a9d6f", "#b13fa8", "#c43d3d", "#6b7280", "#0e8fa6", "#8a6d1f", "#5b4bd6")
+GOOD, BAD, UNCLEAR = "#1f8a5d", "#c0392b", "#8793a3"
+SIZES = {"lines": (4.8, 2.9), "small": (2.7, 1.7), "points": (4.0, 2.9)}  # inches
+STYLE: Any = {
+    "svg.fonttype": "none",  # letters stay text
+    "svg.hashsalt": "report",  # equal results give equal files
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8793a3",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e8ecf0",
+}
 
 
-class Point(NamedTuple):
-    x: float
-    y: float
-    tip: str = ""
+def color_of(index: int) -> str:
+    return COLORS[index % len(COLORS)]
 
 
 class Series(NamedTuple):
-    """band: (x, low, high) around a line, or empty."""
+    """Points of one color. x, y: of equal length. band: (low, high) of each point, or empty."""
 
     name: str
-    colour: str
-    points: Sequence[Point]
-    band: Sequence[tuple[float, float, float]] = ()
+    color: str
+    x: Sequence[float]
+    y: Sequence[float]
+    band: Sequence[tuple[float, float]] = ()
 
 
 @dataclass(frozen=True)
-class Chart:
-    """Series as lines with bands and markers, as small lines without, or as points. x_ticks: (value, text)."""
+class Chart(Block):
+    """Series as lines with markers and bands, as small lines, or as points. x_ticks: (value, text)."""
 
+    kind = "chart"
     series: Sequence[Series]
     x_label: str
     y_label: str
-    kind: Literal["lines", "small", "points"] = "lines"
+    style: Literal["lines", "small", "points"] = "lines"
     x_ticks: Sequence[tuple[float, str]] = ()
+    has_legend: bool = False
 
     @property
-    def size(self) -> tuple[int, int]:
-        return SIZES[self.kind]
+    def title(self) -> str:
+        return f"{self.y_label} against {self.x_label}"
 
-    @property
-    def keys(self) -> list[tuple[str, str]]:
-        """Names and colours, for a legend."""
-        return [(each.name, each.colour) for each in self.series]
-
-    @cached_property
-    def x(self) -> Axis:
-        left, right, _, _ = MARGINS[self.kind]
-        return Axis.around([point.x for each in self.series for point in each.points], left, self.size[0] - right, 0.04)
-
-    @cached_property
-    def y(self) -> Axis:
-        _, _, top, bottom = MARGINS[self.kind]
-        values = [point.y for each in self.series for point in each.points]
-        values += [value for each in self.series for _, *ends in each.band for value in ends]
-        return Axis.around(values, self.size[1] - bottom, top, 0.08)
+    @matplotlib.rc_context(STYLE)
+    def svg(self) -> str:
+        """Data URI of the chart."""
+        figure = Figure(SIZES[self.style], layout="constrained")
+        axes = figure.subplots()
+        line = {"lines": "-o", "small": "-", "points": "o"}[self.style]
+        for each in self.series:
+            axes.plot(each.x, each.y, line, color=each.color, label=each.name, markersize=5, alpha=0.85)
+            if each.band:
+                low, high = zip(*each.band)
+                axes.fill_between(each.x, low, high, color=each.color, alpha=0.15, linewidth=0)
+        if self.x_ticks:
+            axes.set_xticks(*map(list, zip(*self.x_ticks)))
+        if self.style != "small":
+            axes.set(xlabel=self.x_label, ylabel=self.y_label)
+        if self.has_legend:
+            axes.legend(frameon=False)
+        return _data_uri(figure)
 
 
 @dataclass(frozen=True)
-class IntervalChart:
+class IntervalChart(Block):
     """Differences by name around a line at 0: single values, their interval and their mean."""
 
+    kind = "chart"
     rows: Sequence[tuple[str, Difference]]
-    x_label: str
+    title: str
 
-    def x(self, narrow: bool) -> Axis:
-        """narrow: for a telephone, with the names above their bars instead of beside them."""
-        numbers = [0.0]
-        for _, row in self.rows:
-            numbers += [row.mean, *row.values, *(end for end in (row.low, row.high) if end is not None)]
-        return Axis.around(numbers, 14 if narrow else 170, 326 if narrow else 706, 0.04)
+    @matplotlib.rc_context(STYLE)
+    def svg(self) -> str:
+        """Data URI of the chart."""
+        figure = Figure((6.6, 0.7 + 0.34 * len(self.rows)), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(0, color="#8793a3", linewidth=1)
+        for y, (_, row) in enumerate(self.rows):
+            color = UNCLEAR if not row.is_clear else GOOD if row.mean > 0 else BAD
+            if row.low is not None and row.high is not None:
+                axes.hlines(y, row.low, row.high, color, linewidth=6, alpha=0.55)
+            axes.plot(row.values, [y] * len(row.values), "o", color="#1c2430", markersize=4, markeredgecolor="white")
+            axes.plot(row.mean, y, "o", color=color, markersize=7, markeredgecolor="white")
+        axes.set_yticks(range(len(self.rows)), [name for name, _ in self.rows])
+        axes.set(xlabel=self.title, ylim=(len(self.rows) - 0.5, -0.5))
+        return _data_uri(figure)
 
 
-@dataclass(frozen=True)
-class HeatTable:
-    """A table coloured by value; a cell without a value stays empty.
-
-    values: by (row, column). full: gains are shown, red below 0 and green above, in full colour from this value on;
-    None: values are shown, from pale to blue over ``scale``, which is that of the quantity and not of these values:
-    what is nearly equal looks equal.
-    """
-
-    rows: Sequence[str]
-    columns: Sequence[str]
-    values: Mapping[tuple[str, str], float]
-    corner: str = ""
-    full: float | None = None
-    digits: int = 1
-    scale: tuple[float, float] = (0.0, 100.0)
-
-    def text(self, value: float) -> str:
-        return f"{value:.{self.digits}f}" if self.full is None else f"{value:+.{self.digits}f}"
-
-    def colour(self, value: float) -> str:
-        """Of the cell; pale enough for dark text."""
-        if self.full is None:
-            low, high = self.scale
-            strong, share = BLUE, 0.05 + 0.75 * min(1.0, max(0.0, (value - low) / (high - low)))
-        else:
-            strong, share = GREEN if value > 0 else RED, 0.75 * min(1.0, abs(value) / self.full)
-        return "#" + "".join(f"{round(255 + (part - 255) * share):02x}" for part in strong)
+def _data_uri(figure: Figure) -> str:
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,57 +1,87 @@
-"""The page: one section per question, from the paper's table to the settings, in one file that needs nothing else."""
+"""The files of the report: report.html, results.csv and results.tex in the output folder of a matrix."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 
-from markupsafe import Markup
-
-from tmt_d2.adaptation.methods import BASELINE
-from tmt_d2.experiments.results import Results
-from tmt_d2.projects.report.examples import Example, Worst
-from tmt_d2.projects.report.sections import Section, choices, comparison, curves, gains, measurements, settings
-from tmt_d2.projects.report.summary import tiles, verdict
-from tmt_d2.projects.report.view import View
+from tmt_d2.errors import USER_ERRORS, one_line
+from tmt_d2.experiments.results import Results, read_results
+from tmt_d2.projects.report.data import ReportData
+from tmt_d2.projects.report.elements import Section
+from tmt_d2.projects.report.examples import examples, worst_images
+from tmt_d2.projects.report.sections.choices import chosen_labels
+from tmt_d2.projects.report.sections.comparison import results_table
+from tmt_d2.projects.report.sections.curves import few_labels, sweeps, training
+from tmt_d2.projects.report.sections.gains import classes, differences
+from tmt_d2.projects.report.sections.measurements import estimators, scores
+from tmt_d2.projects.report.sections.settings import settings
+from tmt_d2.projects.report.sections.summary import tiles, verdict
+from tmt_d2.projects.report.tables import latex_table, write_csv
+from tmt_d2.utils.files import atomic_write
 from tmt_d2.visualization.html import templates
 
-TEMPLATES = templates(__package__, BASELINE=BASELINE)
-for name in ("charts", "elements"):  # their macros are known in all templates
-    TEMPLATES.globals[name] = TEMPLATES.get_template(f"{name}.html").module
+logger = logging.getLogger(__name__)
+
+SECTIONS = (
+    results_table,
+    differences,
+    sweeps,
+    few_labels,
+    chosen_labels,
+    classes,
+    estimators,
+    scores,
+    training,
+)
+
+
+def write_report(output: Path, images: int = 0, title: str = "", worst: int = 0) -> Path:
+    """Write the three files.
+
+    Args:
+        images: example images to show; runs every model of the first pair.
+        worst: images with the largest error to show; runs one model.
+
+    Returns:
+        path of the page.
+
+    Raises:
+        FileNotFoundError: ``output`` holds no finished unit of a matrix.
+    """
+    results = read_results(output)
+    amounts = results.labels()
+    write_csv(results, output / "results.csv")
+    with atomic_write(output / "results.tex", "w") as file:
+        file.write("\n".join(latex_table(results, labels) for labels in amounts))
+    missing, shown = "", []
+    try:
+        shown = [examples(results, images, amounts[:1]), worst_images(results, worst, amounts[:1])]
+    except USER_ERRORS as error:  # the images or a checkpoint may have been moved or deleted
+        missing = f"No images are shown: {one_line(error)}"
+        logger.warning(missing)
+    page = output / "report.html"
+    with atomic_write(page, "w") as file:
+        file.write(render_page(results, shown, title or f"Transfer matrix: {output.name}", missing))
+    return page
 
 
 def render_page(
-    results: Results,
-    examples: Sequence[Example] = (),
-    title: str = "Transfer matrix",
-    worst: Worst | None = None,
-    missing: Sequence[str] = (),
+    results: Results, images: Sequence[Section] = (), title: str = "Transfer matrix", missing: str = ""
 ) -> str:
-    """The whole page as HTML text.
+    """The page as HTML text.
 
-    missing: lines about what cannot be shown.
+    Args:
+        images: sections of example images. missing: the reason why there are none.
     """
-    view = View(results)
-    sections = [
-        comparison.results_table(view),
-        gains.differences(view),
-        gains.heat_maps(view),
-        curves.sweeps(view),
-        curves.few_labels(view),
-        choices.chosen_labels(view),
-        gains.classes(view),
-        measurements.estimators(view),
-        measurements.scores(view),
-        curves.training(view),
-        Section("examples", "Examples", {"examples": examples} if examples else {}),
-        Section("worst", "Worst pictures", worst._asdict() if worst and worst.sheets else {}),
-        settings.settings(view),
-    ]
-    sections = [section for section in sections if section.values]
-    contents = {
-        section.anchor: Markup(TEMPLATES.get_template(f"sections/{section.anchor}.html").render(section.values))
-        for section in sections
-    }
-    page = TEMPLATES.get_template("report.html")
+    data = ReportData(results)
+    sections = [*(section(data) for section in SECTIONS), *images, settings(data)]
+    page = templates(__package__).get_template("report.html")
     return page.render(
-        title=title, verdict=verdict(view), missing=missing, tiles=tiles(view), sections=sections, contents=contents
+        title=title,
+        verdict=verdict(data),
+        missing=missing,
+        tiles=tiles(data),
+        sections=[section for section in sections if section.blocks],
     )

@@ -1,51 +1,60 @@
-"""What lists of pictures to label are worth, beside as many pictures drawn at random."""
+"""Lists of images to label, compared with as many images drawn at random."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from markupsafe import Markup
 
 from tmt_d2.experiments.records import Labels
 from tmt_d2.experiments.results import Run, by_cell, setting
 from tmt_d2.experiments.statistics import Difference, paired_difference
 from tmt_d2.projects.report.charts import IntervalChart
-from tmt_d2.projects.report.sections import NOTHING, Cell, Row, Section, Table
+from tmt_d2.projects.report.data import MIOU, ReportData
+from tmt_d2.projects.report.elements import NOTHING, Cell, Section, Table, TableRow, Tabs
 from tmt_d2.projects.report.sections.comparison import difference_cell
-from tmt_d2.projects.report.view import MIOU, View
 
 COLUMNS = ("pair, labels, method", "chosen", "runs", "mean", "lowest", "highest", "minus random")
 DRAW = "TRANSFER.LABEL_SEED"
-RANDOM = "at random"
+LEAD = Markup(
+    "mIoU with the labeled images of a list, and with as many images drawn at random, trained alike. Each draw counts "
+    "once, as the mean of its seeds. The difference is to the mean of the draws with the same seed, with its 95 % t "
+    "interval over seeds, from two on; grey includes 0. <b>A list is one choice</b>: no interval says how well other "
+    "lists of its strategy would do, and draws that were trained on with one seed each differ by that, too."
+)
 
 
-def chosen_labels(view: View) -> Section:
-    rows: list[Row] = []
+def chosen_labels(data: ReportData) -> Section:
+    rows: list[TableRow] = []
     panes = []
-    lists = [labels for labels in view.amounts if labels.listed]
-    for pair in view.pairs:
-        for count in sorted({labels.count for labels in lists}):
-            for method in view.methods:
-                named = {
-                    labels.listed: runs
-                    for labels in lists
-                    if labels.count == count
-                    and (runs := [run for run in view.runs(method, labels) if run.pair == pair])
-                }
-                if named:
-                    amount = Labels(0.0, count)
-                    drawn = [
-                        run
-                        for run in [*view.runs(method, amount), *view.results.swept]
-                        if (run.pair, run.method, run.labels) == (pair, method, amount)
-                        and run.about.get("key", DRAW) == DRAW
-                    ]
-                    caption = f"{' → '.join(pair)}, {amount}, {method}"
-                    added, differences = _group(named, drawn)
-                    rows += [Row(caption, cells) for cells in added]
-                    if differences:
-                        panes.append((caption, IntervalChart(differences, f"points of mIoU, minus the mean {RANDOM}")))
-    return Section("chosen", "Chosen labels", {"table": Table(COLUMNS, rows), "panes": panes} if rows else {})
+    lists = [labels for labels in data.amounts if labels.listed]
+    groups = [
+        (pair, count, method)
+        for pair in data.pairs
+        for count in sorted({each.count for each in lists})
+        for method in data.methods
+    ]
+    for pair, count, method in groups:
+        amount = Labels(0.0, count)
+        named = {
+            each.listed: [run for run in data.runs(method, each) if run.pair == pair]
+            for each in lists
+            if each.count == count
+        }
+        named = {name: runs for name, runs in named.items() if runs}
+        drawn = [
+            run
+            for run in [*data.runs(method, amount), *data.results.swept]
+            if (run.pair, run.method, run.labels) == (pair, method, amount) and run.about.get("key", DRAW) == DRAW
+        ]
+        if named:
+            caption = f"{' → '.join(pair)}, {amount}, {method}"
+            added, differences = _group(named, drawn)
+            rows += [TableRow(caption, cells) for cells in added]
+            if differences:
+                panes.append((caption, [IntervalChart(differences, "points of mIoU, minus the mean at random")]))
+    return Section("chosen", "Chosen labels", LEAD, [Table(COLUMNS, rows), Tabs("chosen", panes)] if rows else [])
 
 
 def _group(
@@ -53,7 +62,7 @@ def _group(
 ) -> tuple[list[list[Cell]], list[tuple[str, Difference]]]:
     """Cells of the table and differences of the chart for one pair, number of labels and method.
 
-    named: runs by list. drawn: of random draws.
+    named: runs by list. drawn: runs of random draws.
     """
     draws: dict[int, list[float]] = {}
     by_seed: dict[tuple[tuple[str, str], int], list[float]] = {}
@@ -64,26 +73,26 @@ def _group(
     baseline = {cell: float(np.mean(values)) for cell, values in by_seed.items()}
     rows, differences = [], []
     if means:
+        name = f"at random, {len(means)} draw{'s' if len(means) > 1 else ''}"
         mean = float(np.mean(means))
-        name = f"{RANDOM}, {len(means)} draw{'s' if len(means) > 1 else ''}"
-        rows.append(_cells(name, len(drawn), mean, means, Cell("")))
+        rows.append(_cells(name, len(drawn), means, Cell("")))
         differences.append((name, Difference(0.0, None, None, len(means), [each - mean for each in means])))
     for name, runs in sorted(named.items()):
         values = by_cell(runs, MIOU)
         difference = paired_difference(values, baseline, fewest=2)
         cell = Cell(NOTHING) if difference is None else difference_cell("", difference)
-        numbers = list(values.values())
-        rows.append(_cells(name, len(runs), float(np.mean(numbers)), numbers, cell))
+        rows.append(_cells(name, len(runs), [*values.values()], cell))
         if difference is not None:
             differences.append((name, difference))
     return rows, differences
 
 
-def _cells(chosen: str, runs: int, mean: float, values: Sequence[float], last: Cell) -> list[Cell]:
-    return [Cell(chosen), Cell(str(runs)), *(Cell(f"{value:.1f}") for value in (mean, min(values), max(values))), last]
+def _cells(chosen: str, runs: int, values: Sequence[float], last: Cell) -> list[Cell]:
+    numbers = (float(np.mean(values)), min(values), max(values))
+    return [Cell(chosen), Cell(str(runs)), *(Cell(f"{number:.1f}") for number in numbers), last]
 
 
 def _draw(run: Run) -> int:
-    """The seed that the labelled pictures were drawn by."""
+    """The seed that the labeled images were drawn by."""
     seed = run.about["value"] if "value" in run.about else setting(run, DRAW)
     return seed if seed >= 0 else run.about["seed"]

@@ -2,76 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from markupsafe import Markup
 
 from tmt_d2.adaptation.methods import BASELINE, METHODS, OURS
 from tmt_d2.evaluation.semantic import METRICS
 from tmt_d2.experiments.records import ALL, Labels
-from tmt_d2.experiments.results import Pair, by_pair
+from tmt_d2.experiments.results import by_pair
 from tmt_d2.experiments.statistics import Difference
+from tmt_d2.projects.report.data import MIOU, ReportData
+from tmt_d2.projects.report.elements import NOTHING, Cell, Section, Table, TableRow, Tabs
 from tmt_d2.projects.report.paper import paper_miou
-from tmt_d2.projects.report.sections import NOTHING, Cell, Row, Section, Table
 from tmt_d2.projects.report.tables import cell_text
-from tmt_d2.projects.report.view import MIOU, View
 
 FROM_PAPER = (BASELINE, OURS)
 
 
-def results_table(view: View) -> Section:
+def results_table(data: ReportData) -> Section:
     panes = []
-    for labels in view.amounts or [ALL]:
-        for metric in METRICS if not labels.listed else (MIOU,):  # of lists there are many
-            label = metric if len(view.amounts) < 2 else f"{metric}, {labels}"
-            panes.append((label, _table(view, metric, labels)))
-    values = {
-        "panes": panes,
-        "has_spread": len(view.results.seeds()) > 1,
-        "has_paper": bool(_paper(view)),
-        "partial": [method for method in view.others if not view.is_complete(method)],
-        "unpublished": [name for name in view.methods if name in METHODS and METHODS[name].raises],
-    }
-    return Section("table", "Results", values)
+    for labels in data.amounts or [ALL]:
+        for metric in METRICS if not labels.listed else (MIOU,):
+            label = metric if len(data.amounts) < 2 else f"{metric}, {labels}"
+            panes.append((label, [_table(data, metric, labels)]))
+    return Section("table", "Results", _lead(data), [Tabs("table", panes)])
 
 
-def _paper(view: View) -> dict[Pair, dict[str, float]]:
-    return {pair: values for pair, values in paper_miou().items() if pair in view.pairs}
+def _lead(data: ReportData) -> Markup:
+    spread = "mean ± standard deviation over seeds" if len(data.results.seeds()) > 1 else "one seed"
+    lead = Markup(
+        "In percent; {}. Below each value its difference to {}, over the seeds that both have. Bold: a gain over all "
+        "pairs whose interval lies above 0."
+    ).format(spread, BASELINE)
+    partial = [method for method in data.others if not data.is_complete(method)]
+    if partial:
+        text = " <b>Not run wherever {} was: {}</b>; compare the differences of these, not their means."
+        lead += Markup(text).format(BASELINE, ", ".join(partial))
+    if paper_miou().keys() & {*data.pairs}:
+        lead += Markup(
+            " <i>Paper</i>: arXiv 2504.05774 for the pair of that name, with other models, budgets and, for embedded "
+            "scenes, other images: compare the direction only."
+        )
+    unpublished = [name for name in data.methods if name in METHODS and METHODS[name].raises]
+    if unpublished:
+        lead += Markup(" {} follow our reading of methods that are not published in full.").format(
+            " and ".join(unpublished)
+        )
+    return lead
 
 
-def _table(view: View, metric: str, labels: Labels) -> Table:
-    values = {method: by_pair(view.runs(method, labels), metric) for method in view.methods}
-    gains = {method: view.gains(method, metric, labels) for method in view.methods}
-    before = by_pair(view.results.evaluation, metric)
-    paper = _paper(view) if metric == MIOU else {}
+def _table(data: ReportData, metric: str, labels: Labels) -> Table:
+    before = by_pair(data.results.evaluation, metric)
+    values = {method: by_pair(data.runs(method, labels), metric) for method in data.methods}
+    gains = {method: data.gains(method, metric, labels) for method in data.others}
+    paper = {pair: row for pair, row in paper_miou().items() if pair in data.pairs and metric == MIOU}
     from_paper = FROM_PAPER if paper else ()
     rows = []
-    for pair in view.pairs:
+    for pair in data.pairs:
         cells = [Cell(cell_text(before.get(pair, [])))]
-        cells += _method_cells(
-            {method: values[method].get(pair, []) for method in view.methods},
-            {method: gains[method][pair] for method in view.methods if pair in gains[method]},
-        )
+        for method in data.methods:
+            gain = gains.get(method, {}).get(pair)
+            text = cell_text(values[method].get(pair, [])) or NOTHING
+            cells.append(Cell(text, "" if gain is None else f"{gain:+.1f}"))
         cells += [Cell(f"{paper[pair][name]}" if pair in paper else "") for name in from_paper]
-        rows.append(Row(" → ".join(pair), cells))
+        rows.append(TableRow(" → ".join(pair), cells))
     total = [Cell(_mean(before.values()))]
-    for method in view.methods:
-        difference = None if method == BASELINE else view.difference(method, metric, labels)
+    for method in data.methods:
+        difference = None if method == BASELINE else data.difference(method, metric, labels)
         total.append(difference_cell(_mean(values[method].values()), difference))
     total += [Cell(_mean([[row[name] for row in paper.values()]])) for name in from_paper]
-    columns = ["source → target", "before", *view.methods, *(f"paper: {name}" for name in from_paper)]
-    return Table(columns, [*rows, Row("mean", total, is_total=True)])
-
-
-def _method_cells(values: Mapping[str, list[float]], gains: Mapping[str, float]) -> list[Cell]:
-    """values: of one pair, over seeds, by method; gains: over the baseline, whose own is 0."""
-    return [
-        Cell(
-            cell_text(over_seeds) or NOTHING,
-            f"{gains[method]:+.1f}" if method in gains and method != BASELINE else "",
-        )
-        for method, over_seeds in values.items()
-    ]
+    columns = ["source → target", "before", *data.methods, *(f"paper: {name}" for name in from_paper)]
+    return Table(columns, [*rows, TableRow("mean", total, is_total=True)])
 
 
 def difference_cell(mean: str, difference: Difference | None) -> Cell:
@@ -80,12 +82,11 @@ def difference_cell(mean: str, difference: Difference | None) -> Cell:
     text = f"{difference.mean:+.1f}"
     if difference.low is None:
         return Cell(mean, text)
-    is_even = not difference.is_clear or abs(difference.mean) < 0.05
-    trend = "even" if is_even else "up" if difference.mean > 0 else "down"
-    return Cell(mean, text, f"[{difference.low:+.1f}, {difference.high:+.1f}]", trend, is_best=trend == "up")
+    trend = ("up" if difference.mean > 0 else "down") if difference.is_clear else ""
+    return Cell(mean, text, f"[{difference.low:+.1f}, {difference.high:+.1f}]", trend)
 
 
 def _mean(values: Iterable[Sequence[float]]) -> str:
-    """Of all values of all pairs."""
+    """Mean of all values of all pairs."""
     numbers = [value for each in values for value in each]
     return f"{np.mean(numbers):.1f}" if numbers else NOTHING

@@ -8,28 +8,28 @@ import numpy as np
 
 from tmt_d2.config.file import load_config_file
 from tmt_d2.experiments.results import Run
-from tmt_d2.projects.report.sections import Cell, Row, Section, Table
-from tmt_d2.projects.report.view import View
+from tmt_d2.projects.report.data import ReportData
+from tmt_d2.projects.report.elements import Cell, Section, Table, TableRow
 
 COLUMNS = ("stage", "runs", "iterations", "batch", "learning rate", "backbone", "p_T", "seconds each")
 
 
-def settings(view: View) -> Section:
-    stages = [("source model", view.results.source), ("estimator", view.results.estimator)]
-    stages += [(f"fine-tuning: {method}", view.runs(method)) for method in view.methods]
+def settings(data: ReportData) -> Section:
+    stages = [("source model", data.results.source), ("estimator", data.results.estimator)]
+    stages += [(f"fine-tuning: {method}", data.runs(method)) for method in data.methods]
     rows = [_row(name, runs) for name, runs in stages if runs]
-    return Section("settings", "Settings", {"table": Table(COLUMNS, rows)} if rows else {})
+    return Section("settings", "Settings", "From the config files of the runs.", [Table(COLUMNS, rows)] if rows else [])
 
 
-def _row(name: str, runs: Sequence[Run]) -> Row:
+def _row(name: str, runs: Sequence[Run]) -> TableRow:
     cfg = load_config_file(runs[0].folder / "config.yaml")
-    backbone = cfg["MODEL"]["BACKBONE"]["NAME"].replace("build_", "").replace("_backbone", "")
+    model, solver = cfg["MODEL"], cfg["SOLVER"]
+    backbone = model["BACKBONE"]["NAME"].replace("build_", "").replace("_backbone", "")
     if "resnet" in backbone:
-        backbone = f"ResNet-{cfg['MODEL']['RESNETS']['DEPTH']}"
+        backbone = f"ResNet-{model['RESNETS']['DEPTH']}"
     elif backbone == "timm":
-        backbone = cfg["MODEL"]["TIMM"]["NAME"]
-    p_t = f"{cfg['MODEL']['TMT']['P_T']:g}" if cfg["MODEL"]["META_ARCHITECTURE"].startswith("Transferable") else ""
-    solver = cfg["SOLVER"]
+        backbone = model["TIMM"]["NAME"]
+    p_t = f"{model['TMT']['P_T']:g}" if model["META_ARCHITECTURE"].startswith("Transferable") else ""
     values = [len(runs), solver["MAX_ITER"], solver["IMS_PER_BATCH"], f"{solver['BASE_LR']:g}", backbone, p_t]
     values.append(f"{np.median([run.seconds for run in runs]):.0f}")
-    return Row(name, [Cell(str(value)) for value in values])
+    return TableRow(name, [Cell(str(value)) for value in values])

@@ -1,4 +1,4 @@
-"""What every part of the page starts from: the results, what they are mostly about, and differences to the baseline."""
+"""The results of a matrix and their differences to the baseline, which every section reads."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from tmt_d2.evaluation.semantic import METRICS
 from tmt_d2.experiments.records import ALL, Labels
 from tmt_d2.experiments.results import Pair, Results, Run, by_cell
 from tmt_d2.experiments.statistics import Difference, gains_by_pair, paired_difference
-from tmt_d2.projects.report.charts import colour_of
+from tmt_d2.projects.report.charts import color_of
 
 MIOU = METRICS[0]
 
 
-class View:
-    """methods, others (without the baseline), amounts of labels, pairs: those in the results.
-
-    labels: what most of the page is about: all of them where there are runs with all.
-    colours: by method, the same in every chart.
+class ReportData:
+    """
+    Attributes:
+        methods, amounts, pairs: methods, amounts of labels and pairs of the results.
+        others: methods without the baseline.
+        labels: the amount of labels that most of the page is about: the largest.
+        colors: by method, the same in every chart.
     """
 
     def __init__(self, results: Results):
@@ -24,7 +26,7 @@ class View:
         self.methods, self.amounts, self.pairs = results.methods(), results.labels(), results.pairs()
         self.others = [method for method in self.methods if method != BASELINE]
         names = [*self.methods, *sorted({run.method for run in results.swept} - set(self.methods))]
-        self.colours = {name: colour_of(index) for index, name in enumerate(names)}
+        self.colors = {name: color_of(index) for index, name in enumerate(names)}
         self.labels = self.amounts[0] if self.amounts else ALL
 
     def runs(self, method: str, labels: Labels | None = None) -> list[Run]:
@@ -41,5 +43,5 @@ class View:
         return gains_by_pair(by_cell(self.runs(method, labels), metric), by_cell(self.runs(BASELINE, labels), metric))
 
     def is_complete(self, method: str) -> bool:
-        """Whether it was run wherever the baseline was, so that their means may stand beside each other."""
+        """True if ``method`` was run wherever the baseline was, so that their means can be compared."""
         return by_cell(self.runs(method), MIOU).keys() >= by_cell(self.runs(BASELINE), MIOU).keys()

@@ -41,8 +41,8 @@ class UniqueKeys(yaml.SafeLoader):
         return node
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader plus the one arithmetic list of official configs."""
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML's safe loader, in C where PyYAML has it, plus the one arithmetic list of official configs."""
 
 
 def _scale_list(loader: _Loader, node: yaml.Node) -> list[int]:

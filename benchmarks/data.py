@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torchvision.io import decode_image
 
 from tmt_d2.data import mapper, reader
-from tmt_d2.data.datasets.label_spaces import MAPILLARY_A
+from tmt_d2.data.datasets.mapillary import MAPILLARY_A
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.png import decode_plain
 from tmt_d2.utils.files import write_json

@@ -15,7 +15,7 @@ import pytest
 from tests.helpers.small_runs import make_scenes, small_cfg
 from tmt_d2.data import loaders
 from tmt_d2.data.datasets import registration
-from tmt_d2.data.datasets.label_spaces import CITYSCAPES
+from tmt_d2.data.datasets.cityscapes import CITYSCAPES
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.reader import DataError
 from tmt_d2.engine.bad_samples import BadSamples

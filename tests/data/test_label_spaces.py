@@ -5,22 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tmt_d2.data.datasets.label_spaces import (
-    BDD100K,
-    CITYSCAPES,
-    CLASSES,
-    GTAV,
-    IGNORE,
-    MAPILLARY_A,
-    MAPILLARY_B,
-    OUTSIDE,
-    PALETTE,
-    SYNTHIA,
-    SYNTHIA_13,
-    SYNTHIA_16,
-    TRAIN_IDS,
-    LabelSpace,
-)
+from tmt_d2.data.datasets.bdd100k import BDD100K
+from tmt_d2.data.datasets.cityscapes import CITYSCAPES
+from tmt_d2.data.datasets.gtav import GTAV
+from tmt_d2.data.datasets.label_spaces import CLASSES, IGNORE, OUTSIDE, PALETTE, TRAIN_IDS, LabelSpace
+from tmt_d2.data.datasets.mapillary import MAPILLARY_A, MAPILLARY_B
+from tmt_d2.data.datasets.synthia import SYNTHIA, SYNTHIA_13, SYNTHIA_16
 
 ALL_SPACES = (CITYSCAPES, TRAIN_IDS, BDD100K, MAPILLARY_A, MAPILLARY_B, GTAV, SYNTHIA)
 

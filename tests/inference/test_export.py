@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tests.helpers.models import tiny_cfg
+from tmt_d2.cli import export as command
 from tmt_d2.cli.export import main
 from tmt_d2.data.class_lists import coloured
 from tmt_d2.data.datasets.label_spaces import CLASSES, PALETTE
 from tmt_d2.errors import UserError
-from tmt_d2.cli import export as command
 from tmt_d2.inference.export import Agreement, FixedSizeModel, export_model, sample_image
 from tmt_d2.inference.predictor import Predictor
 

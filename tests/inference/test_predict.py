@@ -18,7 +18,9 @@ from detectron2.modeling import build_model
 from tests.helpers.models import tiny_cfg
 from tmt_d2.cli import predict
 from tmt_d2.data.class_lists import ClassList
-from tmt_d2.data.datasets.label_spaces import CITYSCAPES, MAPILLARY_A, TRAIN_IDS
+from tmt_d2.data.datasets.cityscapes import CITYSCAPES
+from tmt_d2.data.datasets.label_spaces import TRAIN_IDS
+from tmt_d2.data.datasets.mapillary import MAPILLARY_A
 from tmt_d2.data.datasets.registration import register_split
 from tmt_d2.data.reader import DataError
 from tmt_d2.errors import UserError

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.data.test_reader import picture, save_label
-from tmt_d2.data.datasets.label_spaces import CITYSCAPES
+from tmt_d2.data.datasets.cityscapes import CITYSCAPES
 from tmt_d2.data.reader import DataError, SizeError, exif_orientation, read_image, read_image_of, read_pair
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

@@ -38,7 +38,7 @@ from tqdm import tqdm
 from tmt_d2.cli.common import run
 from tmt_d2.data.class_lists import RGB
 from tmt_d2.data.datasets.custom import read_custom
-from tmt_d2.data.datasets.label_spaces import CITYSCAPES, CITYSCAPES_CLASSES, IGNORE, LabelSpace
+from tmt_d2.data.datasets.label_spaces import CITYSCAPES_CLASSES, IGNORE, TRAIN_IDS, LabelSpace
 from tmt_d2.data.datasets.layouts import Listing
 from tmt_d2.data.datasets.registration import DATA_SETS, dataset_root
 from tmt_d2.data.labeled import LABEL
@@ -110,7 +110,7 @@ class Findings:
     labels_read: int = 0
     labeled: int = 0
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
-    label_space: LabelSpace = CITYSCAPES
+    label_space: LabelSpace = TRAIN_IDS
 
     def shares(self) -> dict[str, float]:
         """Percent of all pixels of the labels, by class, and of those that have none."""

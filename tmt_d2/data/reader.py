@@ -18,16 +18,7 @@ from detectron2.utils.logger import log_first_n
 from PIL import Image
 
 from tmt_d2.data import jpeg
-from tmt_d2.data.datasets.label_spaces import (
-    BDD100K,
-    CITYSCAPES,
-    MAPILLARY_2_COLOUR,
-    MAPILLARY_A,
-    MAPILLARY_B,
-    OUTSIDE,
-    TRAIN_IDS,
-    LabelSpace,
-)
+from tmt_d2.data.datasets.label_spaces import OUTSIDE, TRAIN_IDS, LabelSpace
 from tmt_d2.data.png import SIGNATURE as PNG
 from tmt_d2.data.png import decode_plain
 from tmt_d2.errors import UserError
@@ -38,12 +29,6 @@ GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # kinds of color in a PNG 
 PNG_HEADER = 26  # bytes up to the end of width, height, depth and kind of colour
 ORIENTATION = 0x0112  # EXIF's number for it
 MAX_IDS_SHOWN = 5
-RIGHT_FILES = (
-    ((CITYSCAPES,), "*_gtFine_labelIds.png, beside *_instanceIds.png and *_color.png"),
-    ((BDD100K,), "those of labels/sem_seg/masks, not of ins_seg, pan_seg or colormaps"),
-    ((MAPILLARY_A, MAPILLARY_B), "those of v1.2/labels, not of v1.2/instances or panoptic"),
-)
-MAPILLARY_2_HINT = "these are v2.0 labels: take those of v1.2, in {training,validation}/v1.2/labels"
 
 
 class DataError(UserError):
@@ -116,7 +101,7 @@ def read_label(path: str, label_space: LabelSpace) -> np.ndarray:
             it holds (one without that palette goes by its ids).
         UndefinedIdError: an RGB file of a data set with ``label_space.colors`` holds another color.
     """
-    if label_space == CITYSCAPES and str(path).endswith("_labelTrainIds.png"):
+    if label_space.train_id_suffix and str(path).endswith(label_space.train_id_suffix):
         label_space = TRAIN_IDS
     data = _read_whole(path)
     ids = _synthia_ids(path, data) if label_space.encoding == "synthia" else _index_ids(path, data, label_space)
@@ -267,18 +252,17 @@ def _index_ids(path: str, data: bytes, label_space: LabelSpace) -> np.ndarray:
     image = _open(path, data)
     if color_type == PALETTE:
         colour = tuple((image.getpalette() or [])[6:9])  # of id 2
-        if colour == MAPILLARY_2_COLOUR and label_space in (MAPILLARY_A, MAPILLARY_B):
-            raise UndefinedIdError(f"{path}: its palette has {','.join(map(str, colour))} for id 2; {MAPILLARY_2_HINT}")
+        if colour == label_space.other_version_color:
+            raise UndefinedIdError(f"{path}: its palette has {colour} for id 2; {label_space.other_version}")
         return np.asarray(image)
     values = np.asarray(image)
     if color_type == GREY and depth < 8:  # Pillow has two values as bool, and stretches 4 and 16 to 0-255
         return values.astype(np.uint8) if depth == 1 else values // np.uint8(255 // (2**depth - 1))
     if color_type == GREY and depth == 8:
         return values
-    its_files = next((files for spaces, files in RIGHT_FILES if label_space in spaces), "")
     if color_type == GREY and values.max() <= 255:
         return values.astype(np.uint8)
-    if not its_files and depth == 8:
+    if not label_space.label_files and depth == 8:
         colors, alpha = values[..., : 1 if color_type == GREY_ALPHA else 3], values[..., -1]
         if color_type == RGB or (alpha == 255).all():
             # Ids that a tool saved in several equal channels; an original is never so.
@@ -287,8 +271,8 @@ def _index_ids(path: str, data: bytes, label_space: LabelSpace) -> np.ndarray:
             if label_space.colors and color_type != GREY_ALPHA:
                 return colors
     kind = {GREY: "grey", RGB: "RGB", GREY_ALPHA: "grey with transparency", RGBA: "RGBA"}.get(color_type, "unknown")
-    if its_files:
-        reason = f"It holds instances or colours: take {its_files}"
+    if label_space.label_files:
+        reason = f"It holds instances or colors: take {label_space.label_files}"
     elif color_type == GREY:
         reason = f"It has values up to {values.max()}, and ids are 0-255: does it hold instances or depth?"
     else:
@@ -350,6 +334,4 @@ def _synthia_ids(path: str, data: bytes) -> np.ndarray:
 def _outside_message(path: str, ids: list[int], label_space: LabelSpace) -> str:
     shown = ", ".join(map(str, ids[:MAX_IDS_SHOWN])) + (", ..." if len(ids) > MAX_IDS_SHOWN else "")
     message = f"{path}: ids {shown} are not defined in {label_space.name}"
-    if label_space in (MAPILLARY_A, MAPILLARY_B) and max(ids) > 65:
-        message += f"; {MAPILLARY_2_HINT}"
-    return message
+    return f"{message}; {label_space.other_version}" if label_space.other_version else message

@@ -17,7 +17,7 @@ import torch
 from tests.helpers.checkout import CONFIGS
 from tests.helpers.invented_matrix import make_matrix, metrics, record, three_domains
 from tmt_d2 import setup_cfg
-from tmt_d2.data.datasets.label_spaces import SYNTHIA
+from tmt_d2.data.datasets.synthia import SYNTHIA
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.records import ALL
 from tmt_d2.experiments.results import read_results

@@ -12,8 +12,6 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scipy.io import loadmat
-
 from tmt_d2.data.reader import DataError
 
 CAPTURE = re.compile(r"\{(\w+)\}")
@@ -53,6 +51,7 @@ class Layout:
         members: for data sets that do not part their splits by folder: (folder, split) -> the stems of the split,
             or a test for one.
         bad: stems of known bad frames.
+        unlabeled_allowed: images without a label are left out and are no error.
     """
 
     title: str
@@ -62,6 +61,7 @@ class Layout:
     splits: dict[str, tuple[str, int]]
     members: Callable[[Path, str], Callable[[str], bool] | frozenset[str]] | None = None
     bad: frozenset[str] = frozenset()
+    unlabeled_allowed: bool = False
 
     def listing(self, root: str, split: str) -> Listing:
         """Pair the files of one split.
@@ -174,73 +174,3 @@ def _expression(part: str, captured: Mapping[str, str], ends: bool) -> str:
             expression += f"(?P={name})" if name in known else f"(?P<{name}>.+)"
             known[name] = ""
     return expression + (f"(?i:{re.escape(suffix[0])})" if suffix else "")
-
-
-def _gtav_members(folder: Path, split: str) -> frozenset[str] | Callable[[str], bool]:
-    if split == "all":
-        return lambda stem: True
-    path = folder / "split.mat"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"GTAV: no {path}, which says what its splits are; get it from the data set's page (read_mapping.zip), "
-            "or train on all frames with the data set gtav_sem_seg_all"
-        )
-    key = {"train": "trainIds", "val": "valIds", "test": "testIds"}[split]
-    try:
-        numbers = loadmat(path)[key]
-    except Exception as error:  # SciPy raises many kinds for a damaged file
-        raise DataError(f"{path}: cannot read {key} ({type(error).__name__}: {error})".replace("\n", " ")) from error
-    return frozenset(f"{int(number):05d}" for number in numbers.ravel())
-
-
-def _synthia_members(folder: Path, split: str) -> Callable[[str], bool]:
-    """There is no official split: the frames whose number ends in 9 are for validation (940 of 9,400)."""
-
-    def inside(stem: str) -> bool:
-        if not stem.isdecimal():
-            raise DataError(f"{folder}/RAND_CITYSCAPES: {stem!r} is not a frame number such as 0000009")
-        return (int(stem) % 10 == 9) == (split == "val")
-
-    return inside
-
-
-CITYSCAPES = Layout(
-    title="Cityscapes",
-    folder="cityscapes",
-    images=("leftImg8bit/{split}/*/{stem}_leftImg8bit.png",),
-    labels=("gtFine/{split}/*/{stem}_gtFine_labelIds.png", "gtFine/{split}/*/{stem}_gtFine_labelTrainIds.png"),
-    splits={"train": ("train", 2975), "val": ("val", 500)},
-)
-BDD100K = Layout(
-    title="BDD100K",
-    folder="bdd100k",
-    images=("images/10k/{split}/{stem}.jpg", "seg/images/{split}/{stem}.jpg"),
-    labels=("labels/sem_seg/masks/{split}/{stem}.png", "seg/labels/{split}/{stem}_train_id.png"),
-    splits={"train": ("train", 7000), "val": ("val", 1000)},
-)
-MAPILLARY = Layout(
-    title="Mapillary Vistas",
-    folder="mapillary_vistas",
-    images=("{split}/images/{stem}.jpg",),
-    # Where v1.2 was re-packaged with v2.0, {split}/labels is somebody's own addition.
-    labels=("{split}/v1.2/labels/{stem}.png", "{split}/labels/{stem}.png"),
-    splits={"train": ("training", 18000), "val": ("validation", 2000)},
-)
-GTAV = Layout(
-    title="GTAV",
-    folder="gta5",
-    images=("images/{stem}.png",),
-    labels=("labels/{stem}.png",),
-    splits={"train": ("", 12403), "val": ("", 6382), "test": ("", 6181), "all": ("", 24966)},
-    members=_gtav_members,
-    # 15188 and 17705: image and label disagree; 20801 to 20860 are blank.
-    bad=frozenset(f"{number:05d}" for number in (15188, 17705, *range(20801, 20861))),
-)
-SYNTHIA = Layout(
-    title="SYNTHIA",
-    folder="synthia/RAND_CITYSCAPES",
-    images=("RGB/{stem}.png",),
-    labels=("GT/LABELS/{stem}.png",),
-    splits={"train": ("", 8460), "val": ("", 940)},
-    members=_synthia_members,
-)

@@ -18,8 +18,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
 from tmt_d2.data.class_lists import ClassList
-from tmt_d2.data.datasets import label_spaces, layouts
-from tmt_d2.data.datasets.label_spaces import IGNORE, SYNTHIA_13, SYNTHIA_16, LabelSpace, class_list
+from tmt_d2.data.datasets import bdd100k, cityscapes, gtav, mapillary, synthia
+from tmt_d2.data.datasets.label_spaces import IGNORE, LabelSpace, class_list
 from tmt_d2.data.datasets.layouts import Layout, Listing
 from tmt_d2.data.labeled import LABEL
 from tmt_d2.data.reader import DataError, has_header, read_image, read_label
@@ -39,12 +39,12 @@ class DataSet:
 
 
 DATA_SETS = {
-    "cityscapes": DataSet(layouts.CITYSCAPES, label_spaces.CITYSCAPES),
-    "bdd100k": DataSet(layouts.BDD100K, label_spaces.BDD100K),
-    "mapillary": DataSet(layouts.MAPILLARY, label_spaces.MAPILLARY_A),
-    "mapillary_b": DataSet(layouts.MAPILLARY, label_spaces.MAPILLARY_B),
-    "gtav": DataSet(layouts.GTAV, label_spaces.GTAV),
-    "synthia": DataSet(layouts.SYNTHIA, label_spaces.SYNTHIA),
+    "cityscapes": DataSet(cityscapes.LAYOUT, cityscapes.CITYSCAPES),
+    "bdd100k": DataSet(bdd100k.LAYOUT, bdd100k.BDD100K),
+    "mapillary": DataSet(mapillary.LAYOUT, mapillary.MAPILLARY_A),
+    "mapillary_b": DataSet(mapillary.LAYOUT, mapillary.MAPILLARY_B),
+    "gtav": DataSet(gtav.LAYOUT, gtav.GTAV),
+    "synthia": DataSet(synthia.LAYOUT, synthia.SYNTHIA),
 }
 
 
@@ -77,8 +77,8 @@ def register_split(name: str, load: Callable[[], list[Record]], label_space: Lab
         evaluator_type="sem_seg",
         label_space=label_space,
     )
-    if label_space == label_spaces.SYNTHIA:
-        metadata.set(class_subsets={"16 classes": SYNTHIA_16, "13 classes": SYNTHIA_13})
+    if label_space.class_subsets:
+        metadata.set(class_subsets=label_space.class_subsets)
 
 
 def check_registered(name: str, said_by: str) -> None:
@@ -247,6 +247,4 @@ def to_records(name: str, listing: Listing, label_space: LabelSpace, unlabeled_a
 def _load(family: str, split: str) -> list[Record]:
     data_set = DATA_SETS[family]
     listing = data_set.layout.listing(dataset_root(), split)
-    # An older archive of BDD100K has a handful of images without labels.
-    unlabeled_allowed = data_set.layout is layouts.BDD100K
-    return to_records(split_name(family, split), listing, data_set.label_space, unlabeled_allowed)
+    return to_records(split_name(family, split), listing, data_set.label_space, data_set.layout.unlabeled_allowed)

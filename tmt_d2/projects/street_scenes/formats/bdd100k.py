@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tmt_d2.data.datasets.label_spaces import BDD100K
+from tmt_d2.data.datasets.bdd100k import BDD100K
 from tmt_d2.projects.street_scenes.formats.base import Format, Frame, write_jpeg, write_png
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tmt_d2.data.datasets.label_spaces import CITYSCAPES
+from tmt_d2.data.datasets.cityscapes import CITYSCAPES
 from tmt_d2.projects.street_scenes.formats.base import Format, Frame, write_png
 
 _CITIES = {"train": ("aachen", "bremen", "weimar"), "val": ("frankfurt", "munster")}

@@ -9,18 +9,17 @@ from pathlib import Path
 import numpy as np
 from scipy.io import savemat
 
-from tmt_d2.data.datasets import layouts
-from tmt_d2.data.datasets.label_spaces import GTAV
+from tmt_d2.data.datasets import gtav
 from tmt_d2.projects.street_scenes.formats.base import Format, Frame, write_palette_png, write_png
 
 
 class Gtav(Format):
     folder = "gta5"
-    labels = GTAV
+    labels = gtav.GTAV
 
     def names(self, train: int, val: int) -> dict[str, list[str]]:
         numbers = (f"{number:05d}" for number in itertools.count(1))
-        good = (name for name in numbers if name not in layouts.GTAV.bad)  # readers leave those out
+        good = (name for name in numbers if name not in gtav.LAYOUT.bad)  # readers leave those out
         return {"train": list(itertools.islice(good, train)), "val": list(itertools.islice(good, val))}
 
     def write(self, base: Path, frame: Frame, image: np.ndarray, ids: np.ndarray) -> None:

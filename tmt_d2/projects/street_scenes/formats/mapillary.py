@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tmt_d2.data.datasets.label_spaces import MAPILLARY_A, MAPILLARY_PALETTE
+from tmt_d2.data.datasets.mapillary import MAPILLARY_A, PALETTE
 from tmt_d2.projects.street_scenes.formats.base import Format, Frame, write_jpeg, write_palette_png
 
 _FOLDERS = {"train": "training", "val": "validation"}
@@ -25,7 +25,7 @@ class Mapillary(Format):
 
     def palette(self) -> list[int]:
         """That of v1.2, by which the reader tells its labels from those of v2.0."""
-        return [value for colour in MAPILLARY_PALETTE for value in colour]
+        return [value for colour in PALETTE for value in colour]
 
     def write(self, base: Path, frame: Frame, image: np.ndarray, ids: np.ndarray) -> None:
         folder = base / _FOLDERS[frame.split]

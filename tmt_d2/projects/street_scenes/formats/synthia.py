@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tmt_d2.data.datasets.label_spaces import SYNTHIA
+from tmt_d2.data.datasets.synthia import SYNTHIA
 from tmt_d2.projects.street_scenes.formats.base import Format, Frame, write_png
 
 

@@ -28,7 +28,7 @@ from tmt_d2.config.file import find_config
 from tmt_d2.data.datasets.registration import split_name
 from tmt_d2.engine.checkpoint.checkpointer import FINAL
 from tmt_d2.engine.hooks.board import EvaluationPictures
-from tmt_d2.engine.run_dir import refuse_other_settings_in
+from tmt_d2.engine.run_dir import RunDir
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.units import estimator_cfg
@@ -158,6 +158,6 @@ def _cfg(file: Path, output: str | Path, values: Mapping[str, Any], options: Map
 
 def _run(cfg: CfgNode, configs: Path, hooks: Sequence[HookBase] = ()) -> Trained:
     log_to_screen()
-    refuse_other_settings_in(Path(cfg.OUTPUT_DIR), cfg)
+    RunDir(cfg).check_same_settings()
     results = run_stage(cfg, resume=True, hooks=[EvaluationPictures(cfg), *hooks])
     return Trained(Path(cfg.OUTPUT_DIR), configs, results)

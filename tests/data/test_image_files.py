@@ -14,7 +14,7 @@ from tmt_d2.data.image_files import image_files
 from tmt_d2.data.mapper import model_input
 from tmt_d2.errors import UserError
 from tmt_d2.utils.files import atomic_write
-from tmt_d2.utils.lock import sole_run
+from tmt_d2.utils.lock import folder_lock
 
 
 def touch(*paths: Path) -> None:
@@ -78,12 +78,12 @@ def test_text_may_mention_names_that_are_not_utf8(tmp_path: Path) -> None:
 def test_a_folder_in_use_is_named_by_its_option(tmp_path: Path) -> None:
     child = os.fork()
     if not child:  # a lock of POSIX belongs to a process
-        with sole_run(tmp_path, "--output"):
+        with folder_lock(tmp_path, "--output"):
             os.kill(os.getpid(), 19)  # SIGSTOP
         os._exit(0)
     os.waitpid(child, os.WUNTRACED)
     try:
-        with pytest.raises(UserError, match="--output"), sole_run(tmp_path, "--output"):
+        with pytest.raises(UserError, match="--output"), folder_lock(tmp_path, "--output"):
             pass
     finally:
         os.kill(child, 9)

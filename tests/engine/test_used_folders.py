@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.helpers.small_runs import small_cfg, small_units
-from tmt_d2.engine.run_dir import refuse_other_settings_in
+from tmt_d2.engine.run_dir import RunDir
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.plan import PLANNED
@@ -109,10 +109,10 @@ def test_an_ended_run_keeps_its_config(start: Path, tmp_path: Path) -> None:
     cfg = small_cfg("full", tmp_path, start, SOLVER__MAX_ITER=1)
     run_stage(cfg)
     before = (tmp_path / "config.yaml").read_bytes()
-    refuse_other_settings_in(tmp_path, cfg)
+    RunDir(cfg).check_same_settings()
     other = small_cfg("full", tmp_path, start, SOLVER__MAX_ITER=1, INPUT__MIN_SIZE_TEST=32)
     with pytest.raises(UserError, match="INPUT.MIN_SIZE_TEST"):
-        refuse_other_settings_in(tmp_path, other)  # as a notebook does
+        RunDir(other).check_same_settings()  # as a notebook does
     with pytest.raises(UserError, match="INPUT.MIN_SIZE_TEST"):
         run_stage(other, resume=True)
     run_stage(small_cfg("full", tmp_path, tmp_path / "model_final.pth", INPUT__MIN_SIZE_TEST=32), eval_only=True)

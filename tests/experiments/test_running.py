@@ -19,7 +19,7 @@ from tests.helpers.small_runs import make_scenes, measured, small_units, write_v
 from tmt_d2.errors import UserError
 from tmt_d2.experiments import running
 from tmt_d2.experiments.progress import Progress
-from tmt_d2.experiments.running import claimed, launch_unit, run_all, run_unit
+from tmt_d2.experiments.running import launch_unit, run_all, run_unit
 from tmt_d2.experiments.units import Unit
 from tmt_d2.projects.report.document import write_report
 from tmt_d2.utils.signals import STOPPED
@@ -104,7 +104,7 @@ def test_nothing_is_run_twice(finished) -> None:
 
 def test_other_settings_are_refused(finished) -> None:
     folder, _, _ = finished
-    with pytest.raises(ValueError, match="run with other settings"):
+    with pytest.raises(UserError, match="settings"):
         run_all(seven_units(folder, "SOLVER.BASE_LR", "0.5"), folder / "out", run_unit, {})
 
 
@@ -194,13 +194,6 @@ def test_two_runs_share_the_work(tmp_path, monkeypatch) -> None:
     second.join()
     assert sorted(started) == sorted(unit.name for unit in units)
     assert [progress.summary() for progress in helped] == ["7 of 7 done"] * 2
-
-
-def test_a_lock_ends_with_its_block(tmp_path) -> None:
-    with claimed(tmp_path / "lock") as mine, claimed(tmp_path / "lock") as second:
-        assert (mine, second) == (True, False)
-    with claimed(tmp_path / "lock") as mine:
-        assert mine
 
 
 def test_a_process_that_failed_is_named_by_its_status(tmp_path) -> None:

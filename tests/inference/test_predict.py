@@ -158,9 +158,9 @@ def test_files_and_going_on(
     assert run(model, photos, output, "--write", *kinds, "--ids", "cityscapes") == 0
     assert "1 pictures predicted, 2 were there already" in capsys.readouterr().out
     assert cut.read_bytes() == whole and kept.stat().st_mtime_ns == before
-    with pytest.raises(UserError, match=r"holds predictions with other --ids \(predictions.json\): choose another"):
+    with pytest.raises(UserError, match="--ids"):
         run(model, photos, output)
-    with pytest.raises(UserError, match="holds predictions with other settings of INPUT and TEST"):
+    with pytest.raises(UserError, match="INPUT and TEST"):
         run(model, photos, output, "--ids", "cityscapes", "INPUT.MIN_SIZE_TEST", "32")
 
 
@@ -229,7 +229,7 @@ def test_files_of_others_are_neither_overwritten_nor_taken_for_predictions(
     truth = tmp_path / "set" / "labels" / "a" / "1.png"
     truth.parent.mkdir(parents=True)
     truth.write_bytes(b"ground truth")
-    with pytest.raises(UserError, match="set/labels holds files that this command has not written: choose another"):
+    with pytest.raises(UserError, match="--output"):
         run(model, photos, tmp_path / "set")
     assert truth.read_bytes() == b"ground truth" and not (tmp_path / "set" / "predictions.json").exists()
 
@@ -239,7 +239,7 @@ def test_what_was_predicted_of_other_pictures_or_by_another_model_does_not_stay(
 ) -> None:
     output = tmp_path / "out"
     run(model, photos, output, "--write", "labels")
-    with pytest.raises(UserError, match="holds predictions with other settings of MODEL"):
+    with pytest.raises(UserError, match="settings of MODEL"):
         run(model, photos, output, "--write", "labels", "MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0]")
     made = output / "labels" / "a" / "1.png"
     os.utime(photos / "a" / "1.png", ns=(made.stat().st_mtime_ns + 10**9,) * 2)  # the picture was replaced since
@@ -252,7 +252,7 @@ def test_what_was_predicted_of_other_pictures_or_by_another_model_does_not_stay(
         if folder == "a":
             run(model, place, tmp_path / "listed")
         else:
-            with pytest.raises(UserError, match="holds predictions with other pictures below"):
+            with pytest.raises(UserError, match="pictures below"):
                 run(model, place, tmp_path / "listed")
 
 

@@ -33,7 +33,7 @@ from tmt_d2.inference.reporting import label_space_for
 from tmt_d2.inference.streaming import check_apart, find_pictures
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.utils.files import remove_temporaries
-from tmt_d2.utils.lock import sole_run
+from tmt_d2.utils.lock import folder_lock
 from tmt_d2.utils.logs import log_to_screen
 
 TRAIN_IDS = "train"
@@ -73,7 +73,7 @@ def main(arguments=None):
     if pictures.left_out:
         print(f"{args.input}: {len(pictures)} images, {pictures.left_out} other and hidden files left out")
     predictor = Predictor.of_model(cfg, model)
-    with sole_run(args.output, "--output"):
+    with folder_lock(args.output, "--output"):
         remove_temporaries(args.output)
         write_classes(args.output, predictor.classes, ids)
         outcome = predict_files(predictor, pictures, args.output, args.write, ids, args.batch_size)

@@ -25,9 +25,10 @@ from tmt_d2.cli.common import parse, run
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.plan import read_plan
 from tmt_d2.experiments.progress import Progress
-from tmt_d2.experiments.running import check_names, claimed, launch_unit, run_all
+from tmt_d2.experiments.running import check_names, launch_unit, run_all
 from tmt_d2.experiments.slurm import parse_parameters, run_on_slurm
 from tmt_d2.experiments.units import select, units_of
+from tmt_d2.utils.lock import file_lock
 from tmt_d2.utils.logs import log_to_screen
 
 
@@ -71,7 +72,7 @@ def main():
         return 0
     run = partial(launch_unit, num_processes=args.num_gpus)
     if plan.render:
-        with claimed(args.output / ".lock", wait=True):
+        with file_lock(args.output / ".lock", wait=True):
             draw_data(plan, args.output)
     if args.slurm:
         parameters = parse_parameters(args.slurm)

@@ -1,9 +1,13 @@
-"""What OUTPUT_DIR may hold of runs before: what is gone on with, refused, warned of."""
+"""Ownership of output folders: the run that a folder holds, and whether another one may resume, add to or replace it.
+
+Each folder names what its files were made from: a training its ``config.yaml``, other commands a JSON file of
+``claim``. Locks are in ``utils.lock``.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +21,115 @@ from tmt_d2.config.file import load_config_file
 from tmt_d2.engine.best import Best
 from tmt_d2.engine.checkpoint.checkpointer import FINAL, TMTCheckpointer, ended_after
 from tmt_d2.errors import UserError
-from tmt_d2.utils.files import atomic_write
+from tmt_d2.utils.files import atomic_write, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
 RESULTS = {"source": "evaluation.json", "estimator": "estimator.json", "finetune": "evaluation.json"}
 CONFIG = "config.yaml"
-MAY_CHANGE = (  # between the sittings of a run
-    "OUTPUT_DIR",
-    "DATALOADER.NUM_WORKERS",
-    "MODEL.DEVICE",
-    "MODEL.WEIGHTS",
-    "SOLVER.MAX_ITER",
-    "SOLVER.CHECKPOINT",
-    "TEST.",
-)
+RUNTIME = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "SOLVER.CHECKPOINT")  # change no result
+RESUMABLE = (*RUNTIME, "MODEL.WEIGHTS", "SOLVER.MAX_ITER", "TEST.")  # may change when a run is resumed
 
 
-class KeepConfig(HookBase):
-    """The config of a run that has begun; neither a refused command nor one without a step to train changes that of an
-    earlier run."""
+class RunDir:
+    """OUTPUT_DIR of a training."""
 
-    def __init__(self, cfg: CfgNode):
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg, self.folder = cfg, Path(cfg.OUTPUT_DIR)
+
+    def checkpoints(self) -> list[Path]:
+        """Checkpoints to resume from, in the order in which they are tried."""
+        return TMTCheckpointer(nn.Module(), str(self.folder)).resumable()
+
+    def check(self, resume: bool, eval_only: bool = False) -> None:
+        """Compare the config with the run in the folder, if there is one, and warn of differences.
+
+        Raises:
+            UserError: a run of another stage or method, or one that has ended with other settings, cannot be resumed.
+        """
+        if resume:
+            self._check_resume()
+        elif not eval_only and comm.is_main_process():
+            files = [*self.checkpoints(), *(self.folder / name for name in ("metrics.json", *RESULTS.values()))]
+            names = dict.fromkeys(file.name for file in files if file.is_file())
+            if names:
+                logger.warning(
+                    "%s holds a run, which this one overwrites (%s); --resume would resume it",
+                    self.folder,
+                    ", ".join(names),
+                )
+
+    def _check_resume(self) -> None:
+        changed = self._changed_settings()
+        for key in ("TRANSFER.STAGE", "TRANSFER.METHOD"):
+            if key in changed and (key == "TRANSFER.STAGE" or self.cfg.TRANSFER.STAGE == "finetune"):
+                raise self._refusal(f"--resume: it holds a run with {_differences(changed, [key])}")
+        kept = [key for key in changed if not key.startswith(RESUMABLE)]
+        if not kept:
+            return
+        if "SOLVER.MAX_ITER" not in changed and self.checkpoints()[0].stem == FINAL:
+            raise self._refusal(f"it holds a run that has ended with other settings: {_differences(changed, kept)}")
+        logger.warning(
+            "--resume: settings have changed: %s; learning rate and weight decay are those of the checkpoint, the "
+            "others are the new ones",
+            _differences(changed, kept),
+        )
+
+    def check_same_settings(self) -> None:
+        """
+        Raises:
+            UserError: the folder holds a run with another value of a setting that its result depends on.
+        """
+        derived = (*RUNTIME, "MODEL.SEM_SEG_HEAD.NUM_CLASSES")
+        changed = self._changed_settings()
+        if kept := [key for key in changed if not key.startswith(derived)]:
+            raise self._refusal(f"it holds a run with other settings: {_differences(changed, kept)}")
+
+    def _refusal(self, message: str) -> UserError:
+        return UserError(message, key="OUTPUT_DIR", value=str(self.folder), hint="choose another OUTPUT_DIR")
+
+    def _changed_settings(self) -> dict[str, tuple[Any, Any]]:
+        """Config key -> (value of the run in the folder, value now); empty without a run."""
+        if not (self.folder / CONFIG).is_file() or not self.checkpoints():
+            return {}
+        there, here = flat(load_config_file(self.folder / CONFIG)), flat(yaml.safe_load(self.cfg.dump()))
+        return {key: (there[key], value) for key, value in here.items() if key in there and there[key] != value}
+
+    def has_ended(self) -> bool:
+        """Whether the folder holds weights without a state to resume: only an evaluation may be missing.
+
+        Raises:
+            UserError: this config trains for another number of iterations.
+        """
+        iterations = ended_after(self.folder)
+        if iterations not in (None, self.cfg.SOLVER.MAX_ITER) and not self._stopped_early(iterations):
+            raise UserError(
+                f"{self.folder} holds only the weights of a run of {iterations} iterations, which cannot be resumed",
+                key="SOLVER.MAX_ITER",
+                value=self.cfg.SOLVER.MAX_ITER,
+                hint=f"choose another OUTPUT_DIR; to start from these weights, set MODEL.WEIGHTS "
+                f"{self.folder / FINAL}.pth",
+            )
+        return iterations is not None
+
+    def _stopped_early(self, iterations: int) -> bool:
+        best = Best.from_config(self.cfg)
+        if best is not None:
+            best.read(iterations)
+        return best is not None and best.exhausted
+
+
+class SaveConfig(HookBase):
+    """Writes ``config.yaml`` when training starts; a command without a step to train keeps that of an earlier run."""
+
+    def __init__(self, cfg: CfgNode) -> None:
         self.cfg = cfg
 
     def before_train(self) -> None:
         self._write(self.trainer.start_iter < self.trainer.max_iter)
 
     def after_evaluation(self) -> None:
-        """Of an evaluation in a folder where nothing was trained."""
-        self._write(not TMTCheckpointer(nn.Module(), self.cfg.OUTPUT_DIR).has_checkpoint())
+        self._write(not RunDir(self.cfg).checkpoints())
 
     def _write(self, replace: bool) -> None:
         path = Path(self.cfg.OUTPUT_DIR) / CONFIG
@@ -55,96 +138,38 @@ class KeepConfig(HookBase):
                 file.write(self.cfg.dump())
 
 
-def refuse_another_run_in(folder: Path, cfg: CfgNode) -> None:
-    """What is resumed must be of this stage and method; what else has changed is said."""
-    if not (folder / CONFIG).is_file() or not TMTCheckpointer(nn.Module(), str(folder)).has_checkpoint():
-        return
-    there = flat(load_config_file(folder / CONFIG))
-    here = flat(yaml.safe_load(cfg.dump()))
-    for key in ("TRANSFER.STAGE", "TRANSFER.METHOD"):
-        if there.get(key, here[key]) != here[key] and (key == "TRANSFER.STAGE" or cfg.TRANSFER.STAGE == "finetune"):
-            raise UserError(
-                f"--resume: {folder} holds a run of {key} {there[key]}, this one is {here[key]}: choose another "
-                "OUTPUT_DIR"
-            )
-    changed = [key for key in here if key in there and there[key] != here[key] and not key.startswith(MAY_CHANGE)]
-    newest = TMTCheckpointer(nn.Module(), str(folder)).resumable()[0]
-    if changed and newest.stem == FINAL and there.get("SOLVER.MAX_ITER") == cfg.SOLVER.MAX_ITER:
-        raise UserError(
-            f"{folder} holds a run that has ended with other settings: {_differences(changed, there, here)}: choose "
-            "another OUTPUT_DIR"
-        )
-    if changed:
-        logger.warning(
-            "--resume: the run began with other settings: %s; learning rate and weight decay stay those of its "
-            "checkpoint, the others are the new ones from here on",
-            _differences(changed, there, here),
-        )
+def claim(path: Path, identity: Mapping[str, Any], hint: str = "choose another --output") -> None:
+    """Write to ``path`` what the files in its folder are made from, or compare it with what is written there.
 
-
-def refuse_other_settings_in(folder: Path, cfg: CfgNode) -> None:
-    """Refuse a run in ``folder`` of any other setting that a result depends on.
+    Args:
+        identity: values that JSON preserves, by names for messages.
 
     Raises:
-        UserError: names the settings.
+        UserError: the files there are made from something else; its key is the folder.
     """
-    if not (folder / CONFIG).is_file() or not TMTCheckpointer(nn.Module(), str(folder)).has_checkpoint():
-        return
-    there, here = flat(load_config_file(folder / CONFIG)), flat(yaml.safe_load(cfg.dump()))
-    free = (
-        "OUTPUT_DIR",
-        "DATALOADER.NUM_WORKERS",
-        "MODEL.DEVICE",
-        "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
-        "SOLVER.CHECKPOINT",
-    )
-    changed = [key for key in here if key in there and there[key] != here[key] and not key.startswith(free)]
-    if changed:
-        raise UserError(
-            f"{folder} holds a run of other settings: {_differences(changed, there, here)}: choose another folder, or "
-            "delete it to run it again"
-        )
+    if path.is_file():
+        check_identity(read_json(path, remedy=hint), identity, path.parent, hint)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, identity)
 
 
-def _differences(keys: Sequence[str], there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {there[key]}, now {here[key]}" for key in keys)
+def check_identity(there: Mapping[str, Any], here: Mapping[str, Any], folder: Path, hint: str) -> None:
+    """
+    Raises:
+        UserError: a value of ``here`` differs from that of ``there``.
+    """
+    for key, value in here.items():
+        if there.get(key) != value:
+            raise UserError(f"its files are made with another value of {key!r}", key=folder, hint=hint)
 
 
 def flat(node: Any, place: str = "") -> dict[str, Any]:
-    """A config as dictionaries in dictionaries -> {"SOLVER.BASE_LR": value}."""
+    """A config as nested dictionaries -> {"SOLVER.BASE_LR": value}."""
     if not isinstance(node, dict):
         return {place: node}
     return {key: value for name in node for key, value in flat(node[name], f"{place}.{name}".lstrip(".")).items()}
 
 
-def has_ended(cfg: CfgNode) -> bool:
-    """Whether OUTPUT_DIR holds this stage's weights and nothing to train on from: then only results may be missing."""
-    iterations = ended_after(cfg.OUTPUT_DIR)
-    if iterations not in (None, cfg.SOLVER.MAX_ITER) and not _stopped_early(cfg, iterations):
-        raise UserError(
-            f"{cfg.OUTPUT_DIR} holds only the weights of a run that ended after {iterations} iterations, "
-            f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}: it cannot go on; choose another OUTPUT_DIR, with MODEL.WEIGHTS "
-            f"{cfg.OUTPUT_DIR}/{FINAL}.pth to begin from these weights"
-        )
-    return iterations is not None
-
-
-def _stopped_early(cfg: CfgNode, iterations: int) -> bool:
-    best = Best.from_config(cfg)
-    if best is not None:
-        best.read(iterations)
-    return best is not None and best.exhausted
-
-
-def warn_of_a_run_in(folder: Path) -> None:
-    files = TMTCheckpointer(nn.Module(), str(folder)).resumable()
-    names = [file.name for file in files] + [
-        name for name in ("metrics.json", *sorted(set(RESULTS.values()), reverse=True)) if (folder / name).is_file()
-    ]
-    if names:
-        logger.warning(
-            "%s holds a run already, and without --resume it begins anew: what it has is overwritten as the new run "
-            "goes on (%s)",
-            folder,
-            ", ".join(names),
-        )
+def _differences(changed: Mapping[str, tuple[Any, Any]], keys: Iterable[str]) -> str:
+    return ", ".join(f"{key} {changed[key][0]}, now {changed[key][1]}" for key in keys)

@@ -48,13 +48,13 @@ from tmt_d2.engine.checkpoint.checkpointer import (
 )
 from tmt_d2.engine.environment import environment
 from tmt_d2.engine.loading import log_input_size, on_this_machine
-from tmt_d2.engine.run_dir import RESULTS, KeepConfig, has_ended, refuse_another_run_in, warn_of_a_run_in
+from tmt_d2.engine.run_dir import RESULTS, RunDir, SaveConfig
 from tmt_d2.engine.trainer import StageTrainer, evaluate_model
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import METRICS, metric_names
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.utils.files import remove_temporaries, write_json
-from tmt_d2.utils.lock import sole_run
+from tmt_d2.utils.lock import folder_lock
 from tmt_d2.utils.logs import log_file
 from tmt_d2.utils.signals import Stoppable, stop_on_signals
 
@@ -88,9 +88,10 @@ def run_stage(
     weights = cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not Path(weights).is_file():
         raise FileNotFoundError(f"MODEL.WEIGHTS {weights} does not exist")
-    folder = Path(cfg.OUTPUT_DIR)
-    eval_only = eval_only or (resume and has_ended(cfg))
-    with sole_run(folder), log_file(folder), stop_on_signals():
+    run_dir = RunDir(cfg)
+    folder = run_dir.folder
+    eval_only = eval_only or (resume and run_dir.has_ended())
+    with folder_lock(folder), log_file(folder), stop_on_signals():
         if comm.is_main_process():
             remove_temporaries(folder)
             for line in environment():
@@ -98,21 +99,18 @@ def run_stage(
             log_input_size(cfg, trains=not eval_only)
             if not eval_only:
                 _warn_of_small_inputs(cfg)
-            if not (resume or eval_only):
-                warn_of_a_run_in(folder)
-        if resume:
-            refuse_another_run_in(folder, cfg)
+        run_dir.check(resume, eval_only)
         seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
         model = build_model(cfg)
         model.classes = classes
         logger.info("predicting %s", classes)
-        keep = KeepConfig(cfg)
+        save_config = SaveConfig(cfg)
         if cfg.TRANSFER.STAGE == "estimator":
-            results = _run_estimator(cfg, model, resume, eval_only, [keep])
+            results = _run_estimator(cfg, model, resume, eval_only, [save_config])
         else:
-            results = _run_training(cfg, model, resume, eval_only, [keep, *hooks])
+            results = _run_training(cfg, model, resume, eval_only, [save_config, *hooks])
         if eval_only:
-            keep.after_evaluation()
+            save_config.after_evaluation()
         drift = results.pop(DRIFT, None)
         if comm.is_main_process():
             if drift is not None:

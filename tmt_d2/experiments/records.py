@@ -12,8 +12,7 @@ from typing import Any, TypedDict
 from detectron2.config import CfgNode
 
 from tmt_d2.engine.checkpoint.checkpointer import keep_weights
-from tmt_d2.engine.run_dir import RESULTS
-from tmt_d2.errors import UserError
+from tmt_d2.engine.run_dir import RESULTS, check_identity
 from tmt_d2.utils.files import read_json, write_json
 
 STAGE_RECORD = "stage.json"
@@ -88,7 +87,7 @@ class Identity(TypedDict, total=False):
 
 class StageRecord(Identity, total=False):
     """settings: the fingerprint; made_from: of each unit that it needs, with all that that one needs; seconds: of the
-    sitting that ended it; bytes: on disk. Old records lack some."""
+    sitting that ended it; bytes: on disk."""
 
     settings: str
     made_from: Mapping[str, str]
@@ -106,22 +105,19 @@ def settings_fingerprint(cfg: CfgNode, identity: Identity) -> str:
     return hashlib.sha256((cfg.dump() + json.dumps(identity, sort_keys=True)).encode()).hexdigest()
 
 
-def is_done(name: str, cfg: CfgNode, identity: Identity, made_from: Mapping[str, str]) -> bool:
-    """Whether the folder of unit ``name`` says that it ended with these settings.
+def is_done(cfg: CfgNode, identity: Identity, made_from: Mapping[str, str]) -> bool:
+    """Return whether the folder's unit has ended with these settings.
 
     Raises:
         UserError: it ended, or began, with other settings, or was made from a unit with others.
     """
     folder = Path(cfg.OUTPUT_DIR)
-    done, settings = (folder / STAGE_RECORD).is_file(), settings_fingerprint(cfg, identity)
-    remedy = "choose another --output, or delete the folder to run it again"
+    done = (folder / STAGE_RECORD).is_file()
     there = read_record(folder) if done else _read_beginning(folder)
-    if there.get("settings", settings) != settings:
-        what = "run" if done else "begun"
-        raise UserError(f"{folder} holds {name} {what} with other settings (see its config.yaml): {remedy}")
-    other = [need for need, value in made_from.items() if there.get("made_from", {}).get(need, value) != value]
-    if other:
-        raise UserError(f"{folder} holds {name} made from {other[0]} with other settings than now: {remedy}")
+    if there:
+        here = {"settings": settings_fingerprint(cfg, identity), **made_from}
+        hint = "choose another --output, or delete the folder to run it again"
+        check_identity({"settings": there["settings"], **there["made_from"]}, here, folder, hint)
     return done
 
 
@@ -134,7 +130,7 @@ def write_beginning(cfg: CfgNode, identity: Identity, made_from: Mapping[str, st
 
 def _read_beginning(folder: Path) -> StageRecord:
     try:
-        return read_json(folder / BEGINNING, remedy=DAMAGED)
+        return read_json(folder / BEGINNING, ("settings", "made_from"), DAMAGED)
     except FileNotFoundError:  # another process may just have ended it
         return {}
 
@@ -150,7 +146,7 @@ def write_record(cfg: CfgNode, identity: Identity, made_from: Mapping[str, str],
 
 
 def read_record(folder: Path) -> StageRecord:
-    return read_json(folder / STAGE_RECORD, ("settings", "seconds"), DAMAGED)
+    return read_json(folder / STAGE_RECORD, ("settings", "made_from", "seconds"), DAMAGED)
 
 
 def read_values(folder: Path, kind: str) -> Mapping[str, Any]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from tmt_d2.experiments.records import SCORES_FILE
 from tmt_d2.experiments.scoring import score_checkpoint
 from tmt_d2.experiments.units import Unit
 from tmt_d2.utils.files import write_json
-from tmt_d2.utils.lock import UNSUPPORTED
+from tmt_d2.utils.lock import file_lock
 from tmt_d2.utils.signals import STOPPED
 
 logger = logging.getLogger(__name__)
@@ -51,31 +49,14 @@ def launch_unit(unit: Unit, num_processes: int) -> None:
 
 def run_recorded(unit: Unit, run: RunUnit) -> bool:
     """Run a unit unless it is done, and record that it is; False, and nothing, while another process runs it."""
-    with claimed(unit.folder / ".lock") as mine:
-        if mine and not unit.is_done():
+    with file_lock(unit.folder / ".lock") as holder:
+        if not holder and not unit.is_done():
             logger.info("%s: running, in %s", unit.name, unit.folder)
             start = time.perf_counter()
             unit.write_beginning()
             run(unit)
             unit.write_record(time.perf_counter() - start)
-        return mine
-
-
-@contextmanager
-def claimed(lock: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold a lock file for the block, or yield False if another process has it; a lock ends with its process."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            if error.errno not in UNSUPPORTED:
-                raise
-            logger.warning("%s: this file system has no locks: a second run of it would not be noticed", lock.parent)
-        yield True
+        return not holder
 
 
 def run_all(units: Sequence[Unit], output: Path, run: RunUnit, guess: Mapping[str, float]) -> Progress:

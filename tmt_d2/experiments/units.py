@@ -60,7 +60,7 @@ class Unit:
         Raises:
             UserError: what its folder holds is of other settings, or made from a unit of others.
         """
-        return records.is_done(self.name, self.cfg, self._identity(), self.made_from)
+        return records.is_done(self.cfg, self._identity(), self.made_from)
 
     def write_beginning(self) -> None:
         records.write_beginning(self.cfg, self._identity(), self.made_from)

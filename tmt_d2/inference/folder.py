@@ -19,10 +19,11 @@ from tmt_d2.config import model_settings
 from tmt_d2.data.class_lists import ClassList
 from tmt_d2.data.datasets.label_spaces import IGNORE, LabelSpace
 from tmt_d2.data.reader import PNG, DataError
+from tmt_d2.engine.run_dir import claim
 from tmt_d2.errors import UserError
 from tmt_d2.inference.predictor import Prediction, Predictor
 from tmt_d2.inference.streaming import Picture, Pictures, predictions
-from tmt_d2.utils.files import atomic_write, read_json, sha256_of, write_json
+from tmt_d2.utils.files import atomic_write, sha256_of, write_json
 from tmt_d2.visualization.overlays import label_overlay
 
 KINDS = ("labels", "overlays", "confidence", "transferability")  # each a folder of PNG files
@@ -131,14 +132,9 @@ def claim_output(output: Path, cfg: CfgNode, pictures: Pictures, ids: str) -> No
     if not path.is_file():
         foreign = [output / kind for kind in KINDS if (output / kind).is_dir() and any((output / kind).iterdir())]
         if foreign:
-            raise UserError(f"{foreign[0]} holds files that this command has not written: choose another --output")
-        output.mkdir(parents=True, exist_ok=True)
-        write_json(path, identity)
-        return
-    before = read_json(path, remedy="choose another --output")
-    for key, value in identity.items():
-        if before.get(key, value) != value:  # earlier versions wrote fewer
-            raise UserError(f"{output} holds predictions with other {key} ({IDENTITY}): choose another --output")
+            message = f"{foreign[0]} holds files that this command has not written"
+            raise UserError(message, key="--output", value=str(output), hint="choose another --output")
+    claim(path, identity)
 
 
 def write_classes(output: Path, classes: ClassList, ids: np.ndarray | None = None) -> None:

@@ -1,4 +1,4 @@
-"""One run in a folder at a time."""
+"""Locks on folders: one process, or one run of several processes, works in a folder at a time."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import fcntl
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from detectron2.utils import comm
 
@@ -20,49 +20,76 @@ from tmt_d2.errors import UserError
 logger = logging.getLogger(__name__)
 
 LOCK = ".run.lock"
-UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # by the file system
+
+_own: set[Path] = set()  # held by this process: POSIX locks do not exclude other threads of it
+_own_lock = threading.Lock()
 
 
 @contextmanager
-def sole_run(folder: str | Path, option: str = "OUTPUT_DIR") -> Iterator[None]:
-    """Hold ``folder`` for the block, for all processes of this run; every one of them must call it.
+def file_lock(path: Path, wait: bool = False) -> Iterator[str]:
+    """Hold the lock file ``path`` within the block.
 
-    The first process holds the lock. The kernel takes it back when that process ends, however it ends; its loader
-    processes, which may outlive it for a moment, do not have it (a lock of POSIX is not inherited; flock's is).
+    The kernel releases the lock when this process ends, however it ends. Forked processes, such as a data loader's,
+    which may outlive it, do not hold it: POSIX locks are not inherited, those of ``flock`` are.
 
     Args:
-        option: the key or option that names the folder, for the message.
+        wait: block until another process releases the lock.
+
+    Yields:
+        "" if this process holds the lock, otherwise a description of the holder.
+    """
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _own_lock:
+        mine = path not in _own
+        _own.add(path)
+    if not mine:
+        yield "this process"
+        return
+    try:
+        with path.open("a+") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN, *UNSUPPORTED):
+                    raise
+                if error.errno not in UNSUPPORTED:
+                    file.seek(0)
+                    yield file.read().strip() or "another process"
+                    return
+                logger.warning("%s: no locks on this file system, a second run will not be noticed", path.parent)
+            file.truncate(0)
+            now = time.strftime("%Y-%m-%d %H:%M:%S")
+            file.write(f"a run on {socket.gethostname()}, process {os.getpid()}, since {now}")
+            file.flush()
+            yield ""
+    finally:
+        with _own_lock:
+            _own.discard(path)
+
+
+@contextmanager
+def folder_lock(folder: str | Path, option: str = "OUTPUT_DIR") -> Iterator[None]:
+    """Hold ``folder`` within the block, for all processes of this run; each of them must call this.
+
+    Args:
+        option: the config key or command-line option that names the folder.
 
     Raises:
-        UserError: another run has it; in all processes.
+        UserError: another run holds the folder; in all processes.
     """
-    file, problem = _lock(Path(folder), option) if comm.is_main_process() else (None, "")
-    problem = comm.all_gather(problem)[0]
-    if problem:
-        raise UserError(problem)
-    try:
+    if not comm.is_main_process():
+        _check_free(folder, option, "")
         yield
-    finally:
-        if file is not None:
-            file.close()  # which unlocks it
+        return
+    with file_lock(Path(folder) / LOCK) as holder:
+        _check_free(folder, option, holder)
+        yield
 
 
-def _lock(folder: Path, option: str) -> tuple[IO[str] | None, str]:
-    """The locked file, or None and why not."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / LOCK).open("a+")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
-        if error.errno in UNSUPPORTED:
-            logger.warning("%s: this file system has no locks: a second run in it would not be noticed", folder)
-            return None, ""
-        return None, f"{option} {folder} is in use by {holder}: wait for it, end it, or choose another {option}"
-    file.truncate(0)
-    now = time.strftime("%Y-%m-%d %H:%M:%S")
-    file.write(f"a run on {socket.gethostname()}, process {os.getpid()}, since {now}")
-    file.flush()
-    return file, ""
+def _check_free(folder: str | Path, option: str, holder: str) -> None:
+    holder = comm.all_gather(holder)[0]
+    if holder:
+        hint = f"wait for it, end it, or choose another {option}"
+        raise UserError(f"in use by {holder}", key=option, value=str(folder), hint=hint)

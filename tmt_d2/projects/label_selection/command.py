@@ -66,7 +66,7 @@ from tmt_d2.projects.label_selection.proposal import (
 )
 from tmt_d2.projects.label_selection.strategies import AUTO, DOMAIN_NEEDS, STRATEGIES
 from tmt_d2.utils.files import remove_temporaries
-from tmt_d2.utils.lock import sole_run
+from tmt_d2.utils.lock import folder_lock
 from tmt_d2.utils.logs import log_to_screen
 
 
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_to_screen()
     check_arguments(args)
     cfg, scoring = pool_arguments(args)
-    with sole_run(args.output, "--output"):
+    with folder_lock(args.output, "--output"):
         remove_temporaries(args.output)
         if args.num_gpus > 1:
             launch(write_share, args.num_gpus, args=(args,))

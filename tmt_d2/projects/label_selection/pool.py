@@ -22,10 +22,11 @@ from tqdm import tqdm
 from tmt_d2.adaptation.self_training.pseudo_labels import marginals
 from tmt_d2.data.mapper import model_input
 from tmt_d2.data.reader import ChannelOrder, DataError
+from tmt_d2.engine.run_dir import claim
 from tmt_d2.errors import UserError
 from tmt_d2.inference.streaming import Picture, Pictures
 from tmt_d2.modeling.mask_former import MaskFormer, real_positions
-from tmt_d2.utils.files import atomic_write, read_json, read_npz, write_json
+from tmt_d2.utils.files import atomic_write, read_npz
 
 IMAGES_PER_FILE = 256
 FEATURES = ("res4", "res5")
@@ -145,12 +146,7 @@ def write_scores(
         UserError: ``folder`` belongs to other images or to another model.
     """
     listing = json.dumps([each.record["file_name"] for each in images])
-    stamp = identity | {"images": hashlib.sha256(listing.encode()).hexdigest()[:16]}
-    path = folder / "pool.json"
-    if path.is_file() and read_json(path) != stamp:
-        raise UserError("it belongs to another model or to other images", key=folder, hint="choose another --output")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, stamp)
+    claim(folder / "pool.json", identity | {"images": hashlib.sha256(listing.encode()).hexdigest()[:16]})
     files = []
     with tqdm(total=images.count or None, unit="image", desc=images.place, disable=rank > 0) as progress:
         for number, part in enumerate(_chunks(images)):

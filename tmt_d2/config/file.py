@@ -67,7 +67,7 @@ def find_config(path: str | Path) -> Path:
     path = Path(path)
     if path.exists() or path.is_absolute():
         return path
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     inside = (folder / path for folder in (package, package.parent))
     return next((found for found in inside if path.parts[:1] == ("configs",) and found.exists()), path)
 

@@ -21,8 +21,8 @@ OF_A_METHOD = {  # its keys
     "tmt": "MODEL.TMT.",
     "leep": "TRANSFER.ALIGNMENT.",
     "otce": "TRANSFER.ALIGNMENT.",
-    "full-ema": "TRANSFER.SELF_TRAINING.",
-    "self-training": "TRANSFER.SELF_TRAINING.",
+    "full-ema": "SELF_TRAINING.",
+    "self-training": "SELF_TRAINING.",
 }
 COMPARED = {  # (file, name) that is compared all the same
     ("tmt_d2/adaptation/alignment.py", "leep"): "names of scores, which are those of the methods that raise them",

@@ -39,7 +39,7 @@ def test_labels_and_confidence_are_those_of_the_enlarged_map() -> None:
 def test_weights_of_masks_by_hand() -> None:
     labels = torch.tensor([[2, 2, 2], [5, 5, 255]], dtype=torch.uint8)
     confident = torch.tensor([[True, True, False], [False, False, True]])
-    for weighs, two, five in (("nothing", 1, 1), ("confident", 2 / 3, 0), ("picture", 0.5, 0.5)):
+    for weighs, two, five in (("none", 1, 1), ("pixel", 2 / 3, 0), ("image", 0.5, 0.5)):
         weights = mask_weights(labels, PseudoLabelPolicy(weight_by=weighs).weights(confident))
         assert weights[2] == pytest.approx(two) and weights[5] == pytest.approx(five)
         assert weights[:2].eq(0).all() and weights.shape == (256,)

@@ -35,7 +35,7 @@ def batch(sizes: Any = ((48, 64), (48, 64), (40, 64), (48, 50))) -> list[dict[st
 
 
 def test_pseudo_labels_are_the_teachers_of_the_picture_as_it_is(build_tiny: Any) -> None:
-    training = build(build_tiny, TRANSFER__SELF_TRAINING__MIX="none")
+    training = build(build_tiny, SELF_TRAINING__MIX="none")
     records = batch()
     plain = [dict(record) for record in records]
     with torch.no_grad():
@@ -56,13 +56,13 @@ def test_pseudo_labels_are_the_teachers_of_the_picture_as_it_is(build_tiny: Any)
 
 def test_classmix_pastes_the_label_of_people(build_tiny: Any) -> None:
     mixed, plain = batch(), batch()
-    without = build(build_tiny, TRANSFER__SELF_TRAINING__COLOUR=0.0, TRANSFER__SELF_TRAINING__BLUR=0.0)
+    without = build(build_tiny, SELF_TRAINING__COLOR_JITTER_PROB=0.0, SELF_TRAINING__BLUR_PROB=0.0)
     mixed = without.prepare_batch(mixed)
     plain = build(
         build_tiny,
-        TRANSFER__SELF_TRAINING__COLOUR=0.0,
-        TRANSFER__SELF_TRAINING__BLUR=0.0,
-        TRANSFER__SELF_TRAINING__MIX="none",
+        SELF_TRAINING__COLOR_JITTER_PROB=0.0,
+        SELF_TRAINING__BLUR_PROB=0.0,
+        SELF_TRAINING__MIX="none",
     ).prepare_batch(plain)
     for index in (1, 3):
         donor = mixed[index - 1]
@@ -73,7 +73,7 @@ def test_classmix_pastes_the_label_of_people(build_tiny: Any) -> None:
 
 
 def test_losses_of_both_parts_are_those_of_the_model(build_tiny: Any) -> None:
-    training = build(build_tiny, TRANSFER__SELF_TRAINING__WEIGHT=0.5)
+    training = build(build_tiny, SELF_TRAINING__PSEUDO_LABEL_WEIGHT=0.5)
     records = batch()
     records = training.prepare_batch(records)
     losses = training(records)
@@ -95,8 +95,8 @@ def test_what_the_teacher_is_not_sure_of_does_not_count(build_tiny: Any, monkeyp
             yield labels, torch.linspace(0, 1, size[1]).expand(size)
 
     monkeypatch.setattr("tmt_d2.adaptation.self_training.training.labels_and_confidence", invented)
-    settings: dict[str, Any] = {"THRESHOLD": 0.5, "IGNORE_UNCONFIDENT": True, "WEIGHT_BY": "confident"}
-    training = build(build_tiny, **{f"TRANSFER__SELF_TRAINING__{key}": value for key, value in settings.items()})
+    settings: dict[str, Any] = {"CONFIDENCE_THRESHOLD": 0.5, "IGNORE_UNCONFIDENT": True, "WEIGHT_BY": "pixel"}
+    training = build(build_tiny, **{f"SELF_TRAINING__{key}": value for key, value in settings.items()})
     records, plain = batch(), batch()
     records = training.prepare_batch(records)
     plain = build(build_tiny).prepare_batch(plain)
@@ -116,9 +116,9 @@ def test_what_the_teacher_is_not_sure_of_does_not_count(build_tiny: Any, monkeyp
 
 
 def test_masked_views_come_on_top_and_keep_the_label(build_tiny: Any) -> None:
-    training = build(build_tiny, TRANSFER__SELF_TRAINING__MASKED_WEIGHT=0.25)
+    training = build(build_tiny, SELF_TRAINING__MIC_WEIGHT=0.25)
     records, plain = batch(), batch()
-    plain = build(build_tiny, TRANSFER__SELF_TRAINING__MIX="none").prepare_batch(plain)
+    plain = build(build_tiny, SELF_TRAINING__MIX="none").prepare_batch(plain)
     records = training.prepare_batch(records)
     losses = training(records)
     views = [records[index]["masked_view"] for index in (1, 3)]
@@ -135,7 +135,7 @@ def test_masked_views_come_on_top_and_keep_the_label(build_tiny: Any) -> None:
 
 
 def test_only_source_pictures_change_their_style(build_tiny: Any) -> None:
-    training = build(build_tiny, TRANSFER__SELF_TRAINING__FDA_BETA=0.05, TRANSFER__SELF_TRAINING__SOURCE=1.0)
+    training = build(build_tiny, SELF_TRAINING__FDA_BETA=0.05, SELF_TRAINING__SOURCE_RATIO=1.0)
     records, plain = batch(), batch()
     for each in (records, plain):
         each[0]["domain"], each[2]["domain"] = SOURCE_DOMAIN, TARGET_DOMAIN
@@ -145,8 +145,8 @@ def test_only_source_pictures_change_their_style(build_tiny: Any) -> None:
 
 
 def test_features_of_source_pictures_stay_near_the_frozen_ones(build_tiny: Any) -> None:
-    settings = {"FEATURE_DISTANCE": 0.5, "FEATURE_WEIGHTS": "pretrained.pth", "SOURCE": 1.0}
-    changes: dict[str, Any] = {f"TRANSFER__SELF_TRAINING__{key}": value for key, value in settings.items()}
+    settings = {"FEATURE_DISTANCE_WEIGHT": 0.5, "FEATURE_DISTANCE_CHECKPOINT": "pretrained.pth", "SOURCE_RATIO": 1.0}
+    changes: dict[str, Any] = {f"SELF_TRAINING__{key}": value for key, value in settings.items()}
     training = build(build_tiny, DATASETS__TRAIN=("cityscapes_sem_seg_train",), **changes)
     loaded: list[str] = []
     training.load_references(lambda path, other: loaded.append(path))
@@ -167,15 +167,19 @@ def test_features_of_source_pictures_stay_near_the_frozen_ones(build_tiny: Any) 
     learning = {name for name, p in training.named_parameters() if p.grad is not None and p.grad.any()}
     assert learning and all(name.startswith("progress.student.backbone.") for name in learning)
     for key, value, message in (
-        ("FEATURE_WEIGHTS", "", "FEATURE_DISTANCE is 0.5 and FEATURE_WEIGHTS is empty: name the pretrained backbone"),
-        ("SOURCE", 0.0, "FEATURE_DISTANCE is of source pictures, and SOURCE is 0"),
-        ("FEATURE_CLASSES", ("cow",), "FEATURE_CLASSES: none of cow is a class of the data sets"),
+        (
+            "FEATURE_DISTANCE_CHECKPOINT",
+            "",
+            "FEATURE_DISTANCE_WEIGHT is 0.5, FEATURE_DISTANCE_CHECKPOINT is empty: name the pretrained backbone",
+        ),
+        ("SOURCE_RATIO", 0.0, "FEATURE_DISTANCE_WEIGHT is of source pictures, and SOURCE_RATIO is 0"),
+        ("FEATURE_DISTANCE_CLASSES", ("cow",), "FEATURE_DISTANCE_CLASSES: none of cow is a class of the data sets"),
     ):
         with pytest.raises(ValueError, match=message):
             build(
                 build_tiny,
                 DATASETS__TRAIN=("cityscapes_sem_seg_train",),
-                **changes | {f"TRANSFER__SELF_TRAINING__{key}": value},
+                **changes | {f"SELF_TRAINING__{key}": value},
             )
 
 
@@ -213,30 +217,32 @@ def test_in_the_warm_up_only_labels_teach(build_tiny: Any) -> None:
 
 
 def test_mixing_needs_a_label_somewhere() -> None:
-    cfg = tiny_cfg(TRANSFER__SELF_TRAINING__LABELLED=0.0)
-    with pytest.raises(ValueError, match="FDA_BETA is 0.1: .* and SOURCE or UNLABELLED is 0"):
-        self_training(tiny_cfg(TRANSFER__SELF_TRAINING__FDA_BETA=0.1), nn.Module())
-    warm = {"TRANSFER__SELF_TRAINING__WARM_UP": 0.5, "TRANSFER__SELF_TRAINING__MIX": "none"}
-    with pytest.raises(ValueError, match="WARM_UP is 0.5: only labels teach in it, and LABELLED and SOURCE are 0"):
-        self_training(tiny_cfg(TRANSFER__SELF_TRAINING__LABELLED=0.0, **warm), nn.Module())
+    cfg = tiny_cfg(SELF_TRAINING__LABELED_RATIO=0.0)
+    with pytest.raises(ValueError, match="FDA_BETA is 0.1: .* and SOURCE_RATIO or UNLABELED_RATIO is 0"):
+        self_training(tiny_cfg(SELF_TRAINING__FDA_BETA=0.1), nn.Module())
+    warm = {"SELF_TRAINING__WARM_UP": 0.5, "SELF_TRAINING__MIX": "none"}
+    with pytest.raises(
+        ValueError, match="WARM_UP is 0.5: only labels teach in it, and LABELED_RATIO and SOURCE_RATIO are 0"
+    ):
+        self_training(tiny_cfg(SELF_TRAINING__LABELED_RATIO=0.0, **warm), nn.Module())
     with pytest.raises(ValueError, match=r"MIX classmix pastes from labelled pictures, .* set MIX none$"):
         self_training(cfg, nn.Module())
 
 
 def test_a_threshold_that_nothing_depends_on() -> None:
-    cfg = tiny_cfg(TRANSFER__SELF_TRAINING__THRESHOLD=0.9)
-    with pytest.raises(UserError, match=r"SELF_TRAINING\.THRESHOLD"):
+    cfg = tiny_cfg(SELF_TRAINING__CONFIDENCE_THRESHOLD=0.9)
+    with pytest.raises(UserError, match=r"SELF_TRAINING\.CONFIDENCE_THRESHOLD"):
         self_training(cfg, nn.Module())
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("EMA", 1.5, r"SELF_TRAINING.EMA is 1.5: it must be in \[0, 1\]"),
-        ("WEIGHT", -1.0, "SELF_TRAINING.WEIGHT is -1.0: it must be at least 0"),
+        ("EMA_MOMENTUM", 1.5, r"SELF_TRAINING.EMA_MOMENTUM is 1.5: it must be in \[0, 1\]"),
+        ("PSEUDO_LABEL_WEIGHT", -1.0, "SELF_TRAINING.PSEUDO_LABEL_WEIGHT is -1.0: it must be at least 0"),
         ("MIX", "cut", "SELF_TRAINING.MIX is 'cut': choose one of classmix, none"),
     ],
 )
 def test_settings_that_mean_nothing(key: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        tiny_cfg(**{f"TRANSFER__SELF_TRAINING__{key}": value})
+        tiny_cfg(**{f"SELF_TRAINING__{key}": value})

@@ -23,12 +23,12 @@ from tmt_d2.engine.checkpoint.checkpointer import keep_weights
 from tmt_d2.engine.run_stage import _check_source, check_stage, run_stage
 
 STUDENT = "/method_training/student."
-FEW: dict[str, Any] = {"TRANSFER__LABEL_COUNT": 2, "TRANSFER__SELF_TRAINING__BURN_IN": 0.25}
+FEW: dict[str, Any] = {"TRANSFER__LABEL_COUNT": 2, "SELF_TRAINING__BURN_IN": 0.25}
 CAREFUL: dict[str, Any] = {
-    "TRANSFER__SELF_TRAINING__THRESHOLD": 0.05,
-    "TRANSFER__SELF_TRAINING__IGNORE_UNCONFIDENT": True,
-    "TRANSFER__SELF_TRAINING__WEIGHT_BY": "confident",
-    "TRANSFER__SELF_TRAINING__MASKED_WEIGHT": 1.0,
+    "SELF_TRAINING__CONFIDENCE_THRESHOLD": 0.05,
+    "SELF_TRAINING__IGNORE_UNCONFIDENT": True,
+    "SELF_TRAINING__WEIGHT_BY": "pixel",
+    "SELF_TRAINING__MIC_WEIGHT": 1.0,
 }
 
 
@@ -44,10 +44,15 @@ def test_resumed_equals_uninterrupted(
 ) -> None:
     caplog.set_level(logging.INFO, logger="tmt_d2")  # the log in full
     changes: dict[str, Any] = {"SOLVER__CHECKPOINT_PERIOD": 2, "SOLVER__ACCUMULATION_STEPS": accumulation}
-    changes |= {"TRANSFER__SELF_TRAINING__SOURCE": source, "DATASETS__SOURCE_TRAIN": ("cityscapes_sem_seg_train",)}
+    changes |= {"SELF_TRAINING__SOURCE_RATIO": source, "DATASETS__SOURCE_TRAIN": ("cityscapes_sem_seg_train",)}
     if source:
-        settings = {"FDA_BETA": 0.05, "FEATURE_DISTANCE": 0.1, "FEATURE_WEIGHTS": str(start), "RARE_CLASSES": 0.1}
-        changes |= CAREFUL | {f"TRANSFER__SELF_TRAINING__{key}": value for key, value in settings.items()}
+        settings = {
+            "FDA_BETA": 0.05,
+            "FEATURE_DISTANCE_WEIGHT": 0.1,
+            "FEATURE_DISTANCE_CHECKPOINT": str(start),
+            "RARE_CLASS_TEMPERATURE": 0.1,
+        }
+        changes |= CAREFUL | {f"SELF_TRAINING__{key}": value for key, value in settings.items()}
     run_stage(self_training_cfg(tmp_path / "straight", start, **changes))
     run_killed(self_training_cfg(tmp_path / "killed", start, **changes), 3)
     run_stage(self_training_cfg(tmp_path / "killed", start, **changes), resume=True)
@@ -137,13 +142,13 @@ def test_a_source_of_other_classes(caplog: Any) -> None:
     [
         ({"TRANSFER__LABEL_COUNT": 6}, "LABEL_COUNT"),
         ({"TRANSFER__LABEL_COUNT": 7}, "TRANSFER.LABEL_COUNT is 7"),
-        ({"TRANSFER__SELF_TRAINING__SOURCE": 1.0, "DATASETS__SOURCE_TRAIN": ()}, "DATASETS.SOURCE_TRAIN is empty"),
+        ({"SELF_TRAINING__SOURCE_RATIO": 1.0, "DATASETS__SOURCE_TRAIN": ()}, "DATASETS.SOURCE_TRAIN is empty"),
         (
-            {"TRANSFER__SELF_TRAINING__UNLABELLED": 0.3},
-            r"UNLABELLED is 0.3: times SOLVER.IMS_PER_BATCH 4 it must be",
+            {"SELF_TRAINING__UNLABELED_RATIO": 0.3},
+            r"UNLABELED_RATIO is 0.3: times SOLVER.IMS_PER_BATCH 4 it must be",
         ),
         (
-            {"TRANSFER__LABELLED": "some.txt"},
+            {"TRANSFER__LABEL_LIST": "some.txt"},
             "some.txt",
         ),
         (
@@ -161,7 +166,7 @@ def test_bad_input_is_one_line(start: Path, tmp_path: Path, changes: dict[str, A
 @pytest.mark.usefixtures("data_root")
 def test_another_methods_run_is_not_resumed(start: Path, tmp_path: Path) -> None:
     """Neither by its config nor, where that is gone, by its checkpoint; and it can still be gone on with."""
-    changes: dict[str, Any] = {"TRANSFER__LABEL_COUNT": 2, "TRANSFER__SELF_TRAINING__BURN_IN": 0.25}
+    changes: dict[str, Any] = {"TRANSFER__LABEL_COUNT": 2, "SELF_TRAINING__BURN_IN": 0.25}
     run_killed(small_cfg("full", tmp_path, start, **changes), 2)
     config = (tmp_path / "config.yaml").read_text()
     with pytest.raises(ValueError, match="holds a run of TRANSFER.METHOD full, this one is self-training: choose"):
@@ -179,8 +184,8 @@ def test_another_methods_run_is_not_resumed(start: Path, tmp_path: Path) -> None
 def test_a_refused_command_leaves_the_config_of_the_run_before(start: Path, tmp_path: Path) -> None:
     run_stage(self_training_cfg(tmp_path, start, SOLVER__MAX_ITER=1))
     config = (tmp_path / "config.yaml").read_text()
-    with pytest.raises(ValueError, match="THRESHOLD is 0.9 and nothing depends on which pixels"):
-        run_stage(self_training_cfg(tmp_path, start, TRANSFER__SELF_TRAINING__THRESHOLD=0.9))
+    with pytest.raises(ValueError, match="CONFIDENCE_THRESHOLD is 0.9 and nothing depends on which pixels"):
+        run_stage(self_training_cfg(tmp_path, start, SELF_TRAINING__CONFIDENCE_THRESHOLD=0.9))
     assert (tmp_path / "config.yaml").read_text() == config
 
 
@@ -192,16 +197,16 @@ def test_pretrained_features_come_from_any_file_with_the_backbone(start: Path, t
     weights = content["model"]
     changes: dict[str, Any] = {
         "SOLVER__MAX_ITER": 1,
-        "TRANSFER__SELF_TRAINING__SOURCE": 0.5,
+        "SELF_TRAINING__SOURCE_RATIO": 0.5,
         "DATASETS__SOURCE_TRAIN": ("cityscapes_sem_seg_train",),
-        "TRANSFER__SELF_TRAINING__FEATURE_DISTANCE": 0.1,
-        "TRANSFER__SELF_TRAINING__FEATURE_CLASSES": ("road", "building", "sky"),
+        "SELF_TRAINING__FEATURE_DISTANCE_WEIGHT": 0.1,
+        "SELF_TRAINING__FEATURE_DISTANCE_CLASSES": ("road", "building", "sky"),
     }
 
     def run(name: str, model: dict[str, Tensor]) -> None:
         torch.save({"model": model}, tmp_path / f"{name}.pth")
         file = str(tmp_path / f"{name}.pth")
-        cfg = self_training_cfg(tmp_path / name, start, TRANSFER__SELF_TRAINING__FEATURE_WEIGHTS=file, **changes)
+        cfg = self_training_cfg(tmp_path / name, start, SELF_TRAINING__FEATURE_DISTANCE_CHECKPOINT=file, **changes)
         run_stage(cfg)
 
     head = "sem_seg_head.predictor.class_embed"
@@ -212,9 +217,13 @@ def test_pretrained_features_come_from_any_file_with_the_backbone(start: Path, t
     distances = [lines(tmp_path / name)[0]["loss_features"] for name in ("other", "backbone", "control")]
     assert distances[0] == distances[1] == 0 < distances[2]
     first = min(name for name in backbone if name.endswith("weight"))
-    with pytest.raises(ValueError, match=f"SELF_TRAINING.FEATURE_WEIGHTS: .*lacking.pth is .*: {first} is not in"):
+    with pytest.raises(
+        ValueError, match=f"SELF_TRAINING.FEATURE_DISTANCE_CHECKPOINT: .*lacking.pth is .*: {first} is not in"
+    ):
         run("lacking", {name: value for name, value in backbone.items() if name != first})
-    with pytest.raises(ValueError, match="FEATURE_WEIGHTS: checkpoint .* is of another backbone: .* more is not"):
+    with pytest.raises(
+        ValueError, match="FEATURE_DISTANCE_CHECKPOINT: checkpoint .* is of another backbone: .* more is not"
+    ):
         run("foreign", {"layer.weight": torch.zeros(3)})
     warning = "backbone.pth holds no segmentation head: fine-tuning begins with a random one"
     run_stage(self_training_cfg(tmp_path / "headless", tmp_path / "backbone.pth", SOLVER__MAX_ITER=1))
@@ -225,8 +234,8 @@ def test_pretrained_features_come_from_any_file_with_the_backbone(start: Path, t
 @pytest.mark.usefixtures("data_root")
 def test_what_is_tested_and_trained_on_is_said(start: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     both = ("bdd100k_sem_seg_val", "cityscapes_sem_seg_val")
-    cfg = self_training_cfg(tmp_path, start, DATASETS__UNLABELLED=both, DATASETS__TEST=both)
+    cfg = self_training_cfg(tmp_path, start, DATASETS__UNLABELED=both, DATASETS__TEST=both)
     register_data(cfg)
     with caplog.at_level("WARNING", logger="tmt_d2"):
         check_stage(cfg)
-    assert f"DATASETS.UNLABELLED and TEST both name {', '.join(both)}: it is trained on" in caplog.text
+    assert f"DATASETS.UNLABELED and TEST both name {', '.join(both)}: it is trained on" in caplog.text

@@ -79,7 +79,7 @@ class Counting(HookBase):
 
 @pytest.mark.usefixtures("data_root")
 def test_hooks_of_ones_own_and_pictures(start: Path, tmp_path: Path) -> None:
-    cfg = tmt_cfg(tmp_path / "with", start, TEST__PICTURES=1, TEST__EVAL_PERIOD=2)
+    cfg = tmt_cfg(tmp_path / "with", start, LOGGING__IMAGES=1, TEST__EVAL_PERIOD=2)
     mine = Counting()
     run_stage(cfg, hooks=[EvaluationPictures(cfg), mine])
     assert mine.steps == 4
@@ -121,9 +121,9 @@ def test_weights_and_biases(start: Path, tmp_path: Path, monkeypatch: pytest.Mon
     started: list[dict[str, Any]] = []
     run = SimpleNamespace(log=lambda values, step: logged.setdefault(step, {}).update(values), finish=lambda: None)
     fake = SimpleNamespace(init=lambda **options: started.append(options) or run, Image=np.shape)
-    cfg = small_cfg("full", tmp_path, start, TRANSFER__WANDB="street", TEST__PICTURES=1, SOLVER__MAX_ITER=2)
+    cfg = small_cfg("full", tmp_path, start, LOGGING__WANDB_PROJECT="street", LOGGING__IMAGES=1, SOLVER__MAX_ITER=2)
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="TRANSFER.WANDB is 'street': it needs `pip install wandb`"):
+    with pytest.raises(UserError, match="LOGGING.WANDB_PROJECT is 'street': it needs `pip install wandb`"):
         run_stage(cfg)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for resume in (False, True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.helpers.small_runs import small_cfg, small_units
 from tmt_d2 import setup_cfg
 from tmt_d2.cli import score, train_matrix, train_pair
 from tmt_d2.cli.common import parse
+from tmt_d2.config.defaults import RENAMED, _keys
 from tmt_d2.data.datasets.label_spaces import CITYSCAPES_CLASSES, CLASSES
 from tmt_d2.data.datasets.registration import check_registered, label_space_of, records_of
 from tmt_d2.data.reader import UndefinedIdError, read_label
@@ -47,6 +49,18 @@ def test_values_in_a_file(tmp_path: Path) -> None:
     file.write_text(f'_BASE_: "{TMT}"\nMODEL: {{TMT: {{P_T: 0}}}}\nDATASETS: {{TEST: gtav_sem_seg_val}}\n')
     cfg = setup_cfg(str(file))
     assert cfg.MODEL.TMT.P_T == 0.0 and tuple(cfg.DATASETS.TEST) == ("gtav_sem_seg_val",)
+
+
+def test_old_keys_are_answered_with_their_new_names(tmp_path: Path) -> None:
+    known = {*_keys(setup_cfg(TMT))}
+    for old, new in RENAMED.items():
+        assert old not in known and new in known
+        with pytest.raises(UserError, match=re.escape(new)) as answer:
+            setup_cfg(TMT, [old, "1"])
+        assert answer.value.key == old
+    (tmp_path / "old.yaml").write_text("TRANSFER: {SELF_TRAINING: {EMA: 0.9}}")
+    with pytest.raises(UserError, match=r"SELF_TRAINING\.EMA_MOMENTUM"):
+        setup_cfg(str(tmp_path / "old.yaml"))
 
 
 @pytest.mark.parametrize(

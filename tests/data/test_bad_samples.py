@@ -160,7 +160,7 @@ def test_transferability_is_made_of_the_pictures_that_can_be_read(tmp_path: Path
     monkeypatch.setenv("DETECTRON2_DATASETS", str(make_scenes(tmp_path / "scenes")))
     image = next((tmp_path / "scenes").glob("bdd100k/images/10k/train/*.jpg"))
     image.write_bytes(image.read_bytes()[:100])
-    changes = {"TRANSFER__MAPS": str(tmp_path / "maps"), "DATALOADER__MAX_BAD_FRACTION": 0.2}
+    changes = {"TRANSFER__MAP_CACHE": str(tmp_path / "maps"), "DATALOADER__MAX_BAD_FRACTION": 0.2}
     run_stage(small_cfg("tmt", tmp_path / "run", start, **changes))
     assert len(list((tmp_path / "maps").rglob("*.npz"))) == 5
     assert str(image) in json.loads((tmp_path / "run" / "bad_samples.json").read_text())

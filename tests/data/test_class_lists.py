@@ -351,14 +351,14 @@ def test_self_training_on_images_without_labels(tmp_path: Path) -> None:
     content = yaml.safe_load(file.read_text())
     content["splits"]["few"] = content["splits"]["train"] | {"list": "own/few.txt", "unlabeled": "train/rgb/{s}.png"}
     file.write_text(yaml.safe_dump(content))
-    splits = {"DATASETS__TRAIN": ("own_sem_seg_few",), "DATASETS__UNLABELLED": ("own_sem_seg_more",)}
+    splits = {"DATASETS__TRAIN": ("own_sem_seg_few",), "DATASETS__UNLABELED": ("own_sem_seg_more",)}
     for name in [name for name in DatasetCatalog.list() if name.startswith("own")]:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     weights = f"{start.OUTPUT_DIR}/model_final.pth"
-    with pytest.raises(UserError, match=r"SOURCE_TRAIN cityscapes_sem_seg_train: .*SELF_TRAINING.SOURCE 0\.0"):
+    with pytest.raises(UserError, match=r"SOURCE_TRAIN cityscapes_sem_seg_train: .*SELF_TRAINING.SOURCE_RATIO 0\.0"):
         run_stage(train(tmp_path, "self-training", file, weights, **splits))
-    cfg = train(tmp_path, "self-training", file, weights, **splits, TRANSFER__SELF_TRAINING__SOURCE=0.0)
+    cfg = train(tmp_path, "self-training", file, weights, **splits, SELF_TRAINING__SOURCE_RATIO=0.0)
     assert set(run_stage(cfg)["own_sem_seg_val"]) >= {"IoU-lawn", "IoU-pond"}
 
 

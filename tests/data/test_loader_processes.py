@@ -93,7 +93,7 @@ def custom_cfg(folder: Path) -> CfgNode:
         DATASETS__SOURCE_TEST=("town_sem_seg_val",),
         SOLVER__IMS_PER_BATCH=4,
         INPUT__MIN_SIZE_TRAIN=(64,),
-        TRANSFER__SELF_TRAINING__RARE_CLASSES=0.5,
+        SELF_TRAINING__RARE_CLASS_TEMPERATURE=0.5,
         DATALOADER__NUM_WORKERS=1,
     )
     register_data(cfg)

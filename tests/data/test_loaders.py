@@ -134,7 +134,7 @@ def test_listed_pictures(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             LabelChoice(file=str(file)).of(everything)
-    with pytest.raises(ValueError, match="TRANSFER.LABELLED nowhere.txt cannot be read: .*No such file"):
+    with pytest.raises(ValueError, match="TRANSFER.LABEL_LIST nowhere.txt cannot be read: .*No such file"):
         LabelChoice(file="nowhere.txt").of(everything)
 
 
@@ -191,13 +191,11 @@ def test_a_group_without_pictures_is_refused(split: Any) -> None:
     with pytest.raises(ValueError, match="^no unlabeled picture: all 4 of DATASETS.TRAIN are used with their labels"):
         next(semi_supervised(target, Shares(4, 2)))
     assert next(semi_supervised(target, Shares(4, 2), unlabeled=[split(1)]))
-    with pytest.raises(ValueError, match="SOURCE is not 0: DATASETS.SOURCE_TRAIN \\(\\) has no labeled image"):
+    with pytest.raises(ValueError, match="SOURCE_RATIO is not 0: DATASETS.SOURCE_TRAIN \\(\\) has no labeled image"):
         next(semi_supervised(split(9), Shares(0, 2, 2)))
-    for shares, message in ((-0.5, "LABELLED"), (0.0, "LABELLED, UNLABELLED and SOURCE")):
+    for shares, message in ((-0.5, "LABELED_RATIO"), (0.0, "LABELED_RATIO, UNLABELED_RATIO and SOURCE_RATIO")):
         with pytest.raises(UserError, match=message):
-            Shares.from_config(
-                tiny_cfg(TRANSFER__SELF_TRAINING__LABELLED=shares, TRANSFER__SELF_TRAINING__UNLABELLED=0.0)
-            )
+            Shares.from_config(tiny_cfg(SELF_TRAINING__LABELED_RATIO=shares, SELF_TRAINING__UNLABELED_RATIO=0.0))
     assert Shares.from_config(tiny_cfg(SOLVER__IMS_PER_BATCH=12)) == Shares(12, 6, 0)
 
 

@@ -91,8 +91,8 @@ def test_maps_are_what_the_frozen_model_says_in_a_step(tmp_path: Path, start: Pa
         "INPUT__COLOR_AUG_SSD": False,
         "SOLVER__MAX_ITER": 2,
     }
-    run_stage(tmt_cfg(tmp_path / "read", start, TRANSFER__MAPS=str(tmp_path / "maps"), **whole))
-    run_stage(tmt_cfg(tmp_path / "made", start, TRANSFER__MAPS="", **whole))
+    run_stage(tmt_cfg(tmp_path / "read", start, TRANSFER__MAP_CACHE=str(tmp_path / "maps"), **whole))
+    run_stage(tmt_cfg(tmp_path / "made", start, TRANSFER__MAP_CACHE="", **whole))
     assert len(list((tmp_path / "maps").rglob("*.npz"))) == 6
     losses = []
     for name in ("read", "made"):
@@ -110,7 +110,7 @@ def test_a_process_whose_share_of_missing_maps_is_empty_makes_none(
     """One image is missing, and this is the second of two processes."""
     from detectron2.modeling import build_model
 
-    cfg = tmt_cfg(tmp_path, start, TRANSFER__MAPS=str(tmp_path / "maps"), TRANSFER__LABEL_COUNT=1)
+    cfg = tmt_cfg(tmp_path, start, TRANSFER__MAP_CACHE=str(tmp_path / "maps"), TRANSFER__LABEL_COUNT=1)
     model = build_model(cfg)
     for rank, maps_made in ((1, 0), (0, 1)):
         monkeypatch.setattr(
@@ -159,7 +159,7 @@ def test_maps_are_made_once_and_anew_for_other_settings(tmp_path: Path, start: P
     from detectron2.modeling import build_model
 
     def files(**changes: Any) -> set[Path]:
-        cfg = tmt_cfg(tmp_path / "run", start, TRANSFER__MAPS=str(tmp_path / "maps"), **changes)
+        cfg = tmt_cfg(tmp_path / "run", start, TRANSFER__MAP_CACHE=str(tmp_path / "maps"), **changes)
         maps = prepare_maps(cfg, build_model(cfg), load_source_model)
         assert maps is not None
         return set(maps.folder.glob("*.npz"))
@@ -175,7 +175,7 @@ def test_maps_are_made_once_and_anew_for_other_settings(tmp_path: Path, start: P
     assert not files(MODEL__MASK_FORMER__SIZE_DIVISIBILITY=128) & second
     assert (
         prepare_maps(
-            tmt_cfg(tmp_path, start, TRANSFER__MAPS=""), build_model(tmt_cfg(tmp_path, start)), load_source_model
+            tmt_cfg(tmp_path, start, TRANSFER__MAP_CACHE=""), build_model(tmt_cfg(tmp_path, start)), load_source_model
         )
         is None
     )

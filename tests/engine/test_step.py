@@ -188,7 +188,7 @@ def test_not_finite_gradient_names_the_parameter(start: Path, tmp_path: Path, mo
         run_stage(small_cfg("full", tmp_path / "plain", start))
     message = r"the gradient of the output of backbone\.res5\.\S+ \(\w+\) is not finite; that of \S+ still was"
     with pytest.raises(FloatingPointError, match=message):
-        run_stage(small_cfg("full", tmp_path / "found", start, TRANSFER__DETECT_ANOMALY=True))
+        run_stage(small_cfg("full", tmp_path / "found", start, SOLVER__DETECT_ANOMALY=True))
 
 
 @pytest.mark.slow
@@ -196,13 +196,13 @@ def test_anomaly_detection_finds_the_module(start: Path, tmp_path: Path, monkeyp
     break_loss(monkeypatch)
     module = r"sem_seg_head\.pixel_decoder \(MSDeformAttnPixelDecoder\)"
     with pytest.raises(FloatingPointError, match=rf"^iteration 0: the output of {module} is not finite; .*images: \S+"):
-        run_stage(small_cfg("full", tmp_path, start, TRANSFER__DETECT_ANOMALY=True))
+        run_stage(small_cfg("full", tmp_path, start, SOLVER__DETECT_ANOMALY=True))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["tmt", "estimator"])
 def test_anomaly_detection_is_silent_where_all_is_well(start: Path, tmp_path: Path, stage: str) -> None:
-    run_stage(small_cfg(stage, tmp_path, start, TRANSFER__DETECT_ANOMALY=True, SOLVER__MAX_ITER=1))
+    run_stage(small_cfg(stage, tmp_path, start, SOLVER__DETECT_ANOMALY=True, SOLVER__MAX_ITER=1))
 
 
 def test_anomalies_by_hand() -> None:

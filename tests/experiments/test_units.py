@@ -57,7 +57,7 @@ def test_numbers_of_labels_are_units_too(tmp_path) -> None:
         (method, labels) for labels in ("count4", "count1", "labels1") for method in methods
     ]
     plan = read_plan(write_plan(tmp_path, **ONE_PAIR, methods=methods, label_counts=[4, 10]))
-    units = units_of(plan, tmp_path, ["TRANSFER.SELF_TRAINING.LABELLED", "0.0"])
+    units = units_of(plan, tmp_path, ["SELF_TRAINING.LABELED_RATIO", "0.0"])
     tuned = [unit for unit in units if unit.kind == "finetune"]
     assert [unit.name.split("/")[2:4] for unit in tuned] == [  # without labels their number makes no difference
         ["full", "count4"],
@@ -71,11 +71,11 @@ def test_numbers_of_labels_are_units_too(tmp_path) -> None:
 def test_a_list_of_labels_is_counted_and_named_after_its_file(tmp_path) -> None:
     (tmp_path / "labelled.txt").write_text("# two of them\na\n\nb\na\n")
     plan = read_plan(write_plan(tmp_path, **ONE_PAIR, methods=["full", "self-training"]))
-    units = units_of(plan, tmp_path, ["TRANSFER.LABELLED", str(tmp_path / "labelled.txt")])
+    units = units_of(plan, tmp_path, ["TRANSFER.LABEL_LIST", str(tmp_path / "labelled.txt")])
     assert units[-1].name == "finetune/cityscapes-bdd100k/self-training/count2-labelled/seed1"
     assert (units[-1].about["label_count"], units[-1].about["labelled"]) == (2, "labelled")
-    unlabelled = [str(tmp_path / "labelled.txt"), "TRANSFER.SELF_TRAINING.LABELLED", "0.0"]
-    none = units_of(plan, tmp_path, ["TRANSFER.LABELLED", *unlabelled])[-1]  # its labels are not read
+    unlabelled = [str(tmp_path / "labelled.txt"), "SELF_TRAINING.LABELED_RATIO", "0.0"]
+    none = units_of(plan, tmp_path, ["TRANSFER.LABEL_LIST", *unlabelled])[-1]  # its labels are not read
     assert none.about["label_count"] == 0 and "labelled" not in none.about
 
 
@@ -91,7 +91,7 @@ def test_lists_stand_beside_random_draws_by_their_names(tmp_path) -> None:
         (labels, seed) for seed in ("seed1", "seed2") for labels in ("count2", "count2-k", "count2-clue")
     ]
     assert [unit.about.get("labelled", "") for unit in tuned[:3]] == ["", "k", "clue"]
-    assert [Path(unit.cfg.TRANSFER.LABELLED).name for unit in tuned if unit.about.get("labelled") == "k"] == [
+    assert [Path(unit.cfg.TRANSFER.LABEL_LIST).name for unit in tuned if unit.about.get("labelled") == "k"] == [
         "kmeans-bdd100k-1.txt",
         "kmeans-bdd100k-2.txt",
     ]
@@ -103,7 +103,7 @@ def test_lists_stand_beside_random_draws_by_their_names(tmp_path) -> None:
     only = planned(tmp_path, **changes)
     assert [Path(name).parts[3] for name in only if name.startswith("finetune")] == ["count2-k", "count2-clue"] * 2
     (tmp_path / "lists" / "clue.txt").unlink()
-    with pytest.raises(ValueError, match="TRANSFER.LABELLED .*lists/clue.txt cannot be read: .*No such file"):
+    with pytest.raises(ValueError, match="TRANSFER.LABEL_LIST .*lists/clue.txt cannot be read: .*No such file"):
         planned(tmp_path, **changes)
 
 
@@ -114,7 +114,7 @@ def test_a_list_of_other_pictures_is_another_setting(tmp_path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
         plan = read_plan(write_plan(tmp_path, **ONE_PAIR, methods=["full"]))
-        unit = units_of(plan, tmp_path / "out", ["TRANSFER.LABELLED", str(path)])[-1]
+        unit = units_of(plan, tmp_path / "out", ["TRANSFER.LABEL_LIST", str(path)])[-1]
         if not unit.folder.exists():
             unit.folder.mkdir(parents=True)
             unit.write_record(1.0)

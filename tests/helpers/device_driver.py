@@ -39,12 +39,12 @@ SOURCE = {"DATASETS__SOURCE_TRAIN": ("cityscapes_sem_seg_train",)} | SOURCE_TEST
 CAREFUL = {
     "SOURCE": 0.5,
     "FDA_BETA": 0.05,
-    "FEATURE_DISTANCE": 0.1,
-    "RARE_CLASSES": 0.1,
-    "THRESHOLD": 0.5,
+    "FEATURE_DISTANCE_WEIGHT": 0.1,
+    "RARE_CLASS_TEMPERATURE": 0.1,
+    "CONFIDENCE_THRESHOLD": 0.5,
     "IGNORE_UNCONFIDENT": True,
-    "WEIGHT_BY": "picture",
-    "MASKED_WEIGHT": 1.0,
+    "WEIGHT_BY": "image",
+    "MIC_WEIGHT": 1.0,
 }
 STAGES = ("source", "estimator", *METHODS)
 
@@ -58,7 +58,7 @@ class Tasks:
     def all(self) -> dict[str, Callable[[], Any]]:
         tasks: dict[str, Callable[[], Any]] = {name: partial(self.stage, name, name) for name in STAGES}
         tasks |= {
-            "drift": partial(self.stage, "tmt-live", "drift", **SOURCE_TEST, TEST__PICTURES=1),
+            "drift": partial(self.stage, "tmt-live", "drift", **SOURCE_TEST, LOGGING__IMAGES=1),
             "careful": partial(
                 self.self_training, "careful", CAREFUL, MODEL__RESNETS__NORM="BN", SOLVER__ACCUMULATION_STEPS=2
             ),
@@ -115,9 +115,9 @@ class Tasks:
         return run_stage(small_cfg(name, self.folder / output, self.start, **changes), resume=resume)
 
     def self_training(self, output: str, settings: dict[str, Any], **more: Any) -> dict[str, Any]:
-        if "FEATURE_DISTANCE" in settings:
-            settings = settings | {"FEATURE_WEIGHTS": str(self.start)}
-        changes = {f"TRANSFER__SELF_TRAINING__{key}": value for key, value in settings.items()}
+        if "FEATURE_DISTANCE_WEIGHT" in settings:
+            settings = settings | {"FEATURE_DISTANCE_CHECKPOINT": str(self.start)}
+        changes = {f"SELF_TRAINING__{key}": value for key, value in settings.items()}
         return self.stage("self-training", output, **SOURCE, **changes, **more)
 
     def autocast(self, train: Callable[..., Any], name: str, dtype: str) -> list[str]:

@@ -37,9 +37,9 @@ def changes(accumulation: int, stage: str = "") -> dict[str, Any]:
         "TEST__EVAL_PERIOD": 1,  # so that the losses of every step are written
         "TRANSFER__ESTIMATOR__HELD_OUT": 2,
         "TRANSFER__LABEL_COUNT": 2 if stage == "self-training" else 0,
-        "TRANSFER__SELF_TRAINING__THRESHOLD": 0.06,
-        "TRANSFER__SELF_TRAINING__WEIGHT_BY": "confident",
-        "TRANSFER__SELF_TRAINING__IGNORE_UNCONFIDENT": True,
+        "SELF_TRAINING__CONFIDENCE_THRESHOLD": 0.06,
+        "SELF_TRAINING__WEIGHT_BY": "pixel",
+        "SELF_TRAINING__IGNORE_UNCONFIDENT": True,
         "DATASETS__TEST": ("cityscapes_sem_seg_val", f"bdd100k_sem_seg_{target}"),
     }
 
@@ -171,7 +171,7 @@ def one_label(folder: Path, start: Path) -> None:
             "SOLVER__IMS_PER_BATCH": 4 * comm.get_world_size(),
             "SOLVER__MAX_ITER": 1,
             "TRANSFER__LABEL_COUNT": 1,
-            "TRANSFER__MAPS": str(folder / "maps"),  # of its own, so that one is missing
+            "TRANSFER__MAP_CACHE": str(folder / "maps"),  # of its own, so that one is missing
             "TRANSFER__ALIGNMENT__ITERATIONS": 1,
         }
         if name == "estimator":

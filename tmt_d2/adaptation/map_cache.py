@@ -57,7 +57,7 @@ def prepare_maps(
     if not reads_maps(model, cfg):
         return None
     weights = PathManager.get_local_path(cfg.MODEL.WEIGHTS)
-    parent = Path(weights).parent / FOLDER if cfg.TRANSFER.MAPS == "auto" else Path(cfg.TRANSFER.MAPS)
+    parent = Path(weights).parent / FOLDER if cfg.TRANSFER.MAP_CACHE == "auto" else Path(cfg.TRANSFER.MAP_CACHE)
     maps = TransferabilityMaps(parent / _fingerprint(cfg, weights))
     records = LabelChoice.from_config(cfg).of(records_of(cfg.DATASETS.TRAIN))
     missing = [record for record in records if os.path.isfile(record["file_name"]) and not maps.path(record).is_file()]
@@ -72,9 +72,9 @@ def prepare_maps(
 
 
 def reads_maps(model: nn.Module, cfg: CfgNode) -> TypeGuard[TransferableMaskFormer]:
-    """Whether training reads T from disk: not where T does not act there, or TRANSFER.MAPS or the features say so."""
+    """Return True if training reads T from disk: T acts there, the features are fixed and TRANSFER.MAP_CACHE is set."""
     tmt = cfg.MODEL.TMT
-    if not isinstance(model, TransferableMaskFormer) or tmt.FEATURES != "source" or not cfg.TRANSFER.MAPS:
+    if not isinstance(model, TransferableMaskFormer) or tmt.FEATURES != "source" or not cfg.TRANSFER.MAP_CACHE:
         return False
     return tmt.ATTENTION != "off" and tmt.TRAIN_ATTENTION
 

@@ -29,7 +29,7 @@ class Method:
         trains: prefixes of the parameters that learn; none: the whole model. An estimator never learns here.
         raises: the transferability score that is raised by gradient before fine-tuning, or none.
         reads_source: that step also needs labelled source images, DATASETS.SOURCE_TRAIN.
-        mixes_groups: a batch has labelled and unlabelled target and source images, as TRANSFER.SELF_TRAINING says.
+        mixes_groups: a batch has labelled and unlabelled target and source images, as SELF_TRAINING says.
         training: config and model -> the module whose losses are minimised, batch -> dict of them; None: the model.
     """
 

@@ -30,7 +30,7 @@ from tmt_d2.engine.run_stage import run_stage
 
 def run_process(args: argparse.Namespace) -> dict[str, Any]:
     """What every process of the run does."""
-    opts = [*args.opts, *(["TRANSFER.DETECT_ANOMALY", "True"] if args.detect_anomaly else [])]
+    opts = [*args.opts, *(["SOLVER.DETECT_ANOMALY", "True"] if args.detect_anomaly else [])]
     cfg = setup_cfg(args.config_file, opts)
     return run_stage(cfg, args.resume, args.eval_only, hooks=[EvaluationPictures(cfg)])
 

@@ -24,6 +24,37 @@ from tmt_d2.errors import UserError, did_you_mean
 NUM_CLASSES_UNSET = (54, 19)  # Detectron2's default and that of the base configs: give way to what the data sets have
 
 
+_SELF_TRAINING = {
+    "LABELLED": "LABELED_RATIO",
+    "UNLABELLED": "UNLABELED_RATIO",
+    "SOURCE": "SOURCE_RATIO",
+    "RARE_CLASSES": "RARE_CLASS_TEMPERATURE",
+    "EMA": "EMA_MOMENTUM",
+    "WEIGHT": "PSEUDO_LABEL_WEIGHT",
+    "THRESHOLD": "CONFIDENCE_THRESHOLD",
+    "COLOUR": "COLOR_JITTER_PROB",
+    "COLOUR_STRENGTH": "COLOR_JITTER_STRENGTH",
+    "BLUR": "BLUR_PROB",
+    "MASKED_WEIGHT": "MIC_WEIGHT",
+    "MASK_RATIO": "MIC_MASK_RATIO",
+    "MASK_BLOCK": "MIC_BLOCK_SIZE",
+    "FEATURE_DISTANCE": "FEATURE_DISTANCE_WEIGHT",
+    "FEATURE_WEIGHTS": "FEATURE_DISTANCE_CHECKPOINT",
+    "FEATURE_CLASSES": "FEATURE_DISTANCE_CLASSES",
+}
+_UNCHANGED = ("BURN_IN", "WARM_UP", "IGNORE_UNCONFIDENT", "WEIGHT_BY", "MIX", "FDA_BETA", "RARE_CLASS_AREA")
+RENAMED = {  # old key: new key
+    "TRANSFER.LABELLED": "TRANSFER.LABEL_LIST",
+    "TRANSFER.MAPS": "TRANSFER.MAP_CACHE",
+    "TRANSFER.DETECT_ANOMALY": "SOLVER.DETECT_ANOMALY",
+    "TRANSFER.WANDB": "LOGGING.WANDB_PROJECT",
+    "TEST.PICTURES": "LOGGING.IMAGES",
+    "DATASETS.UNLABELLED": "DATASETS.UNLABELED",
+    **{f"TRANSFER.SELF_TRAINING.{old}": f"SELF_TRAINING.{new}" for old, new in _SELF_TRAINING.items()},
+    **{f"TRANSFER.SELF_TRAINING.{key}": f"SELF_TRAINING.{key}" for key in _UNCHANGED},
+}
+
+
 def add_maskformer2_config(cfg: CfgNode) -> None:
     """Add the official Mask2Former keys, with the official defaults, to ``cfg`` in place."""
     add_deeplab_config(cfg)  # SOLVER.POLY_LR_*, and ResNet keys that official configs name
@@ -149,7 +180,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
     transfer.LABEL_COUNT = 0  # so many labelled images instead; 0 = the fraction
     # Which images these are; a smaller fraction or count is a subset of a larger one. -1: SEED, each run its own.
     transfer.LABEL_SEED = 0
-    transfer.LABELLED = ""  # instead, a file that names the labelled images: image ids or file names, one a line
+    transfer.LABEL_LIST = ""  # instead, a file that names the labelled images: image ids or file names, one a line
     # Where MODEL.WEIGHTS has other classes: classes that both know by name keep their rows of the class head, others
     # begin anew; all do where the file names none and has another number of them.
     transfer.REINIT_CLASS_HEAD = False
@@ -169,42 +200,44 @@ def add_tmt_config(cfg: CfgNode) -> None:
     # would leave H(Yt | Ys) none.)
     transfer.ALIGNMENT.DIFFERENTIATE_PLAN = True
     # self-training, full-ema: a teacher, the moving average of the model, labels the pictures that have no label.
-    training = transfer.SELF_TRAINING = CfgNode()
-    # Images of a step, times SOLVER.IMS_PER_BATCH: labelled target, unlabelled target, labelled source. With LABELLED
-    # 1.0 the labelled ones are those of `full`, and the others come on top of them.
-    training.LABELLED = 1.0
-    training.UNLABELLED = 0.5
-    training.SOURCE = 0.0
+    training = cfg.SELF_TRAINING = CfgNode()
+    # Images per step, times SOLVER.IMS_PER_BATCH: labeled target, unlabeled target, source. With LABELED_RATIO 1.0
+    # the labelled ones are those of `full`, and the others come on top of them.
+    training.LABELED_RATIO = 1.0
+    training.UNLABELED_RATIO = 0.5
+    training.SOURCE_RATIO = 0.0
     # T of rare class sampling: pictures with a label are drawn for a class, with probability ~ exp((1 - f) / T) for one
     # that is the share f of all pixels; 0: in turn. DAFormer has 0.01.
-    training.RARE_CLASSES = 0.0
+    training.RARE_CLASS_TEMPERATURE = 0.0
     # A picture has a class that fills this share of a crop, were all of it there; the crop drawn has half of that.
     training.RARE_CLASS_AREA = 0.01
-    training.EMA = 0.99  # m: the teacher keeps min(1 - 1 / (i + 1), m) of itself in step i after the burn-in
+    training.EMA_MOMENTUM = 0.99  # m: the teacher keeps min(1 - 1 / (i + 1), m) of itself in step i after the burn-in
     training.BURN_IN = 0.0  # share of SOLVER.MAX_ITER in which the teacher stays the model that training starts from
     training.WARM_UP = 0.0  # share of SOLVER.MAX_ITER in which only labels teach, and the teacher follows them
-    training.WEIGHT = 1.0  # of the loss on pseudo-labels
+    training.PSEUDO_LABEL_WEIGHT = 1.0  # of the loss on pseudo-labels
     # Probability from which the teacher is confident of a pixel: the marginal over the queries, divided by its sum over
     # the classes.
-    training.THRESHOLD = 0.0
+    training.CONFIDENCE_THRESHOLD = 0.0
     training.IGNORE_UNCONFIDENT = False  # the other pixels are ignored, as with IGNORED_PIXELS "ignore"
-    # Weight of the mask and dice losses of a mask, the mean over its pixels of: "nothing", 1; "confident", 1 or 0;
-    # "picture", the share of the image's pixels that are confident. Pasted pixels count 1.
-    training.WEIGHT_BY = "nothing"
+    # Weight of the mask and dice losses of a mask, the mean over its pixels of: "none", 1; "pixel", 1 or 0;
+    # "image", the share of the image's pixels that are confident. Pasted pixels count 1.
+    training.WEIGHT_BY = "none"
     training.MIX = "classmix"  # half of the classes of a labelled picture are pasted onto an unlabelled one; or "none"
-    training.COLOUR = 0.8  # probability that the student sees an unlabelled picture in other colours
-    training.COLOUR_STRENGTH = 0.2  # brightness, contrast and saturation times 1 -+ this, hue -+ this of a full turn
-    training.BLUR = 0.5  # probability that it sees it blurred, with a sigma from 0.15 to 1.15 pixels
-    # The student also learns from the unlabelled pictures with blocks hidden (MIC), if MASKED_WEIGHT, of that loss, is
+    training.COLOR_JITTER_PROB = 0.8  # probability that the student sees an unlabelled picture in other colours
+    training.COLOR_JITTER_STRENGTH = (
+        0.2  # brightness, contrast and saturation times 1 -+ this, hue -+ this of a full turn
+    )
+    training.BLUR_PROB = 0.5  # probability that it sees it blurred, with a sigma from 0.15 to 1.15 pixels
+    # The student also learns from the unlabelled pictures with blocks hidden (MIC), if MIC_WEIGHT, of that loss, is
     # not 0: one more view of each in a step.
-    training.MASKED_WEIGHT = 0.0
-    training.MASK_RATIO = 0.7  # of the blocks are hidden
-    training.MASK_BLOCK = 0.0625  # side of a block, as a share of the crop's shorter side
-    # The backbone's features of FEATURE_CLASSES in source pictures stay near those of FEATURE_WEIGHTS, such as
+    training.MIC_WEIGHT = 0.0
+    training.MIC_MASK_RATIO = 0.7  # of the blocks are hidden
+    training.MIC_BLOCK_SIZE = 0.0625  # side of a block, as a share of the crop's shorter side
+    # The backbone's features of FEATURE_DISTANCE_CLASSES in source images stay near those of this checkpoint, such as
     # MODEL.WEIGHTS of the source stage, by this weight (DAFormer: 0.005); 0: they are free.
-    training.FEATURE_DISTANCE = 0.0
-    training.FEATURE_WEIGHTS = ""
-    training.FEATURE_CLASSES = (
+    training.FEATURE_DISTANCE_WEIGHT = 0.0
+    training.FEATURE_DISTANCE_CHECKPOINT = ""
+    training.FEATURE_DISTANCE_CLASSES = (
         "traffic light", "traffic sign", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"
     )  # fmt: skip
     # Source pictures take low frequencies' amplitudes from a target picture, up to this share; after the warm-up.
@@ -214,14 +247,16 @@ def add_tmt_config(cfg: CfgNode) -> None:
     transfer.ESTIMATOR.HELD_OUT = 200  # images per domain on which the proxy A-distance is measured
     # With FEATURES "source": the folder where T of every training picture is kept, made once and read like a label.
     # "auto": `transferability` beside MODEL.WEIGHTS, shared by all who start from it; "": T is made in every step.
-    transfer.MAPS = "auto"
+    transfer.MAP_CACHE = "auto"
     transfer.DRIFT_IMAGES = 20  # per domain, held out: drift of T with FEATURES "live", at every evaluation
 
-    transfer.WANDB = ""  # project of Weights & Biases that scalars and pictures also go to; needs the package wandb
+    cfg.LOGGING = CfgNode()
+    cfg.LOGGING.WANDB_PROJECT = ""  # Weights & Biases project for scalars and images; needs the package wandb
+    cfg.LOGGING.IMAGES = 0  # number of images of DATASETS.TEST whose predictions and T are logged at every evaluation
 
     cfg.DATASETS.SOURCE_TRAIN = ()  # estimator: source-domain splits (DATASETS.TRAIN: target-domain splits)
     cfg.DATASETS.SOURCE_TEST = ()  # estimator: held-out source images (DATASETS.TEST: held-out target images)
-    cfg.DATASETS.UNLABELLED = ()  # self-training: more target splits, whose labels, if there are any, are not read
+    cfg.DATASETS.UNLABELED = ()  # self-training: more target splits, whose labels, if there are any, are not read
     cfg.DATASETS.CUSTOM = ()  # YAML files that each describe a data set of your own
     cfg.DATASETS.SUBSETS = ()  # splits with images without a label, which are left out: an error where not named here
 
@@ -231,7 +266,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
     cfg.SOLVER.AMP.DTYPE = "float16"  # with a gradient scaler, as the official code; or "bfloat16", without
     cfg.SOLVER.CHECKPOINTS_KEPT = 3  # periodic ones; model_final does not count
     cfg.DATALOADER.MAX_BAD_FRACTION = 0.05  # of the training images may be unreadable, and are replaced by others
-    transfer.DETECT_ANOMALY = False  # stop at the module that first makes a NaN or an infinity; slow
+    cfg.SOLVER.DETECT_ANOMALY = False  # stop at the module that first makes a NaN or an infinity; slow
 
     cfg.TEST.PRECISION = "float32"  # or "bfloat16", on GPUs and on CPUs that are faster with it; scores are float32
     # The weights that are best at an evaluation (TEST.EVAL_PERIOD) of source training or fine-tuning are kept in
@@ -240,7 +275,6 @@ def add_tmt_config(cfg: CfgNode) -> None:
     cfg.TEST.BEST.METRIC = ""  # such as mIoU or IoU-car, higher is better; "": no such file
     cfg.TEST.BEST.SPLIT = ""  # one of DATASETS.TEST; "": the first
     cfg.TEST.BEST.PATIENCE = 0  # training ends after so many evaluations in a row that brought nothing better; 0: never
-    cfg.TEST.PICTURES = 0  # so many of the first of DATASETS.TEST, as predicted and with their T, into TensorBoard
     cfg.TEST.SLIDING_WINDOW = CfgNode()
     cfg.TEST.SLIDING_WINDOW.ENABLED = False
     cfg.TEST.SLIDING_WINDOW.SIZE = [1024, 1024]  # height, width
@@ -264,8 +298,12 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     _import_modules(os.environ.get("TMT_IMPORT", ""))
     cfg = get_cfg()
     add_tmt_config(cfg)
+    values = load_config_file(find_config(config_file))
+    for key in (*_keys(values), *opts[::2]):
+        if key in RENAMED:
+            raise UserError(f"the key is now {RENAMED[key]}", key=key)
     try:
-        cfg.merge_from_other_cfg(CfgNode(_fitted(load_config_file(find_config(config_file)), cfg)))
+        cfg.merge_from_other_cfg(CfgNode(_fitted(values, cfg)))
         for key, value in zip(opts[::2], opts[1::2]):
             cfg.merge_from_list([key, _fitted(value, _default_of(key, cfg))])
         if len(opts) % 2:
@@ -328,10 +366,10 @@ def _nearest_key(error: BaseException, cfg: CfgNode) -> str:
     return did_you_mean(unknown[1].strip("'\""), _keys(cfg)) if unknown else ""
 
 
-def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+def _keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in node.items():
         yield f"{prefix}{key}"
-        if isinstance(value, CfgNode):
+        if isinstance(value, dict):
             yield from _keys(value, f"{prefix}{key}.")
 
 

@@ -36,11 +36,11 @@ class LabelChoice:
         transfer, seed = cfg.TRANSFER, cfg.TRANSFER.LABEL_SEED
         if seed < 0 and cfg.SEED < 0:
             raise UserError(f"TRANSFER.LABEL_SEED is {seed}, which means SEED, and that is {cfg.SEED}: set one of them")
-        all_of_them = {"LABELLED": "", "LABEL_COUNT": 0, "LABEL_FRACTION": 1.0}
+        all_of_them = {"LABEL_LIST": "", "LABEL_COUNT": 0, "LABEL_FRACTION": 1.0}
         said = [f"{key} {transfer[key]}" for key, every in all_of_them.items() if transfer[key] != every]
         if len(said) > 1:
             raise UserError(f"TRANSFER.{' and '.join(said)} all say which pictures are labeled: set one of them")
-        return cls(transfer.LABEL_FRACTION, transfer.LABEL_COUNT, seed if seed >= 0 else cfg.SEED, transfer.LABELLED)
+        return cls(transfer.LABEL_FRACTION, transfer.LABEL_COUNT, seed if seed >= 0 else cfg.SEED, transfer.LABEL_LIST)
 
     @property
     def is_limited(self) -> bool:
@@ -86,7 +86,7 @@ def listed(records: Sequence[Record], file: str) -> list[Record]:
         UserError: as ``named``.
     """
     names = ImageNames([str(record["file_name"]) for record in records], [[str(each["image_id"])] for each in records])
-    return [records[i] for i in named("TRANSFER.LABELLED", file, names, "labeled images of DATASETS.TRAIN")]
+    return [records[i] for i in named("TRANSFER.LABEL_LIST", file, names, "labeled images of DATASETS.TRAIN")]
 
 
 def named(key: str, file: str, names: ImageNames, what: str) -> list[int]:

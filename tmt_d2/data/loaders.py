@@ -100,23 +100,25 @@ class Shares:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Shares:
-        """TRANSFER.SELF_TRAINING.{LABELLED,UNLABELLED,SOURCE} times SOLVER.IMS_PER_BATCH.
+        """SELF_TRAINING.{LABELED,UNLABELED,SOURCE}_RATIO times SOLVER.IMS_PER_BATCH.
 
         Raises:
             UserError: one is no whole number of images, or all are 0.
         """
         images = []
-        for key in ("LABELLED", "UNLABELLED", "SOURCE"):
-            share = cfg.TRANSFER.SELF_TRAINING[key]
+        for key in ("LABELED_RATIO", "UNLABELED_RATIO", "SOURCE_RATIO"):
+            share = cfg.SELF_TRAINING[key]
             exact = share * cfg.SOLVER.IMS_PER_BATCH
             if share < 0 or abs(exact - round(exact)) > 0.01:
                 raise UserError(
-                    f"TRANSFER.SELF_TRAINING.{key} is {share}: times SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} "
+                    f"SELF_TRAINING.{key} is {share}: times SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} "
                     "it must be a whole number of images"
                 )
             images.append(round(exact))
         if not any(images):
-            raise UserError("TRANSFER.SELF_TRAINING.LABELLED, UNLABELLED and SOURCE are all 0: no image is in a batch")
+            raise UserError(
+                "SELF_TRAINING.LABELED_RATIO, UNLABELED_RATIO and SOURCE_RATIO are all 0: no image is in a batch"
+            )
         return cls(*images)
 
 
@@ -152,11 +154,11 @@ def build_semi_supervised_loader(
     if shares.unlabeled and len(pictures) == len(chosen) and not more:
         raise UserError(
             f"no unlabeled picture: all {len(chosen)} of DATASETS.TRAIN are used with their labels; lower "
-            "TRANSFER.LABEL_COUNT or LABEL_FRACTION, or name splits in DATASETS.UNLABELLED"
+            "TRANSFER.LABEL_COUNT or LABEL_FRACTION, or name splits in DATASETS.UNLABELED"
         )
     if shares.source and not sources:
         names = ", ".join(source) or "()"
-        raise UserError(f"TRANSFER.SELF_TRAINING.SOURCE is not 0: DATASETS.SOURCE_TRAIN {names} has no labeled image")
+        raise UserError(f"SELF_TRAINING.SOURCE_RATIO is not 0: DATASETS.SOURCE_TRAIN {names} has no labeled image")
     groups = [
         Group(_marked(chosen, TARGET_DOMAIN), shares.labeled, rare.chooser(chosen) if rare and chosen else None),
         Group([record | {"labeled": False} for record in _marked(pictures + more, TARGET_DOMAIN)], shares.unlabeled),
@@ -240,8 +242,8 @@ class StepSampler:
         if self.blocks < 1 or self.blocks % self.processes:
             raise UserError(
                 f"{self.processes} processes cannot share {' + '.join(map(str, shares))} images per step equally: each "
-                f"number, SOLVER.IMS_PER_BATCH times TRANSFER.SELF_TRAINING.LABELLED, UNLABELLED and SOURCE, must be a "
-                f"multiple of {self.processes}"
+                f"number, SOLVER.IMS_PER_BATCH times SELF_TRAINING.LABELED_RATIO, UNLABELED_RATIO and SOURCE_RATIO, "
+                f"must be a multiple of {self.processes}"
             )
         self.seed = comm.shared_random_seed() if seed is None else seed
         self.first_step = 0

@@ -128,7 +128,7 @@ class SemanticMapper:
             "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY,
             "with_label": with_label,
             "maps": maps,
-            "wanted_area": cfg.TRANSFER.SELF_TRAINING.RARE_CLASS_AREA / 2,
+            "wanted_area": cfg.SELF_TRAINING.RARE_CLASS_AREA / 2,
         }
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:

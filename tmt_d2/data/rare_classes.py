@@ -51,14 +51,14 @@ class RareClasses:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> RareClasses | None:
-        """None where TRANSFER.SELF_TRAINING.RARE_CLASSES is 0. The counts lie beside MODEL.WEIGHTS, or in OUTPUT_DIR
+        """None where SELF_TRAINING.RARE_CLASS_TEMPERATURE is 0. The counts lie beside MODEL.WEIGHTS, or in OUTPUT_DIR
         where that is no file here."""
-        keys = cfg.TRANSFER.SELF_TRAINING
-        if not keys.RARE_CLASSES:
+        keys = cfg.SELF_TRAINING
+        if not keys.RARE_CLASS_TEMPERATURE:
             return None
         weights = Path(cfg.MODEL.WEIGHTS)
         return cls(
-            keys.RARE_CLASSES,
+            keys.RARE_CLASS_TEMPERATURE,
             keys.RARE_CLASS_AREA,
             tuple(cfg.INPUT.CROP.SIZE) if cfg.INPUT.CROP.ENABLED else None,
             int(np.median(cfg.INPUT.MIN_SIZE_TRAIN)),

@@ -142,7 +142,7 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
     if stage == "finetune" and not eval_only:
         mixed = Shares.from_config(cfg) if method.mixes_groups else Shares(cfg.SOLVER.IMS_PER_BATCH)
         keys += ["SOURCE_TRAIN"] if method.reads_source or mixed.source else []
-        keys += ["UNLABELLED"] if method.mixes_groups and cfg.DATASETS.UNLABELLED else []
+        keys += ["UNLABELED"] if method.mixes_groups and cfg.DATASETS.UNLABELED else []
     if stage == "estimator":
         keys += ["SOURCE_TEST"] if eval_only else ["SOURCE_TRAIN", "SOURCE_TEST"]
     says_classes = {"SOURCE_TRAIN", "SOURCE_TEST"} if stage == "estimator" else {"TRAIN", "TEST", "SOURCE_TRAIN"}
@@ -167,7 +167,7 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
             except FileNotFoundError as error:
                 if key != "SOURCE_TRAIN" or not method.mixes_groups:
                     raise
-                remedy = "or do without the source's pictures: TRANSFER.SELF_TRAINING.SOURCE 0.0"
+                remedy = "or do without the source's pictures: SELF_TRAINING.SOURCE_RATIO 0.0"
                 raise UserError(f"DATASETS.{key} {name}: {error}; {remedy}") from error
     both = {*cfg.DATASETS.SOURCE_TRAIN} & {*cfg.DATASETS.TRAIN}
     if both and "SOURCE_TRAIN" in keys:
@@ -183,13 +183,13 @@ def check_stage(cfg: CfgNode, eval_only: bool = False) -> ClassList:
         if mixed.labeled:
             choice.of(records_of(cfg.DATASETS.TRAIN))
         elif choice.is_limited:
-            logger.warning("TRANSFER.SELF_TRAINING.LABELLED is 0: no label of the target is used, however many it has")
+            logger.warning("SELF_TRAINING.LABELED_RATIO is 0: no label of the target is used, however many it has")
         if mixed.source:
             _check_source(cfg)
-        tested = {*cfg.DATASETS.UNLABELLED} & {*cfg.DATASETS.TEST} if mixed.unlabeled else ()
+        tested = {*cfg.DATASETS.UNLABELED} & {*cfg.DATASETS.TEST} if mixed.unlabeled else ()
         if tested:
             names = ", ".join(sorted(tested))
-            logger.warning("DATASETS.UNLABELLED and TEST both name %s: it is trained on, unseen it is not", names)
+            logger.warning("DATASETS.UNLABELED and TEST both name %s: it is trained on, unseen it is not", names)
     classes, configured = common_classes(used), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if configured not in (len(classes), *NUM_CLASSES_UNSET):
         raise UserError(
@@ -237,7 +237,7 @@ def _check_source(cfg: CfgNode) -> None:
     if not target & source:
         raise UserError(
             f"DATASETS.SOURCE_TRAIN {', '.join(cfg.DATASETS.SOURCE_TRAIN)} has none of the target's classes "
-            f"({lacking}): name another source, or set TRANSFER.SELF_TRAINING.SOURCE 0.0"
+            f"({lacking}): name another source, or set SELF_TRAINING.SOURCE_RATIO 0.0"
         )
     if lacking:
         logger.warning("the source has no %s: only labels of the target can teach them", lacking)
@@ -317,7 +317,7 @@ def _run_training(
     choices: dict[str, Any] = {"labels": labels, "seed": _seed(cfg), "num_workers": cfg.DATALOADER.NUM_WORKERS}
     if fine_tunes and method.mixes_groups:
         data = cfg.DATASETS
-        splits = {"target": data.TRAIN, "unlabeled": data.UNLABELLED, "source": data.SOURCE_TRAIN}
+        splits = {"target": data.TRAIN, "unlabeled": data.UNLABELED, "source": data.SOURCE_TRAIN}
         choices |= {"mapper": mapper, "rare": RareClasses.from_config(cfg)}
         loader = build_semi_supervised_loader(Shares.from_config(cfg), **splits, **choices)
     else:

@@ -87,7 +87,7 @@ class StageTrainer(TrainerBase):
         module.to(next(model.parameters()).device)
         _check_normalization(cfg, module, self.sampler)
         optimizer = build_optimizer(cfg, module)
-        if cfg.TRANSFER.DETECT_ANOMALY:
+        if cfg.SOLVER.DETECT_ANOMALY:
             find_anomalies(module)
         devices = None if cfg.MODEL.DEVICE == "cpu" else [comm.get_local_rank()]
         clip = cfg.SOLVER.CLIP_GRADIENTS

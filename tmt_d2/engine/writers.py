@@ -22,15 +22,15 @@ from tmt_d2.utils.files import finite
 
 
 def build_writers(cfg: CfgNode) -> list[EventWriter]:
-    """Detectron2's default writers, but with strict JSON; and Weights & Biases where TRANSFER.WANDB names a project.
+    """Return Detectron2's default writers, with strict JSON, and Weights & Biases if LOGGING.WANDB_PROJECT is set.
 
     Raises:
-        UserError: TRANSFER.WANDB is set and the package is not installed.
+        UserError: LOGGING.WANDB_PROJECT is set and the package is not installed.
     """
     folder = cfg.OUTPUT_DIR
     os.makedirs(folder, exist_ok=True)
     writers = [CommonMetricPrinter(cfg.SOLVER.MAX_ITER), StrictJSONWriter(os.path.join(folder, "metrics.json"))]
-    if cfg.TRANSFER.WANDB:
+    if cfg.LOGGING.WANDB_PROJECT:
         writers.append(WandbWriter(cfg))
     return [*writers, TensorboardXWriter(folder)]  # which clears the pictures: the last
 
@@ -42,11 +42,13 @@ class WandbWriter(EventWriter):
         try:
             import wandb
         except ImportError as error:
-            raise UserError(f"TRANSFER.WANDB is {cfg.TRANSFER.WANDB!r}: it needs `pip install wandb`") from error
+            raise UserError(
+                f"LOGGING.WANDB_PROJECT is {cfg.LOGGING.WANDB_PROJECT!r}: it needs `pip install wandb`"
+            ) from error
         self.wandb = wandb
         folder = os.path.abspath(cfg.OUTPUT_DIR)
         self.run = wandb.init(
-            project=cfg.TRANSFER.WANDB,
+            project=cfg.LOGGING.WANDB_PROJECT,
             name=os.path.basename(folder),
             id=hashlib.sha256(folder.encode(errors="surrogateescape")).hexdigest()[:16],
             resume="allow",

@@ -101,7 +101,7 @@ def settings_fingerprint(cfg: CfgNode, identity: Identity) -> str:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR, cfg.DATALOADER.NUM_WORKERS, cfg.MODEL.WEIGHTS = "", 0, Path(cfg.MODEL.WEIGHTS).name
-    cfg.TRANSFER.LABELLED = Path(cfg.TRANSFER.LABELLED).name
+    cfg.TRANSFER.LABEL_LIST = Path(cfg.TRANSFER.LABEL_LIST).name
     return hashlib.sha256((cfg.dump() + json.dumps(identity, sort_keys=True)).encode()).hexdigest()
 
 

@@ -132,7 +132,7 @@ def check_units(units: Sequence[Unit]) -> None:
     seen = set()
     for unit in units:
         cfg = unit.cfg
-        labels = cfg.TRANSFER.LABEL_COUNT, cfg.TRANSFER.LABELLED
+        labels = cfg.TRANSFER.LABEL_COUNT, cfg.TRANSFER.LABEL_LIST
         settings = unit.kind, cfg.TRANSFER.METHOD, cfg.DATASETS.dump(), labels
         if settings not in seen:
             register_data(cfg)

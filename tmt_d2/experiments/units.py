@@ -22,7 +22,7 @@ from tmt_d2.experiments.plan import PLANNED, Plan, Sweep
 from tmt_d2.experiments.records import About, Identity, Labels, StageRecord
 from tmt_d2.utils.files import sha256_of
 
-LABEL_KEYS = ("TRANSFER.LABEL_COUNT", "TRANSFER.LABELLED", "TRANSFER.LABEL_FRACTION")
+LABEL_KEYS = ("TRANSFER.LABEL_COUNT", "TRANSFER.LABEL_LIST", "TRANSFER.LABEL_FRACTION")
 # What an estimator is trained for: a method or variant that says something else here needs one of its own.
 ESTIMATOR_KEYS = ("REGIONS", "CELL_SIZES", "ITERATIONS", "KAPPA", "DISCRIMINATOR")
 
@@ -144,13 +144,13 @@ class _PairUnits:
                 scores = self.plan.scores if kind == "scores" else None
                 yield Unit(name, cfg, (self.source_name,), self.about(kind), scores)
         labels: list[Sequence[Any]] = [("TRANSFER.LABEL_COUNT", count) for count in self.plan.label_counts]
-        labels += [("TRANSFER.LABELLED", file) for file in self.lists.values()]
+        labels += [("TRANSFER.LABEL_LIST", file) for file in self.lists.values()]
         labels += [("TRANSFER.LABEL_FRACTION", fraction) for fraction in self.plan.label_fractions]
         for choice in labels or [()]:
             for method in self.plan.methods:
                 yield from self.cell(method, choice)
             for sweep in self.plan.sweeps:
-                if sweep.key == "TRANSFER.LABEL_SEED" and "TRANSFER.LABELLED" in choice:
+                if sweep.key == "TRANSFER.LABEL_SEED" and "TRANSFER.LABEL_LIST" in choice:
                     continue  # nothing is drawn
                 for method in sweep.methods:
                     own = value_of(self.cfg(method, "", "finetune"), sweep)
@@ -189,7 +189,7 @@ class _PairUnits:
         about: About = {**self.about("finetune"), "method": method}
         about |= {"label_fraction": amount.fraction} if amount.fraction else {"label_count": amount.count}
         if amount.listed:
-            names = sorted(listed_names("TRANSFER.LABELLED", cfg.TRANSFER.LABELLED))
+            names = sorted(listed_names("TRANSFER.LABEL_LIST", cfg.TRANSFER.LABEL_LIST))
             digest = hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
             about |= {"labelled": amount.listed, "pictures": digest}
         if sweep is not None:
@@ -248,13 +248,13 @@ def label_amount(cfg: CfgNode, names: Mapping[str, str] = {}) -> Labels:
     names: of lists, by file; others are called like their file.
 
     Raises:
-        UserError: TRANSFER.LABELLED cannot be read.
+        UserError: TRANSFER.LABEL_LIST cannot be read.
     """
-    transfer, file = cfg.TRANSFER, cfg.TRANSFER.LABELLED
-    if method_of(cfg).mixes_groups and not transfer.SELF_TRAINING.LABELLED:
+    transfer, file = cfg.TRANSFER, cfg.TRANSFER.LABEL_LIST
+    if method_of(cfg).mixes_groups and not cfg.SELF_TRAINING.LABELED_RATIO:
         return Labels(0.0, 0)
     if file:
-        return Labels(0.0, len(listed_names("TRANSFER.LABELLED", file)), names.get(file, Path(file).stem))
+        return Labels(0.0, len(listed_names("TRANSFER.LABEL_LIST", file)), names.get(file, Path(file).stem))
     return Labels(0.0, transfer.LABEL_COUNT) if transfer.LABEL_COUNT else Labels(transfer.LABEL_FRACTION)
 
 

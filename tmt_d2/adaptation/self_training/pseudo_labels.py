@@ -52,17 +52,17 @@ class PseudoLabelPolicy:
     Attributes:
         threshold: a pixel is confident if its probability is at least this.
         ignores: pixels that are not confident are ignored.
-        weight_by: weight of a mask, the mean over its pixels of: 1 ("nothing"); 1 where confident, else 0
-            ("confident"); the share of confident pixels in the image ("picture"; DAFormer, arXiv 2111.14887).
+        weight_by: weight of a mask, the mean over its pixels of: 1 ("none"); 1 where confident, else 0
+            ("pixel"); the share of confident pixels in the image ("image"; DAFormer, arXiv 2111.14887).
     """
 
     threshold: float = 0.0
     ignores: bool = False
-    weight_by: str = "nothing"
+    weight_by: str = "none"
 
     @property
     def uses_confidence(self) -> bool:
-        return self.ignores or self.weight_by != "nothing"
+        return self.ignores or self.weight_by != "none"
 
     def entries(self, labels: Tensor, confident: Tensor, weights: Tensor) -> dict[str, Any]:
         """Return the entries of a record that ``MaskFormer.losses`` reads. labels: (H, W) uint8."""
@@ -75,10 +75,10 @@ class PseudoLabelPolicy:
 
     def weights(self, confident: Tensor) -> Tensor:
         """(H, W) bool -> (H, W) float, the weight of each pixel."""
-        if self.weight_by == "nothing":
+        if self.weight_by == "none":
             return torch.ones_like(confident, dtype=torch.float32)
         weights = confident.float()
-        return weights if self.weight_by == "confident" else weights.mean().expand_as(weights)
+        return weights if self.weight_by == "pixel" else weights.mean().expand_as(weights)
 
 
 def mask_weights(labels: Tensor, weights: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class CollapseMonitor(nn.Module):
             self.has_warned = True
             logger.warning(
                 "collapse? %.0f %% of the pseudo-labels are %s, of the labels %.0f %%: the teacher may only agree with "
-                "itself; try TRANSFER.SELF_TRAINING.WEIGHT or another BURN_IN",
+                "itself; try SELF_TRAINING.PSEUDO_LABEL_WEIGHT or another BURN_IN",
                 100 * shares[worst],
                 self.names[worst],
                 100 * expected[worst],

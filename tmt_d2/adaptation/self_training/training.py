@@ -115,7 +115,7 @@ class SelfTraining(MethodTraining):
             try:
                 load(self.feature_weights, other)
             except USER_ERRORS as error:
-                raise UserError(f"TRANSFER.SELF_TRAINING.FEATURE_WEIGHTS: {error}") from error
+                raise UserError(f"SELF_TRAINING.FEATURE_DISTANCE_CHECKPOINT: {error}") from error
             self.reference = other.backbone.requires_grad_(False).eval()
 
     def begin(self) -> None:
@@ -285,68 +285,75 @@ def self_training(cfg: CfgNode, model: nn.Module) -> SelfTraining:
     Raises:
         UserError: a setting that needs labels is on and no picture of a batch has one.
     """
-    keys = cfg.TRANSFER.SELF_TRAINING
-    mixes = keys.MIX == "classmix" and keys.UNLABELLED > 0
-    if mixes and not (keys.LABELLED or keys.SOURCE):
+    keys = cfg.SELF_TRAINING
+    mixes = keys.MIX == "classmix" and keys.UNLABELED_RATIO > 0
+    if mixes and not (keys.LABELED_RATIO or keys.SOURCE_RATIO):
         raise UserError(
-            "TRANSFER.SELF_TRAINING.MIX classmix pastes from labelled pictures, and LABELLED and SOURCE are 0: set MIX "
-            "none"
+            "SELF_TRAINING.MIX classmix pastes from labelled pictures, and LABELED_RATIO and SOURCE_RATIO are 0: "
+            "set MIX none"
         )
-    if keys.WARM_UP and not (keys.LABELLED or keys.SOURCE):
+    if keys.WARM_UP and not (keys.LABELED_RATIO or keys.SOURCE_RATIO):
         raise UserError(
-            f"TRANSFER.SELF_TRAINING.WARM_UP is {keys.WARM_UP}: only labels teach in it, and LABELLED and SOURCE are 0"
+            f"SELF_TRAINING.WARM_UP is {keys.WARM_UP}: only labels teach in it, "
+            "and LABELED_RATIO and SOURCE_RATIO are 0"
         )
-    if keys.FDA_BETA and not (keys.SOURCE and keys.UNLABELLED):
+    if keys.FDA_BETA and not (keys.SOURCE_RATIO and keys.UNLABELED_RATIO):
         raise UserError(
-            f"TRANSFER.SELF_TRAINING.FDA_BETA is {keys.FDA_BETA}: it gives source pictures the style of unlabelled "
-            "ones, and SOURCE or UNLABELLED is 0"
+            f"SELF_TRAINING.FDA_BETA is {keys.FDA_BETA}: it gives source pictures the style of unlabelled "
+            "ones, and SOURCE_RATIO or UNLABELED_RATIO is 0"
         )
-    policy = PseudoLabelPolicy(keys.THRESHOLD, keys.IGNORE_UNCONFIDENT, keys.WEIGHT_BY)
-    if keys.THRESHOLD and not policy.uses_confidence:
+    policy = PseudoLabelPolicy(keys.CONFIDENCE_THRESHOLD, keys.IGNORE_UNCONFIDENT, keys.WEIGHT_BY)
+    if keys.CONFIDENCE_THRESHOLD and not policy.uses_confidence:
         raise UserError(
-            f"TRANSFER.SELF_TRAINING.THRESHOLD is {keys.THRESHOLD} and nothing depends on which pixels are confident: "
-            "set IGNORE_UNCONFIDENT True, or WEIGHT_BY confident or picture"
+            f"SELF_TRAINING.CONFIDENCE_THRESHOLD is {keys.CONFIDENCE_THRESHOLD} and nothing depends on which "
+            "pixels are confident: set IGNORE_UNCONFIDENT True, or WEIGHT_BY pixel or image"
         )
     names = label_space_of(cfg.DATASETS.TRAIN[0]).classes.names if cfg.DATASETS.TRAIN else ()
     _check_features(cfg, names)
     assert isinstance(model, MaskFormer)
     return SelfTraining(
         model,
-        momentum=keys.EMA,
+        momentum=keys.EMA_MOMENTUM,
         burn_in=round(keys.BURN_IN * cfg.SOLVER.MAX_ITER),
         warm_up=round(keys.WARM_UP * cfg.SOLVER.MAX_ITER),
-        weight=keys.WEIGHT,
+        weight=keys.PSEUDO_LABEL_WEIGHT,
         mixes=mixes,
-        masked=MaskedView(keys.MASK_RATIO, keys.MASK_BLOCK, model.pixel_mean) if keys.MASKED_WEIGHT else None,
-        masked_weight=keys.MASKED_WEIGHT,
+        masked=MaskedView(keys.MIC_MASK_RATIO, keys.MIC_BLOCK_SIZE, model.pixel_mean) if keys.MIC_WEIGHT else None,
+        masked_weight=keys.MIC_WEIGHT,
         beta=keys.FDA_BETA,
         class_names=names,
-        feature_weight=keys.FEATURE_DISTANCE,
-        feature_weights=keys.FEATURE_WEIGHTS,
-        feature_classes=[index for index, name in enumerate(names) if name in keys.FEATURE_CLASSES],
+        feature_weight=keys.FEATURE_DISTANCE_WEIGHT,
+        feature_weights=keys.FEATURE_DISTANCE_CHECKPOINT,
+        feature_classes=[index for index, name in enumerate(names) if name in keys.FEATURE_DISTANCE_CLASSES],
         policy=policy,
-        view=StrongView(keys.COLOUR, keys.COLOUR_STRENGTH, keys.BLUR, bgr=cfg.INPUT.FORMAT == "BGR"),
+        view=StrongView(
+            keys.COLOR_JITTER_PROB, keys.COLOR_JITTER_STRENGTH, keys.BLUR_PROB, bgr=cfg.INPUT.FORMAT == "BGR"
+        ),
     )
 
 
 def _check_features(cfg: CfgNode, names: Sequence[str]) -> None:
-    keys, place = cfg.TRANSFER.SELF_TRAINING, "TRANSFER.SELF_TRAINING"
-    if not keys.FEATURE_DISTANCE:
+    keys, place = cfg.SELF_TRAINING, "SELF_TRAINING"
+    if not keys.FEATURE_DISTANCE_WEIGHT:
         return
-    if not keys.FEATURE_WEIGHTS:
+    if not keys.FEATURE_DISTANCE_CHECKPOINT:
         raise UserError(
-            f"{place}.FEATURE_DISTANCE is {keys.FEATURE_DISTANCE} and FEATURE_WEIGHTS is empty: name the pretrained "
-            "backbone, what MODEL.WEIGHTS was in the source stage"
+            f"{place}.FEATURE_DISTANCE_WEIGHT is {keys.FEATURE_DISTANCE_WEIGHT}, FEATURE_DISTANCE_CHECKPOINT is empty"
+            ": name the pretrained backbone, what MODEL.WEIGHTS was in the source stage"
         )
-    if not keys.SOURCE:
-        raise UserError(f"{place}.FEATURE_DISTANCE is of source pictures, and SOURCE is 0: set FEATURE_DISTANCE 0.0")
-    if not {*names} & {*keys.FEATURE_CLASSES}:
+    if not keys.SOURCE_RATIO:
         raise UserError(
-            f"{place}.FEATURE_CLASSES: none of {', '.join(keys.FEATURE_CLASSES)} is a class of the data sets"
+            f"{place}.FEATURE_DISTANCE_WEIGHT is of source pictures, and SOURCE_RATIO is 0: "
+            "set FEATURE_DISTANCE_WEIGHT 0.0"
+        )
+    if not {*names} & {*keys.FEATURE_DISTANCE_CLASSES}:
+        raise UserError(
+            f"{place}.FEATURE_DISTANCE_CLASSES: none of {', '.join(keys.FEATURE_DISTANCE_CLASSES)} is a class of the "
+            "data sets"
         )
     if cfg.MODEL.BACKBONE.NAME == "timm" and any(word in cfg.MODEL.TIMM.NAME for word in FOUNDATION_MODELS):
         logger.warning(
-            "%s.FEATURE_DISTANCE with %s: holding a foundation model to its own features is known to harm",
+            "%s.FEATURE_DISTANCE_WEIGHT with %s: holding a foundation model to its own features is known to harm",
             place,
             cfg.MODEL.TIMM.NAME,
         )

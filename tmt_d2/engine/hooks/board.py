@@ -40,10 +40,10 @@ def _transferability_beside(model: Any) -> Iterator[None]:
 
 
 class EvaluationPictures(HookBase):
-    """TEST.PICTURES of the first of DATASETS.TEST: the prediction, and T of the finest level. In the first process."""
+    """LOGGING.IMAGES of the first of DATASETS.TEST: the prediction, and T of the finest level. In the first process."""
 
     def __init__(self, cfg: CfgNode) -> None:
-        self.count, self.period = cfg.TEST.PICTURES, cfg.TEST.EVAL_PERIOD
+        self.count, self.period = cfg.LOGGING.IMAGES, cfg.TEST.EVAL_PERIOD
         self.mapper = SemanticMapper(cfg, is_train=False)
         self.split = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else ""
 

@@ -6,7 +6,7 @@
 Files in --output:
 
     selected.html    every proposed image with its prediction and statistics; deselect images, save the list
-    selected.txt     the list, one image a line, for training: TRANSFER.LABELLED proposed/selected.txt
+    selected.txt     the list, one image a line, for training: TRANSFER.LABEL_LIST proposed/selected.txt
     labeled.txt      with --labeled: the images of that list and the proposed ones, for training
     selected.csv     the statistics as a table
     pool/            statistics of every image of the target; later runs with another strategy or budget reuse them
@@ -193,7 +193,7 @@ def propose(args: argparse.Namespace, cfg: CfgNode, scoring: dict[str, Any]) -> 
     print(f"\nlook at {args.output / PAGE}")
     if args.prelabels:
         print(f"correct {args.output / FOLDER}")
-    print(f"train with TRANSFER.LABELLED {training_list}")
+    print(f"train with TRANSFER.LABEL_LIST {training_list}")
     return 1 if pool.broken else 0
 
 

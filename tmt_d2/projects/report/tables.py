@@ -97,7 +97,7 @@ def runs_table(folders: Sequence[Path]) -> str:
         cfg = load_config_file(folder / "config.yaml")
         transfer, solver = cfg.get("TRANSFER", {}), cfg.get("SOLVER", {})
         method = transfer.get("METHOD", "") if transfer.get("STAGE") == "finetune" else transfer.get("STAGE", "")
-        labels = transfer.get("LABELLED") or transfer.get("LABEL_COUNT") or transfer.get("LABEL_FRACTION", "")
+        labels = transfer.get("LABEL_LIST") or transfer.get("LABEL_COUNT") or transfer.get("LABEL_FRACTION", "")
         for split, values in read_json(folder / RESULTS["finetune"]).items():
             about = [str(folder), method, labels, solver.get("MAX_ITER", ""), cfg.get("SEED", ""), split]
             rows.append([*about, *(values.get(metric) for metric in METRICS)])

@@ -1,1 +1,1 @@
-"""Makes and checks the data: ``datasets.render`` draws street scenes in the formats of the five real data sets."""
+"""Synthetic street scenes in the formats of the five data sets. See README.md."""

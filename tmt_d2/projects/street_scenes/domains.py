@@ -1,11 +1,11 @@
-"""The five domains as plain data: how each builds its streets, which colours it uses, in what light it films them."""
+"""The five domains as plain data: streets, colors, light and camera of each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tmt_d2.projects.street_scenes.canvas import Colour
+from tmt_d2.projects.street_scenes.canvas import Color
 from tmt_d2.projects.street_scenes.scene import StreetStyle
 
 
@@ -15,17 +15,17 @@ class Light:
 
     Attributes:
         share: relative frequency.
-        gain: factor on red, green, blue: the colour cast.
-        saturation, contrast: 1 = as painted; contrast turns around mid-grey.
-        sky: colour at the top of the picture and at the horizon.
-        haze: share of the horizon colour mixed in per metre.
+        gain: factor on red, green, blue: the color cast.
+        saturation, contrast: 1 = as painted.
+        sky: colors at the top of the image and at the horizon.
+        haze: share of the horizon color mixed in per meter.
         night: lamps, headlights and windows are lit.
-        shadow: how dark the side of things is that the sun does not reach; 1 = no shade (overcast).
+        shadow: brightness of faces that the sun does not reach; 1 = overcast.
     """
 
-    sky: tuple[Colour, Colour]
+    sky: tuple[Color, Color]
     share: float = 1.0
-    gain: Colour = (1.0, 1.0, 1.0)
+    gain: Color = (1.0, 1.0, 1.0)
     saturation: float = 1.0
     contrast: float = 1.0
     haze: float = 0.004
@@ -35,45 +35,38 @@ class Light:
 
 @dataclass(frozen=True)
 class Domain:
-    """Attributes: see the comments; colours are RGB 0-255, one is drawn for each thing."""
+    """One domain. Colors are RGB 0-255; one of each name is drawn for each thing."""
 
     street: StreetStyle
-    colours: Mapping[str, tuple[Colour, ...]]
+    colors: Mapping[str, tuple[Color, ...]]
     lights: tuple[Light, ...]
-    windows: str  # "upright", "band", "grid" or "square": how house fronts are cut
+    windows: str  # "upright", "band", "grid" or "square": layout of the fronts of houses
     grain: float  # strength of the surface textures
-    grain_size: tuple[int, int]  # cells of the texture over the picture's (height, width): few = soft patches
-    tiles: bool = False  # textures are flat tiles, as in a computer game of old
+    grain_size: tuple[int, int]  # cells of the texture over the image's (height, width)
+    tiles: bool = False  # textures are flat tiles
     boxy: float = 0.0  # 0 = cars with slanted windscreens, 1 = boxes
     crown: str = "round"  # trees: "round", "tall" or "palm"
-    noise: float = 0.0  # of the camera, in grey levels
+    noise: float = 0.0  # of the camera, in gray levels
     blur: float = 0.0  # sigma in pixels at a height of 128
     sharpen: float = 0.0
     vignette: float = 0.0
-    bonnet: bool = False  # the filming car's own bonnet is in the picture (ignored pixels)
-    sizes: tuple[tuple[float, float], ...] = ((1.0, 1.0),)  # factors on the asked (height, width)
+    hood: bool = False  # the hood of the camera's car is visible (ignored pixels)
+    sizes: tuple[tuple[float, float], ...] = ((1.0, 1.0),)  # factors on the requested (height, width)
 
 
-_COMMON: dict[str, tuple[Colour, ...]] = {
-    "tyre": ((28, 28, 30),),
-    "skin": ((224, 180, 150), (190, 140, 110), (120, 82, 60)),
-    "trunk": ((92, 74, 58),),
-    "marking": ((225, 225, 220),),
-    "shadow": ((52, 52, 56),),
-    "rail": ((150, 150, 155),),
-    "frame": ((40, 40, 45), (150, 40, 40), (60, 90, 140)),
-    "sign": ((205, 40, 45), (45, 80, 170), (235, 200, 50)),
-    "light": ((34, 38, 34),),
-    "pole": ((120, 122, 122),),
-    "glass": ((60, 70, 82),),
-}
+_COMMON: dict[str, tuple[Color, ...]] = {
+    "tire": ((28, 28, 30),), "skin": ((224, 180, 150), (190, 140, 110), (120, 82, 60)), "trunk": ((92, 74, 58),),
+    "marking": ((225, 225, 220),), "shadow": ((52, 52, 56),), "rail": ((150, 150, 155),),
+    "frame": ((40, 40, 45), (150, 40, 40), (60, 90, 140)), "sign": ((205, 40, 45), (45, 80, 170), (235, 200, 50)),
+    "light": ((34, 38, 34),), "pole": ((120, 122, 122),), "glass": ((60, 70, 82),),
+}  # fmt: skip
 
 CITYSCAPES = Domain(
     street=StreetStyle(
         camera_height=(1.25, 1.45), horizon=(0.42, 0.47), focal=(0.85, 0.98), lanes=(2, 3), lane_width=3.1,
         sidewalk=(2.6, 4.2), floors=(3, 6), blocks={"building": 5.0, "park": 2.2, "wall": 1.3, "fence": 1.3},
     ),
-    colours={
+    colors={
         **_COMMON,
         "road": ((112, 112, 114), (100, 101, 104)), "sidewalk": ((158, 150, 146), (148, 146, 146)),
         "building": ((196, 182, 156), (178, 166, 150), (206, 196, 178), (164, 142, 122)), "window": ((84, 92, 98),),
@@ -91,7 +84,7 @@ CITYSCAPES = Domain(
         Light(sky=((206, 214, 222), (228, 230, 230)), saturation=0.85, share=3.0),
         Light(sky=((156, 184, 216), (220, 226, 232)), saturation=0.95, contrast=1.05, shadow=0.75),
     ),
-    windows="upright", grain=0.12, grain_size=(48, 96), noise=2.0, blur=0.35, bonnet=True,
+    windows="upright", grain=0.12, grain_size=(48, 96), noise=2.0, blur=0.35, hood=True,
 )  # fmt: skip
 
 BDD100K = Domain(
@@ -100,7 +93,7 @@ BDD100K = Domain(
         sidewalk=(2.0, 3.4), floors=(1, 8), blocks={"building": 4.0, "park": 2.4, "wall": 1.4, "fence": 1.7},
         amounts={"parked car": 0.8, "moving car": 1.5, "truck": 1.3, "person": 0.8, "lamp": 1.2},
     ),
-    colours={
+    colors={
         **_COMMON,
         "road": ((104, 106, 110), (116, 116, 118)), "sidewalk": ((170, 166, 156), (156, 154, 150)),
         "building": ((134, 68, 54), (150, 84, 62), (94, 110, 128), (110, 74, 62)),
@@ -124,7 +117,7 @@ BDD100K = Domain(
               contrast=1.1, saturation=0.8, night=True, share=2.0),
         Light(sky=((160, 168, 174), (180, 186, 190)), gain=(0.76, 0.86, 0.92), saturation=0.6, haze=0.014),
     ),
-    windows="band", grain=0.2, grain_size=(40, 80), noise=4.5, blur=0.5, vignette=0.25, bonnet=True,
+    windows="band", grain=0.2, grain_size=(40, 80), noise=4.5, blur=0.5, vignette=0.25, hood=True,
 )  # fmt: skip
 
 MAPILLARY = Domain(
@@ -133,7 +126,7 @@ MAPILLARY = Domain(
         sidewalk=(1.5, 4.0), floors=(1, 5), blocks={"building": 3.6, "park": 3.0, "wall": 1.6, "fence": 1.6},
         amounts={"motorcycle": 1.3, "motorcycle rider": 1.3, "person": 1.2}, terrain=0.75,
     ),
-    colours={
+    colors={
         **_COMMON,
         "road": ((124, 118, 112), (104, 106, 110), (136, 130, 120)),
         "sidewalk": ((176, 160, 144), (150, 146, 142), (180, 140, 120)),
@@ -164,7 +157,7 @@ GTAV = Domain(
         sidewalk=(2.6, 4.6), floors=(2, 12), blocks={"building": 4.6, "park": 2.2, "wall": 1.6, "fence": 1.3},
         amounts={"person": 1.1, "train": 0.9},
     ),
-    colours={
+    colors={
         **_COMMON,
         "road": ((102, 103, 106), (110, 110, 112)), "sidewalk": ((172, 164, 150), (162, 156, 144)),
         "building": ((224, 178, 118), (196, 120, 84), (236, 206, 160), (120, 132, 150), (170, 94, 90)),
@@ -195,7 +188,7 @@ SYNTHIA = Domain(
         amounts={"truck": 0.0, "train": 0.0, "bus": 1.6, "person": 2.2, "bicycle rider": 1.8, "sign": 1.4},
         terrain=0.0,
     ),
-    colours={
+    colors={
         **_COMMON,
         "road": ((116, 115, 119), (108, 108, 113)), "sidewalk": ((190, 176, 170), (166, 160, 176)),
         "building": ((150, 110, 150), (96, 140, 150), (190, 140, 150), (120, 120, 170)),

@@ -1,6 +1,6 @@
-"""What stands where: one street as plain numbers, before anything about its looks is decided.
+"""Layout of one street as plain numbers.
 
-The layout depends only on how a domain builds its streets (`StreetStyle`), never on its colours or light.
+The layout depends only on how a domain builds its streets (``StreetStyle``), not on colors or light.
 """
 
 from __future__ import annotations
@@ -10,46 +10,46 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-GROUND_FLOOR = 1.0  # metres that a house has besides its storeys: base and roof
+GROUND_FLOOR = 1.0  # height of base and roof of a house, besides its storeys
 STOREY = 3.1
-_BEHIND = 2.0  # blocks start here: nearer than what the picture shows
-_STREET_END = 95.0
-_PARKING_STRIP = 2.3
-_SHOULDER = 0.5
+_BLOCKS_START, _BLOCKS_END = 2.0, 95.0  # z; the start is nearer than anything in the image
+_PARKING_STRIP, _SHOULDER = 2.3, 0.5
 
+Range = tuple[float, float]
 Size = tuple[float, float, float]  # along x, height, along z
 
-_AMOUNTS = {
+_AMOUNTS = {  # mean number per scene; "parked car" is the share of occupied parking places
     "parked car": 0.7, "moving car": 2.2, "truck": 0.45, "bus": 0.45, "train": 0.4,
     "person": 6.0, "crossing person": 0.5, "bicycle rider": 0.8, "motorcycle rider": 0.8,
     "bicycle": 0.9, "motorcycle": 1.2,
     "tree": 2.0, "lamp": 3.0, "light": 1.6, "sign": 2.4,
-}  # mean number per scene; "parked car" is the share of taken parking places  # fmt: skip
+}  # fmt: skip
+_HEIGHTS = {"park": (4.5, 8.0), "wall": (1.8, 3.0), "fence": (1.6, 2.4)}
 
 
 @dataclass(frozen=True)
 class StreetStyle:
-    """How a domain builds and films its streets; pairs are (lowest, highest) of a uniform draw.
+    """Streets and camera of a domain; ranges are (lowest, highest) of a uniform distribution.
 
     Attributes:
-        camera_height: metres.
-        horizon: its row, as a share of the picture's height.
-        focal: focal length over picture width (of a 2:1 picture).
+        camera_height: meters.
+        horizon: row, as a share of the image's height.
+        focal: focal length over image width, for a 2:1 image.
         lanes: number of lanes, both directions together.
-        lane_width, sidewalk: metres.
+        lane_width, sidewalk: meters.
         floors: storeys of a building.
-        blocks: relative frequency of what lines the street: "building", "park", "wall", "fence".
-        amounts: factors on the usual number of things, by kind; 0 = never.
+        blocks: relative frequency of "building", "park", "wall" and "fence" along the street.
+        amounts: kind -> factor on the usual number of things; 0 = never.
         terrain: share of streets with grass verges; 0 = no grass at all.
-        parking: share of kerbs with parked cars.
+        parking: share of curbs with parked cars.
     """
 
-    camera_height: tuple[float, float]
-    horizon: tuple[float, float]
-    focal: tuple[float, float]
+    camera_height: Range
+    horizon: Range
+    focal: Range
     lanes: tuple[int, int]
     lane_width: float
-    sidewalk: tuple[float, float]
+    sidewalk: Range
     floors: tuple[int, int]
     blocks: Mapping[str, float]
     amounts: Mapping[str, float] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class StreetStyle:
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing on the street: its left near bottom corner is at (x, 0, z) and its own looks follow from ``seed``."""
+    """One thing on the street. Its left near bottom corner is (x, 0, z); ``seed`` determines its appearance."""
 
     kind: str
     x: float
@@ -72,21 +72,25 @@ class Thing:
     length: float  # along z
     seed: int
     side: int = 1  # -1 left of the camera, 1 right
-    across: bool = False  # drives along x, not along z
+    across: bool = False  # it faces along x, not along z
+
+    @property
+    def middle(self) -> float:
+        return self.x + self.width / 2
 
 
 @dataclass(frozen=True)
 class Street:
-    """Where the ground changes; all pairs but ``junction`` are x of the left and right edge, in metres."""
+    """Borders on the ground in meters; all pairs except ``junction`` are x of the left and the right border."""
 
-    road: tuple[float, float]
-    lanes: tuple[float, float]  # the driven part of the road; cars park between it and the kerb
+    road: Range
+    lanes: Range  # cars park between these and the curb
     lane_width: float
-    parking: tuple[bool, bool]  # is there room for parked cars on the left, on the right
-    walk: tuple[float, float]  # outer edges of the sidewalks
-    verge: tuple[float, float]  # outer edges of the grass verges; equal to ``walk`` without one
-    junction: tuple[float, float] | None  # z of the near and far kerb of a crossing street
-    rails: tuple[float, float] | None  # of a tram track
+    parking: tuple[bool, bool]  # room for parked cars on the left, on the right
+    walk: Range  # outer borders of the sidewalks
+    verge: Range  # outer borders of the grass verges; equal to ``walk`` without grass
+    junction: Range | None  # z of the near and far curb of a crossing street
+    rails: Range | None  # of a tram track
 
     @property
     def lane_count(self) -> int:
@@ -101,15 +105,15 @@ class Scene:
     """A street with the camera at x = 0; ``things`` are in painting order, far to near."""
 
     camera_height: float
-    horizon: float  # share of the picture's height
-    focal: float  # over the width of a 2:1 picture
-    vanishing_x: float  # share of the picture's width
+    horizon: float  # share of the image's height
+    focal: float  # over the width of a 2:1 image
+    vanishing_x: float  # share of the image's width
     street: Street
     things: tuple[Thing, ...]
 
 
 def lay_out(style: StreetStyle, rng: np.random.Generator) -> Scene:
-    """Draw one street and what stands on it."""
+    """Draw one street and the things on it."""
     street = _street(style, rng)
     placing = _Placing(style, street, rng)
     blocks = [*placing.blocks(-1), *placing.blocks(1)]
@@ -122,7 +126,7 @@ def lay_out(style: StreetStyle, rng: np.random.Generator) -> Scene:
     layers = [(0, blocks), (1, placing.inner), (2, placing.crossing)]
     painting = sorted(
         ((layer, thing) for layer, things in layers for thing in things),
-        # A house front never hides what stands between the two fronts, but it may hide what waits in the side street.
+        # A house never hides things between the two fronts, but it may hide things in the side street.
         key=lambda entry: (entry[1].z < far and entry[0] != 2, entry[0], -entry[1].z),
     )
     return Scene(
@@ -155,42 +159,42 @@ def _street(style: StreetStyle, rng: np.random.Generator) -> Street:
 
 
 class _Placing:
-    """Puts things on a street, so that no two solid ones stand in the same place.
+    """Places things on a street so that no two solid ones overlap.
 
-    Attributes: ``inner``, the things between the two house fronts; ``crossing``, those on the crossing street.
+    Attributes:
+        inner: things between the two house fronts. crossing: things on the crossing street.
     """
 
     def __init__(self, style: StreetStyle, street: Street, rng: np.random.Generator) -> None:
         self.style, self.street, self.rng = style, street, rng
         self.inner: list[Thing] = []
         self.crossing: list[Thing] = []
-        self._taken: list[tuple[float, float, float, float]] = []  # x from, to; z from, to
+        self._occupied: list[tuple[float, float, float, float]] = []  # x from, to; z from, to
 
     def blocks(self, side: int) -> list[Thing]:
-        """House fronts, parks, walls and fences along one side; a gap where the crossing street is."""
+        """House fronts, parks, walls and fences along one side, with a gap at the crossing street."""
         kinds = sorted(self.style.blocks)
         weights = np.array([self.style.blocks[kind] for kind in kinds])
         junction = self.street.junction
         front = self.street.verge[0 if side < 0 else 1]
         things: list[Thing] = []
-        z = _BEHIND
-        while z < _STREET_END:
+        z = _BLOCKS_START
+        while z < _BLOCKS_END:
             length = float(self.rng.uniform(7.0, 16.0))
             if junction and junction[0] <= z < junction[1]:
                 z = junction[1]
             elif junction and z < junction[0]:
                 length = min(length, junction[0] - z)
             kind = str(self.rng.choice(kinds, p=weights / weights.sum()))
-            low, high = {"park": (4.5, 8.0), "wall": (1.8, 3.0), "fence": (1.6, 2.4)}.get(kind, (0.0, 0.0))
-            height = float(self.rng.uniform(low, high))
+            height = float(self.rng.uniform(*_HEIGHTS.get(kind, (0.0, 0.0))))
             if kind == "building":
                 height = GROUND_FLOOR + STOREY * int(self.rng.integers(self.style.floors[0], self.style.floors[1] + 1))
-            things.append(self._thing(kind, front, z, (14.0, height, length), side=side))
+            things.append(self._thing(kind, front, z, (14.0, height, length), side))
             z += length
         return things
 
     def big_vehicles(self) -> None:
-        """A tram, bus or truck: in its lane, or passing on the crossing street."""
+        """Place trams, buses and trucks in their lanes or on the crossing street."""
         street, rng = self.street, self.rng
         if street.rails:
             width = 2.7
@@ -209,7 +213,7 @@ class _Placing:
                 self._put(kind, x, rng.uniform(nearest + 3.0, 30.0), (width, height, length))
 
     def cars(self) -> None:
-        """Moving ones first: a parked one gives way to what is there already."""
+        """Place moving cars first, then parked ones where there is room."""
         street, rng = self.street, self.rng
         for _ in range(self._count("moving car")):
             size = self._car_size()
@@ -219,14 +223,14 @@ class _Placing:
             self._cross("car", rng.uniform(-8.0, 6.0), rng.uniform(1.5, 4.0), (4.4, 1.5, 1.8))
         for side in (0, 1):
             for z in np.arange(rng.uniform(5.0, 9.0), 50.0, 6.0):
-                place_taken = rng.random() < self.style.amount("parked car")
-                if street.parking[side] and place_taken and not street.in_junction(z + 2.2, 5.0):
+                occupied = rng.random() < self.style.amount("parked car")
+                if street.parking[side] and occupied and not street.in_junction(z + 2.2, 5.0):
                     size = self._car_size()
                     x = street.road[0] + 0.2 if side == 0 else street.road[1] - 0.2 - size[0]
                     self._put("car", x, float(z), size, gap=0.2)
 
     def two_wheelers(self) -> None:
-        """Ridden at the edge of the road, parked on the sidewalk."""
+        """Place riders at the edge of the road and parked two-wheelers on the sidewalk."""
         for kind in ("bicycle", "motorcycle"):
             for _ in range(self._count(f"{kind} rider")):
                 size, across = self._two_wheeler_size(1.75)
@@ -242,7 +246,7 @@ class _Placing:
                 self._put(kind, x, self.rng.uniform(6.0, 16.0), size, across=across)
 
     def people(self) -> None:
-        """On the sidewalks, and a few who cross the road."""
+        """Place people on the sidewalks, and a few who cross the road."""
         street, rng = self.street, self.rng
         for _ in range(self._count("person")):
             side = int(rng.integers(2))
@@ -253,8 +257,8 @@ class _Placing:
             self._put("person", x, z, (0.6, rng.uniform(1.6, 1.9), 0.4), across=True)
 
     def posts_and_trees(self) -> None:
-        """Along the kerbs: (nearest, farthest) z and (lowest, highest) height of each kind."""
-        for kind, (nearest, farthest), heights in (
+        """Place posts and trees along the curbs."""
+        for kind, z_range, heights in (
             ("lamp", (7.0, 45.0), (5.0, 7.5)),
             ("light", (8.0, 20.0), (3.2, 4.6)),
             ("sign", (7.0, 20.0), (2.6, 3.2)),
@@ -264,7 +268,7 @@ class _Placing:
                 side = int(self.rng.integers(2))
                 offset = self.rng.uniform(0.3, 0.7)
                 x = self.street.road[side] + (offset if side else -offset)
-                z = self.rng.uniform(nearest, farthest)
+                z = self.rng.uniform(*z_range)
                 if not self.street.in_junction(z):
                     self._put(kind, x, z, (0.2, self.rng.uniform(*heights), 0.2), gap=0.1)
 
@@ -275,30 +279,29 @@ class _Placing:
         return self.rng.uniform(1.7, 1.95), self.rng.uniform(1.4, 1.85), self.rng.uniform(3.8, 4.8)
 
     def _two_wheeler_size(self, height: float) -> tuple[Size, bool]:
-        """-> size, and whether it is seen from its side."""
+        """Return the size, and whether its side is visible."""
         across = bool(self.rng.random() < 0.5)
         return (1.9 if across else 1.25, height, 0.6), across
 
     def _lane(self, width: float) -> tuple[float, float]:
-        """Pick a lane; -> x of something ``width`` wide in its middle, and how near: the camera drives in one."""
+        """Draw a lane; return x of something ``width`` wide in its middle, and the smallest z there."""
         lane = int(self.rng.integers(self.street.lane_count))
         left = self.street.lanes[0] + lane * self.street.lane_width
-        own = left < 0 < left + self.street.lane_width
-        return left + (self.street.lane_width - width) / 2, 10.0 if own else 7.0
+        has_camera = left < 0 < left + self.street.lane_width
+        return left + (self.street.lane_width - width) / 2, 10.0 if has_camera else 7.0
 
     def _thing(self, kind: str, x: float, z: float, size: Size, side: int, across: bool = False) -> Thing:
-        width, height, length = size
-        return Thing(kind, x, z, width, height, length, int(self.rng.integers(2**31)), side, across)
+        return Thing(kind, x, z, *size, int(self.rng.integers(2**31)), side, across)
 
     def _put(self, kind: str, x: float, z: float, size: Size, gap: float = 0.4, across: bool = False) -> None:
-        """Place it, unless something is there already."""
+        """Place a thing unless the place is occupied."""
         left, right, near, far = x - 0.1, x + size[0] + 0.1, z - gap, z + size[2] + gap
-        if any(left < b[1] and b[0] < right and near < b[3] and b[2] < far for b in self._taken):
+        if any(left < b[1] and b[0] < right and near < b[3] and b[2] < far for b in self._occupied):
             return
-        self._taken.append((left, right, near, far))
+        self._occupied.append((left, right, near, far))
         self.inner.append(self._thing(kind, x, z, size, -1 if x + size[0] / 2 < 0 else 1, across))
 
     def _cross(self, kind: str, x: float, inside: float, size: Size) -> None:
-        """Place it on the crossing street, ``inside`` metres beyond its near kerb."""
+        """Place a thing on the crossing street, ``inside`` meters beyond its near curb."""
         assert self.street.junction is not None
         self.crossing.append(self._thing(kind, x, self.street.junction[0] + inside, size, 1, across=True))

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from benchmarks.common import Function, flops, in_turns, machine, peak_flops, print_table
 from tmt_d2 import setup_cfg
-from tmt_d2.data.maps import STRIDES
-from tmt_d2.data.targets import semantic_targets
+from tmt_d2.modeling.pixel_decoder import STRIDES
 from tmt_d2.modeling.precision import cpu_has_bfloat16, mixed_precision
+from tmt_d2.modeling.targets import semantic_targets
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.utils.files import write_json
 
@@ -99,7 +99,7 @@ def training_step(model: nn.Module, images: Tensor, labels: Tensor, bf16: bool =
     forward: Callable[[], Tensor]
     if hasattr(model, "config"):
         targets = semantic_targets(labels)
-        masks, classes = [t["masks"].float() for t in targets], [t["labels"] for t in targets]
+        masks, classes = [t.masks.float() for t in targets], [t.labels for t in targets]
 
         def forward() -> Tensor:
             return model(pixel_values=images / 255.0 - 0.5, mask_labels=masks, class_labels=classes).loss.sum()

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from benchmarks.common import Function, in_turns, machine, peak_bandwidth, peak_flops, print_table
 from benchmarks.model import build, scene
-from tmt_d2.data.targets import semantic_targets
 from tmt_d2.modeling import ms_deform_attn
 from tmt_d2.modeling.ops.deformable_attention import _fastest_backend
 from tmt_d2.modeling.ops.linear import linear
+from tmt_d2.modeling.targets import semantic_targets
 from tmt_d2.transferability import adaptive_clustering, transferability_mask
 from tmt_d2.utils.files import write_json
 
@@ -159,8 +159,8 @@ def criterion_rows(height: int, width: int, args: argparse.Namespace) -> Iterato
         ]
         losses = hf_loss(
             **dense[-1],
-            mask_labels=[target["masks"].float() for target in targets],
-            class_labels=[target["labels"] for target in targets],
+            mask_labels=[target.masks.float() for target in targets],
+            class_labels=[target.labels for target in targets],
             auxiliary_predictions=dense[:-1],
         )
         torch.autograd.grad(torch.stack(list(losses.values())).sum(), leaves, retain_graph=True)

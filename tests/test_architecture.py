@@ -13,8 +13,9 @@ from tests.helpers.checkout import ROOT
 PACKAGE = ROOT / "tmt_d2"
 FLOORS = (  # from below; folders of one floor do not import each other, but for those on the ground
     {"errors", "utils", "config"},
-    {"data", "transferability"},
+    {"transferability"},
     {"modeling"},
+    {"data"},
     {"evaluation"},
     {"adaptation", "visualization"},
     {"engine"},

@@ -22,7 +22,7 @@ from tests.helpers.models import Build
 from tests.helpers.small_runs import options, small_cfg
 from tmt_d2.data import register_custom
 from tmt_d2.data.class_lists import ClassList, coloured, unnamed
-from tmt_d2.data.datasets.label_spaces import CITYSCAPES_CLASSES, CLASSES, PALETTE
+from tmt_d2.data.datasets.label_spaces import CITYSCAPES_CLASSES, CLASSES, PALETTE, class_list_of
 from tmt_d2.data.datasets.registration import common_classes
 from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer
 from tmt_d2.engine.checkpoint.classes import read_classes
@@ -165,10 +165,10 @@ def test_a_model_that_does_not_know_its_classes_takes_those_of_the_file(build_ti
     save(build_tiny, tmp_path / "start.pth", SEVEN, 7)
     assert read_classes(str(tmp_path / "start.pth")) == SEVEN
     model = new_model(build_tiny, None, 7)
-    assert model.class_list == unnamed(7)
+    assert class_list_of(model) == unnamed(7)
     TMTCheckpointer(model).load(str(tmp_path / "start.pth"))
-    assert model.classes == model.class_list == SEVEN
-    assert new_model(build_tiny, None, 19).class_list == CITYSCAPES_CLASSES
+    assert model.classes == class_list_of(model) == SEVEN
+    assert class_list_of(new_model(build_tiny, None, 19)) == CITYSCAPES_CLASSES
 
 
 @pytest.mark.parametrize(

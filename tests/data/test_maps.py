@@ -18,10 +18,11 @@ from tests.helpers.small_runs import contents, tmt_cfg
 from tmt_d2.adaptation import map_cache as precompute
 from tmt_d2.adaptation.map_cache import prepare_maps
 from tmt_d2.data.augmentation import Crop
-from tmt_d2.data.maps import STRIDES, TransferabilityMaps
+from tmt_d2.data.maps import TransferabilityMaps
 from tmt_d2.data.reader import DataError
 from tmt_d2.engine.run_stage import load_source_model, run_stage
 from tmt_d2.errors import UserError
+from tmt_d2.modeling.pixel_decoder import STRIDES
 
 
 @pytest.fixture

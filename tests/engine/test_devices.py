@@ -26,6 +26,7 @@ from tests.helpers.small_runs import make_scenes, save_start
 from tmt_d2.modeling import criterion, pixel_decoder, tmt, transformer_decoder
 from tmt_d2.modeling.mask_former import Pass
 from tmt_d2.modeling.precision import mixed_precision
+from tmt_d2.modeling.targets import MaskTargets
 
 pytestmark = pytest.mark.slow
 
@@ -59,12 +60,12 @@ def records() -> list[dict[str, Any]]:
     return [{"image": torch.zeros(3, *size, dtype=torch.uint8), "height": 70, "width": 90} for size in SIZES]
 
 
-def targets() -> list[dict[str, Tensor]]:
+def targets() -> list[MaskTargets]:
     return [
-        {
-            "labels": torch.zeros(count, dtype=torch.long, device="cuda"),
-            "masks": torch.zeros(count, 64, 96, dtype=torch.bool, device="cuda"),
-        }
+        MaskTargets(
+            torch.zeros(count, dtype=torch.long, device="cuda"),
+            torch.zeros(count, 64, 96, dtype=torch.bool, device="cuda"),
+        )
         for count in TARGETS
     ]
 

@@ -10,15 +10,13 @@ from torch import Tensor
 
 from tmt_d2.modeling import SetCriterion
 from tmt_d2.modeling.mask_logits import MaskLogits
+from tmt_d2.modeling.targets import MaskTargets
 
 CLASSES = 3
 POINTS = 8
-Targets = list[dict[str, Tensor]]
 
 
-def make_criterion(
-    aux: int = 0, points: int = POINTS, ignored_pixels: str = "background", **weights: float
-) -> SetCriterion:
+def make_criterion(aux: int = 0, points: int = POINTS, **weights: float) -> SetCriterion:
     values = {"class_weight": 2.0, "mask_weight": 5.0, "dice_weight": 5.0, "no_object_weight": 0.1, **weights}
     return SetCriterion(
         CLASSES,
@@ -26,7 +24,6 @@ def make_criterion(
         num_points=points,
         oversample_ratio=3.0,
         importance_sample_ratio=0.75,
-        ignored_pixels=ignored_pixels,
         **values,
     )
 
@@ -52,18 +49,17 @@ def dense(outputs: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def make_targets(*labels: list[int], size: tuple[int, int] = (24, 28), seed: int = 0) -> Targets:
+def make_targets(*labels: list[int], size: tuple[int, int] = (24, 28), seed: int = 0) -> list[MaskTargets]:
     generator = torch.Generator().manual_seed(seed)
     return [
-        {
-            "labels": torch.tensor(ids, dtype=torch.long),
-            "masks": torch.rand(len(ids), *size, generator=generator) < 0.4,
-        }
+        MaskTargets(torch.tensor(ids, dtype=torch.long), torch.rand(len(ids), *size, generator=generator) < 0.4)
         for ids in labels
     ]
 
 
-def seeded(criterion: SetCriterion, outputs: dict[str, Any], targets: Targets, seed: int = 0) -> dict[str, Tensor]:
+def seeded(
+    criterion: SetCriterion, outputs: dict[str, Any], targets: list[MaskTargets], seed: int = 0
+) -> dict[str, Tensor]:
     torch.manual_seed(seed)
     return criterion(outputs, targets)
 

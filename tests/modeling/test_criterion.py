@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.helpers.criterion import CLASSES, POINTS, dense, make_criterion, make_outputs, make_targets, seeded, sigmoid
 from tmt_d2.modeling.mask_logits import MaskLogits
+from tmt_d2.modeling.targets import MaskTargets
 
 
 @pytest.mark.usefixtures("only_the_centre")
@@ -18,7 +19,7 @@ def test_losses_by_hand() -> None:
     # two queries, one target of class 1; the second query fits it better in every respect
     masks = torch.tensor([[[-1.0, -3.0], [-2.0, -2.0]], [[1.0, 2.0], [0.0, 3.0]]])[None]
     classes = torch.tensor([[[0.0, 0.0, 0.0, 1.0], [0.0, 2.0, 0.0, 0.0]]])
-    target = {"labels": torch.tensor([1]), "masks": torch.tensor([[[True, True], [True, False]]])}
+    target = MaskTargets(torch.tensor([1]), torch.tensor([[[True, True], [True, False]]]))
     losses = make_criterion()({"pred_logits": classes, "pred_masks": masks}, [target])
 
     logit, wanted = (1 + 2 + 0 + 3) / 4, 3 / 4  # the means of the four cells around the middle
@@ -37,8 +38,8 @@ def test_losses_by_hand() -> None:
 def test_mask_losses_are_means_over_the_masks_of_the_batch() -> None:
     masks = torch.tensor([1.0, -2.0, 0.5]).view(1, 3, 1, 1).expand(2, 3, 4, 4)
     outputs = {"pred_logits": torch.zeros(2, 3, CLASSES + 1), "pred_masks": masks}
-    every = {"labels": torch.tensor([0, 1, 2]), "masks": torch.ones(3, 4, 4, dtype=torch.bool)}
-    one = {"labels": torch.tensor([0]), "masks": torch.ones(1, 4, 4, dtype=torch.bool)}
+    every = MaskTargets(torch.tensor([0, 1, 2]), torch.ones(3, 4, 4, dtype=torch.bool))
+    one = MaskTargets(torch.tensor([0]), torch.ones(1, 4, 4, dtype=torch.bool))
     losses = make_criterion()(outputs, [every, one])
     # the second image's target takes the query with the largest logit
     expected = sum(math.log1p(math.exp(-x)) for x in (1.0, -2.0, 0.5, 1.0)) / 4
@@ -197,7 +198,7 @@ def test_points_are_taken_where_the_mask_is_uncertain() -> None:
     """A mask with one uncertain column: importance sampling looks there, uniform sampling hardly ever."""
     logits = torch.full((1, 1, 8, 32), 20.0)
     logits[..., 16:] = -20.0
-    target = [{"labels": torch.tensor([0]), "masks": (logits[0] > 0)}]
+    target = [MaskTargets(torch.tensor([0]), logits[0] > 0)]
     outputs = {"pred_logits": torch.zeros(1, 1, CLASSES + 1), "pred_masks": logits}
 
     def mean_loss(share: float) -> float:

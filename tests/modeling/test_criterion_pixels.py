@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.criterion import CLASSES, POINTS, Targets, dense, make_criterion, make_outputs, seeded, sigmoid
-from tmt_d2.data.targets import semantic_targets
+from tests.helpers.criterion import CLASSES, POINTS, dense, make_criterion, make_outputs, seeded, sigmoid
+from tmt_d2.modeling.targets import MaskTargets, semantic_targets
 
 RULES = ("background", "ignore")
 
 
-def half_ignored(seed: int = 0) -> Targets:
+def targets_of(labels: Tensor, rule: str = "ignore") -> list[MaskTargets]:
+    """The targets that a model with this rule for ignored pixels makes."""
+    targets = semantic_targets(labels)
+    return targets if rule == "ignore" else [target._replace(valid=None) for target in targets]
+
+
+def half_ignored(rule: str) -> list[MaskTargets]:
     """Two images of 24 x 28 pixels; of the first the left half is ignored."""
-    labels = torch.randint(0, CLASSES, (2, 24, 28), generator=torch.Generator().manual_seed(seed))
+    labels = torch.randint(0, CLASSES, (2, 24, 28), generator=torch.Generator().manual_seed(0))
     labels[0, :, :14] = 255
-    return semantic_targets(labels)
+    return targets_of(labels, rule)
 
 
 @pytest.mark.usefixtures("only_the_centre")
@@ -27,10 +32,10 @@ def half_ignored(seed: int = 0) -> Targets:
 def test_losses_beside_an_ignored_pixel_by_hand(rule: str) -> None:
     logit, wanted, n = 1.5, 3 / 4, POINTS  # the middle of four pixels: three of the class, the last one is ignored
     counted = {"background": 1.0, "ignore": wanted}[rule]
-    target = {"labels": torch.tensor([1]), "masks": torch.tensor([[[True, True], [True, False]]])}
-    target["labelled"] = target["masks"][0]
+    masks = torch.tensor([[[True, True], [True, False]]])
+    target = MaskTargets(torch.tensor([1]), masks, masks[0] if rule == "ignore" else None)
     outputs = {"pred_logits": torch.zeros(1, 1, CLASSES + 1), "pred_masks": torch.full((1, 1, 2, 2), logit)}
-    losses = make_criterion(ignored_pixels=rule)(outputs, [target])
+    losses = make_criterion()(outputs, [target])
     p = sigmoid(logit)
     outside = (counted - wanted) * math.log(1 - p)
     assert losses["loss_mask"].item() == pytest.approx(-(wanted * math.log(p) + outside) / counted, rel=1e-5)
@@ -42,7 +47,7 @@ def test_losses_beside_an_ignored_pixel_by_hand(rule: str) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_predicted_in_ignored_pixels(rule: str, seed: int) -> None:
     """It is nothing to "ignore": not to the losses, nor to which queries and points are chosen, nor to the gradient."""
-    targets, criterion = half_ignored(), make_criterion(aux=2, points=64, ignored_pixels=rule)
+    targets, criterion = half_ignored(rule), make_criterion(aux=2, points=64)
     outputs = dense(make_outputs(seed=seed))
     cells = (slice(0, 1), slice(None), slice(None), slice(0, 2))  # a point with a share in column 14 sees none of them
     changed = {**outputs, "aux_outputs": [dict(output) for output in outputs["aux_outputs"]]}
@@ -59,11 +64,11 @@ def test_what_is_predicted_in_ignored_pixels(rule: str, seed: int) -> None:
 
 
 def test_the_rules_agree_where_every_pixel_has_a_label() -> None:
-    targets = semantic_targets(torch.randint(0, CLASSES, (2, 24, 28), generator=torch.Generator().manual_seed(0)))
-    losses = [seeded(make_criterion(2, ignored_pixels=rule), make_outputs(), targets) for rule in RULES]
+    labels = torch.randint(0, CLASSES, (2, 24, 28), generator=torch.Generator().manual_seed(0))
+    losses = [seeded(make_criterion(2), make_outputs(), targets_of(labels, rule)) for rule in RULES]
     for name in losses[0]:
         torch.testing.assert_close(losses[0][name], losses[1][name])
-    different = [seeded(make_criterion(2, ignored_pixels=rule), make_outputs(), half_ignored()) for rule in RULES]
+    different = [seeded(make_criterion(2), make_outputs(), half_ignored(rule)) for rule in RULES]
     assert different[0]["loss_mask"] != different[1]["loss_mask"]  # control
 
 
@@ -74,7 +79,7 @@ def test_means_are_over_the_points_that_count() -> None:
         labels = torch.zeros(1, 28, 28, dtype=torch.long)
         labels[..., :columns] = 255
         labels = torch.nn.functional.pad(labels, (2, 2, 2, 2), value=255)  # so that no point mixes with the outside
-        losses = seeded(make_criterion(points=400, ignored_pixels="ignore"), outputs, semantic_targets(labels))
+        losses = seeded(make_criterion(points=400), outputs, semantic_targets(labels))
         assert losses["loss_mask"].item() == pytest.approx(math.log1p(math.exp(-2)), abs=1e-3)
 
 
@@ -83,50 +88,32 @@ def test_an_ignored_image_costs_no_mask(images: int) -> None:
     labels = torch.randint(0, CLASSES, (2, 24, 28), generator=torch.Generator().manual_seed(0))
     labels[:images] = 255
     outputs = make_outputs()
-    losses = seeded(make_criterion(aux=2, ignored_pixels="ignore"), outputs, semantic_targets(labels))
+    losses = seeded(make_criterion(aux=2), outputs, semantic_targets(labels))
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert (losses["loss_mask"] == 0) == (losses["loss_dice"] == 0) == (images == 2)
     sum(losses.values()).backward()
     assert outputs["pred_masks"].features.grad[0].abs().sum() == 0
     one_pixel = torch.full((1, 24, 28), 255)
     one_pixel[0, 5, 6] = 1  # most likely no point meets it
-    losses = seeded(make_criterion(ignored_pixels="ignore"), make_outputs(B=1), semantic_targets(one_pixel))
+    losses = seeded(make_criterion(), make_outputs(B=1), semantic_targets(one_pixel))
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
-def test_the_official_rule_does_not_look_for_ignored_pixels() -> None:
-    targets = half_ignored()
-    bare = [{name: target[name] for name in ("labels", "masks")} for target in targets]
-    with_labelled, without = (seeded(make_criterion(2), make_outputs(), each) for each in (targets, bare))
-    assert all(torch.equal(with_labelled[name], without[name]) for name in without)
-    with pytest.raises(ValueError, match="ignored_pixels is 'void': choose background or ignore"):
-        make_criterion(ignored_pixels="void")
-
-
-# --- pseudo-labels
-
-
-def test_weights_of_masks_and_of_no_object() -> None:
-    """Twice the weights are twice the mask losses; without "no object" only matched queries say a class."""
+def test_weights_of_masks() -> None:
+    """Half the weights are half the mask losses; the classification loss has no weights."""
     labels = torch.full((2, 24, 28), 255)
     labels[0, :, :9], labels[1, :12], labels[1, 12:20] = 0, 1, 2
     criterion = make_criterion(aux=2, points=64)
 
-    def losses(weight: float, no_object: float) -> dict[str, Tensor]:
-        targets: list[dict[str, Any]] = [*semantic_targets(labels)]
-        for target in targets:
-            target |= {"weights": torch.full((len(target["labels"]),), weight), "no_object": no_object}
-        return seeded(criterion, make_outputs(), targets)  # type: ignore[arg-type]
+    def losses(weight: float) -> dict[str, Tensor]:
+        targets = [t._replace(weights=torch.full((len(t.labels),), weight)) for t in semantic_targets(labels)]
+        return seeded(criterion, make_outputs(), targets)
 
-    whole, half, matched = losses(1.0, 1.0), losses(0.5, 1.0), losses(1.0, 0.0)
-    ignoring = make_criterion(aux=2, points=64, ignored_pixels="ignore")
-    expected = seeded(ignoring, make_outputs(), semantic_targets(labels))
+    whole, half = losses(1.0), losses(0.5)
+    expected = seeded(criterion, make_outputs(), semantic_targets(labels))
     for name, value in whole.items():
-        torch.testing.assert_close(value, expected[name])  # other pixels are ignored, whatever the criterion's rule
+        torch.testing.assert_close(value, expected[name])
         torch.testing.assert_close(half[name], value * (1.0 if "loss_ce" in name else 0.5))
-        assert (matched[name] < value) if "loss_ce" in name else torch.equal(matched[name], value)
-    background = seeded(criterion, make_outputs(), semantic_targets(labels))
-    assert any(not torch.equal(background[name], whole[name]) for name in whole)  # control
 
 
 def test_each_mask_has_its_own_weight() -> None:
@@ -134,9 +121,8 @@ def test_each_mask_has_its_own_weight() -> None:
     labels[0, :, 14:] = 2
 
     def loss(*weights: float) -> float:
-        targets: list[dict[str, Any]] = [*semantic_targets(labels)]
-        targets[0] |= {"weights": torch.tensor(weights), "no_object": 1.0}
-        return seeded(make_criterion(), make_outputs(B=1), targets)["loss_mask"].item()  # type: ignore[arg-type]
+        targets = [semantic_targets(labels)[0]._replace(weights=torch.tensor(weights))]
+        return seeded(make_criterion(), make_outputs(B=1), targets)["loss_mask"].item()
 
     assert loss(1.0, 0.0) + loss(0.0, 1.0) == pytest.approx(loss(1.0, 1.0))
     assert loss(0.2, 0.7) == pytest.approx(0.2 * loss(1.0, 0.0) + 0.7 * loss(0.0, 1.0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
@@ -45,29 +44,34 @@ def test_losses_are_weighted_once(build_tiny: Build, records: Records) -> None:
 def test_labels_of_padding_are_ignored(build_tiny: Build) -> None:
     """A class of a smaller image must not grow into its padding: all targets keep their number of pixels."""
     model, records = build_tiny("MaskFormer"), make_records(((37, 91), (64, 50)))
-    seen: list[Any] = []
-    model.criterion.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[1]))
-    train_step(model, records)
-    for record, target in zip(records, seen[0]):
-        assert target["masks"].shape[-2:] == (64, 96)
-        for label, mask in zip(target["labels"], target["masks"]):
+    for record, target in zip(records, model.targets(records, model.preprocess(records))):
+        assert target.masks.shape[-2:] == (64, 96)
+        for label, mask in zip(target.labels, target.masks):
             assert mask.sum() == (record["sem_seg"] == label).sum()
 
 
 def test_padding_is_ignored_where_asked(build_tiny: Build) -> None:
     """A small image beside a large one: what its padding is worth depends on the rule."""
-    small, large = make_records(((32, 32), (64, 96)))
+    records = make_records(((32, 32), (64, 96)))
     losses = {}
     for rule in ("background", "ignore"):
         model = build_tiny("MaskFormer", MODEL__MASK_FORMER__IGNORED_PIXELS=rule)
-        seen: list[Any] = []
-        model.criterion.register_forward_pre_hook(lambda module, arguments, seen=seen: seen.append(arguments[1]))
-        losses[rule] = train_step(model, [small, large])
-        labelled = seen[0][0]["labelled"]
-        assert torch.equal(labelled[:32, :32], small["sem_seg"] != 255)
-        assert not labelled[32:].any() and not labelled[:, 32:].any()
+        losses[rule] = train_step(model, records)
         assert all(torch.isfinite(loss) for loss in losses[rule].values())
     assert losses["background"]["loss_mask_0"] != losses["ignore"]["loss_mask_0"]
+    valid = model.targets(records, model.preprocess(records))[0].valid
+    assert torch.equal(valid[:32, :32], records[0]["sem_seg"] != 255)
+    assert not valid[32:].any() and not valid[:, 32:].any()
+
+
+def test_images_with_mask_weights_always_leave_ignored_pixels_out(build_tiny: Build) -> None:
+    model, records = build_tiny("MaskFormer"), make_records()
+    assert all(target.valid is None for target in model.targets(records, model.preprocess(records)))
+    for record in records:
+        record["mask_weights"] = torch.arange(256.0)
+    for target in model.targets(records, model.preprocess(records)):
+        assert target.weights.tolist() == target.labels.tolist()
+        assert torch.equal(target.valid, target.masks.any(0))
 
 
 @pytest.mark.parametrize("architecture", ["MaskFormer", "TransferableMaskFormer"])

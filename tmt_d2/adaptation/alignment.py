@@ -23,7 +23,6 @@ from tmt_d2.data.datasets.label_spaces import IGNORE
 from tmt_d2.data.labeled import LabelChoice
 from tmt_d2.data.loaders import TARGET_DOMAIN, build_paired_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper
-from tmt_d2.data.targets import padded_labels
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.mask_former import MaskFormer, semantic_scores
 from tmt_d2.modeling.mask_logits import DecoderOutputs, QueryOutputs
@@ -91,7 +90,7 @@ class AlignmentTraining(nn.Module):
             inputs, outputs = passed.inputs, passed.outputs
         else:
             inputs = model.encode(images)  # F-OTCE is on features before the decoder
-        labels = padded_labels(batched_inputs, images.tensor.shape[-2:], model.device)
+        labels = model.padded_labels(batched_inputs, images)
         domain = [record.get("domain", TARGET_DOMAIN) for record in batched_inputs]
         target = torch.tensor([value == TARGET_DOMAIN for value in domain], device=model.device)
         chosen = draw_pixels(labels.where(target[:, None, None], IGNORE), self.pixels)

@@ -23,10 +23,10 @@ from tmt_d2.data.datasets.registration import label_space_of, labeled_records, r
 from tmt_d2.data.labeled import LABEL
 from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN
 from tmt_d2.data.mapper import SemanticMapper
-from tmt_d2.data.maps import STRIDES
 from tmt_d2.data.reader import read_label
 from tmt_d2.modeling.mask_former import valid_positions
 from tmt_d2.modeling.modes import evaluation_mode
+from tmt_d2.modeling.pixel_decoder import STRIDES
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.transferability import proxy_a_distance
 from tmt_d2.transferability.clustering import Regions

@@ -20,9 +20,8 @@ from torch import Tensor
 from tmt_d2.data.augmentation import Crop
 from tmt_d2.data.reader import DataError
 from tmt_d2.errors import UserError
+from tmt_d2.modeling.pixel_decoder import STRIDES
 from tmt_d2.utils.files import atomic_write, read_npz
-
-STRIDES = (32, 16, 8)  # of the levels that the decoder attends to
 
 
 class TransferabilityMaps:

@@ -20,7 +20,6 @@ from tmt_d2.adaptation.estimator import held_out_loader
 from tmt_d2.data import register_data
 from tmt_d2.data.datasets.registration import label_space_of
 from tmt_d2.data.reader import read_label
-from tmt_d2.data.targets import padded_labels
 from tmt_d2.engine.loading import load_model
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.mask_former import MaskFormer
@@ -89,7 +88,7 @@ def pixel_samples(model: MaskFormer, loader: Iterable[list[dict[str, Any]]], per
     for index, batch in enumerate(loader):
         images = model.preprocess(batch)
         labelled = [batch[0] | {"sem_seg": _label_of(batch[0], images.image_sizes[0])}]
-        labels = padded_labels(labelled, images.tensor.shape[-2:], model.device)
+        labels = model.padded_labels(labelled, images)
         pixels = draw_pixels(labels, per_image, generator)
         passed = model.run(images)
         size = images.tensor.shape[-2:]

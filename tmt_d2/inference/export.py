@@ -37,12 +37,13 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tmt_d2.data.maps import STRIDES
+from tmt_d2.data.datasets.label_spaces import class_list_of
 from tmt_d2.data.reader import ChannelOrder
 from tmt_d2.engine.checkpoint.classes import CLASSES, encode_classes
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.ops.resize import resize_level
+from tmt_d2.modeling.pixel_decoder import STRIDES
 from tmt_d2.utils.files import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class FixedSizeModel(nn.Module):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.names = ["labels", "scores", "class_logits", "mask_logits"]
-        self.classes = json.dumps(encode_classes(model.class_list))
+        self.classes = json.dumps(encode_classes(class_list_of(model)))
         if hasattr(model, "transferability"):
             self.names.append("transferability")
 

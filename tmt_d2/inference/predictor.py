@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from tmt_d2.config import setup_cfg
 from tmt_d2.data import register_data
+from tmt_d2.data.datasets.label_spaces import class_list_of
 from tmt_d2.data.mapper import model_input
-from tmt_d2.data.maps import STRIDES
 from tmt_d2.data.reader import ChannelOrder, read_image_of
 from tmt_d2.engine import loading
 from tmt_d2.errors import UserError
@@ -26,6 +26,7 @@ from tmt_d2.evaluation.inference import MAX_SCORE_PIXELS, SinglePass, build_infe
 from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.ops.resize import resize, resize_level
+from tmt_d2.modeling.pixel_decoder import STRIDES
 
 ImageLike = str | Path | Image.Image | np.ndarray
 
@@ -93,7 +94,7 @@ class Predictor:
             image_format: channel order that the model was trained with.
         """
         self.model = model.eval()
-        self.classes = model.class_list
+        self.classes = class_list_of(model)
         self.inference = inference.eval()
         self.batched = batched
         self.min_size, self.max_size = min_size, max_size

@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
 from tmt_d2.config import setup_cfg
-from tmt_d2.data.datasets.label_spaces import LabelSpace
+from tmt_d2.data.datasets.label_spaces import LabelSpace, class_list_of
 from tmt_d2.data.datasets.registration import check_registered, label_space_of, labeled_records, records_of
 from tmt_d2.data.image_files import image_files
 from tmt_d2.data.labeled import LABEL
@@ -116,8 +116,10 @@ def label_space_for(model: MaskFormer, split: str) -> LabelSpace:
         UserError: the model has other classes: its predictions cannot be held against these labels.
     """
     space = label_space_of(split)
-    if space.classes.names != model.class_list.names:
-        raise UserError(f"{split} has {space.classes}, the model has {model.class_list}: name a split with its classes")
+    if space.classes.names != class_list_of(model).names:
+        raise UserError(
+            f"{split} has {space.classes}, the model has {class_list_of(model)}: name a split with its classes"
+        )
     return space
 
 

@@ -6,7 +6,7 @@ Letters: L decoder outputs, B images, Q queries, N classes, T targets of an imag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tmt_d2.modeling.mask_logits import DecoderOutputs, MaskLogits, QueryOutputs
 from tmt_d2.modeling.matcher import LEAST, match, matching_costs
 from tmt_d2.modeling.ops.linear import inner
+from tmt_d2.modeling.targets import MaskTargets
 
 _TEMPORARY = 2**22  # elements of a temporary tensor of the matcher: it stays in a CPU's cache, and out of the peak
 
@@ -45,7 +46,6 @@ class SetCriterion(nn.Module):
         num_points: int,
         oversample_ratio: float,
         importance_sample_ratio: float,
-        ignored_pixels: str = "background",
     ):
         """
         Args:
@@ -54,12 +54,8 @@ class SetCriterion(nn.Module):
             no_object_weight: weight of the "no object" class in the classification loss.
             num_aux_outputs: decoder outputs that are supervised besides the last one.
             num_points: P. oversample_ratio, importance_sample_ratio: of PointRend's uncertainty sampling.
-            ignored_pixels: "background", outside of every mask, or "ignore": points there count for nothing.
         """
         super().__init__()
-        if ignored_pixels not in ("background", "ignore"):
-            raise ValueError(f"ignored_pixels is {ignored_pixels!r}: choose background or ignore")
-        self.ignored_pixels = ignored_pixels
         self.num_classes, self.num_points = num_classes, num_points
         self.class_weight, self.mask_weight, self.dice_weight = class_weight, mask_weight, dice_weight
         self.oversample_ratio, self.importance_sample_ratio = oversample_ratio, importance_sample_ratio
@@ -76,17 +72,15 @@ class SetCriterion(nn.Module):
     def forward(
         self,
         outputs: DecoderOutputs,
-        targets: Sequence[Mapping[str, Tensor]],
+        targets: Sequence[MaskTargets],
         num_masks: Tensor | None = None,
         seeds: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
         """
         Args:
             outputs: of the decoder; "pred_masks" may also be tensors (B, Q, h, w), and "aux_outputs" missing.
-            targets: per image "labels" (T,) long and "masks" (T, H, W) bool, all of one size; to "ignore" the other
-                pixels, also "labelled" (H, W) bool. Pseudo-labels have "weights" (T,), of the mask and dice losses, and
-                "no_object", which that class's weight is multiplied by; the other pixels of these are always ignored.
-                In one call all targets are such or none.
+            targets: of each image; the masks of all have one size, and all of them have ``valid``, or none, and the
+                same of ``weights``.
             num_masks: K averaged over all the calls that make one step; by default over the processes of this call. The
                 official code raises it to 1, so that a step with fewer masks than calls depends on how it is split.
             seeds: per image, of its random points; without them all points come from the global generator.
@@ -101,7 +95,7 @@ class SetCriterion(nn.Module):
             class_logits = torch.stack([layer["pred_logits"].float() for layer in layers])  # (L, B, Q, N + 1)
             masks = _StackedMasks([layer["pred_masks"] for layer in layers])
             if num_masks is None:
-                num_masks = _mean_over_processes(sum(len(t["labels"]) for t in targets), class_logits.device)
+                num_masks = _mean_over_processes(sum(len(t.labels) for t in targets), class_logits.device)
             draw = _Points(class_logits.device, seeds)
             queries = self._match(class_logits, masks, targets, draw)
             loss_ce = self._classification_losses(class_logits, targets, queries, num_masks)
@@ -116,14 +110,14 @@ class SetCriterion(nn.Module):
 
     @torch.no_grad()
     def _match(
-        self, class_logits: Tensor, masks: _StackedMasks, targets: Sequence[Mapping[str, Tensor]], draw: _Points
+        self, class_logits: Tensor, masks: _StackedMasks, targets: Sequence[MaskTargets], draw: _Points
     ) -> list[Tensor]:
         """Per image (L, T) long: the query of each target, for every decoder output."""
         device = class_logits.device
         points = draw([1] * len(targets), self.num_points)  # (B, P, 2)
         costs = []
         for image, target in enumerate(targets):
-            target_points = _at(target["masks"][None].float(), points[image : image + 1])[0]  # (T, P)
+            target_points = _at(target.masks[None].float(), points[image : image + 1])[0]  # (T, P)
             counted = self._counted([target], [points[image : image + 1]])
             logits_at = masks.sampler(image, points[image])
             costs.append(
@@ -132,7 +126,7 @@ class SetCriterion(nn.Module):
                         matching_costs(
                             class_logits[some, image],
                             logits_at(some),
-                            target["labels"],
+                            target.labels,
                             target_points,
                             class_weight=self.class_weight,
                             mask_weight=self.mask_weight,
@@ -148,20 +142,17 @@ class SetCriterion(nn.Module):
     def _classification_losses(
         self,
         class_logits: Tensor,
-        targets: Sequence[Mapping[str, Tensor]],
+        targets: Sequence[MaskTargets],
         queries: list[Tensor],
         num_masks: Tensor,
     ) -> Tensor:
         """(L,): cross-entropy over all queries; those without a target belong to "no object"."""
         wanted = torch.full(class_logits.shape[:3], self.num_classes, dtype=torch.long, device=class_logits.device)
         for image, (target, chosen) in enumerate(zip(targets, queries)):
-            wanted[:, image].scatter_(1, chosen, target["labels"].expand(len(chosen), -1))
+            wanted[:, image].scatter_(1, chosen, target.labels.expand(len(chosen), -1))
         losses = F.cross_entropy(class_logits.flatten(0, 2), wanted.flatten(), self.empty_weight, reduction="none")
-        if targets and "no_object" in targets[0]:
-            scale = torch.tensor([target["no_object"] for target in targets], device=losses.device)
-            losses = losses * torch.where(wanted == self.num_classes, scale[:, None], 1.0).flatten()
         no_object = self.empty_weight[-1]
-        labels = torch.cat([target["labels"] for target in targets])
+        labels = torch.cat([target.labels for target in targets])
         of_class = self.empty_weight[labels].mean() if len(labels) else 1.0  # 1 unless a checkpoint says otherwise
         weights = of_class * num_masks + no_object * (wanted[0].numel() - num_masks)
         return losses.view(wanted.shape).sum((1, 2)) / weights
@@ -169,7 +160,7 @@ class SetCriterion(nn.Module):
     def _mask_losses(
         self,
         masks: _StackedMasks,
-        targets: Sequence[Mapping[str, Tensor]],
+        targets: Sequence[MaskTargets],
         queries: list[Tensor],
         num_masks: Tensor,
         draw: _Points,
@@ -183,8 +174,8 @@ class SetCriterion(nn.Module):
         by_target = predicted.transpose(0, 1)  # (K, L, h, w)
         with torch.no_grad():
             points = self._uncertain_points(by_target, targets, draw)  # (K, L, P, 2)
-            of_images = points.flatten(1, 2).split([len(target["labels"]) for target in targets])
-            wanted = [_at(target["masks"][:, None].float(), some)[:, 0] for target, some in zip(targets, of_images)]
+            of_images = points.flatten(1, 2).split([len(target.labels) for target in targets])
+            wanted = [_at(target.masks[:, None].float(), some)[:, 0] for target, some in zip(targets, of_images)]
             wanted_points = torch.cat(wanted).view(K, L, -1)  # each target was read once for all outputs
             counted = self._counted(targets, of_images)
         logits = _at(by_target.flatten(0, 1)[:, None], points.flatten(0, 1)).view(K, L, -1)
@@ -197,20 +188,20 @@ class SetCriterion(nn.Module):
         if counted is not None:
             loss_mask = loss_mask / counted.mean(-1).clamp(min=LEAST)
         loss_dice = 1 - (overlap + 1) / (probabilities.sum(-1) + wanted_points.sum(-1) + 1)
-        if "weights" in targets[0]:
-            weights = torch.cat([target["weights"] for target in targets])[:, None]
-            loss_mask, loss_dice = loss_mask * weights, loss_dice * weights
+        weights = [target.weights for target in targets if target.weights is not None]
+        if weights:
+            loss_mask, loss_dice = (loss * torch.cat(weights)[:, None] for loss in (loss_mask, loss_dice))
         return loss_mask.sum(0) / num_masks, loss_dice.sum(0) / num_masks
 
-    def _counted(self, targets: Sequence[Mapping[str, Tensor]], points: Sequence[Tensor]) -> Tensor | None:
-        """How much of each point counts, what of it lies in labelled pixels: points of each image (T, P, 2) -> (K, P)
-        in [0, 1]; None = all of it."""
-        if self.ignored_pixels == "background" and not (targets and "weights" in targets[0]):
+    def _counted(self, targets: Sequence[MaskTargets], points: Sequence[Tensor]) -> Tensor | None:
+        """Share of each point that is valid: points of each image (T, P, 2) -> (K, P) in [0, 1]; None = 1."""
+        valid = [target.valid for target in targets if target.valid is not None]
+        if not valid:
             return None
-        labelled = [t["labelled"].float().expand(len(some), 1, -1, -1) for t, some in zip(targets, points)]
-        return torch.cat([_at(maps, some, "border")[:, 0] for maps, some in zip(labelled, points)])
+        maps = [each.float().expand(len(some), 1, -1, -1) for each, some in zip(valid, points, strict=True)]
+        return torch.cat([_at(each, some, "border")[:, 0] for each, some in zip(maps, points)])
 
-    def _uncertain_points(self, predicted: Tensor, targets: Sequence[Mapping[str, Tensor]], draw: _Points) -> Tensor:
+    def _uncertain_points(self, predicted: Tensor, targets: Sequence[MaskTargets], draw: _Points) -> Tensor:
         """PointRend's sampling (arXiv 1912.08193, 3.3) of P points per mask: of P * oversample_ratio random points
         the importance_sample_ratio share nearest to the mask's border, the rest uniformly.
 
@@ -223,7 +214,7 @@ class SetCriterion(nn.Module):
         Returns:
             (K, L, P, 2) in [-1, 1)
         """
-        L, counts = predicted.shape[1], [len(target["labels"]) for target in targets]
+        L, counts = predicted.shape[1], [len(target.labels) for target in targets]
         candidates = draw(counts, int(self.num_points * self.oversample_ratio))  # (K, P', 2)
         distances = _at(predicted, candidates).abs_()  # (K, L, P')
         counted = self._counted(targets, candidates.split(counts))

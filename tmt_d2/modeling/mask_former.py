@@ -21,9 +21,6 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, bu
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from tmt_d2.data.class_lists import ClassList, unnamed
-from tmt_d2.data.datasets.label_spaces import CITYSCAPES_CLASSES
-from tmt_d2.data.targets import padded_labels, semantic_targets
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.criterion import SetCriterion
 from tmt_d2.modeling.mask_former_head import MaskFormerHead
@@ -31,6 +28,7 @@ from tmt_d2.modeling.mask_logits import DecoderOutputs, MaskLogits
 from tmt_d2.modeling.official import unused_settings
 from tmt_d2.modeling.ops.resize import resize
 from tmt_d2.modeling.precision import at_least_float32
+from tmt_d2.modeling.targets import MaskTargets, semantic_targets
 from tmt_d2.modeling.tracing import is_traced
 from tmt_d2.modeling.transformer_decoder import AttentionLimits, DecoderInputs, LayerTrace
 
@@ -69,10 +67,10 @@ class MaskFormer(nn.Module):
     """Mask2Former with semantic inference. State-dict names are the official ones.
 
     Attributes:
-        classes: what it predicts, where that is known: of the data sets that it is trained on, or of its checkpoint.
+        classes: the ``ClassList`` of its training data or of its checkpoint; None where neither is known.
     """
 
-    classes: ClassList | None = None
+    classes: Any = None
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -88,6 +86,7 @@ class MaskFormer(nn.Module):
         pixel_std: Sequence[float],
         postprocess_before_inference: bool,
         attend_padding: bool,
+        ignored_pixels: str = "background",
     ):
         """
         Args:
@@ -96,8 +95,13 @@ class MaskFormer(nn.Module):
             postprocess_before_inference: resize the masks of the queries, not the class scores, to the output size:
                 slightly better, slower.
             attend_padding: let queries attend to padded positions, as the official code does.
+            ignored_pixels: how ignored pixels and padding count in matching and mask losses: "background", outside of
+                every mask as in the official code, or "ignore", left out.
         """
         super().__init__()
+        if ignored_pixels not in ("background", "ignore"):
+            raise ValueError(f"ignored_pixels is {ignored_pixels!r}: choose background or ignore")
+        self.ignored_pixels = ignored_pixels
         self.backbone = backbone.to(memory_format=torch.channels_last)
         self.sem_seg_head = sem_seg_head.to(memory_format=torch.channels_last)
         self.criterion = criterion
@@ -129,7 +133,6 @@ class MaskFormer(nn.Module):
             num_points=former.TRAIN_NUM_POINTS,
             oversample_ratio=former.OVERSAMPLE_RATIO,
             importance_sample_ratio=former.IMPORTANCE_SAMPLE_RATIO,
-            ignored_pixels=former.IGNORED_PIXELS,
         )
         return {
             "backbone": backbone,
@@ -142,17 +145,12 @@ class MaskFormer(nn.Module):
             "pixel_std": std,
             "postprocess_before_inference": former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
             "attend_padding": former.ATTEND_PADDING,
+            "ignored_pixels": former.IGNORED_PIXELS,
         }
 
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
-
-    @property
-    def class_list(self) -> ClassList:
-        """``classes``; where they are not known the 19 of Cityscapes for as many, and else numbered ones."""
-        count = self.sem_seg_head.num_classes
-        return self.classes or (CITYSCAPES_CLASSES if count == len(CITYSCAPES_CLASSES) else unnamed(count))
 
     def train(self, mode: bool = True) -> MaskFormer:
         super().train(mode)
@@ -167,9 +165,9 @@ class MaskFormer(nn.Module):
         """
         Args:
             batched_inputs: Detectron2 records: "image" (3, h, w) in the configured channel order; in training
-                "sem_seg" (h, w), train ids, and optionally "padded_size" (H, W), to which the image is padded, and
-                "seed", of the points on which its losses are taken; otherwise optionally "height" and "width", the
-                wanted size of the output.
+                "sem_seg" (h, w), class indices, and optionally "padded_size" (H, W), to which the image is padded,
+                "seed" of the points on which its losses are taken, and "mask_weights" (256,), by class the factor of
+                the mask losses; otherwise optionally "height" and "width", the size of the output.
             num_masks: in training, of ``count_masks`` the mean over the calls that make one step, if they are several.
 
         Returns:
@@ -212,20 +210,32 @@ class MaskFormer(nn.Module):
         images: ImageList,
         num_masks: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Weighted losses of all decoder outputs.
-
-        Records with pseudo-labels have "mask_weights", by class (256,), and "no_object": see ``SetCriterion``.
-        """
-        ignore = self.sem_seg_head.ignore_value
-        labels = padded_labels(batched_inputs, images.tensor.shape[-2:], self.device, ignore)
+        """Weighted losses of all decoder outputs; all records of a call have "mask_weights", or none."""
+        targets = self.targets(batched_inputs, images)
         seeds = [record["seed"] for record in batched_inputs if "seed" in record]
-        targets: list[dict[str, Any]] = [*semantic_targets(labels, ignore)]
-        for target, record in zip(targets, batched_inputs):
-            if "mask_weights" in record:
-                target["weights"] = record["mask_weights"][target["labels"]]
-                target["no_object"] = record.get("no_object", 1.0)
         losses = self.criterion(outputs, targets, num_masks, seeds if len(seeds) == len(targets) else None)
         return {name: loss * self.criterion.weight_dict[name] for name, loss in losses.items()}
+
+    def targets(self, batched_inputs: Sequence[Record], images: ImageList) -> list[MaskTargets]:
+        """Masks of each image. Ignored pixels of an image with "mask_weights" are always left out."""
+        targets = []
+        labels = self.padded_labels(batched_inputs, images)
+        for target, record in zip(semantic_targets(labels, self.sem_seg_head.ignore_value), batched_inputs):
+            if "mask_weights" in record:
+                target = target._replace(weights=record["mask_weights"][target.labels])
+            elif self.ignored_pixels == "background":
+                target = target._replace(valid=None)
+            targets.append(target)
+        return targets
+
+    def padded_labels(self, batched_inputs: Sequence[Record], images: ImageList) -> Tensor:
+        """(B, H, W) long: "sem_seg" of every record, with the ignored index at padding."""
+        shape = (len(batched_inputs), *images.tensor.shape[-2:])
+        labels = torch.full(shape, self.sem_seg_head.ignore_value, dtype=torch.long, device=self.device)
+        for padded, record in zip(labels, batched_inputs):
+            sem_seg = record["sem_seg"]
+            padded[: sem_seg.shape[-2], : sem_seg.shape[-1]] = sem_seg.to(self.device, non_blocking=True)
+        return labels
 
     def count_masks(self, batched_inputs: Sequence[Record]) -> int:
         """How many masks the losses of these training records are taken over."""

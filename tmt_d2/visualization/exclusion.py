@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tmt_d2.data.class_lists import ClassList
-from tmt_d2.data.datasets.label_spaces import IGNORE
+from tmt_d2.data.datasets.label_spaces import IGNORE, class_list_of
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.visualization.inspection import View, look
@@ -98,7 +98,7 @@ class Statistics:
 
 def collect(model: MaskFormer, items: Iterable[tuple[Mapping[str, Any], np.ndarray]]) -> dict[str, Any]:
     """``Statistics.result`` over (model input, truth) pairs."""
-    statistics = Statistics(model.class_list)
+    statistics = Statistics(class_list_of(model))
     for record, truth in items:
         height, width = record["image"].shape[-2:]
         statistics.add(look(model, {**record, "height": height, "width": width}), truth)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tmt_d2.data.class_lists import ClassList
-from tmt_d2.data.datasets.label_spaces import IGNORE
+from tmt_d2.data.datasets.label_spaces import IGNORE, class_list_of
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.modeling.mask_former import Inspection, MaskFormer
@@ -307,9 +307,9 @@ def look(model: MaskFormer, record: Mapping[str, Any], p_t: float | None = None)
     """One pass over one record. p_t: instead of the model's own; without effect where it masks no attention."""
     trained = masking_p_t(model)
     if trained is None:
-        return View(model.inspect([record]), None, model.class_list)
+        return View(model.inspect([record]), None, class_list_of(model))
     p_t = trained if p_t is None else p_t
-    return View(model.inspect([record], p_t=p_t), p_t, model.class_list)
+    return View(model.inspect([record], p_t=p_t), p_t, class_list_of(model))
 
 
 def choose_queries(view: View, prediction: np.ndarray, selectors: Sequence[Selector], top: int) -> list[Choice]:

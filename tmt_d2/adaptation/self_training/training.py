@@ -30,7 +30,6 @@ from tmt_d2.adaptation.self_training.teacher import MovingAverage
 from tmt_d2.adaptation.self_training.views import MaskedView, StrongView
 from tmt_d2.data.datasets.registration import label_space_of
 from tmt_d2.data.loaders import SOURCE_DOMAIN
-from tmt_d2.data.targets import padded_labels
 from tmt_d2.errors import USER_ERRORS, UserError
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.mask_logits import DecoderOutputs, MaskLogits, QueryOutputs
@@ -167,7 +166,7 @@ class SelfTraining(MethodTraining):
         if self.reference is not None and sources:
             with torch.no_grad():
                 frozen = coarsest(self.reference(images.tensor[sources]))
-            labels = padded_labels([seen[place] for place in sources], images.tensor.shape[-2:], student.device)
+            labels = student.padded_labels([seen[place] for place in sources], images)
             where = thing_positions(labels, self.feature_classes, (frozen.shape[-2], frozen.shape[-1]))
             losses["loss_features"] = self.feature_weight * feature_distance(features[0][sources], frozen, where)
         return losses

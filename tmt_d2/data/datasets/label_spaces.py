@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tmt_d2.data.class_lists import RGB, ClassList, coloured
+from tmt_d2.data.class_lists import RGB, ClassList, coloured, unnamed
 
 IGNORE = 255  # train id of pixels that neither train nor count
 OUTSIDE = 254  # lookup value of an id that the data set does not define: a wrong file, reported as an error
@@ -38,6 +38,12 @@ def class_list(names: Sequence[str], given: Mapping[str, RGB]) -> ClassList:
     familiar = {name: PALETTE[TRAIN_ID[name]] for name in names if name in TRAIN_ID and name not in given}
     taken = set(given.values())
     return coloured(names, {**given, **{name: color for name, color in familiar.items() if color not in taken}})
+
+
+def class_list_of(model: Any) -> ClassList:
+    """Return ``classes`` of a ``MaskFormer``; if it is None the 19 classes of Cityscapes, or numbered ones."""
+    count = model.sem_seg_head.num_classes
+    return model.classes or (CITYSCAPES_CLASSES if count == len(CITYSCAPES_CLASSES) else unnamed(count))
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from detectron2.utils import comm
 
 from tmt_d2.data.datasets.registration import records_of
 from tmt_d2.data.mapper import SemanticMapper
-from tmt_d2.data.maps import STRIDES
 from tmt_d2.data.reader import read_image_of
 from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.modeling.modes import evaluation_mode
 from tmt_d2.modeling.ops.resize import resize_level
+from tmt_d2.modeling.pixel_decoder import STRIDES
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.visualization.overlays import TRANSFERABILITY_MAP, heat_overlay, label_overlay
 from tmt_d2.visualization.sizes import resized, size_within

@@ -39,6 +39,7 @@ from detectron2.utils import comm
 from tmt_d2.cli.common import parse, run
 from tmt_d2.config import model_settings, setup_cfg
 from tmt_d2.data import register_data
+from tmt_d2.data.datasets.label_spaces import class_list_of
 from tmt_d2.data.image_lists import write_names
 from tmt_d2.engine.launch import launch
 from tmt_d2.errors import UserError
@@ -167,7 +168,7 @@ def propose(args: argparse.Namespace, cfg: CfgNode, scoring: dict[str, Any]) -> 
         labeled = labeled_indices(pool.names, pool.files, args.labeled)
     check_budget(args.budget, len(pool) - len(labeled))
     selection = STRATEGIES[strategy_of(args)](pool, args.budget, labeled, np.random.default_rng(args.seed))
-    images = selected_images(pool, selection, labeled, model.class_list.names)
+    images = selected_images(pool, selection, labeled, class_list_of(model).names)
     facts = {
         "proposed": f"{len(images)} of {len(pool)} images",
         "target": args.target,

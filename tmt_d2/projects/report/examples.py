@@ -14,9 +14,8 @@ from tqdm import tqdm
 
 from tmt_d2.adaptation.methods import BASELINE, OURS
 from tmt_d2.config import setup_cfg
-from tmt_d2.data.datasets.label_spaces import IGNORE, LabelSpace
+from tmt_d2.data.datasets.label_spaces import IGNORE, LabelSpace, class_list_of
 from tmt_d2.data.datasets.registration import labeled_records
-from tmt_d2.data.maps import STRIDES
 from tmt_d2.data.reader import read_pair
 from tmt_d2.engine.checkpoint.checkpointer import FINAL
 from tmt_d2.evaluation.semantic import labels_at_size
@@ -25,6 +24,7 @@ from tmt_d2.experiments.results import Results, Run
 from tmt_d2.experiments.statistics import rank_correlation
 from tmt_d2.inference.reporting import LoadedModel, label_space_for
 from tmt_d2.modeling.ops.resize import resize_level
+from tmt_d2.modeling.pixel_decoder import STRIDES
 from tmt_d2.projects.report.elements import Block, Example, Figures, Legend, Note, Section, Thumbnails
 from tmt_d2.visualization.html import data_uri
 from tmt_d2.visualization.overlays import TRANSFERABILITY_MAP, error_overlay, heat_overlay, label_overlay, wrong_pixels
@@ -82,7 +82,7 @@ def legend_of(space: LabelSpace) -> list[tuple[str, str]]:
 def _views(loaded: LoadedModel, record: dict[str, Any], name: str) -> dict[str, np.ndarray]:
     """The image, its label, and the predictions of the model called ``name``, WIDTH wide."""
     whole, truth = read_pair(record, label_space_for(loaded.model, record["dataset"]))
-    classes = loaded.model.class_list
+    classes = class_list_of(loaded.model)
     height, width = whole.shape[:2]
     image = resized(whole, (round(height * WIDTH / width), WIDTH))
     item = loaded.mapper(record)

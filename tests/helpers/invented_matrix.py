@@ -17,7 +17,7 @@ from tmt_d2.data.datasets.label_spaces import CLASSES
 def record(folder: Path, values: Mapping[str, Any], file: str = "evaluation.json", **about: Any) -> None:
     folder.mkdir(parents=True)
     (folder / file).write_text(json.dumps(values))
-    (folder / "stage.json").write_text(json.dumps({"settings": "", "seconds": 12.0, "unit": about}))
+    (folder / "stage.json").write_text(json.dumps({"settings": "", "made_from": {}, "seconds": 12.0, "unit": about}))
 
 
 def metrics(miou: float, rng: np.random.Generator) -> dict[str, Any]:

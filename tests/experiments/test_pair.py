@@ -1,10 +1,9 @@
-"""A single pair: a plan with one cell, its table from the records of its units, and the command's exit status."""
+"""A single pair: a plan with one cell, its results, and the command's exit status."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 from collections.abc import Sequence
@@ -49,8 +48,9 @@ def pair(tmp_path_factory, scenes) -> tuple[Path, PairResults]:
     return output, run_pair(units_in(output), output)
 
 
-def test_folders_are_those_of_a_matrix(pair) -> None:
-    assert [path.parent.relative_to(pair[0]).as_posix() for path in sorted(pair[0].rglob("stage.json"))] == [
+def test_results_and_folders_of_a_pair(pair) -> None:
+    output, results = pair
+    assert [path.parent.relative_to(output).as_posix() for path in sorted(output.rglob("stage.json"))] == [
         "estimator/cityscapes-bdd100k/seed1",
         "estimator/cityscapes-bdd100k/seed1-square",
         "evaluation/cityscapes-bdd100k/seed1",
@@ -59,12 +59,7 @@ def test_folders_are_those_of_a_matrix(pair) -> None:
         "finetune/cityscapes-bdd100k/tmt-square/labels1/seed1",
         "source/cityscapes/seed1",
     ]
-
-
-def test_results_file_has_what_the_table_shows(pair) -> None:
-    output, results = pair
     assert json.loads((output / "results.json").read_text()) == results
-    assert list(results) == list(PairResults.__annotations__)
     for values in (results["source_on_source"], results["source_on_target"], *results["methods"].values()):
         assert tuple(values) == METRICS
         assert all(0 <= value <= 100 for value in values.values())
@@ -74,21 +69,13 @@ def test_results_file_has_what_the_table_shows(pair) -> None:
     assert set(results["seconds"]) == {"source", "evaluation", "estimator", "estimator-square", *METHODS}
     table = results_table(results)
     assert f"{results['methods']['full']['mIoU']:.1f}" in table and "fine-tuned: tmt-square" in table
-
-
-def test_the_report_of_a_pair(pair) -> None:
-    text = write_report(pair[0]).read_text()
-    assert "1 pair, 1 seed, all labels." in text and "tmt-square" in text
+    assert "tmt-square" in write_report(output).read_text()
 
 
 def test_units_that_are_done_are_not_run_again(pair) -> None:
     output, results = pair
     assert run_pair(units_in(output), output, lambda unit: pytest.fail(f"{unit.name} ran again")) == results
-
-
-def test_a_unit_of_other_settings_is_refused_not_overwritten(pair) -> None:
-    output, _ = pair
-    with pytest.raises(ValueError, match=r"holds source/cityscapes/seed1 run with other settings .*--output"):
+    with pytest.raises(UserError, match="source/cityscapes/seed1"):  # other settings
         run_pair(units_in(output, "SOLVER.BASE_LR", "0.5"), output)
 
 
@@ -101,8 +88,6 @@ def test_a_source_model_that_exists_is_evaluated_not_trained(pair, tmp_path: Pat
         assert results[key] == pair[1][key]
     assert results["methods"]["full"] == pair[1]["methods"]["full"]
     assert [path.parent.parent.name for path in output.rglob("*.pth")] == ["labels1"]
-    assert "1 pair, 1 seed, all labels." in write_report(output).read_text()
-    assert run_pair(units, output, lambda unit: pytest.fail(f"{unit.name} ran again")) == results
     moved = tmp_path / "moved" / given.name
     moved.parent.mkdir()
     given.rename(moved)
@@ -114,15 +99,17 @@ def test_a_source_model_that_exists_is_evaluated_not_trained(pair, tmp_path: Pat
 
 
 def test_source_weights_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="--source-weights .*nowhere.pth"):
+    with pytest.raises(UserError) as caught:
         units_in(tmp_path, source_weights=tmp_path / "nowhere.pth")
+    assert caught.value.key == "--source-weights"
     (tmp_path / "given.pth").touch()
-    with pytest.raises(UserError, match="MODEL.WEIGHTS"):
+    with pytest.raises(UserError) as caught:
         units_in(tmp_path, "MODEL.WEIGHTS", "other.pth", source_weights=tmp_path / "given.pth")
+    assert caught.value.key == "MODEL.WEIGHTS"
 
 
 def command(output: Path, monkeypatch: pytest.MonkeyPatch, *opts: str, methods: str = "full") -> int | str | None:
-    """Its exit status."""
+    """Run the command and return its exit status."""
     arguments = ["--configs", str(CONFIGS), "--source", PAIR[0], "--target", PAIR[1], "--methods", methods]
     overrides = [*unit_options(SOLVER__MAX_ITER=2), *opts]
     monkeypatch.setattr("sys.argv", ["train_pair.py", *arguments, "--output", str(output), "--", *overrides])
@@ -132,7 +119,7 @@ def command(output: Path, monkeypatch: pytest.MonkeyPatch, *opts: str, methods: 
     return exit_info.value.code
 
 
-def test_a_signal_stops_the_command_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys) -> None:
+def test_a_signal_stops_the_command_and_the_same_command_resumes(tmp_path, monkeypatch, capsys) -> None:
     backward = TrainingStep.backward
 
     def signalled(*args, **options):
@@ -142,7 +129,7 @@ def test_a_signal_stops_the_command_and_the_same_command_goes_on(tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(TrainingStep, "backward", signalled)
         assert command(tmp_path, patch) == 75
-    assert "--resume" not in "".join(capsys.readouterr())  # which this command does not know
+    assert "--resume" not in "".join(capsys.readouterr())  # an option that this command does not have
     source = tmp_path / "source" / "cityscapes" / "seed1"
     assert (source / "model_0000000.pth").is_file() and not (source / "stage.json").exists()
     assert command(tmp_path, monkeypatch) == 0
@@ -151,18 +138,12 @@ def test_a_signal_stops_the_command_and_the_same_command_goes_on(tmp_path, monke
     assert "fine-tuned: full" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("methods", "opts", "message"),
-    [
-        ("magic", (), "error: methods: magic is no method or variant of .*tiny: use full, .*tmt-square"),
-        ("full", ("MODEL.WEIGHTS", "nowhere.pth"), "error: MODEL.WEIGHTS nowhere.pth does not exist"),
-    ],
-)
-def test_errors_of_the_user(tmp_path, monkeypatch, capsys, methods: str, opts: tuple[str, ...], message: str) -> None:
+@pytest.mark.parametrize(("methods", "opts"), [("magic", ()), ("full", ("MODEL.WEIGHTS", "nowhere.pth"))])
+def test_errors_of_the_user(tmp_path, monkeypatch, capsys, methods: str, opts: tuple[str, ...]) -> None:
     assert command(tmp_path, monkeypatch, *opts, methods=methods) == 2
     printed = capsys.readouterr()
-    assert re.match(message, printed.err)
-    assert len(printed.err.splitlines()) == 1 and "Traceback" not in printed.out
+    (line,) = printed.err.splitlines()
+    assert (opts or (methods,))[-1] in line and "Traceback" not in printed.out
 
 
 def test_a_mistake_of_the_program_keeps_its_traceback(tmp_path, monkeypatch, capsys) -> None:
@@ -171,5 +152,4 @@ def test_a_mistake_of_the_program_keeps_its_traceback(tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(TrainingStep, "backward", mistake)
     assert command(tmp_path, monkeypatch) == 1
-    error = capsys.readouterr().err
-    assert "Traceback" in error and error.splitlines()[-1].startswith("error: unexpected KeyError")
+    assert "Traceback" in capsys.readouterr().err

@@ -73,10 +73,10 @@ def test_a_list_of_labels_is_counted_and_named_after_its_file(tmp_path) -> None:
     plan = read_plan(write_plan(tmp_path, **ONE_PAIR, methods=["full", "self-training"]))
     units = units_of(plan, tmp_path, ["TRANSFER.LABEL_LIST", str(tmp_path / "labelled.txt")])
     assert units[-1].name == "finetune/cityscapes-bdd100k/self-training/count2-labelled/seed1"
-    assert (units[-1].about["label_count"], units[-1].about["labelled"]) == (2, "labelled")
+    assert (units[-1].about["label_count"], units[-1].about["label_list"]) == (2, "labelled")
     unlabelled = [str(tmp_path / "labelled.txt"), "SELF_TRAINING.LABELED_RATIO", "0.0"]
     none = units_of(plan, tmp_path, ["TRANSFER.LABEL_LIST", *unlabelled])[-1]  # its labels are not read
-    assert none.about["label_count"] == 0 and "labelled" not in none.about
+    assert none.about["label_count"] == 0 and "label_list" not in none.about
 
 
 def test_lists_stand_beside_random_draws_by_their_names(tmp_path) -> None:
@@ -84,14 +84,14 @@ def test_lists_stand_beside_random_draws_by_their_names(tmp_path) -> None:
     for file in ("clue", "kmeans-bdd100k-1", "kmeans-bdd100k-2"):
         (tmp_path / "lists" / f"{file}.txt").write_text("a\nb\n")
     lists = {"k": "lists/kmeans-{target}-{seed}.txt", "clue": "lists/clue.txt"}
-    changes: dict[str, Any] = {**ONE_PAIR, "methods": ["full"], "seeds": [1, 2], "labelled": lists}
+    changes: dict[str, Any] = {**ONE_PAIR, "methods": ["full"], "seeds": [1, 2], "label_lists": lists}
     units = units_of(read_plan(write_plan(tmp_path, **changes, label_counts=[2])), tmp_path / "out")
     tuned = [unit for unit in units if unit.kind == "finetune"]
     assert [Path(unit.name).parts[3:] for unit in tuned] == [
         (labels, seed) for seed in ("seed1", "seed2") for labels in ("count2", "count2-k", "count2-clue")
     ]
-    assert [unit.about.get("labelled", "") for unit in tuned[:3]] == ["", "k", "clue"]
-    assert [Path(unit.cfg.TRANSFER.LABEL_LIST).name for unit in tuned if unit.about.get("labelled") == "k"] == [
+    assert [unit.about.get("label_list", "") for unit in tuned[:3]] == ["", "k", "clue"]
+    assert [Path(unit.cfg.TRANSFER.LABEL_LIST).name for unit in tuned if unit.about.get("label_list") == "k"] == [
         "kmeans-bdd100k-1.txt",
         "kmeans-bdd100k-2.txt",
     ]

@@ -4,16 +4,16 @@
     python tools/train_matrix.py --config configs/matrix/tiny-3.yaml --output output/tiny-3
     python tools/report.py output/tiny-3
 
-What is done is not run again and what was interrupted goes on, at whatever moment it was killed: the same command
-again is how to resume. The same command at the same time, in another terminal, with another CUDA_VISIBLE_DEVICES or
-on another machine with the same folder, shares the work: a unit is run by whoever comes to it first.
-OUTPUT/progress.txt has one line for each unit at any time. Each source model and each estimator is trained once and
-shared. Exit status: 0 all done; 1 a unit failed; 2 an error that one line names.
+The same command again resumes: finished units are skipped, an interrupted one continues from its last checkpoint. The
+same command in another terminal, with another CUDA_VISIBLE_DEVICES or on another machine with the same folder, shares
+the work: a unit is run by the process that comes to it first. OUTPUT/progress.txt has a line for each unit. Each source
+model and each estimator is trained once and shared. Exit status: 0 all done; 1 a unit failed; 2 a one-line error.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import subprocess
 import sys
@@ -25,8 +25,7 @@ from tmt_d2.cli.common import parse, run
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.plan import read_plan
 from tmt_d2.experiments.progress import Progress
-from tmt_d2.experiments.running import check_names, launch_unit, run_all
-from tmt_d2.experiments.slurm import parse_parameters, run_on_slurm
+from tmt_d2.experiments.running import check_names, launch_unit, run_all, run_on_slurm
 from tmt_d2.experiments.units import select, units_of
 from tmt_d2.utils.lock import file_lock
 from tmt_d2.utils.logs import log_to_screen
@@ -36,9 +35,7 @@ def parser():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--config", type=Path, required=True, help="matrix file, see configs/matrix")
     arguments.add_argument("--output", type=Path, required=True, help="folder for everything that is written")
-    arguments.add_argument(
-        "--dry-run", action="store_true", help="only list the units, with an estimate of time and disk"
-    )
+    arguments.add_argument("--dry-run", action="store_true", help="only list the units, with an estimate of the time")
     arguments.add_argument("--only", metavar="PATTERN", help="units whose names hold this, and what they need")
     arguments.add_argument(
         "--num-gpus", type=int, default=1, help="GPUs of this machine per unit (on a CPU: processes)"
@@ -50,14 +47,28 @@ def parser():
     return arguments
 
 
-def draw_data(plan, output):
-    """Render the plan's data sets below the output, for plans that bring their data."""
+def slurm_parameters(items):
+    """["a=1", "b=text"] -> {"a": 1, "b": "text"}."""
+    parameters = {}
+    for item in items:
+        key, separator, text = item.partition("=")
+        if not separator:
+            raise UserError("write KEY=VALUE, such as slurm_partition=gpu", key="--slurm", value=item)
+        try:
+            parameters[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            parameters[key] = text
+    return parameters
+
+
+def render_data(plan, output):
+    """Render the plan's data sets into OUTPUT/data."""
     root = output.resolve() / "data"
     names = dict.fromkeys(name for pair in plan.pairs for name in pair)
     options = [word for key, value in plan.render.items() for word in (f"--{key}", str(value))]
     command = [sys.executable, "-m", "tmt_d2.projects.street_scenes.render", "--root", str(root), "--data-sets", *names]
     if subprocess.run([*command, *options]).returncode:
-        raise UserError(f"render: the scenes of {', '.join(names)} could not be rendered in {root}")
+        raise UserError(f"the scenes of {', '.join(names)} could not be rendered in {root}", key="render")
     os.environ["DETECTRON2_DATASETS"] = str(root)
 
 
@@ -73,10 +84,9 @@ def main():
     run = partial(launch_unit, num_processes=args.num_gpus)
     if plan.render:
         with file_lock(args.output / ".lock", wait=True):
-            draw_data(plan, args.output)
+            render_data(plan, args.output)
     if args.slurm:
-        parameters = parse_parameters(args.slurm)
-        progress = run_on_slurm(units, args.output, run, plan.guess, parameters)
+        progress = run_on_slurm(units, args.output, run, plan.guess, slurm_parameters(args.slurm))
     else:
         progress = run_all(units, args.output, run, plan.guess)
     print(progress.text())

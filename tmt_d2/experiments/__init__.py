@@ -1,7 +1,6 @@
-"""Pairs, one or many at once: sources x targets x methods x seeds x label fractions, and sweeps.
+"""Pairs, one or many: sources x targets x methods x seeds x amounts of labels, and sweeps.
 
-``plan`` reads the matrix file, ``units`` makes stages of it, each with a folder of its own, ``running`` runs what is
-missing (``slurm``: as jobs), ``progress`` says what became of it and ``estimate`` what it will take. ``records`` are
-written last, so a run may be killed at any moment and the same command goes on. Source models and estimators are units
-that others share. There is no scheduler here, only an order. ``pair`` is a plan with one cell, and its table.
+``plan`` reads the matrix file, ``units`` turns it into stages, each with its own folder, ``running`` runs the units
+that are missing, ``progress`` shows their state and the time left, ``results`` reads what they measured, ``statistics``
+compares it. A unit is recorded at its end, so a run may be killed at any moment and resumed by the same command.
 """

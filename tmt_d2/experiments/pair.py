@@ -1,4 +1,4 @@
-"""A single pair: a plan with one cell, run as a matrix is; its table is made from the records of its units."""
+"""A single pair: a plan with one cell, run as a matrix is, and a table of its results."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from tmt_d2.config.file import find_config
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import METRICS
 from tmt_d2.experiments.plan import Plan, check_methods
-from tmt_d2.experiments.records import About
 from tmt_d2.experiments.running import RunUnit, run_all, run_unit
 from tmt_d2.experiments.units import Unit, units_of
 from tmt_d2.utils.files import write_json
 
 
 class PairResults(TypedDict):
-    """What the table shows, and ``results.json``: metrics in percent by name; methods: by method or variant;
-    proxy_a_distance: by level, where a method needed the shared estimator; seconds: of each unit."""
+    """Content of ``results.json``. Metrics are in percent, by name.
+
+    methods: metrics by method or variant. proxy_a_distance: by level; empty where no method uses the shared estimator.
+    seconds: by unit.
+    """
 
     source: str
     target: str
@@ -48,25 +50,27 @@ def pair_units(
         source_weights: checkpoint of the source model; None: it is trained.
 
     Raises:
-        FileNotFoundError, UserError: what is given cannot be used.
+        UserError: an argument cannot be used.
     """
     if source_weights and not source_weights.is_file():
-        raise FileNotFoundError(f"--source-weights {source_weights} is no file: name a checkpoint of a source model")
+        raise UserError("not a file", key="--source-weights", value=str(source_weights))
     if source_weights and "MODEL.WEIGHTS" in opts[::2]:
-        raise UserError("MODEL.WEIGHTS is overridden, and --source-weights is the source model: take one of them out")
+        raise UserError(
+            "overridden, although --source-weights is given", key="MODEL.WEIGHTS", hint="remove one of them"
+        )
     configs = find_config(configs)
     if not configs.is_dir():
-        raise FileNotFoundError(f"--configs {configs} is not a folder")
+        raise UserError("not a folder", key="--configs", value=str(configs))
     check_methods(configs, methods)
     plan = Plan(configs, ((source, target),), tuple(methods), source_weights=source_weights)
     return units_of(plan, output, opts)
 
 
 def run_pair(units: Sequence[Unit], output: Path, run: RunUnit = run_unit) -> PairResults:
-    """Run what is missing of the units; write what became of all to ``results.json``, and return it.
+    """Run the units that are missing, and write the results of all to ``results.json``.
 
     Raises:
-        the first error of a unit, once all that do not need it have been run.
+        the first error of a unit, once all units that do not need it have been run.
     """
     progress = run_all(units, output, run, {})
     if progress.first_error is not None:
@@ -81,12 +85,14 @@ def pair_results(units: Sequence[Unit]) -> PairResults:
         (values,) = unit.values().values()  # of the one split
         return {metric: values[metric] for metric in METRICS}
 
-    by_label = {_label(unit.about): unit for unit in units}
+    # "source", "evaluation", "estimator", "estimator-square", "tmt", ...
+    by_label = {
+        "-".join(filter(None, [unit.about.get("method", unit.kind), unit.about.get("variant")])): unit for unit in units
+    }
     evaluation, estimator = by_label["evaluation"], by_label.get("estimator")
-    source, target = evaluation.about["source"], evaluation.about["target"]
     return {
-        "source": source,
-        "target": target,
+        "source": evaluation.about["source"],
+        "target": evaluation.about["target"],
         "source_on_source": metrics(by_label["source"]),
         "source_on_target": metrics(evaluation),
         "methods": {unit.about["method"]: metrics(unit) for unit in units if unit.kind == "finetune"},
@@ -95,13 +101,8 @@ def pair_results(units: Sequence[Unit]) -> PairResults:
     }
 
 
-def _label(about: About) -> str:
-    """What tells a unit from the others of its pair: ``source``, ``estimator-square``, ``tmt``."""
-    return "-".join(filter(None, [about.get("method", about["kind"]), about.get("variant")]))
-
-
 def results_table(results: PairResults) -> str:
-    """The paper-style table of one pair, in percent."""
+    """Metrics in percent, the proxy A-distances, and the time of each unit."""
     source, target = results["source"], results["target"]
     rows = [
         ("source model", source, *results["source_on_source"].values()),

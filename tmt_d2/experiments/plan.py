@@ -1,4 +1,4 @@
-"""Which units there are to be, from a matrix file (see ``configs/matrix``) or made in Python, as for a single pair."""
+"""Plan of a matrix: the transfers to run, from a matrix file (see ``configs/matrix``) or made in Python for a pair."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tmt_d2.config.checks import COUNT, NONNEGATIVE, SIZES, Range
 from tmt_d2.config.file import UniqueKeys, find_config
 from tmt_d2.errors import UserError, did_you_mean
 
-# Keys that each unit gets from the plan, under whose names it is recorded.
+# Config keys that follow from the unit.
 PLANNED = (
     "OUTPUT_DIR",
     "TRANSFER.STAGE",
@@ -26,7 +26,7 @@ PLANNED = (
     "DATASETS.SOURCE_TEST",
 )
 NOT_SWEPT = (*PLANNED, "SEED", "MODEL.WEIGHTS")
-LISTED = {  # keys of the config that a matrix file has lists for
+LISTED = {  # config keys that a matrix file has lists for
     "SEED": "seeds",
     "TRANSFER.LABEL_FRACTION": "label_fractions",
     "TRANSFER.LABEL_COUNT": "label_counts",
@@ -38,7 +38,7 @@ KINDS = ("source", "evaluation", "scores", "estimator", "finetune")
 
 
 class _Loader(UniqueKeys):
-    """``UniqueKeys`` that reads 1e-4 as a number, as the config does; YAML 1.1 wants 1.0e-4."""
+    """``UniqueKeys`` that reads 1e-4 as a number, as the config does; YAML 1.1 requires 1.0e-4."""
 
 
 _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
@@ -58,15 +58,21 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a matrix file says, checked; its keys are these, and ``sources`` and ``targets`` instead of ``pairs``.
+    """Content of a matrix file; its keys are these attributes, and ``sources`` and ``targets`` instead of ``pairs``.
 
-    pairs: (source, target) in the order of the file. methods: methods and variants, files of ``configs``. seeds: empty
-    means SEED of ``source.yaml``. label_fractions, label_counts, labelled: all empty means what each method's file
-    says. labelled: by name the lists of labelled pictures, files whose {source}, {target} and {seed} are filled in.
-    options: KEY VALUE overrides for all units, and by kind for units of that kind. scores: arguments of
-    ``score_checkpoint``, or None: no scores. guess: seconds of an "iteration" and of an "evaluation" where none was
-    measured. render: "train" and "val" images of each data set that the command draws before the first unit; None: the
-    data is there. source_weights: checkpoint of the source model, which is then not trained; of Python alone.
+    Attributes:
+        configs: folder of ``source.yaml``, ``estimator.yaml`` and a file for each method and variant.
+        pairs: (source, target) in the order of the file.
+        methods: methods and variants, files of ``configs``.
+        seeds: SEED of the units; empty: that of ``source.yaml``.
+        label_fractions, label_counts: amounts of target labels; both and ``label_lists`` empty: as in the config files.
+        label_lists: lists of labeled images by name; {source}, {target} and {seed} in a file name are filled in.
+        options: KEY VALUE overrides for all units.
+        kind_options: overrides for the units of a kind.
+        scores: arguments of ``score_checkpoint``; None: no scores.
+        guess: seconds of an "iteration" and of an "evaluation", until units were measured.
+        render: "train" and "val" images of each data set to render before the first unit; None: the data exists.
+        source_weights: checkpoint of a source model that is not trained here; not a key of the file.
     """
 
     configs: Path
@@ -75,7 +81,7 @@ class Plan:
     seeds: tuple[int, ...] = ()
     label_fractions: tuple[float, ...] = ()
     label_counts: tuple[int, ...] = ()
-    labelled: Mapping[str, str] = field(default_factory=dict)
+    label_lists: Mapping[str, str] = field(default_factory=dict)
     sweeps: tuple[Sweep, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     kind_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -88,90 +94,72 @@ class Plan:
 def check_methods(configs: Path, methods: Sequence[str]) -> None:
     """
     Raises:
-        UserError: ``configs`` has no file for one, or it is the file of another stage.
+        UserError: ``configs`` has no file for a method, or it is the file of another stage.
     """
     known = sorted(path.stem for path in configs.glob("*.yaml") if path.stem not in ("Base", "source", "estimator"))
-    unknown = [method for method in methods if method not in known]
-    if unknown:
-        remedy = ", ".join(known) or "another folder"
-        nearest = did_you_mean(unknown[0], known)
-        raise UserError(f"methods: {', '.join(unknown)} is no method or variant of {configs}: use {remedy}{nearest}")
     for method in methods:
+        if method not in known:
+            hint = f"use {', '.join(known)}{did_you_mean(method, known)}"
+            raise UserError(f"no method or variant of {configs}", key="methods", value=method, hint=hint)
         stage = setup_cfg(str(configs / f"{method}.yaml")).TRANSFER.STAGE
         if stage != "finetune":
-            raise UserError(f"methods: {configs / method}.yaml has TRANSFER.STAGE {stage}: use a file that fine-tunes")
+            raise UserError(f"its TRANSFER.STAGE is {stage}, not finetune", key="methods", value=method)
 
 
 def read_plan(path: str | Path) -> Plan:
     """
     Raises:
-        FileNotFoundError, UserError: one line with the file and the key.
+        FileNotFoundError, UserError: its key is the file; its text names the key of the file.
     """
     path = find_config(path)
     if not path.is_file():
         raise FileNotFoundError(f"matrix file {path} does not exist")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader subclass
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
-    try:
         return _plan(content, path.parent)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    except (UserError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(" ".join(str(error).split()), key=path) from error
 
 
 def _plan(content: Any, folder: Path) -> Plan:
-    _mapping(
-        content,
-        "a matrix file",
-        ["sources", "targets", *(each.name for each in fields(Plan) if each.name != "source_weights")],
-    )
-    if not isinstance(content.get("configs"), str):
-        raise UserError(f"configs is {content.get('configs')!r}: it must name a folder, relative to this file")
+    keys = [each.name for each in fields(Plan) if each.name != "source_weights"]
+    _mapping(content, "", ["sources", "targets", *keys])
+    if not isinstance(content.get("configs"), str) or not (folder / content["configs"]).is_dir():
+        raise UserError("not a folder relative to this file", key="configs", value=content.get("configs"))
     configs = folder / content["configs"]
-    if not configs.is_dir():
-        raise UserError(f"configs: {configs} is not a folder")
     methods = _methods(content, configs)
-    fractions = () if {"label_counts", "labelled"} & content.keys() else [1.0]
+    counts = tuple(_list(content, "label_counts", int, ()))
+    if min(counts, default=1) < 1:
+        raise UserError("each must be at least 1", key="label_counts", value=counts, hint="methods may use no label")
+    kind_options = _mapping(content.get("kind_options", {}), "kind_options", KINDS)
+    sweeps = _mapping(content.get("sweeps", {}), "sweeps")
+    render = content.get("render")
     return Plan(
         configs=configs,
         pairs=_pairs(content),
         methods=methods,
         seeds=tuple(_list(content, "seeds", int, [1])),
-        label_fractions=tuple(map(float, _list(content, "label_fractions", float, fractions))),
-        label_counts=_label_counts(content),
-        labelled=_labelled(content, folder),
-        sweeps=tuple(
-            _sweep(str(name), item, configs, methods)
-            for name, item in _mapping(content.get("sweeps", {}), "sweeps").items()
+        label_fractions=tuple(
+            map(float, _list(content, "label_fractions", float, () if counts or "label_lists" in content else [1.0]))
         ),
+        label_counts=counts,
+        label_lists=_label_lists(content, folder),
+        sweeps=tuple(_sweep(str(name), item, configs, methods) for name, item in sweeps.items()),
         options=_options(content.get("options", {}), "options"),
-        kind_options={
-            kind: _options(options, f"kind_options.{kind}")
-            for kind, options in _mapping(content.get("kind_options", {}), "kind_options", KINDS).items()
-        },
+        kind_options={kind: _options(options, f"kind_options.{kind}") for kind, options in kind_options.items()},
         scores=None if content.get("scores") is None else _numbers(content["scores"], "scores", SCORES),
         guess=_numbers(content.get("guess", {}), "guess", GUESS),
-        render=_render(content),
+        render=None if render is None else _numbers(render, "render", RENDER),
     )
 
 
-def _label_counts(content: Mapping[str, Any]) -> tuple[int, ...]:
-    counts = tuple(_list(content, "label_counts", int, ()))
-    if min(counts, default=1) < 1:
-        raise UserError(
-            f"label_counts is {list(counts)}: each must be at least 1; self-training-daformer uses no label"
-        )
-    return counts
-
-
-def _options(content: Any, what: str) -> dict[str, Any]:
-    options = _mapping(content, what)
-    for key in options:
-        if key in LISTED:
-            raise UserError(f"{what}.{key}: give it as {LISTED[key]}: [{options[key]}]")
-        if key in PLANNED or not isinstance(key, str):
-            raise UserError(f"{what}.{key}: each unit has its own, or it is no key of the config: leave it out")
+def _options(content: Any, key: str) -> dict[str, Any]:
+    options = _mapping(content, key)
+    for name in options:
+        if name in LISTED:
+            raise UserError("it has a list of its own", key=f"{key}.{name}", hint=f"use {LISTED[name]}")
+        if name in PLANNED or not isinstance(name, str):
+            raise UserError("it follows from the unit, or is no key of the config", key=f"{key}.{name}")
     return options
 
 
@@ -181,14 +169,15 @@ def _pairs(content: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         targets = _list(content, "targets", str, sources)
         pairs = [(source, target) for source in sources for target in targets if source != target]
         if not pairs:
-            raise UserError(f"sources {sources} and targets {targets} make no pair: name another target")
+            raise UserError("these and the sources make no pair", key="targets", value=targets)
         return tuple(dict.fromkeys(pairs))
+    names = _list(content, "pairs", str)
     if "sources" in content or "targets" in content:
-        raise UserError("pairs: give either pairs, or sources and targets")
-    pairs = [tuple(pair.split("-")) for pair in _list(content, "pairs", str)]
-    if any(len(pair) != 2 for pair in pairs):
-        raise UserError("pairs: each is written source-target, e.g. cityscapes-bdd100k; no name may have a -")
-    return tuple(dict.fromkeys((source, target) for source, target in pairs))
+        raise UserError("give either pairs, or sources and targets", key="pairs", value=names)
+    pairs = [(source, target) for source, _, target in (name.partition("-") for name in names)]
+    if not all(target and "-" not in target for _, target in pairs):
+        raise UserError("each is written SOURCE-TARGET, without other hyphens", key="pairs", value=names)
+    return tuple(dict.fromkeys(pairs))
 
 
 def _methods(content: Mapping[str, Any], configs: Path, default: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -197,72 +186,66 @@ def _methods(content: Mapping[str, Any], configs: Path, default: Sequence[str] |
     return methods
 
 
-def _labelled(content: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    lists = _mapping(content.get("labelled", {}), "labelled")
+def _label_lists(content: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    lists = _mapping(content.get("label_lists", {}), "label_lists")
     for name, file in lists.items():
         try:
             str(file).format(source="", target="", seed=1)
         except (AttributeError, LookupError, ValueError) as error:
-            fields = "{source}, {target} and {seed}"
-            raise UserError(f"labelled.{name} is {file}: its fields may be {fields}") from error
+            hint = "its fields may be {source}, {target} and {seed}"
+            raise UserError(key=f"label_lists.{name}", value=file, hint=hint) from error
     if len({*lists.values()}) < len(lists):
-        raise UserError(f"labelled: {', '.join(map(str, lists))} are not all different files")
+        raise UserError("two names have the same file", key="label_lists", value=lists)
     return {str(name): str(folder / str(file)) for name, file in lists.items()}
 
 
 def _sweep(name: str, item: Any, configs: Path, methods: Sequence[str]) -> Sweep:
+    where = f"sweeps.{name}"
+    _mapping(item, where, ["key", "values", "methods"])
+    key = item.get("key")
+    if not isinstance(key, str):
+        raise UserError("not a key of the config, such as MODEL.TMT.P_T", key=f"{where}.key", value=key)
+    if key in NOT_SWEPT or key.startswith("TRANSFER.ESTIMATOR."):
+        hint = "use seeds or pairs"
+        raise UserError("it follows from the unit, or does not affect it", key=f"{where}.key", value=key, hint=hint)
     try:
-        _mapping(item, "the sweep", [each.name for each in fields(Sweep) if each.name != "name"])
-        key = item.get("key")
-        if not isinstance(key, str):
-            raise UserError(f"key is {key!r}: it must be a key of the config, e.g. MODEL.TMT.P_T")
-        if key in NOT_SWEPT or key.startswith("TRANSFER.ESTIMATOR."):
-            raise UserError(f"key {key} is the matrix's own, or has no effect on a fine-tuning: use seeds or pairs")
         values = tuple(_list(item, "values", object))
         if len({isinstance(value, bool) for value in values}) > 1:
-            raise UserError(f"values are {list(values)}: YAML reads on, off, yes and no as such, quote them")
+            raise UserError("YAML reads on, off, yes and no as true and false: quote them", key="values", value=values)
         return Sweep(name, key, values, _methods(item, configs, methods))
     except UserError as error:
-        raise UserError(f"sweeps.{name}: {error}") from error
+        raise UserError(str(error), key=where) from error
 
 
-def _render(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    if content.get("render") is None:
-        return None
-    values = _numbers(content["render"], "render", RENDER)
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+def _numbers(value: Any, key: str, ranges: Mapping[str, Range]) -> dict[str, Any]:
+    values = _mapping(value, key, ranges)
+    for name, number in values.items():
+        if not ranges[name].admits(number):
+            kind = "whole numbers" if ranges[name].whole else "numbers"
+            raise UserError(f"it takes {kind}, {ranges[name]}", key=f"{key}.{name}", value=number)
+    return {name: tuple(number) if isinstance(number, list) else number for name, number in values.items()}
 
 
-def _numbers(value: Any, what: str, ranges: Mapping[str, Range]) -> dict[str, Any]:
-    values = _mapping(value, what, ranges)
-    for key, number in values.items():
-        if not ranges[key].admits(number):
-            kind = "whole numbers, " if ranges[key].whole else "numbers, "
-            raise UserError(f"{what}.{key} is {number!r}: it takes {kind}{ranges[key]}")
-    return values
-
-
-def _mapping(value: Any, what: str, known: Collection[str] | None = None) -> dict[str, Any]:
+def _mapping(value: Any, key: str, known: Collection[str] | None = None) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{what} is {value!r:.60}: it must hold keys and values")
-    for key in value:
-        if known is not None and key not in known:
-            raise UserError(
-                f"{what} has the unknown key {key!r}: use {', '.join(known)}{did_you_mean(str(key), known)}"
-            )
+        raise UserError("it must hold keys and values", key=key, value=value)
+    for name in value:
+        if known is not None and name not in known:
+            hint = f"use {', '.join(known)}{did_you_mean(str(name), known)}"
+            raise UserError("unknown key", key=f"{key}.{name}".lstrip("."), hint=hint)
     return value
 
 
 def _list(content: Mapping[str, Any], key: str, kind: type, default: Sequence[Any] | None = None) -> list[Any]:
-    value = content.get(key, default)
     if key not in content and default is not None:
         return list(default)
+    value = content.get(key)
     kinds = (int, float) if kind is float else kind
 
     def fits(item: Any) -> bool:
         return isinstance(item, kinds) and (kind is object or not isinstance(item, bool))  # True is an int, too
 
     if not isinstance(value, (list, tuple)) or not value or not all(map(fits, value)):
-        each = {str: "name", int: "whole number", float: "number", object: "value"}[kind]
-        raise UserError(f"{key} is {value!r}: it must be a list of at least one {each}")
+        name = {str: "name", int: "whole number", float: "number", object: "value"}[kind]
+        raise UserError(f"it must be a list of at least one {name}", key=key, value=value)
     return list(value)

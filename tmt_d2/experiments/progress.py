@@ -1,9 +1,9 @@
-"""What became of the units so far, and how much is left: a table, a line, and ``progress.txt``."""
+"""Progress of units and the time that is left: a table, a line, and ``progress.txt`` in the output folder."""
 
 from __future__ import annotations
 
 import logging
-import shutil
+import statistics
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,6 @@ from pathlib import Path
 from tabulate import tabulate
 
 from tmt_d2.errors import UserError
-from tmt_d2.experiments.estimate import Estimate, clock, megabytes, total
 from tmt_d2.experiments.units import Unit
 from tmt_d2.utils.files import atomic_write
 
@@ -19,31 +18,40 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Which units are done, running (here or elsewhere), failed or waiting.
+    """State of each unit: waiting, running, elsewhere (run by another process), done or failed.
 
-    Making one touches nothing; whenever a state is set, ``progress.txt`` in the output is written anew.
+    Creating one writes nothing; ``set`` writes ``progress.txt``.
+
+    Attributes:
+        failures: reasons by name of the unit. first_error: the first exception behind them.
     """
 
     def __init__(self, units: Sequence[Unit], output: Path, guess: Mapping[str, float]):
+        """
+        Args:
+            guess: as in ``Plan``.
+
+        Raises:
+            UserError: folders hold units of other settings.
+        """
         self.units, self.output, self.guess = units, output, guess
         self.state = _states(units)
         self.failures: dict[str, str] = {}
         self.first_error: BaseException | None = None
-        self.warned = False
 
     def waiting(self) -> list[Unit]:
-        """Those that nobody has finished and this process does not run."""
+        """Units that are neither finished nor run by this process."""
         return [unit for unit in self.units if self.state[unit.name] in ("waiting", "elsewhere")]
 
-    def look(self) -> None:
-        """See what other processes have done meanwhile."""
+    def update(self) -> None:
+        """Look for units that other processes have finished."""
         for unit in self.waiting():
             if unit.is_done():
                 self.state[unit.name] = "done"
 
     def set(self, unit: Unit, state: str) -> None:
         self.state[unit.name] = state
-        self.look()
+        self.update()
         self.output.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.output / "progress.txt", "w") as file:
             file.write(f"{self.text()}\n")
@@ -55,61 +63,32 @@ class Progress:
         self.set(unit, "failed")
 
     def text(self) -> str:
-        """A table of the units, the summary, and the warning if there is one."""
+        """A table of the units and the summary."""
         estimate = self._estimate()
         rows = []
         for unit in self.units:
-            state = self.state[unit.name]
-            seconds = unit.record()["seconds"] if state == "done" else estimate.seconds(unit)
-            rows.append((unit.name, state, total([seconds], clock), headline(unit) if state == "done" else ""))
-        headers = ("unit", "state", "time", "result")
-        table = tabulate(rows, headers, colalign=("left", "left", "right", "left"))
-        return "\n\n".join(filter(None, [table, self.summary(), self.warning()]))
+            is_done = self.state[unit.name] == "done"
+            seconds = unit.record()["seconds"] if is_done else estimate.seconds(unit)
+            result = headline(unit) if is_done else ""
+            rows.append((unit.name, self.state[unit.name], total_time([seconds]), result))
+        table = tabulate(rows, ("unit", "state", "time", "result"), colalign=("left", "left", "right", "left"))
+        return f"{table}\n\n{self.summary()}"
 
     def summary(self) -> str:
-        """One line: how many are done, and what the others will take: time one after the other, and disk."""
+        """One line: the number of units that are done, and the time of the others, one after the other."""
         states = list(self.state.values())
         text = f"{states.count('done')} of {len(states)} done"
         if states.count("failed"):
             text += f", {states.count('failed')} failed"
-        left = self._left()
-        if not left:
-            return text
+        left = [unit for unit in self.units if self.state[unit.name] not in ("done", "failed")]
         estimate = self._estimate()
-        text += f", about {total([estimate.seconds(unit) for unit in left], clock)} left"
-        sizes = [estimate.bytes(unit) for unit in left]
-        if any(sizes):
-            text += f", {total(sizes, megabytes)} of disk to fill, {megabytes(self._free())} free"
-        return text
-
-    def warning(self) -> str:
-        """One line if the units that are missing will not fit on the disk, as far as is known; else empty."""
-        estimate = self._estimate()
-        needed, free = sum(estimate.bytes(unit) or 0 for unit in self._left()), self._free()
-        if needed <= free:
-            return ""
-        return (
-            f"{self.output} is on a disk with {megabytes(free)} free, the missing units will take {megabytes(needed)}: "
-            "free some, or choose another --output"
-        )
+        return text + (f", about {total_time([estimate.seconds(unit) for unit in left])} left" if left else "")
 
     def log(self, news: str) -> None:
-        """News and the summary, and the warning once."""
         logger.info("%s; %s", news, self.summary())
-        warning = self.warning()
-        if warning and not self.warned:
-            logger.warning(warning)
-            self.warned = True
 
-    def _left(self) -> list[Unit]:
-        return [unit for unit in self.units if self.state[unit.name] not in ("done", "failed")]
-
-    def _free(self) -> int:
-        """Bytes, where the output is or will be."""
-        return shutil.disk_usage(next(path for path in (self.output, *self.output.parents) if path.exists())).free
-
-    def _estimate(self) -> Estimate:
-        return Estimate([unit for unit in self.units if self.state[unit.name] == "done"], self.guess)
+    def _estimate(self) -> TimeEstimate:
+        return TimeEstimate([unit for unit in self.units if self.state[unit.name] == "done"], self.guess)
 
 
 def _release(error: BaseException | None) -> None:
@@ -148,3 +127,47 @@ def headline(unit: Unit) -> str:
         return "PAD " + ", ".join(f"{value:.2f}" for value in values["proxy_a_distance"])
     scores = [metrics["mIoU"] for metrics in values.values()]  # None where no pixel of the split has a label
     return ", ".join("mIoU -" if score is None else f"mIoU {score:.1f}" for score in scores)
+
+
+class TimeEstimate:
+    """Seconds of a unit from units of the same kind and method that are done, or else from the plan's guess."""
+
+    def __init__(self, done: Sequence[Unit], guess: Mapping[str, float]):
+        self.guess = guess
+        self.per_iteration: dict[tuple[str, str], list[float]] = {}
+        for unit in done:
+            seconds = unit.record()["seconds"] / self._iterations(unit)
+            self.per_iteration.setdefault(self._group(unit), []).append(seconds)
+
+    @staticmethod
+    def _group(unit: Unit) -> tuple[str, str]:
+        return "evaluation" if "weights" in unit.about else unit.kind, unit.about.get("method", "")
+
+    @staticmethod
+    def _iterations(unit: Unit) -> int:
+        return 1 if unit.trains_nothing else unit.cfg.SOLVER.MAX_ITER
+
+    def seconds(self, unit: Unit) -> float | None:
+        """None where nothing is known."""
+        measured = self.per_iteration.get(self._group(unit))
+        if measured:
+            return statistics.median(measured) * self._iterations(unit)
+        evaluation = self.guess.get("evaluation")
+        if unit.trains_nothing:
+            return evaluation
+        iteration = self.guess.get("iteration")
+        return None if iteration is None else iteration * self._iterations(unit) + (evaluation or 0)
+
+
+def total_time(seconds: Sequence[float | None]) -> str:
+    """The sum; "?" stands for what is not known."""
+    known = [value for value in seconds if value is not None]
+    if seconds and not known:
+        return "?"
+    return clock(sum(known)) + (" + ?" if len(known) < len(seconds) else "")
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -53,8 +53,8 @@ class About(_Source, total=False):
     """What a unit is for.
 
     kind: of ``KINDS``. target: of all but source models. variant: of an estimator that differs from the shared one,
-    empty for that. method, label_fraction or label_count: of fine-tuning; labelled, pictures: name and digest of the
-    list that names the labelled pictures, where one does; sweep, key, value: of one in a sweep. weights: digest of the
+    empty for that. method, label_fraction or label_count: of fine-tuning; label_list, images: name and digest of the
+    list that names the labeled images, where one does; sweep, key, value: of one in a sweep. weights: digest of the
     checkpoint that is the source model, where the unit only evaluates it.
     """
 
@@ -63,8 +63,8 @@ class About(_Source, total=False):
     method: str
     label_fraction: float
     label_count: int
-    labelled: str
-    pictures: str
+    label_list: str
+    images: str
     sweep: str
     key: str
     value: Any
@@ -74,7 +74,7 @@ class About(_Source, total=False):
 def labels_of(about: Mapping[str, Any]) -> Labels:
     """Of a fine-tuning."""
     if "label_count" in about:
-        return Labels(0.0, about["label_count"], about.get("labelled", ""))
+        return Labels(0.0, about["label_count"], about.get("label_list", ""))
     return Labels(about["label_fraction"])
 
 

@@ -1,4 +1,4 @@
-"""Running the units that are missing, one after the other; several processes may share the work."""
+"""Run the units that are missing, one after the other or as Slurm jobs; several processes may share the work."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from tmt_d2.engine.hooks.board import EvaluationPictures
 from tmt_d2.engine.launch import launch
 from tmt_d2.engine.run_stage import check_stage, run_stage
 from tmt_d2.errors import USER_ERRORS, UserError, one_line
-from tmt_d2.experiments.estimate import clock
-from tmt_d2.experiments.progress import Progress, headline
+from tmt_d2.experiments.progress import Progress, clock, headline
 from tmt_d2.experiments.records import SCORES_FILE
 from tmt_d2.experiments.scoring import score_checkpoint
 from tmt_d2.experiments.units import Unit
@@ -26,12 +25,12 @@ from tmt_d2.utils.signals import STOPPED
 
 logger = logging.getLogger(__name__)
 
-POLL = 5.0  # seconds between two looks at what other processes do
+POLL = 5.0  # seconds between checks of units that other processes run
 RunUnit = Callable[[Unit], Any]
 
 
 def run_unit(unit: Unit) -> None:
-    """What a process of the launcher does for one unit; goes on from the unit's last checkpoint."""
+    """Run one unit in a process of the launcher; it resumes from the unit's last checkpoint."""
     if unit.kind == "scores":
         data = unit.cfg.DATASETS
         values = score_checkpoint(unit.cfg, data.TRAIN, data.SOURCE_TRAIN, **(unit.scores or {}), seed=unit.cfg.SEED)
@@ -48,7 +47,11 @@ def launch_unit(unit: Unit, num_processes: int) -> None:
 
 
 def run_recorded(unit: Unit, run: RunUnit) -> bool:
-    """Run a unit unless it is done, and record that it is; False, and nothing, while another process runs it."""
+    """Run a unit unless it is done, and record that it is.
+
+    Returns:
+        False if another process is running it, and nothing was done.
+    """
     with file_lock(unit.folder / ".lock") as holder:
         if not holder and not unit.is_done():
             logger.info("%s: running, in %s", unit.name, unit.folder)
@@ -60,12 +63,9 @@ def run_recorded(unit: Unit, run: RunUnit) -> bool:
 
 
 def run_all(units: Sequence[Unit], output: Path, run: RunUnit, guess: Mapping[str, float]) -> Progress:
-    """Run the units that are missing, one after the other; one that fails only stops those that need it.
+    """Run the units that are missing, one after the other; a failure only stops the units that need the failed one.
 
     Several processes may do this at once with the same output: each unit is run by the one that comes to it first.
-
-    Returns:
-        what became of each; its ``failures`` are the reasons, ``first_error`` the first of them.
     """
     progress = Progress(units, output, guess)
     check_units(progress.waiting())
@@ -74,12 +74,15 @@ def run_all(units: Sequence[Unit], output: Path, run: RunUnit, guess: Mapping[st
         began = [_run_if_ready(unit, progress, run) for unit in waiting]
         if not any(began):
             time.sleep(POLL)
-            progress.look()
+            progress.update()
     return progress
 
 
 def _run_if_ready(unit: Unit, progress: Progress, run: RunUnit) -> bool:
-    """Whether anything became of the unit; nothing does while other processes are at it or at what it needs."""
+    """
+    Returns:
+        False if the unit must wait: another process is running it, or a unit that it needs.
+    """
     if progress.state[unit.name] in ("done", "failed"):
         return True
     states = {need: progress.state[need] for need in unit.needs}
@@ -99,9 +102,9 @@ def _run_if_ready(unit: Unit, progress: Progress, run: RunUnit) -> bool:
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code == STOPPED:
             progress.set(unit, "waiting")
-            logger.warning("%s: stopped; the same command again continues it", unit.name)
+            logger.warning("%s: stopped; the same command resumes it", unit.name)
             raise
-        ended = isinstance(error, SystemExit)  # its processes have named the reason
+        ended = isinstance(error, SystemExit)  # its processes have printed the reason
         reason = f"its processes ended with status {error.code}" if ended else one_line(error)
         logger.error("%s failed: %s", unit.name, reason, exc_info=not (ended or isinstance(error, USER_ERRORS)))
         progress.fail(unit, reason, error)
@@ -113,22 +116,25 @@ def _run_if_ready(unit: Unit, progress: Progress, run: RunUnit) -> bool:
 
 
 def check_names(units: Sequence[Unit]) -> None:
-    """Raise a UserError for a data set that nobody has registered; nothing on disk but custom sets' files is read."""
+    """
+    Raises:
+        UserError: a data set is not registered; only the files of custom sets are read.
+    """
     for unit in units:
         data = unit.cfg.DATASETS
         register_data(unit.cfg)
         source, target = unit.about["source"], unit.about.get("target")
         pair = f"pair {source}-{target}" if target else f"source {source}"
         if source == target and unit.kind == "evaluation":
-            logger.warning("%s: source and target are one domain, T says nothing", pair)
+            logger.warning("%s: source and target are one domain, T is meaningless", pair)
         for name in dict.fromkeys([*data.TRAIN, *data.TEST, *data.SOURCE_TRAIN, *data.SOURCE_TEST]):
             check_registered(name, pair)
 
 
 def check_units(units: Sequence[Unit]) -> None:
-    """Raise what any of them would raise about its settings or data, before hours are spent on the others."""
+    """Raise the errors of all units about settings and data, before hours are spent on some of them."""
     if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("RANK and WORLD_SIZE are set, as by torchrun: units start their own processes, use --num-gpus")
+        raise UserError("units start their own processes", key="RANK", value=os.environ["RANK"], hint="use --num-gpus")
     seen = set()
     for unit in units:
         cfg = unit.cfg
@@ -138,3 +144,48 @@ def check_units(units: Sequence[Unit]) -> None:
             register_data(cfg)
             check_stage(cfg, eval_only=unit.trains_nothing and unit.kind != "scores")
         seen.add(settings)
+
+
+def run_on_slurm(
+    units: Sequence[Unit], output: Path, run: RunUnit, guess: Mapping[str, float], parameters: Mapping[str, Any]
+) -> Progress:
+    """As ``run_all``, with each unit as a Slurm job; a unit is submitted once all that it needs is done.
+
+    Args:
+        parameters: of submitit's ``update_parameters``, such as slurm_partition, gpus_per_node, timeout_min.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError("it needs submitit", key="--slurm", hint="pip install submitit") from error
+    check_units(units)
+    executor = submitit.AutoExecutor(folder=str(output / "jobs"))
+    executor.update_parameters(**parameters)
+    progress = Progress(units, output, guess)
+    progress.log(f"{len(units)} units in {output}")
+    for wave in waves(units):
+        ready = []
+        for unit in wave:
+            if any(progress.state[need] != "done" for need in unit.needs):
+                progress.fail(unit, "a unit that it needs failed")
+            elif progress.state[unit.name] == "waiting":
+                ready.append(unit)
+        jobs = executor.map_array(run_recorded, ready, [run] * len(ready)) if ready else []
+        for unit, job in zip(ready, jobs):
+            try:
+                if job.result():
+                    progress.set(unit, "done")
+                else:
+                    progress.fail(unit, "another process is running it")
+            except Exception as error:
+                progress.fail(unit, str(error).strip().splitlines()[-1])
+            progress.log(f"{unit.name}: {progress.state[unit.name]}")
+    return progress
+
+
+def waves(units: Sequence[Unit]) -> list[list[Unit]]:
+    """Units by the longest chain of needs before them: no unit of a wave needs another of the same wave."""
+    depth: dict[str, int] = {}
+    for unit in units:  # a unit stands behind those that it needs
+        depth[unit.name] = 1 + max((depth[need] for need in unit.needs), default=-1)
+    return [[unit for unit in units if depth[unit.name] == level] for level in range(max(depth.values()) + 1)]

@@ -97,7 +97,11 @@ def units_of(plan: Plan, output: Path, opts: Sequence[str] = ()) -> list[Unit]:
     for key in opts[::2]:
         if key in varied:
             raise UserError(f"{key} is overridden, and {varied[key]} gives it several values: take one of them out")
-    amounts = {"label_counts": plan.label_counts, "labelled": plan.labelled, "label_fractions": plan.label_fractions}
+    amounts = {
+        "label_counts": plan.label_counts,
+        "label_lists": plan.label_lists,
+        "label_fractions": plan.label_fractions,
+    }
     overridden = [key for key in opts[::2] if key in LABEL_KEYS]
     listed = [name for name, values in amounts.items() if values]
     if overridden and (sum(map(len, amounts.values())) > 1 or listed not in ([], ["label_fractions"])):
@@ -125,7 +129,7 @@ class _PairUnits:
         self.source_name = f"source/{source}/seed{seed}"
         self.weights = str(plan.source_weights or f"{output / self.source_name}/model_final.pth")
         fields = {"source": source, "target": target, "seed": seed}
-        self.lists = {name: file.format(**fields) for name, file in plan.labelled.items()}
+        self.lists = {name: file.format(**fields) for name, file in plan.label_lists.items()}
 
     def units(self) -> Iterator[Unit]:
         given = self.plan.source_weights
@@ -191,7 +195,7 @@ class _PairUnits:
         if amount.listed:
             names = sorted(listed_names("TRANSFER.LABEL_LIST", cfg.TRANSFER.LABEL_LIST))
             digest = hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
-            about |= {"labelled": amount.listed, "pictures": digest}
+            about |= {"label_list": amount.listed, "images": digest}
         if sweep is not None:
             about |= {"sweep": sweep.name, "key": sweep.key, "value": value}
         yield Unit(name, cfg, (needs,), about)

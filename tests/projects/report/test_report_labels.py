@@ -63,7 +63,7 @@ def write_runs(folder: Path, mious: Mapping[str, tuple[float, ...]], label_seed:
     for name, values in mious.items():
         for seed, miou in enumerate(values, 1):
             about = {"kind": "finetune", "source": "gtav", "target": "bdd100k", "seed": seed, "method": "full"}
-            about |= {"label_count": 4, **({"labelled": name} if name else {}), **more}
+            about |= {"label_count": 4, **({"label_list": name} if name else {}), **more}
             unit = folder / f"{name or 'random'}{seed}{more.get('value', '')}"
             record(unit, metrics(miou, np.random.default_rng(0)), **about)
             (unit / "config.yaml").write_text(config)
@@ -96,7 +96,7 @@ def test_lists_beside_random_draws(tmp_path: Path) -> None:
     page = write_report(tmp_path).read_text()
     assert "Chosen labels" in page and "at random, 3 draws" in page
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
-    assert [row["labelled"] for row in rows] == ["clue"] * 2 + ["kmeans"] * 3 + [""] * 3
+    assert [row["label_list"] for row in rows] == ["clue"] * 2 + ["kmeans"] * 3 + [""] * 3
 
 
 def test_a_draw_is_what_the_seeds_of_one_choice_have_in_common(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tmt_d2.experiments.results import IOU, Results, by_cell, by_pair, classes_o
 from tmt_d2.experiments.statistics import Difference, paired_difference, spread
 from tmt_d2.utils.files import atomic_write, read_json
 
-LABELS = ("label_fraction", "label_count", "labelled")
+LABELS = ("label_fraction", "label_count", "label_list")
 COLUMNS = ("kind", "source", "target", "method", "seed", *LABELS, "sweep", "key", "value")
 
 

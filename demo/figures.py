@@ -22,13 +22,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.data import DatasetCatalog
-
 from demo.run import TARGET, fine_tuned
 from demo.showcase import attention, most_interesting, save_jpeg, transferability
 from tmt_d2.data.datasets.registration import split_name
 from tmt_d2.errors import one_line_errors
-from tmt_d2.inference.reporting import LoadedModel, report_image, split_statistics
+from tmt_d2.inference.attention import report_image, split_statistics
+from tmt_d2.inference.images import find_images
+from tmt_d2.inference.predictor import Predictor
 from tmt_d2.visualization.exclusion import statistics_figure
 
 SPLIT = split_name(TARGET, "val")
@@ -42,15 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise FileNotFoundError(f"--demo {args.demo}: no {folder}/model_final.pth: run `make demo` first")
     os.environ["DETECTRON2_DATASETS"] = str(args.demo / "data")
     tmt, full = (
-        LoadedModel.load(str(folders[name] / "config.yaml"), str(folders[name] / "model_final.pth"))
+        Predictor.from_config(str(folders[name] / "config.yaml"), str(folders[name] / "model_final.pth"))
         for name in ("tmt", "full")
     )
     args.output.mkdir(parents=True, exist_ok=True)
-    record, report = most_interesting(tmt, DatasetCatalog.get(SPLIT))
+    image, report = most_interesting(tmt, find_images(SPLIT))
     query = report.queries[0]
-    print(f"{record['file_name']}: query {query.choice.query}, {query.name}")
+    print(f"{image.record['file_name']}: query {query.choice.query}, {query.name}")
     print(save_jpeg(transferability(report), args.output / "transferability.jpg"))
-    print(save_jpeg(attention(report, report_image(full, record, [query.name])), args.output / "attention.jpg"))
+    print(save_jpeg(attention(report, report_image(full, image, [query.name])), args.output / "attention.jpg"))
     result = split_statistics(tmt, SPLIT)
     heading = f"What transferability excludes in {result['images']} target images"
     print(save_jpeg(statistics_figure(result, heading), args.output / "statistics.jpg"))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 from PIL import Image
 
 from tmt_d2.errors import UserError
-from tmt_d2.inference.reporting import LoadedModel, report_image
+from tmt_d2.inference.attention import report_image
+from tmt_d2.inference.images import InputImage
+from tmt_d2.inference.predictor import Predictor
 from tmt_d2.utils.files import atomic_write
 from tmt_d2.visualization.figures import layer_panels, level_row, query_summary
 from tmt_d2.visualization.inspection import AttentionReport, QueryReport
@@ -33,15 +34,15 @@ def interest(query: QueryReport) -> float:
     return float(query.confidence * removed * (1 - removed) * min(1.0, 4 * layer.predicted.mean()))
 
 
-def most_interesting(tmt: LoadedModel, records: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], AttentionReport]:
-    """The record with the most interesting query, bright pictures first, and its report with that query alone."""
-    scores = []
-    for index, record in enumerate(records):  # a split that is registered has an image
-        report = report_image(tmt, record, CLASSES)
+def most_interesting(tmt: Predictor, images: Iterable[InputImage]) -> tuple[InputImage, AttentionReport]:
+    """Return the image with the most interesting query, preferring bright images, and its report of that query."""
+    images, scores = list(images), []
+    for index, image in enumerate(images):
+        report = report_image(tmt, image, CLASSES)
         brightness = float(report.picture.mean())
         scores += [(interest(query) * brightness, index, query.choice.query) for query in report.queries]
     _, index, query = max(scores, key=lambda item: item[0])
-    return records[index], report_image(tmt, records[index], [query])
+    return images[index], report_image(tmt, images[index], [query])
 
 
 def transferability(report: AttentionReport) -> Figure:

@@ -33,8 +33,9 @@ from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.units import estimator_cfg
 from tmt_d2.inference import Prediction, Predictor
+from tmt_d2.inference.attention import report_image
+from tmt_d2.inference.images import InputImage
 from tmt_d2.inference.predictor import ImageLike
-from tmt_d2.inference.reporting import LoadedModel, report_image
 from tmt_d2.utils.logs import log_to_screen
 from tmt_d2.visualization.figures import prediction_figure, query_figure, transferability_figure
 from tmt_d2.visualization.inspection import AttentionReport, Selector
@@ -62,10 +63,6 @@ class Trained:
     @cached_property
     def predictor(self) -> Predictor:
         return Predictor.from_config(str(self.folder / "config.yaml"), self.weights)
-
-    @cached_property
-    def _loaded(self) -> LoadedModel:
-        return LoadedModel.load(str(self.folder / "config.yaml"), self.weights)
 
     def predict(self, image: ImageLike) -> Prediction:
         """image: a path, a PIL image, or an (H, W, 3) uint8 array in RGB."""
@@ -100,7 +97,7 @@ class Trained:
         top: int = 0,
         layers: Sequence[int] | None = None,
     ) -> AttentionReport:
-        return report_image(self._loaded, {"file_name": str(path)}, selectors, top, layers)
+        return report_image(self.predictor, InputImage.of({"file_name": str(path)}), selectors, top, layers)
 
 
 def train(

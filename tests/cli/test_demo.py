@@ -23,7 +23,9 @@ from tmt_d2.cli.common import parse
 from tmt_d2.data.datasets.label_spaces import TRAIN_IDS
 from tmt_d2.data.datasets.registration import register_split
 from tmt_d2.errors import one_line_errors
-from tmt_d2.inference.reporting import LoadedModel, by_name, find_records, report_image, scaled
+from tmt_d2.inference import Predictor
+from tmt_d2.inference.attention import report_image, scaled
+from tmt_d2.inference.images import InputImage, find_images
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, size in (("wide.png", (61, 143)), ("tall.jpg", (90, 57))):
         coarse = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
         cv2.imwrite(str(folder / "images" / name), cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC))
-    (folder / "images" / "notes.txt").write_text("not an image")
+    (folder / "images" / "notes.md").write_text("not an image")
     cv2.imwrite(str(folder / "label.png"), rng.integers(0, 19, (61, 143), dtype=np.uint8))
     record = {
         "file_name": str(folder / "images" / "wide.png"),
@@ -136,16 +138,6 @@ def test_statistics_of_a_split(folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert "proxy A-distance" in capsys.readouterr().out
 
 
-def test_images_of_one_name_do_not_share_files(tmp_path: Path) -> None:
-    for name in ("a.png", "a.jpg", "b.png"):
-        (tmp_path / name).touch()
-    records, others = find_records(str(tmp_path))
-    names = list(by_name(records))
-    assert names == [f"{tmp_path.name}_a.jpg", f"{tmp_path.name}_a.png", "b"] and others == 0
-    with pytest.raises(ValueError, match=f"2 images would have the name {tmp_path.name}_b.png"):
-        by_name([records[2], records[2]])
-
-
 def test_a_pixel_of_the_file_is_that_of_the_smaller_picture() -> None:
     assert scaled((5247, 0), (3936, 5248), (1536, 2048)) == (2047, 0)
     assert scaled("car", (3936, 5248), (1536, 2048)) == "car"
@@ -154,8 +146,8 @@ def test_a_pixel_of_the_file_is_that_of_the_smaller_picture() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--input", "missing.png"], "--input missing.png: no such image, folder or registered split"),
-        (["--input", "{folder}/images/notes.txt"], "notes.txt: cannot be decoded"),
+        (["--input", "missing.png"], "missing.png"),
+        (["--input", "{folder}/images/notes.md"], "notes.md"),
         (["--input", "{folder}/images/wide.png", "--classes", "tram"], "class 'tram' is not known"),
         (["--input", "{folder}/images/wide.png", "--heads", "4"], "head 4 does not exist"),
         (["--input", "{folder}/images/wide.png", "MODEL.NOTHING", "1"], "MODEL.NOTHING"),
@@ -186,15 +178,15 @@ def test_a_checkpoint_is_needed(folder: Path, tmp_path: Path) -> None:
 
 def test_the_figures_of_the_readme(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tmt, full = (
-        LoadedModel.load(config, str(folder / f"{Path(config).stem}.pth"), ["INPUT.MIN_SIZE_TEST", "64"])
+        Predictor.from_config(config, str(folder / f"{Path(config).stem}.pth"), ["INPUT.MIN_SIZE_TEST", "64"])
         for config in (TMT, FULL)
     )
-    records = DatasetCatalog.get("pictures_val")
-    record, report = showcase.most_interesting(tmt, records)
+    (image,) = find_images("pictures_val")
+    found, report = showcase.most_interesting(tmt, [image])
     (query,) = report.queries
-    others = report_image(tmt, records[0], showcase.CLASSES).queries
-    assert record is records[0] and showcase.interest(query) == max(map(showcase.interest, others))
-    other = report_image(full, record, [query.name])
+    others = report_image(tmt, image, showcase.CLASSES).queries
+    assert found is image and showcase.interest(query) == max(map(showcase.interest, others))
+    other = report_image(full, image, [query.name])
     for figure in (showcase.transferability(report), showcase.attention(report, other)):
         line = showcase.save_jpeg(figure, tmp_path / "figure.jpg")
         assert "quality 92" in line and Image.open(tmp_path / "figure.jpg").format == "JPEG"
@@ -216,8 +208,8 @@ def test_a_picture_on_its_side_is_shown_as_its_label_has_it_and_alone_as_stored(
         shutil.copy(folder / "images" / "wide.png", path)
         store_anew(path, on_its_side)
         records.append({**DatasetCatalog.get("pictures_val")[0], "file_name": str(path)})
-    loaded = LoadedModel.load(FULL, str(folder / "full.pth"), ["INPUT.MIN_SIZE_TEST", "64"])
-    upright, turned = (report_image(loaded, record, [], 1, [0]) for record in records)
+    loaded = Predictor.from_config(FULL, str(folder / "full.pth"), ["INPUT.MIN_SIZE_TEST", "64"])
+    upright, turned = (report_image(loaded, InputImage.of(record), [], 1, [0]) for record in records)
     assert np.array_equal(upright.picture, turned.picture) and np.array_equal(upright.prediction, turned.prediction)
-    alone = report_image(loaded, {"file_name": records[1]["file_name"]}, [], 1, [0])
+    alone = report_image(loaded, InputImage.of({"file_name": records[1]["file_name"]}), [], 1, [0])
     assert alone.picture.shape == (143, 61, 3) and alone.prediction.shape == (143, 61)

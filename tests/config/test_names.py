@@ -27,8 +27,7 @@ from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.errors import UserError, did_you_mean
 from tmt_d2.experiments.running import check_names
 from tmt_d2.experiments.scoring import score_checkpoint
-from tmt_d2.inference.reporting import find_records
-from tmt_d2.inference.streaming import find_pictures
+from tmt_d2.inference.images import find_images
 
 TMT = str(CONFIGS / "tmt.yaml")
 
@@ -101,9 +100,8 @@ def test_the_nearest_name() -> None:
         UserError, match=r"^KEY: no data set 'gtav_sem_seg_trian' is .*; did you mean gtav_sem_seg_train\?$"
     ):
         check_registered("gtav_sem_seg_trian", "KEY")
-    for find in (find_pictures, find_records):
-        with pytest.raises(FileNotFoundError, match=r"; did you mean gtav_sem_seg_val\?"):
-            find("gtav_sem_seg_vla")
+    with pytest.raises(FileNotFoundError, match="gtav_sem_seg_val"):
+        find_images("gtav_sem_seg_vla")
 
 
 def run(command: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
@@ -178,7 +176,7 @@ def test_a_data_set_registered_the_detectron2_way(foreign: str, start: Path, tmp
     assert torch.equal(*(torch.tensor(list(each.values())).nan_to_num(-1) for each in (there, here)))
     cfg = small_cfg("tmt", tmp_path, start, **small)
     assert "LEEP" in score_checkpoint(cfg, [train], images=2, pixels=20, draws=1)
-    assert len(find_pictures(val)) == 1 and find_records(val)[0][0]["dataset"] == val
+    assert [image.record["dataset"] for image in find_images(val)] == [val]
     record = records_of([val])[0]
     assert (
         label_space_of(val).classes == CITYSCAPES_CLASSES

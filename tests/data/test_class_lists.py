@@ -31,7 +31,8 @@ from tmt_d2.engine.run_stage import check_stage, run_stage
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.results import Run, classes_of
 from tmt_d2.inference import Predictor
-from tmt_d2.inference.reporting import LoadedModel, report_image
+from tmt_d2.inference.attention import report_image
+from tmt_d2.inference.images import InputImage
 from tmt_d2.visualization.figures import report_figures
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
@@ -289,18 +290,16 @@ def test_a_model_of_its_own_classes(tmp_path: Path, count: int) -> None:
     image = tmp_path / "own/val/rgb/0.png"
     assert predictor(image).scores.shape[0] == count
     file.unlink()  # the run's own config names it
-    loaded = LoadedModel.load(f"{cfg.OUTPUT_DIR}/config.yaml", weights)
-    drawn = report_image(loaded, {"file_name": str(image)}, [names[1]])
+    predictor = Predictor.from_config(f"{cfg.OUTPUT_DIR}/config.yaml", weights)
+    drawn = report_image(predictor, InputImage.of({"file_name": str(image)}), [names[1]])
     assert drawn.queries[0].name == names[1] and drawn.classes == predictor.classes
     files = [suffix for suffix, _ in report_figures([drawn], "picture", ())]
     assert files[-1].endswith("_thing-1_class")
-    with pytest.raises(UserError, match="class 'car' is not known: choose from thing/0, thing/1"):
-        report_image(loaded, {"file_name": str(image)}, ["car"])
-    record = {"file_name": str(image), "sem_seg_file_name": "x.png", "dataset": "cityscapes_sem_seg_val"}
-    with pytest.raises(
-        UserError, match=r"cityscapes_sem_seg_val has 19 classes .*, the model has \d+ classes .*: name a split with"
-    ):
-        report_image(loaded, record, [])
+    with pytest.raises(UserError, match="car"):
+        report_image(predictor, InputImage.of({"file_name": str(image)}), ["car"])
+    with pytest.raises(UserError) as error:
+        predictor.label_space_of("cityscapes_sem_seg_val")
+    assert error.value.key == "cityscapes_sem_seg_val"
 
 
 @pytest.mark.slow

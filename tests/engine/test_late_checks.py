@@ -18,6 +18,7 @@ from tmt_d2.data.datasets.registration import check_registered
 from tmt_d2.engine.launch import launch
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.errors import UserError
+from tmt_d2.inference import Predictor
 from tmt_d2.projects.label_selection import command as select_labels
 from tmt_d2.projects.viewer import command as app
 
@@ -29,10 +30,8 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was loaded first")
 
-    for module in (select_labels, predict, export):
-        monkeypatch.setattr(module, "load_model", load)
+    monkeypatch.setattr(Predictor, "from_config", load)
     monkeypatch.setattr(score, "score_checkpoint", load)
-    monkeypatch.setattr(show_attention.LoadedModel, "load", load)
 
 
 @pytest.fixture
@@ -68,7 +67,7 @@ def test_budget_and_labels_of_a_selection(photos: Path, tmp_path: Path) -> None:
 def test_a_strategy_that_needs_an_estimator(photos: Path, monkeypatch: pytest.MonkeyPatch, build_tiny: Any) -> None:
     model = build_tiny("MaskFormer")
     monkeypatch.setattr(model, "run", None)  # it cannot look at anything
-    monkeypatch.setattr(select_labels, "load_model", lambda *_: (tiny_cfg(), model))
+    monkeypatch.setattr(Predictor, "from_config", lambda *_: Predictor(tiny_cfg(), model))
     with pytest.raises(UserError) as error:
         select(photos, 1, "--strategy", "domain")
     assert error.value.key == "--strategy"

@@ -152,13 +152,13 @@ class Tasks:
 
     def predictor(self) -> Predictor:
         cfg = self.cfg("tmt", MODEL__TMT__OUTPUT_TRANSFERABILITY=True)
-        return Predictor.of_model(cfg, load_model(cfg))
+        return Predictor(cfg, load_model(cfg))
 
     def inspect(self) -> None:
         attention_report(self.predictor().model, make_records([(64, 96)])[0], pixels(), top=2).numbers()
 
     def select(self) -> None:
-        ImageScorer(self.predictor().model, min_size=64, max_size=128, image_format="RGB")([pixels(), pixels()])
+        ImageScorer(self.predictor())([pixels(), pixels()])
 
     def score(self) -> dict[str, float]:
         splits = ("bdd100k_sem_seg_val", "bdd100k_sem_seg_train"), ("cityscapes_sem_seg_train",)

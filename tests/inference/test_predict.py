@@ -25,8 +25,8 @@ from tmt_d2.data.datasets.registration import register_split
 from tmt_d2.data.reader import DataError
 from tmt_d2.errors import UserError
 from tmt_d2.inference import Predictor
-from tmt_d2.inference.folder import ids_table, write_classes
-from tmt_d2.inference.streaming import find_pictures, predictions
+from tmt_d2.inference.folder import ids_table, predictions, write_classes
+from tmt_d2.inference.images import find_images
 
 pytestmark = pytest.mark.slow
 
@@ -85,21 +85,21 @@ def run(model: tuple[str, str], place: Any, output: Path, *more: str) -> int:
 
 def test_places(photos: Path, video: Path, split: str, tmp_path: Path) -> None:
     names = ["a/1", "a/2", "b/1"]
-    folder = find_pictures(str(photos))
+    folder = find_images(str(photos))
     assert [picture.name for picture in folder] == names and (len(folder), folder.left_out) == (3, 1)
-    assert [picture.name for picture in find_pictures(split)] == names
+    assert [picture.name for picture in find_images(split)] == names
     (tmp_path / "some.txt").write_text("photos/b/1.png\n\nphotos/a/2.png\nphotos/b/1.png\nphotos/gone.png\n")
-    listed = list(find_pictures(str(tmp_path / "some.txt")))
+    listed = list(find_images(str(tmp_path / "some.txt")))
     assert [picture.name for picture in listed] == ["b/1", "a/2", "gone"]  # each once
     assert listed[0].read("RGB").shape == (33, 50, 3)
     with pytest.raises(DataError, match=r"gone\.png: cannot be read"):
         listed[2].read("RGB")
-    frames = find_pictures(str(video))
+    frames = find_images(str(video))
     assert len(frames) == 3 and [picture.name for picture in frames] == ["000000", "000001", "000002"]
     colours = [picture.read("RGB").mean((0, 1)) for picture in frames]
     assert [round(red / 100) for red, _, _ in colours] == [0, 1, 2] and colours[2][2] < 20
     write(photos / "a/1.jpg", 40, 64)
-    assert [picture.name for picture in find_pictures(str(photos / "a"))] == ["1.jpg", "1.png", "2"]
+    assert [picture.name for picture in find_images(str(photos / "a"))] == ["1.jpg", "1.png", "2"]
 
 
 def test_places_without_a_picture(tmp_path: Path) -> None:
@@ -107,27 +107,27 @@ def test_places_without_a_picture(tmp_path: Path) -> None:
     (tmp_path / "none.txt").write_text("\n")
     (tmp_path / "cut.mp4").write_bytes(b"no video")
     with pytest.raises(UserError, match="this folder has no image"):
-        find_pictures(str(tmp_path / "empty"))
-    with pytest.raises(UserError, match="the list .*none.txt names no image"):
-        find_pictures(str(tmp_path / "none.txt"))
+        find_images(str(tmp_path / "empty"))
+    with pytest.raises(UserError, match="none.txt"):
+        find_images(str(tmp_path / "none.txt"))
     with pytest.raises(DataError, match="cannot be decoded as a video"):
-        find_pictures(str(tmp_path / "cut.mp4"))
+        find_images(str(tmp_path / "cut.mp4"))
     with pytest.raises(FileNotFoundError, match="no such image, folder, list, video or registered split"):
-        find_pictures(str(tmp_path / "nowhere"))
+        find_images(str(tmp_path / "nowhere"))
 
 
 def test_batches_are_of_one_size_and_the_answers_those_of_one_by_one(
     model: tuple[str, str], photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor = Predictor.from_config(*model)
-    alone = [predictor(picture.read("RGB")).labels for picture in find_pictures(str(photos))]
+    alone = [predictor(picture.read("RGB")).labels for picture in find_images(str(photos))]
     sizes, batch = [], Predictor.batch
     monkeypatch.setattr(Predictor, "batch", lambda self, images, size: sizes.append(len(images)) or batch(self, images))
-    results = list(predictions(predictor, find_pictures(str(photos))))
+    results = list(predictions(predictor, find_images(str(photos))))
     assert sizes == [2, 1]
     assert all(torch.equal(result.labels, labels) for (_, _, result), labels in zip(results, alone))
-    monkeypatch.setattr("tmt_d2.inference.streaming.MAX_SCORE_PIXELS", 40 * 64)
-    list(predictions(predictor, find_pictures(str(photos))))
+    monkeypatch.setattr("tmt_d2.inference.folder.MAX_SCORE_PIXELS", 40 * 64)
+    list(predictions(predictor, find_images(str(photos))))
     assert sizes == [2, 1, 1, 1, 1]  # memory is bounded whatever --batch-size is
 
 
@@ -138,7 +138,7 @@ def test_files_and_going_on(
     kinds = ("labels", "overlays", "confidence", "transferability")
     assert run(model, photos, output, "--write", *kinds, "--ids", "cityscapes") == 0
     told = capsys.readouterr().out
-    assert f"{photos}: 3 images, 1 other" in told and "3 pictures predicted\n" in told
+    assert f"{photos}: 3 images, 1 other" in told and "3 images predicted\n" in told
     classes = json.loads((output / "classes.json").read_text())["classes"]
     assert len(classes) == 19 and classes[0] == {"id": 7, "name": "road", "color": [128, 64, 128]}
     predictor = Predictor.from_config(*model)
@@ -156,11 +156,11 @@ def test_files_and_going_on(
     whole = cut.read_bytes()
     cut.write_bytes(whole[:-5])
     assert run(model, photos, output, "--write", *kinds, "--ids", "cityscapes") == 0
-    assert "1 pictures predicted, 2 were there already" in capsys.readouterr().out
+    assert "1 images predicted, 2 already present" in capsys.readouterr().out
     assert cut.read_bytes() == whole and kept.stat().st_mtime_ns == before
     with pytest.raises(UserError, match="--ids"):
         run(model, photos, output)
-    with pytest.raises(UserError, match="INPUT and TEST"):
+    with pytest.raises(UserError, match="INPUT or TEST settings"):
         run(model, photos, output, "--ids", "cityscapes", "INPUT.MIN_SIZE_TEST", "32")
 
 
@@ -170,7 +170,7 @@ def test_broken_pictures_are_named_and_the_others_predicted(
     (photos / "a" / "2.png").write_bytes((photos / "a" / "2.png").read_bytes()[:60])
     assert run(model, photos, tmp_path / "out") == 1
     told = "".join(capfd.readouterr())
-    assert "2 pictures predicted, 1 could not be read" in told and "left out: " in told and "a/2.png: " in told
+    assert "2 images predicted, 1 unreadable" in told and "left out: " in told and "a/2.png: " in told
     assert sorted(path.name for path in (tmp_path / "out" / "labels").rglob("*.png")) == ["1.png", "1.png"]
 
 
@@ -184,8 +184,8 @@ def test_a_video_and_one_that_ends_early(
     broken.write_bytes(data[: data.rfind(b"00dc", 0, data.rfind(b"idx1")) - 40])
     # The header's count is a guess in many containers: the frames that are there are no error
     warnings: list[str] = []
-    monkeypatch.setattr("tmt_d2.inference.streaming.logger.warning", lambda text, *args: warnings.append(text % args))
-    assert 0 < len([frame.read("RGB") for frame in find_pictures(str(broken))]) < 3
+    monkeypatch.setattr("tmt_d2.inference.images.logger.warning", lambda text, *args: warnings.append(text % args))
+    assert 0 < len([frame.read("RGB") for frame in find_images(str(broken))]) < 3
     assert "cut.avi" in "".join(warnings)
 
 
@@ -203,15 +203,15 @@ def test_classes_are_named_beside_the_labels(tmp_path: Path) -> None:
 def test_own_ids_are_those_of_the_label_files() -> None:
     table = ids_table(CITYSCAPES)
     assert (table[0], table[13], table[18], table[255]) == (7, 26, 33, 255)
-    with pytest.raises(UserError, match="has ids 2 and 15 for sidewalk: take train ids"):
+    with pytest.raises(UserError, match="sidewalk"):
         ids_table(MAPILLARY_A)
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--batch-size", "0"), "--batch-size is 0: it must be at least 1"),
-        (("MODEL.META_ARCHITECTURE", "MaskFormer", "--write", "transferability"), "MaskFormer has none"),
+        (("--batch-size", "0"), "--batch-size"),
+        (("MODEL.META_ARCHITECTURE", "MaskFormer", "--write", "transferability"), "--write transferability"),
     ],
 )
 def test_wrong_arguments(
@@ -219,7 +219,7 @@ def test_wrong_arguments(
 ) -> None:
     with pytest.raises(UserError, match=message):
         run(model, photos, tmp_path / "out", *more)
-    with pytest.raises(UserError, match=r"its pictures would be taken for input next time"):
+    with pytest.raises(UserError, match="--output"):
         run(model, photos, photos / "out")
 
 
@@ -239,27 +239,27 @@ def test_what_was_predicted_of_other_pictures_or_by_another_model_does_not_stay(
 ) -> None:
     output = tmp_path / "out"
     run(model, photos, output, "--write", "labels")
-    with pytest.raises(UserError, match="settings of MODEL"):
+    with pytest.raises(UserError, match="MODEL settings"):
         run(model, photos, output, "--write", "labels", "MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0]")
     made = output / "labels" / "a" / "1.png"
     os.utime(photos / "a" / "1.png", ns=(made.stat().st_mtime_ns + 10**9,) * 2)  # the picture was replaced since
     capsys.readouterr()
     run(model, photos, output, "--write", "labels")
-    assert "1 pictures predicted, 2 were there already" in capsys.readouterr().out
+    assert "1 images predicted, 2 already present" in capsys.readouterr().out
     place = tmp_path / "list.txt"
     for folder in ("a", "b"):
         place.write_text(f"# one picture\n{photos / folder / '1.png'}\n")
         if folder == "a":
             run(model, place, tmp_path / "listed")
         else:
-            with pytest.raises(UserError, match="pictures below"):
+            with pytest.raises(UserError, match="common folder"):
                 run(model, place, tmp_path / "listed")
 
 
 def test_no_two_pictures_have_one_name(tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg", "a.png.jpg"):
         write(tmp_path / name, 8, 8)
-    names = [picture.name for picture in find_pictures(str(tmp_path))]
+    names = [picture.name for picture in find_images(str(tmp_path))]
     assert len({*names}) == 3
 
 

@@ -16,7 +16,7 @@ from tmt_d2.cli.export import main as export
 from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer, keep_weights
 from tmt_d2.engine.checkpoint.files import DamagedCheckpoint
 from tmt_d2.engine.run_stage import run_stage
-from tmt_d2.inference.predictor import load_model
+from tmt_d2.inference.predictor import Predictor
 from tmt_d2.modeling.official import plain_state
 from tmt_d2.transferability.settings import decode_settings, encode_settings
 
@@ -141,7 +141,7 @@ def test_every_run_that_uses_an_estimator_looks(start: Path, tmp_path: Path) -> 
             run_stage(cfg, eval_only=eval_only)
     opts = options(**squares)
     with pytest.raises(ValueError, match=message):
-        load_model(str(CONFIGS / "tmt.yaml"), str(start), opts)
+        Predictor.from_config(str(CONFIGS / "tmt.yaml"), str(start), opts)
     command = ["--config-file", str(CONFIGS / "tmt.yaml"), "--weights", str(start), "--size", "64x64"]
     with pytest.raises(ValueError, match=message):
         export([*command, "--output", str(tmp_path / "x.onnx"), *opts])

@@ -40,7 +40,7 @@ from tmt_d2.data.mapper import resized_size
 from tmt_d2.data.reader import read_image_of
 from tmt_d2.errors import UserError
 from tmt_d2.inference.export import FORMATS, IMAGES, export_model
-from tmt_d2.inference.predictor import load_model
+from tmt_d2.inference.predictor import Predictor
 from tmt_d2.utils.files import check_writable
 from tmt_d2.utils.logs import log_to_screen
 
@@ -58,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if Path(args.output).is_dir():
         raise UserError(f"--output {args.output} is a folder: name a file in it")
     check_writable("--output", args.output)
-    cfg, model = load_model(args.config_file, args.weights, ["MODEL.DEVICE", "cpu", *args.opts])
+    predictor = Predictor.from_config(args.config_file, args.weights, ["MODEL.DEVICE", "cpu", *args.opts])
+    cfg = predictor.cfg
     resized = resized_size(given, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     size = given if args.size else resized
     if size != resized:
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for key in ("SLIDING_WINDOW", "AUG"):
         if cfg.TEST[key].ENABLED:
             logger.warning("TEST.%s.ENABLED is True: the file does one pass over the whole image without it", key)
-    found = export_model(model, size, args.output, file_format, channels=cfg.INPUT.FORMAT)
+    found = export_model(predictor.model, size, args.output, file_format, channels=cfg.INPUT.FORMAT)
     print(
         f"{args.output}: {Path(args.output).stat().st_size / 2**20:.1f} MiB, logits differ by {found.logits:.1e} "
         f"(median of {IMAGES} images, at worst {found.worst:.1e}), {found.labels:.3%} of the labels are equal\n"

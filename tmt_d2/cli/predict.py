@@ -1,19 +1,19 @@
-"""Predict many pictures: a folder, a list, a registered split, a video -> label files, overlays, confidence, T.
+"""Predict the images of a folder, a list, a registered split or a video: label files, overlays, confidence, T.
 
     python tools/predict.py --config-file configs/R50/tmt.yaml --weights output/R50/tmt/model_final.pth \\
         --input photos --output predicted --write labels overlays confidence transferability
 
---output receives, for a picture NAME (its path below the folder that all pictures share; of a video the frame's number)
+--output receives, for an image NAME (its path below the common folder of all images; the number of a video frame)
 
     labels/NAME.png             train ids (255: none), or with --ids cityscapes the ids of that data set's own files
-    overlays/NAME.png           the picture in the colours of its classes
-    confidence/NAME.png         0-255: the share of the best class in the sum of all scores
-    transferability/NAME.png    0-255: T, the mean of the levels; of TMT models
-    classes.json                what the ids in labels/ mean: {"classes": [{"id": 0, "name": "road", "color": [...]}]}
+    overlays/NAME.png           the image in the colors of its classes
+    confidence/NAME.png         0-255: score of the best class divided by the sum of all scores
+    transferability/NAME.png    0-255: T, mean over the levels; TMT models only
+    classes.json                the ids in labels/: {"classes": [{"id": 0, "name": "road", "color": [...]}]}
 
-The same command again goes on: what is there and whole is not predicted again. --input is a folder (with those below
-it), a text file with a path a line, a name in Detectron2's catalogs, a video, or one picture. Exit status: 0 all are
-there; 1 some pictures could not be read, each named in a line; 2 an error that one line names.
+Run the same command again to resume: images whose files are complete are skipped. --input is a folder (searched with
+its subfolders), a text file with one path per line, a split in Detectron2's catalogs, a video, or an image. Exit
+status: 0 all images predicted; 1 some images are unreadable, one line each; 2 an error, in one line.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from tmt_d2.config import setup_cfg
 from tmt_d2.data import register_data
 from tmt_d2.data.datasets.registration import split_name
 from tmt_d2.errors import UserError
-from tmt_d2.inference.folder import KINDS, claim_output, ids_table, predict_files, write_classes
-from tmt_d2.inference.predictor import Predictor, load_model
-from tmt_d2.inference.reporting import label_space_for
-from tmt_d2.inference.streaming import check_apart, find_pictures
+from tmt_d2.inference.folder import KINDS, claim_output, ids_table, predict_images, write_classes
+from tmt_d2.inference.images import check_outside, find_images
+from tmt_d2.inference.predictor import Predictor
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.utils.files import remove_temporaries
 from tmt_d2.utils.lock import folder_lock
@@ -44,11 +43,16 @@ def parser():
     add = arguments.add_argument
     add("--config-file", required=True, metavar="FILE")
     add("--weights", default="", metavar="FILE", help="checkpoint; default: MODEL.WEIGHTS")
-    add("--input", required=True, metavar="PLACE", help="a folder, a list, a registered split, a video, or a picture")
+    add("--input", required=True, metavar="PLACE", help="a folder, a list, a registered split, a video, or an image")
     add("--output", required=True, type=Path, metavar="FOLDER", help="created if it does not exist")
-    add("--write", nargs="+", choices=KINDS, default=KINDS[:2], help="what to write; default: labels overlays")
-    add("--ids", default=TRAIN_IDS, metavar="NAME", help="of label files: those of this data set; default: train ids")
-    add("--batch-size", type=int, default=8, metavar="N", help="pictures of one size that share a pass, at most")
+    add("--write", nargs="+", choices=KINDS, default=KINDS[:2], help="files to write; default: labels overlays")
+    add(
+        "--ids",
+        default=TRAIN_IDS,
+        metavar="NAME",
+        help="write this data set's own ids to labels/; default: train ids",
+    )
+    add("--batch-size", type=int, default=8, metavar="N", help="maximum number of images in a forward pass")
     add("opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides")
     return arguments
 
@@ -57,26 +61,23 @@ def main(arguments=None):
     args = parse(parser(), arguments)
     log_to_screen()
     if args.batch_size < 1:
-        raise UserError(f"--batch-size is {args.batch_size}: it must be at least 1")
+        raise UserError("must be at least 1", key="--batch-size", value=args.batch_size)
     if args.output.exists() and not args.output.is_dir():
-        raise UserError(f"--output {args.output} is a file, not a folder")
-    check_apart(args.output, args.input, "--input")
+        raise UserError("this is a file, not a folder", key="--output", value=str(args.output))
+    check_outside(args.output, args.input, "--input")
     register_data(setup_cfg(args.config_file, args.opts), missing_ok=True)  # --input may be a split of custom data
-    pictures = find_pictures(args.input)
-    cfg, model = load_model(args.config_file, args.weights, args.opts)
-    if "transferability" in args.write and not isinstance(model, TransferableMaskFormer):
-        raise UserError(
-            f"--write transferability: {cfg.MODEL.META_ARCHITECTURE} has none; take a tmt model, or leave it"
-        )
-    ids = None if args.ids == TRAIN_IDS else ids_table(label_space_for(model, split_name(args.ids, "val")))
-    claim_output(args.output, cfg, pictures, args.ids)
-    if pictures.left_out:
-        print(f"{args.input}: {len(pictures)} images, {pictures.left_out} other and hidden files left out")
-    predictor = Predictor.of_model(cfg, model)
+    images = find_images(args.input)
+    predictor = Predictor.from_config(args.config_file, args.weights, args.opts)
+    if "transferability" in args.write and not isinstance(predictor.model, TransferableMaskFormer):
+        raise UserError("the model is a plain Mask2Former, which has none", key="--write transferability")
+    ids = None if args.ids == TRAIN_IDS else ids_table(predictor.label_space_of(split_name(args.ids, "val")))
+    claim_output(args.output, predictor, images, args.ids)
+    if images.left_out:
+        print(f"{args.input}: {len(images)} images, {images.left_out} other and hidden files left out")
     with folder_lock(args.output, "--output"):
         remove_temporaries(args.output)
         write_classes(args.output, predictor.classes, ids)
-        outcome = predict_files(predictor, pictures, args.output, args.write, ids, args.batch_size)
+        outcome = predict_images(predictor, images, args.output, args.write, ids, args.batch_size)
     print(f"{args.output}: {outcome}")
     return 1 if outcome.broken else 0
 

@@ -1,5 +1,5 @@
-"""Trained models outside of training: a predictor for images, and export to torch.export and ONNX files."""
+"""Trained models outside of training: prediction of images, folders and videos, attention reports, and export."""
 
-from tmt_d2.inference.predictor import Prediction, Predictor, load_model
+from tmt_d2.inference.predictor import Prediction, Predictor
 
-__all__ = ["Prediction", "Predictor", "load_model"]
+__all__ = ["Prediction", "Predictor"]

@@ -1,6 +1,6 @@
-"""From an image, however it is held, to labels, scores and transferability.
+"""A trained model: from an image, however it is held, to labels, scores and transferability.
 
-Letters: (H, W) the size of the image as given, K classes, L levels of the decoder's pyramid (strides 32, 16, 8).
+Letters: (H, W) size of the given image, K classes, L levels of the decoder's pyramid (strides 32, 16, 8).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tmt_d2.config import setup_cfg
-from tmt_d2.data import register_data
-from tmt_d2.data.datasets.label_spaces import class_list_of
-from tmt_d2.data.mapper import model_input
+from tmt_d2.data import mapper, register_data
+from tmt_d2.data.datasets.label_spaces import LabelSpace, class_list_of
+from tmt_d2.data.datasets.registration import label_space_of
 from tmt_d2.data.reader import ChannelOrder, read_image_of
-from tmt_d2.engine import loading
+from tmt_d2.engine.loading import load_model
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.inference import MAX_SCORE_PIXELS, SinglePass, build_inference
 from tmt_d2.evaluation.semantic import labels_at_size
@@ -32,13 +32,14 @@ ImageLike = str | Path | Image.Image | np.ndarray
 
 
 class Prediction(NamedTuple):
-    """What a model says about one image; tensors are on the CPU.
+    """Prediction for one image; all tensors are on the CPU.
 
-    labels: (H, W) uint8, the class of every pixel.
-    scores: (K, H, W) float32, not normalised over the classes; for images above ``MAX_SCORE_PIXELS`` at a half, a
-        quarter, ... of the model's input size.
-    transferability: (L, H, W) float32 in [0, 1] at the same size as ``scores``, coarsest level first, high = like the
-        source (Eq. 11); None for plain Mask2Former.
+    Attributes:
+        labels: (H, W) uint8, class index of each pixel.
+        scores: (K, H, W) float32, not normalized over the classes; for images above ``MAX_SCORE_PIXELS`` at 1/2, 1/4,
+            ... of the model's input size.
+        transferability: (L, H, W) float32 in [0, 1] at the size of ``scores``, coarsest level first, high = like the
+            source (Eq. 11); None for plain Mask2Former.
     """
 
     labels: Tensor
@@ -46,7 +47,7 @@ class Prediction(NamedTuple):
     transferability: Tensor | None
 
     def confidence(self) -> Tensor:
-        """(H, W) float32 in [0, 1]: the share of the best class in the sum of all classes' scores."""
+        """(H, W) float32 in [0, 1]: score of the best class, divided by the sum over all classes."""
         shares = self.scores.amax(0) / self.scores.sum(0).clamp(min=1e-6)
         return resize(shares[None], self.labels.shape)[0]
 
@@ -60,121 +61,117 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """Labels, scores and transferability of images of any size.
+    """A trained model with its config: labels, scores and transferability of images of any size.
 
         predictor = Predictor.from_config("configs/R50/tmt.yaml", "output/R50/tmt/model_final.pth")
         labels = predictor("street.png").labels
         shares = {name: float((labels == i).float().mean()) for i, name in enumerate(predictor.classes.names)}
         for prediction in predictor.batch(["a.png", numpy_image, pil_image]): ...
 
-    Images are resized as in testing (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST); results have the size of the image as given:
-    a file, as in its data set, as stored. An EXIF orientation is not applied (of a file, the log says so), and that of
-    a PIL image not looked at: ``ImageOps.exif_transpose(Image.open("photo.jpg"))`` is the photo as a person sees it.
-    TEST.PRECISION, TEST.SLIDING_WINDOW and TEST.AUG are obeyed.
+    Images are resized as in testing (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST); results have the size of the given image.
+    TEST.PRECISION, TEST.SLIDING_WINDOW and TEST.AUG apply. An EXIF orientation is not applied; for the upright photo
+    pass ``ImageOps.exif_transpose(Image.open("photo.jpg"))``.
 
     Attributes:
-        classes: names and colours of the labels, as the checkpoint has them.
+        cfg: config of the model; MODEL.WEIGHTS is the checkpoint.
+        model: the model in evaluation mode.
+        classes: names and colors of the labels, from the checkpoint.
+        image_format: channel order that the model reads.
+        name: task or method that trained the model, used in titles.
     """
 
-    def __init__(
-        self,
-        model: MaskFormer,
-        *,
-        inference: SinglePass,
-        batched: bool,
-        min_size: int,
-        max_size: int,
-        image_format: ChannelOrder,
-    ) -> None:
-        """
-        Args:
-            inference: ``build_inference`` around ``WithTransferability(model)``.
-            batched: images may share a forward pass (no windows, no augmentation).
-            min_size, max_size: of the shortest and the longest edge of the model's input; min_size 0 keeps the size.
-            image_format: channel order that the model was trained with.
-        """
+    def __init__(self, cfg: CfgNode, model: MaskFormer) -> None:
+        self.cfg = cfg
         self.model = model.eval()
         self.classes = class_list_of(model)
-        self.inference = inference.eval()
-        self.batched = batched
-        self.min_size, self.max_size = min_size, max_size
-        self.image_format = image_format
+        self.image_format: ChannelOrder = cfg.INPUT.FORMAT
+        self.name: str = cfg.TRANSFER.METHOD if cfg.TRANSFER.STAGE == "finetune" else cfg.TRANSFER.STAGE
+        self._inference = cast(SinglePass, build_inference(cfg, WithTransferability(model)).eval())
+        self._batched = not (cfg.TEST.SLIDING_WINDOW.ENABLED or cfg.TEST.AUG.ENABLED)
 
     @classmethod
-    def from_config(
-        cls, config_file: str, weights: str = "", opts: Sequence[str] = (), precision: str = ""
-    ) -> Predictor:
-        """
+    def from_config(cls, config_file: str, weights: str = "", opts: Sequence[str] = ()) -> Predictor:
+        """Load a trained model, onto the CPU where there is no GPU.
+
+        The config's custom data sets are registered if their files exist; the classes come from the checkpoint.
+
         Args:
-            weights: checkpoint, path or URL; MODEL.WEIGHTS by default. opts: KEY VALUE ... overrides.
-            precision: "float32" or "bfloat16" (or "bf16"); TEST.PRECISION by default.
+            weights: checkpoint, path or URL; MODEL.WEIGHTS by default.
+            opts: KEY VALUE ... overrides of the config.
 
         Raises:
-            FileNotFoundError, UserError: config or checkpoint cannot be used; one line.
+            FileNotFoundError, UserError: config or checkpoint cannot be used.
         """
-        if precision:
-            opts = [*opts, "TEST.PRECISION", {"bf16": "bfloat16"}.get(precision, precision)]
-        return cls.of_model(*load_model(config_file, weights, opts))
-
-    @classmethod
-    def of_model(cls, cfg: CfgNode, model: MaskFormer) -> Predictor:
-        """What a model says, tested as its config says; see ``load_model``."""
-        return cls(
-            model,
-            inference=cast(SinglePass, build_inference(cfg, WithTransferability(model))),
-            batched=not (cfg.TEST.SLIDING_WINDOW.ENABLED or cfg.TEST.AUG.ENABLED),
-            min_size=cfg.INPUT.MIN_SIZE_TEST,
-            max_size=cfg.INPUT.MAX_SIZE_TEST,
-            image_format=cfg.INPUT.FORMAT,
-        )
+        overrides = [*opts, *(["MODEL.WEIGHTS", weights] if weights else [])]
+        # Also where attention does not use it ("w/o TMA").
+        cfg = setup_cfg(config_file, [*overrides, "MODEL.TMT.OUTPUT_TRANSFERABILITY", "True"])
+        register_data(cfg, missing_ok=True)
+        return cls(cfg, load_model(cfg))
 
     def __call__(self, image: ImageLike, channels: ChannelOrder = "RGB") -> Prediction:
-        """
+        """Predict one image.
+
         Args:
             image: path, PIL image, or (H, W, 3) uint8 array.
-            channels: order of an array's channels (OpenCV reads BGR); paths and PIL images know their own.
+            channels: channel order of an array (OpenCV reads BGR); ignored for paths and PIL images.
 
         Raises:
-            UserError: no such image, or no such file.
+            UserError: the file or the array is no such image.
         """
         return self.batch([image], channels)[0]
 
     def batch(self, images: Sequence[ImageLike], channels: ChannelOrder = "RGB", size: int = 8) -> list[Prediction]:
-        """Predictions in the order of ``images``, the same as one by one.
+        """Predict several images; equal to predicting them one by one.
 
         Args:
-            images, channels: as above. size: how many images share a forward pass; those that are padded to one size.
+            images, channels: as in ``__call__``.
+            size: maximum number of images in a forward pass; only images that are padded to one size share a pass.
         """
-        items = [
-            model_input(_pixels(image, channels, self.image_format), self.min_size, self.max_size) for image in images
-        ]
+        items = [self.model_input(image, channels) for image in images]
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, item in enumerate(items):
-            shared = self.batched and _area(item) <= MAX_SCORE_PIXELS
+            shared = self._batched and _area(item) <= MAX_SCORE_PIXELS
             step = self.model.size_divisibility or 1
             key = tuple(-(-edge // step) for edge in item["image"].shape[1:]) if shared else (-1, index)
             groups.setdefault(key, []).append(index)
         predictions: dict[int, Prediction] = {}
         for group in groups.values():
             for start in range(0, len(group), size):
-                chosen = group[start : start + size]
-                for index, maps in zip(chosen, self._maps([items[index] for index in chosen])):
+                indices = group[start : start + size]
+                for index, maps in zip(indices, self._maps([items[index] for index in indices])):
                     predictions[index] = self._prediction(maps, items[index])
         return [predictions[index] for index in range(len(items))]
+
+    def model_input(self, image: ImageLike, channels: ChannelOrder = "RGB") -> dict[str, Any]:
+        """Return the model's input record, resized as in testing: ``image`` (3, h, w), ``height`` H and ``width`` W."""
+        pixels = _pixels(image, channels, self.image_format)
+        return mapper.model_input(pixels, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
+
+    def label_space_of(self, split: str) -> LabelSpace:
+        """Return the label space of a registered split whose classes are the model's.
+
+        Raises:
+            UserError: the split has other classes.
+        """
+        space = label_space_of(split)
+        if space.classes.names != self.classes.names:
+            message = f"{space.classes}, the model has {self.classes}"
+            raise UserError(message, key=split, hint="name a split with the model's classes")
+        return space
 
     @torch.no_grad()
     def _maps(self, items: list[dict[str, Any]]) -> list[Tensor]:
         """(K + L, h, w): scores and transferability of each item."""
         if len(items) > 1:
-            return [result["sem_seg"] for result in self.inference.model(items)]
+            return [result["sem_seg"] for result in self._inference.model(items)]
         (item,) = items
         if _area(item) > MAX_SCORE_PIXELS:
-            return [self.inference.scores(item)]
-        return [self.inference([item])[0]["sem_seg"]]
+            return [self._inference.scores(item)]
+        return [self._inference([item])[0]["sem_seg"]]
 
     def _prediction(self, maps: Tensor, item: Mapping[str, Any]) -> Prediction:
-        classes = self.model.sem_seg_head.num_classes
-        scores, transferability = maps[:classes], maps[classes:]
+        num_classes = len(self.classes)
+        scores, transferability = maps[:num_classes], maps[num_classes:]
         labels = labels_at_size(scores, (item["height"], item["width"]))
         return Prediction(
             labels.to("cpu", torch.uint8),
@@ -184,9 +181,9 @@ class Predictor:
 
 
 class WithTransferability(nn.Module):
-    """A model whose ``sem_seg`` has, behind the K class scores, the transferability of every level: (K + L, H, W).
+    """A model whose ``sem_seg`` (K + L, H, W) holds the K class scores and then the transferability of each level.
 
-    So whatever averages scores over windows, scales and mirror images averages transferability alike.
+    Averages over windows, scales and mirror images then treat transferability like scores.
     """
 
     def __init__(self, model: MaskFormer) -> None:
@@ -203,45 +200,27 @@ class WithTransferability(nn.Module):
         return results
 
 
-def load_model(config_file: str, weights: str = "", opts: Sequence[str] = ()) -> tuple[CfgNode, MaskFormer]:
-    """The model in evaluation mode with its weights, and its config; TMT models also say their transferability. The
-    config's custom data sets are registered, where they are here: the classes stand in the checkpoint.
-
-    Args:
-        weights: checkpoint, path or URL; MODEL.WEIGHTS by default. opts: KEY VALUE ... overrides.
-
-    Raises:
-        FileNotFoundError, UserError: config or checkpoint cannot be used; one line.
-    """
-    cfg = setup_cfg(config_file, opts)
-    if weights:
-        cfg.MODEL.WEIGHTS = weights
-    cfg.MODEL.TMT.OUTPUT_TRANSFERABILITY = True  # also where attention does not use it ("w/o TMA")
-    register_data(cfg, missing_ok=True)
-    return cfg, loading.load_model(cfg)
-
-
 def _area(item: Mapping[str, Any]) -> int:
     return item["height"] * item["width"]
 
 
-def _pixels(image: ImageLike, channels: ChannelOrder, wanted: ChannelOrder) -> np.ndarray:
-    """(H, W, 3) uint8 in the ``wanted`` channel order."""
+def _pixels(image: ImageLike, channels: ChannelOrder, image_format: ChannelOrder) -> np.ndarray:
+    """Return the image as (H, W, 3) uint8 in the channel order ``image_format``."""
     if channels not in ("RGB", "BGR"):
-        raise UserError(f"channels is {channels!r}: say RGB or BGR")
+        raise UserError("choose RGB or BGR", key="channels", value=channels)
     if isinstance(image, (str, Path)):
-        return read_image_of({"file_name": str(image)}, wanted)
+        return read_image_of({"file_name": str(image)}, image_format)
     if isinstance(image, Image.Image):
         image, channels = _rgb(image), "RGB"
     if not isinstance(image, np.ndarray):
         raise UserError(f"an image is a path, a PIL image or a NumPy array, got {type(image).__name__}")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise UserError(f"an image array is (H, W, 3) uint8, got {image.shape} {image.dtype}")
-    return image if channels == wanted else image[:, :, ::-1]
+    return image if channels == image_format else image[:, :, ::-1]
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8, as the reader of files has it; Pillow would cut values above 255 off."""
+    """Return a PIL image as (H, W, 3) uint8; 16-bit values are scaled as in reading files, where Pillow clips them."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):

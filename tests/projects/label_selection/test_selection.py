@@ -15,8 +15,8 @@ from detectron2.modeling import build_model
 from tests.helpers.models import Build, tiny_cfg
 from tmt_d2.data.labeled import listed
 from tmt_d2.errors import UserError
+from tmt_d2.inference.images import find_images
 from tmt_d2.inference.predictor import Predictor
-from tmt_d2.inference.streaming import find_pictures
 from tmt_d2.projects.label_selection import command as select_labels
 from tmt_d2.projects.label_selection import pool as pool_module
 from tmt_d2.projects.label_selection.pool import ImageScorer, Pool, score_pool, write_scores
@@ -116,7 +116,7 @@ def write_images(folder: Path, count: int = 5, size: tuple[int, int] = (37, 91))
 
 
 def scorer_of(model: Any) -> ImageScorer:
-    return ImageScorer(model, min_size=0, max_size=1000, image_format="RGB")
+    return ImageScorer(Predictor(tiny_cfg(INPUT__MIN_SIZE_TEST=0), model))
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def scorer(build_tiny: Build) -> ImageScorer:
 
 def test_statistics_by_brute_force_for_any_batch_size(scorer: ImageScorer, tmp_path: Path) -> None:
     write_images(tmp_path / "p")
-    images = find_pictures(str(tmp_path / "p"))
+    images = find_images(str(tmp_path / "p"))
     pool = score_pool(scorer, images, tmp_path / "a", {}, batch_size=2)
     alone = score_pool(scorer, images, tmp_path / "b", {}, batch_size=1)
     for key in ("features", "entropy", "margin", "classes"):
@@ -153,7 +153,7 @@ def test_statistics_by_brute_force_for_any_batch_size(scorer: ImageScorer, tmp_p
 def test_domain_logits_of_a_model_with_an_estimator(build_tiny: Build, tmp_path: Path) -> None:
     write_images(tmp_path / "p", 2)
     scorer = scorer_of(build_tiny("TransferableMaskFormer"))
-    pool = score_pool(scorer, find_pictures(str(tmp_path / "p")), tmp_path / "a", {})
+    pool = score_pool(scorer, find_images(str(tmp_path / "p")), tmp_path / "a", {})
     assert np.isfinite(pool.domain).all() and pool.domain[0] != pool.domain[1]
 
 
@@ -167,7 +167,7 @@ def test_resume_after_a_kill_and_broken_images(
     write_images(tmp_path / "p")
     (tmp_path / "p" / "3.png").write_bytes(b"no image")
     monkeypatch.setattr(pool_module, "IMAGES_PER_FILE", 2)
-    images, folder = find_pictures(str(tmp_path / "p")), tmp_path / "pool"
+    images, folder = find_images(str(tmp_path / "p")), tmp_path / "pool"
     calls: list[int] = []
 
     def killed(pixels: Any) -> Any:
@@ -196,7 +196,7 @@ def test_a_pool_without_a_readable_image(scorer: ImageScorer, tmp_path: Path) ->
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "a.png").write_bytes(b"")
     with pytest.raises(UserError) as error:
-        score_pool(scorer, find_pictures(str(tmp_path / "none")), tmp_path / "n", {})
+        score_pool(scorer, find_images(str(tmp_path / "none")), tmp_path / "n", {})
     assert error.value.key == str(tmp_path / "none")
 
 
@@ -205,7 +205,7 @@ def test_changed_images_are_scored_again(scorer: ImageScorer, tmp_path: Path, mo
     sound = (tmp_path / "p" / "1.png").read_bytes()
     (tmp_path / "p" / "1.png").write_bytes(b"no image")
     monkeypatch.setattr(pool_module, "IMAGES_PER_FILE", 2)
-    images, folder = find_pictures(str(tmp_path / "p")), tmp_path / "pool"
+    images, folder = find_images(str(tmp_path / "p")), tmp_path / "pool"
     assert list(score_pool(scorer, images, folder, {}).broken) == ["1"]
     (tmp_path / "p" / "1.png").write_bytes(sound)
     kept = {file: file.stat().st_mtime_ns for file in folder.glob("pool_0000[12]*")}
@@ -217,7 +217,7 @@ def test_changed_images_are_scored_again(scorer: ImageScorer, tmp_path: Path, mo
 def test_processes_share_the_files(scorer: ImageScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(tmp_path / "p")
     monkeypatch.setattr(pool_module, "IMAGES_PER_FILE", 2)
-    images, shared = find_pictures(str(tmp_path / "p")), tmp_path / "shared"
+    images, shared = find_images(str(tmp_path / "p")), tmp_path / "shared"
     names = [[file.name[:10] for file in write_scores(scorer, images, shared, {}, 8, rank, 2)] for rank in (0, 1)]
     assert names == [["pool_00000", "pool_00002"], ["pool_00001"]]
     pool = score_pool(None, images, shared, {})  # type: ignore[arg-type]  # nothing is left to score
@@ -257,8 +257,7 @@ def test_the_page_is_self_contained_and_escapes_names(build_tiny: Build, tmp_pat
     pool = made(np.zeros((1, 2)))
     pool.files[:] = [str((tmp_path / "p" / "0.png").rename(tmp_path / "p" / "<b>&0.png"))]
     images = selected_images(pool, Selection([0]), NONE, ["a", "b", "c"])
-    model = build_tiny("MaskFormer")
-    predictor = Predictor(model, inference=model, batched=True, min_size=0, max_size=999, image_format="RGB")
+    predictor = Predictor(tiny_cfg(INPUT__MIN_SIZE_TEST=0), build_tiny("MaskFormer"))
     write_page(tmp_path / "page.html", images, predictor, {"strategy": AUTO})
     page = (tmp_path / "page.html").read_text()
     assert "&lt;b&gt;&amp;0.png" in page and "<b>&0" not in page

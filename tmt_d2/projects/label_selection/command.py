@@ -33,18 +33,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from tmt_d2.cli.common import parse, run
 from tmt_d2.config import model_settings, setup_cfg
 from tmt_d2.data import register_data
-from tmt_d2.data.datasets.label_spaces import class_list_of
 from tmt_d2.data.image_lists import write_names
 from tmt_d2.engine.launch import launch
 from tmt_d2.errors import UserError
-from tmt_d2.inference.predictor import Predictor, load_model
-from tmt_d2.inference.streaming import VIDEOS, check_apart, find_pictures
+from tmt_d2.inference.images import VIDEOS, check_outside, find_images
+from tmt_d2.inference.predictor import Predictor
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.projects.label_selection.pool import ImageScorer, score_pool, write_scores
 from tmt_d2.projects.label_selection.prelabels import (
@@ -102,7 +100,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("it needs --prelabels", key="--confidence", value=args.confidence)
     if Path(args.target).suffix.lower() in VIDEOS:
         raise UserError("it is a video", key="--target", value=args.target, hint="extract its frames")
-    check_apart(args.output, args.target, "--target")
+    check_outside(args.output, args.target, "--target")
     if args.prelabels:
         check_no_prelabels(args.output)
 
@@ -116,29 +114,25 @@ def strategy_of(args: argparse.Namespace) -> str:
     return AUTO if args.strategy == "auto" else args.strategy
 
 
-def pool_arguments(args: argparse.Namespace) -> tuple[CfgNode, dict[str, Any]]:
-    """The config, and the arguments of ``score_pool``."""
+def pool_arguments(args: argparse.Namespace) -> tuple[Predictor, dict[str, Any]]:
+    """The predictor, and the arguments of ``score_pool``."""
     register_data(setup_cfg(args.config_file, args.opts), missing_ok=True)  # --target may be a split of custom data
-    images = find_pictures(args.target)
+    images = find_images(args.target)
     names, files = zip(*((each.name, str(each.record["file_name"])) for each in images))
     check_budget(args.budget, len(images) - len(labeled_indices(names, files, args.labeled) if args.labeled else ()))
-    cfg, model = load_model(args.config_file, args.weights, args.opts)
-    if strategy_of(args) == "domain" and not isinstance(model, TransferableMaskFormer):
+    predictor = Predictor.from_config(args.config_file, args.weights, args.opts)
+    cfg = predictor.cfg
+    if strategy_of(args) == "domain" and not isinstance(predictor.model, TransferableMaskFormer):
         raise UserError(DOMAIN_NEEDS, key="--strategy", value="domain")
-    sizes = {"min_size": cfg.INPUT.MIN_SIZE_TEST, "max_size": cfg.INPUT.MAX_SIZE_TEST}
-    scorer = ImageScorer(model, image_format=cfg.INPUT.FORMAT, **sizes)
     weights = Path(cfg.MODEL.WEIGHTS)
     identity = {
         "weights": str(weights),
         "changed": weights.stat().st_mtime_ns if weights.is_file() else 0,
         "model": hashlib.sha256(model_settings(cfg).encode()).hexdigest()[:16],
-        "format": cfg.INPUT.FORMAT,
-        **sizes,
+        **{key: cfg.INPUT[key] for key in ("FORMAT", "MIN_SIZE_TEST", "MAX_SIZE_TEST")},
     }
-    folder = args.output / "pool"
-    return cfg, {
-        "scorer": scorer, "images": images, "folder": folder, "identity": identity, "batch_size": args.batch_size,
-    }  # fmt: skip
+    scoring = {"scorer": ImageScorer(predictor), "images": images, "folder": args.output / "pool"}
+    return predictor, scoring | {"identity": identity, "batch_size": args.batch_size}
 
 
 def write_share(args: argparse.Namespace) -> None:
@@ -151,16 +145,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(parser(), arguments)
     log_to_screen()
     check_arguments(args)
-    cfg, scoring = pool_arguments(args)
+    predictor, scoring = pool_arguments(args)
     with folder_lock(args.output, "--output"):
         remove_temporaries(args.output)
         if args.num_gpus > 1:
             launch(write_share, args.num_gpus, args=(args,))
-        return propose(args, cfg, scoring)
+        return propose(args, predictor, scoring)
 
 
-def propose(args: argparse.Namespace, cfg: CfgNode, scoring: dict[str, Any]) -> int:
-    model, pool = scoring["scorer"].model, score_pool(**scoring)
+def propose(args: argparse.Namespace, predictor: Predictor, scoring: dict[str, Any]) -> int:
+    pool = score_pool(**scoring)
     for name, reason in pool.broken.items():
         print(f"left out: {name}: {reason}")
     labeled = np.zeros(0, np.int64)
@@ -168,15 +162,14 @@ def propose(args: argparse.Namespace, cfg: CfgNode, scoring: dict[str, Any]) -> 
         labeled = labeled_indices(pool.names, pool.files, args.labeled)
     check_budget(args.budget, len(pool) - len(labeled))
     selection = STRATEGIES[strategy_of(args)](pool, args.budget, labeled, np.random.default_rng(args.seed))
-    images = selected_images(pool, selection, labeled, class_list_of(model).names)
+    images = selected_images(pool, selection, labeled, predictor.classes.names)
     facts = {
         "proposed": f"{len(images)} of {len(pool)} images",
         "target": args.target,
         "strategy": strategy_of(args),
         "already labeled": len(labeled),
-        "model": cfg.MODEL.WEIGHTS,
+        "model": predictor.cfg.MODEL.WEIGHTS,
     }
-    predictor = Predictor.of_model(cfg, model)
     selected = [image.name for image in images]
     write_names(args.output / LIST, selected)
     training_list = args.output / LIST

@@ -20,12 +20,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tmt_d2.adaptation.self_training.pseudo_labels import marginals
-from tmt_d2.data.mapper import model_input
-from tmt_d2.data.reader import ChannelOrder, DataError
+from tmt_d2.data.reader import DataError
 from tmt_d2.engine.run_dir import claim
 from tmt_d2.errors import UserError
-from tmt_d2.inference.streaming import Picture, Pictures
-from tmt_d2.modeling.mask_former import MaskFormer, real_positions
+from tmt_d2.inference.images import InputImage, InputImages
+from tmt_d2.inference.predictor import Predictor
+from tmt_d2.modeling.mask_former import real_positions
 from tmt_d2.utils.files import atomic_write, read_npz
 
 IMAGES_PER_FILE = 256
@@ -63,14 +63,13 @@ class Pool:
 class ImageScorer:
     """Statistics of images of one size from one forward pass."""
 
-    def __init__(self, model: MaskFormer, *, min_size: int, max_size: int, image_format: ChannelOrder) -> None:
-        self.model, self.image_format = model.eval(), image_format
-        self.min_size, self.max_size = min_size, max_size
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor, self.model = predictor, predictor.model
 
     @torch.no_grad()
     def __call__(self, pixels: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """(H, W, 3) uint8 arrays of one size -> the arrays of ``Pool``."""
-        items = [model_input(each, self.min_size, self.max_size) for each in pixels]
+        """(H, W, 3) uint8 RGB arrays of one size -> the arrays of ``Pool``."""
+        items = [self.predictor.model_input(each) for each in pixels]
         images = self.model.preprocess(items)
         features: dict[str, Tensor] = {}
         hook = self.model.backbone.register_forward_hook(lambda module, inputs, outputs: features.update(outputs))
@@ -104,7 +103,7 @@ class ImageScorer:
 
 
 def score_pool(
-    scorer: ImageScorer, images: Pictures, folder: Path, identity: dict[str, Any], batch_size: int = 8
+    scorer: ImageScorer, images: InputImages, folder: Path, identity: dict[str, Any], batch_size: int = 8
 ) -> Pool:
     """Read the statistics of all images from ``folder``; compute those that are missing.
 
@@ -125,7 +124,7 @@ def score_pool(
 
 def write_scores(
     scorer: ImageScorer,
-    images: Pictures,
+    images: InputImages,
     folder: Path,
     identity: dict[str, Any],
     batch_size: int = 8,
@@ -162,27 +161,27 @@ def write_scores(
     return files
 
 
-def _chunks(images: Pictures) -> Iterator[list[Picture]]:
+def _chunks(images: InputImages) -> Iterator[list[InputImage]]:
     iterator = iter(images)
     while chunk := list(islice(iterator, IMAGES_PER_FILE)):
         yield chunk
 
 
-def _file_state(images: Sequence[Picture]) -> str:
+def _file_state(images: Sequence[InputImage]) -> str:
     """Hash of sizes and modification times."""
     stats = [path.stat() if (path := Path(each.record["file_name"])).is_file() else None for each in images]
     text = json.dumps([stat and (stat.st_size, stat.st_mtime_ns) for stat in stats])
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _scores(scorer: ImageScorer, images: Sequence[Picture], batch_size: int) -> dict[str, np.ndarray]:
+def _scores(scorer: ImageScorer, images: Sequence[InputImage], batch_size: int) -> dict[str, np.ndarray]:
     scores: list[dict[str, np.ndarray]] = []
     names, files = list[str](), list[str]()
     broken: dict[str, str] = {}
     batch: list[np.ndarray] = []
     for image in images:
         try:
-            pixels = image.read(scorer.image_format)
+            pixels = image.read("RGB")
         except DataError as error:
             broken[image.name] = " ".join(str(error).split())
             continue

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from tmt_d2.adaptation.methods import BASELINE, OURS
 from tmt_d2.config import setup_cfg
-from tmt_d2.data.datasets.label_spaces import IGNORE, LabelSpace, class_list_of
+from tmt_d2.data.datasets.label_spaces import IGNORE, LabelSpace
 from tmt_d2.data.datasets.registration import labeled_records
 from tmt_d2.data.reader import read_pair
 from tmt_d2.engine.checkpoint.checkpointer import FINAL
@@ -22,7 +22,7 @@ from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.experiments.records import Labels
 from tmt_d2.experiments.results import Results, Run
 from tmt_d2.experiments.statistics import rank_correlation
-from tmt_d2.inference.reporting import LoadedModel, label_space_for
+from tmt_d2.inference.predictor import Predictor
 from tmt_d2.modeling.ops.resize import resize_level
 from tmt_d2.modeling.pixel_decoder import STRIDES
 from tmt_d2.projects.report.elements import Block, Example, Figures, Legend, Note, Section, Thumbnails
@@ -47,9 +47,9 @@ def examples(results: Results, count: int, labels: Sequence[Labels]) -> Section:
         names = setup_cfg(str(runs[0].folder / "config.yaml")).DATASETS.TEST
         views: dict[str, dict[str, str]] = {}
         for run in [*start, *runs]:
-            loaded = _load(run)
+            predictor = _load(run)
             for record in labeled_records(names)[:count]:
-                new = _views(loaded, record, run.method or "source model")
+                new = _views(predictor, record, run.method or "source model")
                 views.setdefault(record["file_name"], {}).update({key: data_uri(view) for key, view in new.items()})
         methods = [run.method for run in runs]
         left, right = (name if name in methods else methods[place] for name, place in ((BASELINE, 0), (OURS, -1)))
@@ -57,7 +57,7 @@ def examples(results: Results, count: int, labels: Sequence[Labels]) -> Section:
             ("", Example(f"{source} → {target}, seed {seed}: {Path(file).name}", views[file], left, right))
             for file in views
         ]
-        blocks = [Legend(legend_of(label_space_for(loaded.model, names[0]))), Figures(parts)]
+        blocks = [Legend(legend_of(predictor.label_space_of(names[0]))), Figures(parts)]
     return Section("examples", "Examples", "Move the bar to compare two views of one image.", blocks)
 
 
@@ -68,8 +68,8 @@ def _first_cell(results: Results, labels: Sequence[Labels]) -> list[Run]:
     return [run for run in runs if run.cell == cell]
 
 
-def _load(run: Run) -> LoadedModel:
-    return LoadedModel.load(str(run.folder / "config.yaml"), str(run.folder / f"{FINAL}.pth"))
+def _load(run: Run) -> Predictor:
+    return Predictor.from_config(str(run.folder / "config.yaml"), str(run.folder / f"{FINAL}.pth"))
 
 
 def legend_of(space: LabelSpace) -> list[tuple[str, str]]:
@@ -79,14 +79,14 @@ def legend_of(space: LabelSpace) -> list[tuple[str, str]]:
 
 
 @torch.no_grad()
-def _views(loaded: LoadedModel, record: dict[str, Any], name: str) -> dict[str, np.ndarray]:
+def _views(predictor: Predictor, record: dict[str, Any], name: str) -> dict[str, np.ndarray]:
     """The image, its label, and the predictions of the model called ``name``, WIDTH wide."""
-    whole, truth = read_pair(record, label_space_for(loaded.model, record["dataset"]))
-    classes = class_list_of(loaded.model)
+    whole, truth = read_pair(record, predictor.label_space_of(record["dataset"]))
+    classes = predictor.classes
     height, width = whole.shape[:2]
     image = resized(whole, (round(height * WIDTH / width), WIDTH))
-    item = loaded.mapper(record)
-    result = loaded.model([item])[0]
+    item = predictor.model_input(whole)
+    result = predictor.model([item])[0]
     prediction = labels_at_size(result["sem_seg"], (height, width)).cpu().numpy()
     views = {
         "image": image,
@@ -119,9 +119,9 @@ def worst_images(results: Results, count: int, labels: Sequence[Labels]) -> Sect
     blocks: list[Block] = []
     if runs:
         run = next((run for run in runs if run.method == OURS), runs[-1])
-        loaded = _load(run)
+        predictor = _load(run)
         records = labeled_records(setup_cfg(str(run.folder / "config.yaml")).DATASETS.TEST)
-        errors = [_image_error(loaded, record) for record in tqdm(records, desc="worst images", unit="image")]
+        errors = [_image_error(predictor, record) for record in tqdm(records, desc="worst images", unit="image")]
         blocks = worst_blocks(run.method, errors, count)
     lead = "Held-out images of one pair and seed, with the wrong pixels in red below each."
     return Section("worst", "Worst images", lead, blocks)
@@ -171,9 +171,9 @@ def doubts_of(scores: Tensor, t: float | None) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _image_error(loaded: LoadedModel, record: dict[str, Any]) -> ImageError:
-    whole, truth = read_pair(record, label_space_for(loaded.model, record["dataset"]))
-    result = loaded.model([loaded.mapper(record)])[0]
+def _image_error(predictor: Predictor, record: dict[str, Any]) -> ImageError:
+    whole, truth = read_pair(record, predictor.label_space_of(record["dataset"]))
+    result = predictor.model([predictor.model_input(whole)])[0]
     prediction = labels_at_size(result["sem_seg"], truth.shape).cpu().numpy()
     error = float(wrong_pixels(prediction, truth).sum()) / max(int((truth != IGNORE).sum()), 1)
     t = float(result["transferability"][-1].mean()) if "transferability" in result else None

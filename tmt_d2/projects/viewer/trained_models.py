@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.config import CfgNode
 
 from tmt_d2.adaptation.methods import BASELINE, OURS
-from tmt_d2.data.mapper import model_input
-from tmt_d2.inference import load_model
-from tmt_d2.modeling.mask_former import MaskFormer
+from tmt_d2.inference import Predictor
 from tmt_d2.projects.viewer.pixel_view import pixel_html
 from tmt_d2.visualization.inspection import attention_report, masking_p_t
 from tmt_d2.visualization.sizes import shrink
@@ -75,30 +72,27 @@ class Viewer:
         self.checkpoints = checkpoints
         self._load = lru_cache(MODELS_KEPT)(self._read)
 
-    def _read(self, name: str) -> tuple[CfgNode, MaskFormer]:
+    def _read(self, name: str) -> Predictor:
         checkpoint = self.checkpoints[name]
-        return load_model(str(checkpoint.config_file), str(checkpoint.weights))
+        return Predictor.from_config(str(checkpoint.config_file), str(checkpoint.weights))
 
     def layers(self, name: str) -> int:
-        predictor: Any = self._load(name)[1].sem_seg_head.predictor
+        predictor: Any = self._load(name).model.sem_seg_head.predictor
         return predictor.num_layers
 
     def p_t(self, name: str) -> float | None:
         """As trained; None where transferability masks no attention."""
-        return masking_p_t(self._load(name)[1])
+        return masking_p_t(self._load(name).model)
 
     def show(self, picture: np.ndarray, at: tuple[float, float], name: str, layer: int, p_t: float) -> str:
         """
         Args:
             picture: (H, W, 3) uint8 RGB of any size. at: the clicked point (x, y), in [0, 1] of width and height.
         """
-        cfg, model = self._load(name)
-        record = model_input(
-            picture if cfg.INPUT.FORMAT == "RGB" else picture[..., ::-1],
-            cfg.INPUT.MIN_SIZE_TEST,
-            cfg.INPUT.MAX_SIZE_TEST,
-        )
+        predictor = self._load(name)
         smaller = shrink(picture, LONGEST_SHOWN)
         height, width = smaller.shape[:2]
         pixel = min(int(at[0] * width), width - 1), min(int(at[1] * height), height - 1)
-        return pixel_html(attention_report(model, record, smaller, selectors=[pixel], layers=[layer], p_t=p_t), at)
+        record = predictor.model_input(picture)
+        report = attention_report(predictor.model, record, smaller, selectors=[pixel], layers=[layer], p_t=p_t)
+        return pixel_html(report, at)

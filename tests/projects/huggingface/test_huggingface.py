@@ -1,4 +1,4 @@
-"""Hugging Face's Mask2Former and ours give the same answers after conversion, in both directions."""
+"""Hugging Face's Mask2Former and ours give the same outputs after conversion, in both directions."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def random_model(backbone: Any, **changes: Any) -> nn.Module:
     return model
 
 
-def answers(model: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
+def logits(model: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
     """Class logits and mask logits."""
     with torch.no_grad():
         if isinstance(model, transformers.PreTrainedModel):
@@ -73,7 +73,7 @@ def answers(model: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
 
 def difference(first: nn.Module, second: nn.Module) -> float:
     image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(3))
-    return max(float((a - b).abs().max()) for a, b in zip(answers(first, image), answers(second, image)))
+    return max(float((a - b).abs().max()) for a, b in zip(logits(first, image), logits(second, image)))
 
 
 def ours(config_file: Path, weights: Path) -> nn.Module:
@@ -85,13 +85,12 @@ def ours(config_file: Path, weights: Path) -> nn.Module:
 @pytest.mark.parametrize(
     ("backbone", "changes"),
     [
-        (swin, {}),
-        (lambda: swin((2, 2, 18, 2)), SMALL),
-        (resnet, {}),
+        (swin, SMALL),
+        (resnet, SMALL),
         (small_swin, {**SMALL, "feature_size": 64, "mask_feature_size": 32, "hidden_dim": 96}),
         (small_resnet, SMALL),
     ],
-    ids=["swin_tiny", "swin_small", "resnet50", "other_widths", "resnet18"],
+    ids=["swin_tiny", "resnet50", "other_widths", "resnet18"],
 )
 def test_both_directions(backbone: Callable[[], Any], changes: dict[str, Any], tmp_path: Path) -> None:
     theirs = random_model(backbone(), **changes)
@@ -113,19 +112,18 @@ def test_both_directions(backbone: Callable[[], Any], changes: dict[str, Any], t
     assert back.config.id2label[0] == "road"
 
 
-def test_the_classes_of_a_checkpoint_go_along() -> None:
-    cfg = tiny_cfg(MODEL__META_ARCHITECTURE="MaskFormer")  # it says 19
+def test_config_json_has_the_classes_of_the_checkpoint() -> None:
+    cfg = tiny_cfg(MODEL__META_ARCHITECTURE="MaskFormer")  # 19 classes
     config = config_of(cfg, unnamed(3))
     assert config["id2label"] == {"0": "class 0", "1": "class 1", "2": "class 2"}
     assert config_of(cfg)["id2label"]["18"] == "bicycle"
 
 
-def test_names_of_classes_come_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_class_names_are_read(tmp_path: Path) -> None:
     labels = {"num_labels": 2, "id2label": {0: "road", 1: "pond"}, "label2id": {"road": 0, "pond": 1}}
     theirs = random_model(small_swin(), **SMALL, **labels)
     theirs.save_pretrained(tmp_path / "hub")
     convert(["from-hf", str(tmp_path / "hub"), str(tmp_path / "a.pth")])
-    assert "a.yaml; it names 2 classes (road, pond)" in capsys.readouterr().out
     classes = read_classes(str(tmp_path / "a.pth"))
     assert classes is not None and classes.names == ("road", "pond") and classes.colors[0] == PALETTE[0]
 
@@ -150,21 +148,17 @@ def test_a_small_mistake_would_be_seen() -> None:
     assert difference(theirs, wrong) > TOLERANCE
 
 
-def test_sharded_weights_and_names_inside_transformers(tmp_path: Path) -> None:
-    """Large models come in several files; names inside a model differ from those of the files."""
+def test_sharded_weights(tmp_path: Path) -> None:
     theirs = random_model(small_swin(), **SMALL)
-    theirs.save_pretrained(tmp_path, max_shard_size="5MB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    config, tensors, _ = read_huggingface(str(tmp_path))
-    state = from_huggingface(config, tensors).state
-    inside = from_huggingface(config, theirs.state_dict()).state
-    assert set(state) == set(inside)
-    assert all(torch.equal(state[name], inside[name]) for name in state)
+    theirs.save_pretrained(tmp_path / "whole")
+    theirs.save_pretrained(tmp_path / "parts", max_shard_size="5MB")
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
+    whole, parts = (read_huggingface(str(tmp_path / name))[1] for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-def test_the_estimator_stays_behind(build_tiny: Callable[..., nn.Module]) -> None:
+def test_the_estimator_is_left_out_and_the_rest_returns_exactly(build_tiny: Callable[..., nn.Module]) -> None:
     tmt = build_tiny("TransferableMaskFormer")
-    # ResNet-18 of Detectron2's usual widths
     config, tensors = to_huggingface(tiny_cfg(MODEL__META_ARCHITECTURE="TransferableMaskFormer"), tmt.state_dict())
     assert not any("transferability" in name for name in tensors)
     assert config["backbone_config"]["layer_type"] == "basic"
@@ -172,8 +166,8 @@ def test_the_estimator_stays_behind(build_tiny: Callable[..., nn.Module]) -> Non
     plain = {name: value for name, value in tmt.state_dict().items() if not name.startswith("transferability.")}
     assert set(state) == set(plain)
     assert all(torch.equal(state[name], value) for name, value in plain.items())
-    for key in ("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "MODEL.RESNETS.DEPTH", "MODEL.SEM_SEG_HEAD.CONVS_DIM"):
-        assert settings[key] == TINY[key]
+    assert TINY["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"] == settings.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
+    assert TINY["MODEL.RESNETS.DEPTH"] == settings.MODEL.RESNETS.DEPTH
 
 
 @pytest.fixture(scope="module")
@@ -184,56 +178,48 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "key"),
     [
-        ({"model_type": "maskformer"}, "model_type is 'maskformer', not 'mask2former'"),
-        ({"backbone_config": {"model_type": "convnext"}}, "the backbone is 'convnext': only swin and resnet"),
-        ({"encoder_feedforward_dim": 512}, "encoder_feedforward_dim is 512: only 1024 is built here"),
-        (
-            {"backbone_config": {"model_type": "swin", "use_absolute_embeddings": True}},
-            "use_absolute_embeddings is True",
-        ),
-        ({"backbone_config": {"model_type": "resnet", "depths": [1, 1, 1, 1]}}, r"no ResNet .* layers \(1, 1, 1, 1\)"),
+        ({"model_type": "maskformer"}, "model_type"),
+        ({"backbone_config": {"model_type": "convnext"}}, "backbone_config.model_type"),
+        ({"encoder_feedforward_dim": 512}, "encoder_feedforward_dim"),
+        ({"backbone_config": {"model_type": "swin", "use_absolute_embeddings": True}}, "use_absolute_embeddings"),
+        ({"backbone_config": {"model_type": "resnet", "depths": [1, 1, 1, 1]}}, "backbone_config"),
     ],
 )
-def test_models_that_are_not_built(change: dict[str, Any], message: str, folder: Path) -> None:
+def test_models_that_are_not_built(change: dict[str, Any], key: str, folder: Path) -> None:
     config, tensors, _ = read_huggingface(str(folder))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError) as error:
         from_huggingface({**config, **change}, tensors)
+    assert error.value.key == f"config.json: {key}"
 
 
-def test_entries_without_a_counterpart(folder: Path) -> None:
+def test_weights_that_do_not_fit_the_config(folder: Path, tmp_path: Path) -> None:
     config, tensors, _ = read_huggingface(str(folder))
-    with pytest.raises(ValueError, match=r"model.adapter.weight has no counterpart"):
-        from_huggingface(config, {**tensors, "model.adapter.weight": torch.zeros(1)})
     key = "model.transformer_module.decoder.layers.0.self_attn.k_proj.weight"
-    with pytest.raises(ValueError, match=r"in_proj_weight is made of 3 entries .*, the file has 2"):
-        from_huggingface(config, {name: value for name, value in tensors.items() if name != key})
-    del tensors["class_predictor.weight"]
-    with pytest.raises(ValueError, match="class_predictor.weight is missing"):
-        from_huggingface(config, tensors)
+    for values, weights, name in (
+        (config, {**tensors, "model.adapter.weight": torch.zeros(1)}, "model.adapter.weight"),
+        (config, {name: value for name, value in tensors.items() if name != key}, key),
+        (config, {"model.adapter.weight": torch.zeros(1)}, "class_predictor.weight"),
+        ({**config, "num_queries": 8}, tensors, "model.transformer_module.queries_features.weight"),
+    ):
+        with pytest.raises(UserError) as error:
+            from_huggingface(values, weights)
+        assert error.value.key == name
 
 
-def test_config_and_weights_of_different_models(folder: Path, tmp_path: Path) -> None:
-    config, *_ = read_huggingface(str(folder))
-    (tmp_path / "config.json").write_text(json.dumps({**config, "num_queries": 8}))
-    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    with pytest.raises(ValueError, match=r"config.json and weights do not belong together, see .*query_"):
-        convert(["from-hf", str(tmp_path), str(tmp_path / "out" / "a.pth")])
-    assert not list((tmp_path / "out").glob("*"))
-
-
-def test_sources_that_cannot_be_read(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere is neither a folder nor a name on the hub"):
-        read_huggingface("nowhere")
-    with pytest.raises(FileNotFoundError, match=r"holds no config.json with model\*.safetensors"):
-        read_huggingface(str(tmp_path))
+def test_files_that_cannot_be_read(folder: Path, tmp_path: Path) -> None:
+    for source in ("nowhere", str(tmp_path)):
+        with pytest.raises(FileNotFoundError, match=source):
+            read_huggingface(source)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 40)
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(UserError) as error:
         read_huggingface(str(tmp_path))
-    with pytest.raises(ValueError, match=r"out.bin: write a .pth file"):
+    assert error.value.key == str(tmp_path)
+    with pytest.raises(UserError) as error:
         convert(["from-hf", str(folder), str(tmp_path / "out.bin")])
+    assert error.value.key == str(tmp_path / "out.bin")
 
 
 @pytest.mark.parametrize(
@@ -243,20 +229,19 @@ def test_sources_that_cannot_be_read(folder: Path, tmp_path: Path) -> None:
 def test_variants_that_transformers_does_not_have(key: str, value: Any) -> None:
     values = {**TINY, key: value}
     cfg = tmt_d2.setup_cfg(str(BASE_CONFIG), [item for pair in values.items() for item in pair])
-    with pytest.raises(ValueError, match=key.rsplit(".", 1)[0]):
+    with pytest.raises(UserError) as error:
         to_huggingface(cfg, {})
+    assert key.startswith(error.value.key)
 
 
-def test_it_says_that_the_processor_stretches(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_overrides(folder: Path, tmp_path: Path) -> None:
     convert(["from-hf", str(folder), str(tmp_path / "a.pth")])
-    words = ["--config-file", str(tmp_path / "a.yaml"), "--weights", str(tmp_path / "a.pth"), str(tmp_path / "back")]
-    convert(["to-hf", *words])
-    assert json.loads((tmp_path / "back" / "preprocessor_config.json").read_text())["size"]["shortest_edge"] != 96
-    convert(["to-hf", words[0], words[1], "INPUT.MIN_SIZE_TEST", "96", *words[2:]])
+    options = ["--config-file", str(tmp_path / "a.yaml"), "--weights", str(tmp_path / "a.pth")]
+    convert(["to-hf", *options, "INPUT.MIN_SIZE_TEST", "96", str(tmp_path / "back")])
     assert json.loads((tmp_path / "back" / "preprocessor_config.json").read_text())["size"]["shortest_edge"] == 96
-    with pytest.raises(ValueError, match=r"SEED: KEY VALUE overrides are of to-hf alone, strip takes no config"):
+    with pytest.raises(UserError) as error:
         convert(["strip", "a.pth", "SEED", "1", "b.pth"])
-    assert "the processor of transformers stretches images to multiples of 32 pixels" in capsys.readouterr().out
+    assert error.value.key == "SEED"
 
 
 def test_a_processor_for_images_as_they_are() -> None:
@@ -267,7 +252,7 @@ def test_a_processor_for_images_as_they_are() -> None:
         assert processor(images=[pixels], return_tensors="pt")["pixel_values"].shape[-2:] == size
 
 
-def test_the_processor_comes_along(folder: Path, tmp_path: Path) -> None:
+def test_the_processor_is_converted(folder: Path, tmp_path: Path) -> None:
     convert(["from-hf", str(folder), str(tmp_path / "a.pth")])
     words = ["--config-file", str(tmp_path / "a.yaml"), "--weights", str(tmp_path / "a.pth"), str(tmp_path / "back")]
     given = {"MODEL.PIXEL_MEAN": [1.0, 2.0, 3.0], "MODEL.PIXEL_STD": [4.0, 5.0, 6.5], "INPUT.MIN_SIZE_TEST": 1024}
@@ -302,9 +287,9 @@ def test_settings_of_processors(processor: dict[str, Any], normalization: Any, e
 
 
 def test_a_processor_that_cannot_be_read(folder: Path, tmp_path: Path) -> None:
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / file).write_bytes((folder / file).read_bytes())
     for wrong in ("{", '{"image_mean": 3}', '{"rescale_factor": 0}'):
-        for file in ("config.json", "model.safetensors"):
-            (tmp_path / file).write_bytes((folder / file).read_bytes())
         (tmp_path / "preprocessor_config.json").write_text(wrong)
         with pytest.raises(UserError, match="preprocessor_config.json"):
             convert(["from-hf", str(tmp_path), str(tmp_path / "a.pth")])

@@ -1,1 +1,1 @@
-"""Exchange with the official Mask2Former code and with Hugging Face; ``convert`` is the command."""
+"""Conversion of checkpoints from and to Hugging Face and the official code. See README.md."""

@@ -1,8 +1,10 @@
-"""config.json of Hugging Face's Mask2Former <-> our config keys."""
+"""config.json and preprocessor_config.json of Hugging Face's Mask2Former <-> our config keys."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -11,7 +13,7 @@ from tmt_d2.data.class_lists import MAX_CLASSES, ClassList
 from tmt_d2.data.datasets.label_spaces import CLASSES, class_list
 from tmt_d2.errors import UserError
 
-# Key there: (our key, default there); a config.json leaves out what is default.
+# Key there: (our key, default there); a config.json leaves out defaults.
 _KEYS: dict[str, tuple[str, Any]] = {
     "feature_size": ("MODEL.SEM_SEG_HEAD.CONVS_DIM", 256),
     "mask_feature_size": ("MODEL.SEM_SEG_HEAD.MASK_DIM", 256),
@@ -53,7 +55,7 @@ _RESNET_DEPTHS = {
     ("bottleneck", (3, 4, 23, 3)): 101,
     ("bottleneck", (3, 8, 36, 3)): 152,
 }
-_CHOSEN = {  # what every model there is made with, besides its normalisation of images
+_FIXED = {  # settings of every model there
     "MODEL.SEM_SEG_HEAD.NAME": "MaskFormerHead",
     "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res2", "res3", "res4", "res5"],
     "MODEL.SEM_SEG_HEAD.NORM": "GN",
@@ -70,33 +72,34 @@ _BACKBONE_CONDITIONS = {
 
 
 def backbone_type(config: Mapping[str, Any]) -> str:
-    """Which of the two that are converted: swin or resnet.
+    """Return "swin" or "resnet".
 
     Raises:
-        UserError: no Mask2Former, or one with another backbone.
+        UserError: another model, or another backbone.
     """
-    if config.get("model_type") != "mask2former":
-        raise UserError(f"config.json: model_type is {config.get('model_type')!r}, not 'mask2former'")
+    model_type = config.get("model_type")
+    if model_type != "mask2former":
+        raise UserError("only 'mask2former' is converted", key="config.json: model_type", value=model_type)
     kind = (config.get("backbone_config") or {"model_type": "swin"}).get("model_type")
     if kind not in _BACKBONE_CONDITIONS:
-        raise UserError(f"config.json: the backbone is {kind!r}: only swin and resnet are converted")
+        raise UserError("only swin and resnet are converted", key="config.json: backbone_config.model_type", value=kind)
     return kind
 
 
 def settings_from(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Our keys, dotted, that describe the model of a config.json; not the number of classes, which its weights say.
+    """Return our keys, dotted, for the model of a config.json, without the number of classes.
 
     Raises:
-        UserError: another kind of model, or a variant that is not built here.
+        UserError: another kind of model, or a variant that cannot be built here.
     """
     kind = backbone_type(config)
     backbone = config.get("backbone_config") or {}
-    for where, conditions in ((config, _SHARED_CONDITIONS), (backbone, _BACKBONE_CONDITIONS[kind])):
+    for node, conditions in ((config, _SHARED_CONDITIONS), (backbone, _BACKBONE_CONDITIONS[kind])):
         for key, value in conditions.items():
-            if where.get(key, value) != value:
-                raise UserError(f"config.json: {key} is {where[key]!r}: only {value!r} is built here")
+            if node.get(key, value) != value:
+                raise UserError(f"only {value!r} is converted", key=f"config.json: {key}", value=node[key])
     return {
-        **_CHOSEN,
+        **_FIXED,
         "MODEL.META_ARCHITECTURE": "MaskFormer",
         **{ours: config.get(key, default) for key, (ours, default) in _KEYS.items()},
         **(_swin_settings(backbone) if kind == "swin" else _resnet_settings(backbone)),
@@ -113,7 +116,8 @@ def _resnet_settings(backbone: Mapping[str, Any]) -> dict[str, Any]:
     sizes = backbone.get("hidden_sizes", [256, 512, 1024, 2048])
     doubling = sizes == [sizes[0] * 2**i for i in range(4)] and (layer_type == "bottleneck" or sizes[0] == 64)
     if (layer_type, depths) not in _RESNET_DEPTHS or not doubling:
-        raise UserError(f"config.json: no ResNet of Detectron2 has {layer_type} layers {depths} of sizes {sizes}")
+        variant = f"{layer_type} layers {depths} of sizes {sizes}"
+        raise UserError("no such ResNet in Detectron2", key="config.json: backbone_config", value=variant)
     return {
         "MODEL.BACKBONE.NAME": "build_resnet_backbone",
         "MODEL.BACKBONE.FREEZE_AT": 0,
@@ -128,18 +132,21 @@ def _resnet_settings(backbone: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_of(cfg: CfgNode, classes: ClassList | None = None) -> dict[str, Any]:
-    """Our config as config.json. classes: of the checkpoint, where it names them.
+    """Return our config as config.json.
+
+    Args:
+        classes: of the checkpoint, if it has them.
 
     Raises:
         UserError: a variant that ``transformers`` does not have.
     """
-    for key, value in {**_CHOSEN, "MODEL.TMT.MASK_RULE": "foreground", "MODEL.TMT.LAMBDA_M": 0.5}.items():
+    for key, value in {**_FIXED, "MODEL.TMT.MASK_RULE": "foreground", "MODEL.TMT.LAMBDA_M": 0.5}.items():
         if _get(cfg, key) != value:
-            raise UserError(f"{key} is {_get(cfg, key)!r}: transformers' Mask2Former is always {value!r}")
+            raise UserError(f"transformers' Mask2Former always has {value!r}", key=key, value=_get(cfg, key))
+    backbones = {"D2SwinTransformer": _swin_config, "build_resnet_backbone": _resnet_config}
     name = cfg.MODEL.BACKBONE.NAME
-    if name not in ("D2SwinTransformer", "build_resnet_backbone"):
-        raise UserError(f"MODEL.BACKBONE.NAME is {name!r}: only Swin and ResNet are converted")
-    backbone = _swin_config(cfg) if name == "D2SwinTransformer" else _resnet_config(cfg)
+    if name not in backbones:
+        raise UserError("only Swin and ResNet are converted", key="MODEL.BACKBONE.NAME", value=name)
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     names: Sequence[str] = CLASSES if count == len(CLASSES) else [f"LABEL_{i}" for i in range(count)]
     if classes is not None:
@@ -147,7 +154,7 @@ def config_of(cfg: CfgNode, classes: ClassList | None = None) -> dict[str, Any]:
     return {
         "architectures": ["Mask2FormerForUniversalSegmentation"],
         "model_type": "mask2former",
-        "backbone_config": backbone | {"out_features": ["stage1", "stage2", "stage3", "stage4"]},
+        "backbone_config": backbones[name](cfg) | {"out_features": ["stage1", "stage2", "stage3", "stage4"]},
         "id2label": {str(i): label for i, label in enumerate(names)},
         "label2id": {label: i for i, label in enumerate(names)},
         **{key: _get(cfg, ours) for key, (ours, _) in _KEYS.items()},
@@ -156,9 +163,10 @@ def config_of(cfg: CfgNode, classes: ClassList | None = None) -> dict[str, Any]:
 
 
 def classes_of(config: Mapping[str, Any], count: int) -> ClassList | None:
-    """The ``count`` classes that ``id2label`` of a config.json names; names of the 19 have their colours.
+    """Return the classes that ``id2label`` names; names of the 19 have their colors.
 
-    None: it names others than these, one twice, or none (LABEL_0, ... stand there then).
+    Returns:
+        None if these are not ``count`` different names, or placeholders (LABEL_0, ...).
     """
     labels = config.get("id2label")
     if not isinstance(labels, Mapping) or set(labels) != {str(i) for i in range(count)} or count > MAX_CLASSES:
@@ -166,26 +174,25 @@ def classes_of(config: Mapping[str, Any], count: int) -> ClassList | None:
     names = [labels[str(i)] for i in range(count)]
     if not all(isinstance(name, str) and name.strip() for name in names) or len(set(names)) != count:
         return None
-    if all(name == f"LABEL_{i}" for i, name in enumerate(names)):
-        return None
-    return class_list(names, {})
+    return None if names == [f"LABEL_{i}" for i in range(count)] else class_list(names, {})
 
 
 def _swin_config(cfg: CfgNode) -> dict[str, Any]:
     swin = cfg.MODEL.SWIN
-    if swin.APE or not swin.PATCH_NORM or swin.QK_SCALE is not None:
-        raise UserError("MODEL.SWIN: APE, QK_SCALE and PATCH_NORM False have no counterpart in transformers")
+    for key, value in {"APE": False, "PATCH_NORM": True, "QK_SCALE": None}.items():
+        if swin[key] != value:
+            raise UserError(f"transformers' Swin always has {value!r}", key=f"MODEL.SWIN.{key}", value=swin[key])
     config = {key: _get(cfg, ours) for key, (ours, _) in _SWIN_KEYS.items()}
     return {**config, "model_type": "swin", "hidden_size": 8 * swin.EMBED_DIM}
 
 
 def _resnet_config(cfg: CfgNode) -> dict[str, Any]:
     resnets = cfg.MODEL.RESNETS
-    found = [key for key, depth in _RESNET_DEPTHS.items() if depth == resnets.DEPTH]
+    variants = {depth: variant for variant, depth in _RESNET_DEPTHS.items()}
     narrow = resnets.DEPTH > 34 and 4 * resnets.WIDTH_PER_GROUP != resnets.RES2_OUT_CHANNELS
-    if not found or resnets.NUM_GROUPS != 1 or narrow:
-        raise UserError("MODEL.RESNETS: no ResNet of transformers has this depth and these widths")
-    ((layer_type, depths),) = found
+    if resnets.DEPTH not in variants or resnets.NUM_GROUPS != 1 or narrow:
+        raise UserError("no ResNet of transformers has this depth and these widths", key="MODEL.RESNETS")
+    layer_type, depths = variants[resnets.DEPTH]
     return {
         "model_type": "resnet",
         "layer_type": layer_type,
@@ -197,29 +204,24 @@ def _resnet_config(cfg: CfgNode) -> dict[str, Any]:
 
 
 def _get(cfg: CfgNode, key: str) -> Any:
-    value: Any = cfg
-    for part in key.split("."):
-        value = value[part]
-    return value
+    return reduce(operator.getitem, key.split("."), cfg)
 
 
 def settings_of_processor(processor: Mapping[str, Any]) -> dict[str, Any]:
-    """Our keys, dotted, for what a preprocessor_config.json does to images; what it leaves out has the default there.
+    """Return our keys, dotted, for a preprocessor_config.json; missing values have the defaults of ``transformers``.
 
     Returns:
-        without INPUT.MIN_SIZE_TEST where images are resized to one height and width, which is not done here.
+        without INPUT.MIN_SIZE_TEST if the processor resizes images to one height and width, which is not possible here.
 
     Raises:
-        UserError: a value of another type.
+        UserError: a value of the wrong type.
     """
     try:
         scale = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
-        mean, std = (
-            processor.get("image_mean", [0.485, 0.456, 0.406]),
-            processor.get("image_std", [0.229, 0.224, 0.225]),
-        )
-        if not processor.get("do_normalize", True):
-            mean, std = [0.0] * 3, [1.0] * 3
+        mean, std = [0.0] * 3, [1.0] * 3
+        if processor.get("do_normalize", True):
+            mean = processor.get("image_mean", [0.485, 0.456, 0.406])
+            std = processor.get("image_std", [0.229, 0.224, 0.225])
         settings: dict[str, Any] = {
             "MODEL.PIXEL_MEAN": [round(value / scale, 4) for value in mean],
             "MODEL.PIXEL_STD": [round(value / scale, 4) for value in std],
@@ -234,17 +236,19 @@ def settings_of_processor(processor: Mapping[str, Any]) -> dict[str, Any]:
             longest = size.get("longest_edge", processor.get("max_size", processor.get("_max_size", 1333)))
             settings |= {"INPUT.MIN_SIZE_TEST": int(size["shortest_edge"]), "INPUT.MAX_SIZE_TEST": int(longest)}
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"preprocessor_config.json: {error}") from error
+        raise UserError(str(error), key="preprocessor_config.json") from error
     return settings
 
 
 def processor_of(cfg: CfgNode) -> dict[str, Any]:
-    """preprocessor_config.json: images are resized and normalised as here in testing. But where an edge is then no
-    multiple of ``size_divisor``, theirs stretches the image, and this project pads it."""
+    """Return preprocessor_config.json: images are resized and normalized as in testing here.
+
+    Where an edge is then no multiple of ``size_divisor``, ``transformers`` stretches the image; this project pads.
+    """
     shortest = cfg.INPUT.MIN_SIZE_TEST
     return {
         "image_processor_type": "Mask2FormerImageProcessor",
-        "do_resize": shortest > 0,  # at 0 images keep their size, for which theirs has no number
+        "do_resize": shortest > 0,  # at 0 images keep their size
         "size": {"shortest_edge": shortest or cfg.INPUT.MAX_SIZE_TEST, "longest_edge": cfg.INPUT.MAX_SIZE_TEST},
         "size_divisor": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
         "do_rescale": True,

@@ -1,34 +1,30 @@
-"""Turn checkpoints into other projects' and back, in one command.
+"""Convert checkpoints from and to other projects.
 
     tmt-convert from-hf facebook/mask2former-swin-tiny-cityscapes-semantic swin_tiny.pth
     tmt-convert to-hf --config-file swin_tiny.yaml --weights model_final.pth FOLDER
     tmt-convert strip output/R50/tmt/model_final.pth plain.pth
 
-from-hf   a folder or hub name of a Mask2Former of Hugging Face -> NAME.pth and NAME.yaml, the config it needs, with the
-          sizes and the normalization of its preprocessor_config.json.
-to-hf     a checkpoint and its config -> a folder that transformers reads (model.safetensors, config.json).
-strip     a TMT checkpoint -> plain Mask2Former for the official code: .pth, or .pkl as in its model zoo.
+from-hf   Mask2Former of Hugging Face, a folder or a model on the hub -> NAME.pth and its config NAME.yaml, with the
+          sizes and the normalization of its preprocessor_config.json
+to-hf     checkpoint and config -> a folder for transformers (model.safetensors, config.json, preprocessor_config.json)
+strip     TMT checkpoint -> plain Mask2Former for the official code: .pth, or .pkl as in its model zoo
 
-Of to-hf KEY VALUE overrides may stand anywhere. Files of the given names are overwritten. An estimator
-(transferability.*) has no place in the other projects: it stays behind, which is said.
+to-hf takes KEY VALUE overrides of the config anywhere. Existing files are overwritten. The estimator
+(transferability.*) is left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
-import yaml
-from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import build_model
-from torch import Tensor
 
 from tmt_d2.cli.common import parse, run
-from tmt_d2.config import add_tmt_config, setup_cfg
+from tmt_d2.config import setup_cfg
 from tmt_d2.engine.checkpoint.checkpointer import read_state
 from tmt_d2.engine.checkpoint.classes import CLASSES, encode_classes, read_classes
 from tmt_d2.errors import UserError
@@ -42,67 +38,39 @@ logger = logging.getLogger(__name__)
 
 
 def convert_from_huggingface(source: str, output: str | Path) -> Path:
-    """Write ``output`` (.pth) and, beside it, the config; returns the config's path.
+    """Write ``output`` (.pth) and its config beside it; return the path of the config.
 
     Raises:
-        FileNotFoundError, UserError: ``source`` cannot be had, read or converted; one line.
+        FileNotFoundError, UserError: ``source`` cannot be found, read or converted.
     """
     output = Path(output)
     if output.suffix != ".pth":
-        raise UserError(f"{output}: write a .pth file")
+        raise UserError("it must end in .pth", key=output)
     config, tensors, processor = read_huggingface(source)
     state, settings = from_huggingface(config, tensors, processor)
-    if "INPUT.MIN_SIZE_TEST" not in settings:
+    if "MIN_SIZE_TEST" not in settings.INPUT:
         logger.warning(
-            "%s resizes images to %s, whatever their shape; here they keep it: set INPUT.MIN_SIZE_TEST in the config",
-            PROCESSOR, processor["size"],
+            "%s resizes images to %s without keeping their aspect ratio, which is not possible here: "
+            "set INPUT.MIN_SIZE_TEST in the config", PROCESSOR, processor["size"],
         )  # fmt: skip
-    nested = _nested(settings)
-    cfg = get_cfg()
-    add_tmt_config(cfg)
-    cfg.merge_from_other_cfg(CfgNode(nested))
-    cfg.MODEL.DEVICE = "cpu"
-    _check_names(state, build_model(cfg).state_dict(), source)
     output.parent.mkdir(parents=True, exist_ok=True)
     config_file = output.with_suffix(".yaml")
-    classes = classes_of(config, settings["MODEL.SEM_SEG_HEAD.NUM_CLASSES"])
+    classes = classes_of(config, settings.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     with atomic_write(output) as weights:
         torch.save({"model": state} | ({CLASSES: encode_classes(classes)} if classes else {}), weights)
     with atomic_write(config_file, "w") as file:
-        yaml.safe_dump(nested, file)
+        file.write(settings.dump())
     return config_file
-
-
-def _check_names(state: Mapping[str, Tensor], model: Mapping[str, Tensor], source: str) -> None:
-    left = sorted(name for name in model if name not in state and name != "criterion.empty_weight")
-    other = sorted(name for name in state if name not in model or state[name].shape != model[name].shape)
-    if left or other:
-        raise UserError(f"{source}: config.json and weights do not belong together, see {(left + other)[0]}")
-
-
-def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    root: dict[str, Any] = {}
-    for key, value in settings.items():
-        *parents, leaf = key.split(".")
-        node = root
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return root
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(parser(), arguments)
     if args.opts and args.command != "to-hf":
-        raise UserError(f"{args.opts[0]}: KEY VALUE overrides are of to-hf alone, {args.command} takes no config")
+        raise UserError(f"{args.command} takes no config overrides", key=args.opts[0])
     log_to_screen()
     if args.command == "from-hf":
         config_file = convert_from_huggingface(args.source, args.output)
-        named = read_classes(args.output)
-        classes = (
-            f"; it names {named}" if named else "; id2label names no classes of its own, so the checkpoint does not"
-        )
-        print(f"written: {args.output} and {config_file}{classes}")
+        print(f"written: {args.output} and {config_file}; classes: {read_classes(args.output) or 'not named'}")
         return
     state = read_state(args.weights)
     if args.command == "to-hf":
@@ -110,16 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_huggingface(cfg, state, args.output, read_classes(args.weights))
         step = cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY
         if step > 1:
-            print(
-                f"note: the processor of transformers stretches images to multiples of {step} pixels, this project "
-                "pads them: labels are the same only where the sizes fit"
-            )
+            print(f"note: transformers stretches images to multiples of {step} pixels, this project pads them")
     else:
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         write_official(state, args.output)
-    left = sum(name.startswith(ESTIMATOR) for name in state)
-    note = f" ({left} entries of the estimator stay behind)" if left else ""
-    print(f"written: {args.output}{note}")
+    left_out = sum(name.startswith(ESTIMATOR) for name in state)
+    print(f"written: {args.output}" + (f" (without {left_out} entries of the estimator)" if left_out else ""))
 
 
 def parser() -> argparse.ArgumentParser:

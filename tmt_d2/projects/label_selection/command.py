@@ -38,31 +38,14 @@ from detectron2.utils import comm
 from tmt_d2.cli.common import parse, run
 from tmt_d2.config import model_settings, setup_cfg
 from tmt_d2.data import register_data
-from tmt_d2.data.image_lists import write_names
 from tmt_d2.engine.launch import launch
 from tmt_d2.errors import UserError
 from tmt_d2.inference.images import VIDEOS, check_outside, find_images
 from tmt_d2.inference.predictor import Predictor
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.projects.label_selection.pool import ImageScorer, score_pool, write_scores
-from tmt_d2.projects.label_selection.prelabels import (
-    FOLDER,
-    MASKS,
-    SEGMENTATIONS,
-    check_no_prelabels,
-    write_prelabels,
-)
-from tmt_d2.projects.label_selection.proposal import (
-    LIST,
-    PAGE,
-    TABLE,
-    TRAINING_LIST,
-    labeled_indices,
-    names_in_lists,
-    selected_images,
-    write_page,
-    write_table,
-)
+from tmt_d2.projects.label_selection.prelabels import MASKS, SEGMENTATIONS, check_no_prelabels, write_prelabels
+from tmt_d2.projects.label_selection.proposal import labeled_indices, names_in_lists, write_proposal
 from tmt_d2.projects.label_selection.strategies import AUTO, DOMAIN_NEEDS, STRATEGIES
 from tmt_d2.utils.files import remove_temporaries
 from tmt_d2.utils.lock import folder_lock
@@ -162,32 +145,21 @@ def propose(args: argparse.Namespace, predictor: Predictor, scoring: dict[str, A
         labeled = labeled_indices(pool.names, pool.files, args.labeled)
     check_budget(args.budget, len(pool) - len(labeled))
     selection = STRATEGIES[strategy_of(args)](pool, args.budget, labeled, np.random.default_rng(args.seed))
-    images = selected_images(pool, selection, labeled, predictor.classes.names)
     facts = {
-        "proposed": f"{len(images)} of {len(pool)} images",
+        "proposed": f"{len(selection.indices)} of {len(pool)} images",
         "target": args.target,
         "strategy": strategy_of(args),
         "already labeled": len(labeled),
         "model": predictor.cfg.MODEL.WEIGHTS,
     }
-    selected = [image.name for image in images]
-    write_names(args.output / LIST, selected)
-    training_list = args.output / LIST
-    if args.labeled:
-        names = names_in_lists(pool)
-        training_list = args.output / TRAINING_LIST
-        write_names(training_list, [*(names[index] for index in labeled), *selected])
-    write_table(args.output / TABLE, images)
-    write_page(args.output / PAGE, images, predictor, facts)
+    training_list = write_proposal(args.output, pool, selection, labeled, predictor, facts)
     if args.prelabels:
         options = {"confidence": args.confidence, "segmentation": args.prelabels}
         write_prelabels(args.output, pool, selection.indices, predictor, **options)
-    for image in images:
-        print(f"{image.rank:4d}  {image.name}")
-    print(f"\nlook at {args.output / PAGE}")
-    if args.prelabels:
-        print(f"correct {args.output / FOLDER}")
-    print(f"train with TRANSFER.LABEL_LIST {training_list}")
+    names = names_in_lists(pool)
+    for rank, index in enumerate(selection.indices, 1):
+        print(f"{rank:4d}  {names[index]}")
+    print(f"\nwritten: {args.output}; train with TRANSFER.LABEL_LIST {training_list}")
     return 1 if pool.broken else 0
 
 

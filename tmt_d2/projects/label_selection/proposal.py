@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from tmt_d2.data.image_lists import ImageNames, list_line
+from tmt_d2.data.image_lists import ImageNames, list_line, write_names
 from tmt_d2.data.labeled import named
 from tmt_d2.data.reader import read_image
 from tmt_d2.inference.predictor import Predictor
@@ -71,6 +70,33 @@ def labeled_indices(names: Sequence[str], files: Sequence[str], list_file: str) 
     return np.array(named("--labeled", list_file, image_names, "images of the pool"), np.int64)
 
 
+def write_proposal(
+    output: Path,
+    pool: Pool,
+    selection: Selection,
+    labeled: np.ndarray,
+    predictor: Predictor,
+    facts: dict[str, Any],
+) -> Path:
+    """Write list, table and page to ``output``; with labeled images also the list of both.
+
+    Args:
+        labeled: rows of the pool that have a label. facts: name -> value, for the head of the page.
+
+    Returns:
+        the list for training.
+    """
+    images = selected_images(pool, selection, labeled, predictor.classes.names)
+    names, path = names_in_lists(pool), output / LIST
+    write_names(path, [image.name for image in images])
+    if len(labeled):
+        path = output / TRAINING_LIST
+        write_names(path, [names[index] for index in [*labeled, *selection.indices]])
+    write_table(output / TABLE, images)
+    write_page(output / PAGE, images, predictor, facts)
+    return path
+
+
 def selected_images(
     pool: Pool, selection: Selection, labeled: np.ndarray, class_names: Sequence[str]
 ) -> list[SelectedImage]:
@@ -102,17 +128,17 @@ def selected_images(
 
 
 def write_table(path: Path, images: Sequence[SelectedImage]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["rank", "image", "entropy", "margin", "T", "cluster", "classes", "nearest", "distance"])
-    for image in images:
-        values = (image.entropy, image.margin, image.transferability)
-        numbers = ["" if value is None else f"{value:.4f}" for value in values]
-        classes = "; ".join(f"{name} {share:.3f}" for name, share in image.classes)
-        cluster = "" if image.cluster < 0 else image.cluster
-        writer.writerow([image.rank, image.name, *numbers, cluster, classes, image.nearest, f"{image.distance:.4f}"])
     with atomic_write(path, "w") as file:
-        file.write(text.getvalue())
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["rank", "image", "entropy", "margin", "T", "cluster", "classes", "nearest", "distance"])
+        for image in images:
+            values = (image.entropy, image.margin, image.transferability)
+            numbers = ["" if value is None else f"{value:.4f}" for value in values]
+            classes = "; ".join(f"{name} {share:.3f}" for name, share in image.classes)
+            cluster = "" if image.cluster < 0 else image.cluster
+            writer.writerow(
+                [image.rank, image.name, *numbers, cluster, classes, image.nearest, f"{image.distance:.4f}"]
+            )
 
 
 def write_page(path: Path, images: Sequence[SelectedImage], predictor: Predictor, facts: dict[str, Any]) -> None:

@@ -45,30 +45,26 @@ def random(pool: Pool, budget: int, labeled: np.ndarray, rng: np.random.Generato
     return Selection(rng.permutation(unlabeled(pool, labeled))[:budget].tolist())
 
 
-def entropy(pool: Pool, budget: int, labeled: np.ndarray, rng: np.random.Generator) -> Selection:
-    """The highest entropy of the predicted classes; alone it prefers dark and blurred images."""
-    return _highest(pool.entropy, budget, unlabeled(pool, labeled))
+def highest(score: Callable[[Pool], np.ndarray]) -> Strategy:
+    """The images with the highest score, (n,); it does not see that images are alike."""
+
+    def select(pool: Pool, budget: int, labeled: np.ndarray, rng: np.random.Generator) -> Selection:
+        candidates = unlabeled(pool, labeled)
+        order = np.argsort(-score(pool)[candidates], kind="stable")
+        return Selection(candidates[order[:budget]].tolist())
+
+    return select
 
 
-def margin(pool: Pool, budget: int, labeled: np.ndarray, rng: np.random.Generator) -> Selection:
-    """The smallest margin between the two most probable classes."""
-    return _highest(-pool.margin, budget, unlabeled(pool, labeled))
-
-
-def domain(pool: Pool, budget: int, labeled: np.ndarray, rng: np.random.Generator) -> Selection:
-    """The least similar to the source: the density ratio d / (1 - d) of AADA (arXiv 1904.07848) is exp(domain logit).
+def domain_score(pool: Pool) -> np.ndarray:
+    """The domain logit: the density ratio d / (1 - d) of AADA (arXiv 1904.07848) is its exponential.
 
     Raises:
         UserError: the model has no estimator.
     """
     if np.isnan(pool.domain).any():
         raise UserError(DOMAIN_NEEDS, key="--strategy", value="domain")
-    return _highest(pool.domain, budget, unlabeled(pool, labeled))
-
-
-def _highest(scores: np.ndarray, budget: int, candidates: np.ndarray) -> Selection:
-    order = np.argsort(-scores[candidates], kind="stable")
-    return Selection(candidates[order[:budget]].tolist())
+    return pool.domain
 
 
 def kcenter(pool: Pool, budget: int, labeled: np.ndarray, rng: np.random.Generator) -> Selection:
@@ -92,11 +88,7 @@ def kcenter(pool: Pool, budget: int, labeled: np.ndarray, rng: np.random.Generat
 
 
 def kmeans(
-    pool: Pool,
-    budget: int,
-    labeled: np.ndarray,
-    rng: np.random.Generator,
-    weights: np.ndarray | None = None,
+    pool: Pool, budget: int, labeled: np.ndarray, rng: np.random.Generator, weights: np.ndarray | None = None
 ) -> Selection:
     """From each k-means cluster of the features the image nearest to its center, the heaviest cluster first.
 
@@ -142,6 +134,12 @@ def clue(pool: Pool, budget: int, labeled: np.ndarray, rng: np.random.Generator)
 
 
 STRATEGIES: dict[str, Strategy] = {
-    function.__name__: function for function in (random, entropy, margin, kcenter, kmeans, clue, domain)
+    "random": random,
+    "entropy": highest(lambda pool: pool.entropy),
+    "margin": highest(lambda pool: -pool.margin),
+    "kcenter": kcenter,
+    "kmeans": kmeans,
+    "clue": clue,
+    "domain": highest(domain_score),
 }
 AUTO = "kmeans"  # the strategy that "auto" stands for

@@ -14,8 +14,8 @@ import torch
 from tmt_d2.engine.best import Best
 from tmt_d2.engine.checkpoint.checkpointer import SUPERSEDED, TMTCheckpointer
 from tmt_d2.errors import UserError
-from tmt_d2.experiments.records import BEGINNING, STAGE_RECORD, _read_beginning, read_record, read_values
-from tmt_d2.experiments.results import read_results
+from tmt_d2.experiments.results import STAGE_RECORD, read_record, read_results, read_values
+from tmt_d2.experiments.units import BEGINNING, read_beginning
 from tmt_d2.utils.files import read_json, read_json_lines, read_npz, write_json
 
 TEXTS = (b"", b"{", b"[1, 2]", b"null", b"\xff\xfe{}", b'{"a": 1}x', b"[" * 100_000)
@@ -31,7 +31,7 @@ def superseded(folder: Path) -> None:
 
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "stage": (STAGE_RECORD, read_record),
-    "begun": (BEGINNING, _read_beginning),
+    "begun": (BEGINNING, read_beginning),
     "evaluation": ("evaluation.json", lambda folder: read_values(folder, "finetune")),
     "scores": ("scores.json", lambda folder: read_values(folder, "scores")),
     "report": (STAGE_RECORD, read_results),

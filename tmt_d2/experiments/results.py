@@ -1,4 +1,4 @@
-"""Everything that the units of a matrix left in its output folder."""
+"""Results of units: the record and the values in a unit's folder, and all of them in the output folder of a matrix."""
 
 from __future__ import annotations
 
@@ -6,21 +6,97 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from tmt_d2.adaptation.methods import METHODS
 from tmt_d2.config.file import load_config_file
+from tmt_d2.engine.run_dir import RESULTS
 from tmt_d2.errors import UserError
-from tmt_d2.experiments.records import STAGE_RECORD, Labels, labels_of, read_record, read_values
-from tmt_d2.utils.files import read_json_lines
+from tmt_d2.utils.files import read_json, read_json_lines
 
+STAGE_RECORD = "stage.json"
+SCORES_FILE = "scores.json"
+DAMAGED = "delete the folder to run it again"
 IOU = "IoU-"  # before the name of a class
 Pair = tuple[str, str]
 
 
+@dataclass(frozen=True, order=True)
+class Labels:
+    """Amount of labeled target images of a fine-tuning: a fraction of them, or else a number.
+
+    Every number is less than every fraction. listed: name of the list that names the images; empty: drawn at random.
+    """
+
+    fraction: float
+    count: int = 0
+    listed: str = ""
+
+    def __str__(self) -> str:
+        if self.fraction:
+            return "all labels" if self.fraction == 1 else f"{self.fraction:.3g} of the labels"
+        listed = f" ({self.listed})" if self.listed else ""
+        return f"{self.count} label{'s' if self.count != 1 else ''}{listed}"
+
+
+ALL = Labels(1.0)
+
+
+class _Source(TypedDict):
+    kind: str
+    source: str
+    seed: int
+
+
+class About(_Source, total=False):
+    """Description of a unit.
+
+    kind: of ``KINDS``. target: of all but source models. variant: of an estimator that differs from the shared one,
+    empty for that. method, label_fraction or label_count: of fine-tuning; label_list, images: name and digest of the
+    list that names the labeled images, where one does; sweep, key, value: of a unit of a sweep. weights: digest of the
+    checkpoint that is the source model, where the unit only evaluates it.
+    """
+
+    target: str
+    variant: str
+    method: str
+    label_fraction: float
+    label_count: int
+    label_list: str
+    images: str
+    sweep: str
+    key: str
+    value: Any
+    weights: str
+
+
+class StageRecord(TypedDict, total=False):
+    """Content of ``stage.json``, which is written when a unit has ended.
+
+    unit: its description. scores: arguments of ``score_checkpoint``. settings: fingerprint of the config. made_from:
+    digest of each unit that it needs. seconds: time of the run that ended it.
+    """
+
+    unit: About
+    scores: Mapping[str, int]
+    settings: str
+    made_from: Mapping[str, str]
+    seconds: float
+
+
+def read_record(folder: Path) -> StageRecord:
+    return read_json(folder / STAGE_RECORD, ("settings", "made_from", "seconds"), DAMAGED)
+
+
+def read_values(folder: Path, kind: str) -> Mapping[str, Any]:
+    """Scores of kind "scores", measurements of kind "estimator", {split: metrics} of every other kind."""
+    file = SCORES_FILE if kind == "scores" else RESULTS.get(kind, RESULTS["source"])
+    return read_json(folder / file, remedy=DAMAGED)
+
+
 @dataclass(frozen=True)
 class Run:
-    """One unit that is done; ``about`` and ``values`` are what it recorded. Fine-tuning and evaluation: metrics."""
+    """A unit that is done, as it was recorded; values: as ``read_values``, of the one split."""
 
     about: Mapping[str, Any]
     folder: Path
@@ -37,12 +113,28 @@ class Run:
 
     @property
     def labels(self) -> Labels:
-        return labels_of(self.about)
+        """Of a fine-tuning."""
+        if "label_count" in self.about:
+            return Labels(0.0, self.about["label_count"], self.about.get("label_list", ""))
+        return Labels(self.about["label_fraction"])
 
     @property
     def cell(self) -> tuple[Pair, int]:
-        """What two methods are compared within: pair and seed."""
+        """Pair and seed, within which methods are compared."""
         return self.pair, self.about["seed"]
+
+    def setting(self, key: str) -> Any:
+        """Value of a config key."""
+        node: Any = load_config_file(self.folder / "config.yaml")
+        for part in key.split("."):
+            node = node[part]
+        return node
+
+    def log(self) -> list[dict[str, Any]]:
+        """Lines of the training log that have a loss."""
+        path = self.folder / "metrics.json"
+        lines = read_json_lines(path) if path.is_file() else ()
+        return [line for line in lines if line.get("total_loss") is not None]
 
 
 @dataclass
@@ -57,9 +149,9 @@ class Results:
     swept: list[Run] = field(default_factory=list)
 
     def labels(self) -> list[Labels]:
-        """The most first; of as many, what was drawn at random before what a list named."""
-        found = {run.labels for run in self.fine_tuned or self.swept}
-        return sorted(found, key=lambda labels: (-labels.fraction, -labels.count, labels.listed))
+        """The largest amount first; of equal amounts, the random draw before the lists."""
+        amounts = {run.labels for run in self.fine_tuned or self.swept}
+        return sorted(amounts, key=lambda labels: (-labels.fraction, -labels.count, labels.listed))
 
     def methods(self) -> list[str]:
         names = {run.method for run in self.fine_tuned}
@@ -85,12 +177,11 @@ def read_results(output: Path) -> Results:
     seen: dict[str, Path] = {}
     for file in sorted(output.rglob(STAGE_RECORD)):
         record = read_record(file.parent)
-        about = record.get("unit")
-        if about is None:  # a stage that belongs to a single pair
-            continue
+        about = record["unit"]
         twin = seen.setdefault(json.dumps(about, sort_keys=True), file.parent)
         if twin != file.parent:
-            raise UserError(f"{twin} and {file.parent} are both of one cell: give the folder of one matrix")
+            message = f"{twin.relative_to(output)} and {file.parent.relative_to(output)} are the same cell"
+            raise UserError(message, key=output, hint="give the folder of one matrix")
         kind = about["kind"]
         values = read_values(file.parent, kind)
         if kind in ("source", "evaluation", "finetune"):
@@ -106,13 +197,13 @@ def read_results(output: Path) -> Results:
 
 
 def classes_of(runs: Iterable[Run]) -> list[str]:
-    """Names of the classes that were measured, in the order of their train ids."""
+    """Names of the classes that were measured, in the order of their class indices."""
     names = (name.removeprefix(IOU) for run in runs for name in run.values if name.startswith(IOU))
     return list(dict.fromkeys(names))
 
 
 def by_cell(runs: Iterable[Run], metric: str) -> dict[tuple[Pair, int], float]:
-    """{(pair, seed): metric}, without what is not a number."""
+    """{(pair, seed): metric}, without missing values."""
     return {run.cell: run.values[metric] for run in runs if run.values.get(metric) is not None}
 
 
@@ -122,18 +213,3 @@ def by_pair(runs: Iterable[Run], metric: str) -> dict[Pair, list[float]]:
     for (pair, _), value in by_cell(runs, metric).items():
         values.setdefault(pair, []).append(value)
     return values
-
-
-def setting(run: Run, key: str) -> Any:
-    """The value of a config key that the run was made with."""
-    node: Any = load_config_file(run.folder / "config.yaml")
-    for part in key.split("."):
-        node = node[part]
-    return node
-
-
-def log_of(run: Run) -> list[dict[str, Any]]:
-    """The lines of the run's training log that have a loss."""
-    path = run.folder / "metrics.json"
-    lines = read_json_lines(path) if path.is_file() else ()
-    return [line for line in lines if line.get("total_loss") is not None]

@@ -16,7 +16,7 @@ from tmt_d2.engine.launch import launch
 from tmt_d2.engine.run_stage import check_stage, run_stage
 from tmt_d2.errors import USER_ERRORS, UserError, one_line
 from tmt_d2.experiments.progress import Progress, clock, headline
-from tmt_d2.experiments.records import SCORES_FILE
+from tmt_d2.experiments.results import SCORES_FILE
 from tmt_d2.experiments.scoring import score_checkpoint
 from tmt_d2.experiments.units import Unit
 from tmt_d2.utils.files import write_json

@@ -1,4 +1,4 @@
-"""What a plan makes of its cells: units, each one stage in one folder; what is equal is one unit that others share."""
+"""Units of a plan: stages with a folder each; equal stages of several cells are one unit."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from tmt_d2.adaptation.methods import method_of
 from tmt_d2.config import setup_cfg
 from tmt_d2.data.datasets.registration import split_name
 from tmt_d2.data.image_lists import listed_names
+from tmt_d2.engine.checkpoint.checkpointer import keep_weights
+from tmt_d2.engine.run_dir import check_identity
 from tmt_d2.errors import UserError, did_you_mean
-from tmt_d2.experiments import records
 from tmt_d2.experiments.plan import PLANNED, Plan, Sweep
-from tmt_d2.experiments.records import About, Identity, Labels, StageRecord
-from tmt_d2.utils.files import sha256_of
+from tmt_d2.experiments.results import DAMAGED, STAGE_RECORD, About, Labels, StageRecord, read_record, read_values
+from tmt_d2.utils.files import read_json, sha256_of, write_json
 
+BEGINNING = "begun.json"
 LABEL_KEYS = ("TRANSFER.LABEL_COUNT", "TRANSFER.LABEL_LIST", "TRANSFER.LABEL_FRACTION")
-# What an estimator is trained for: a method or variant that says something else here needs one of its own.
+# Keys of MODEL.TMT that an estimator depends on: a method with other values needs an estimator of its own.
 ESTIMATOR_KEYS = ("REGIONS", "CELL_SIZES", "ITERATIONS", "KAPPA", "DISCRIMINATOR")
 
 
@@ -32,7 +34,7 @@ class Unit:
     """One stage of one cell.
 
     name: its folder below the output. needs: names of units whose checkpoints it reads. scores: as in ``Plan``.
-    made_from: by name of these what they are, and what they are made from, in a few characters.
+    made_from: digest of each unit that it needs.
     """
 
     name: str
@@ -48,7 +50,7 @@ class Unit:
 
     @property
     def trains_nothing(self) -> bool:
-        """Whether the unit only evaluates a checkpoint, or scores it."""
+        """True if the unit only evaluates or scores a checkpoint."""
         return self.kind in ("evaluation", "scores") or "weights" in self.about
 
     @property
@@ -58,31 +60,60 @@ class Unit:
     def is_done(self) -> bool:
         """
         Raises:
-            UserError: what its folder holds is of other settings, or made from a unit of others.
+            UserError: the folder holds a unit of other settings, or made from a unit of others.
         """
-        return records.is_done(self.cfg, self._identity(), self.made_from)
+        is_done = (self.folder / STAGE_RECORD).is_file()
+        there = read_record(self.folder) if is_done else read_beginning(self.folder)
+        if there:
+            hint = "choose another --output, or delete the folder to run it again"
+            here = {"settings": self.fingerprint(), **self.made_from}
+            check_identity({"settings": there["settings"], **there["made_from"]}, here, self.folder, hint)
+        return is_done
 
     def write_beginning(self) -> None:
-        records.write_beginning(self.cfg, self._identity(), self.made_from)
+        """Record what an unfinished run in the folder is made from."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / BEGINNING, {"settings": self.fingerprint(), "made_from": self.made_from})
 
     def write_record(self, seconds: float) -> None:
-        records.write_record(self.cfg, self._identity(), self.made_from, seconds)
-
-    def digest(self) -> str:
-        """Of its settings and of what it is made from."""
-        text = records.settings_fingerprint(self.cfg, self._identity()) + json.dumps(self.made_from, sort_keys=True)
-        return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
+        """Record that the unit has ended; only the weights of its checkpoint are kept."""
+        keep_weights(self.folder)  # before the record: others read the checkpoint from then on
+        (self.folder / BEGINNING).unlink(missing_ok=True)
+        ended = {"settings": self.fingerprint(), "made_from": self.made_from, "seconds": seconds}
+        write_json(self.folder / STAGE_RECORD, {**ended, **self._identity()})
 
     def record(self) -> StageRecord:
-        """Of a unit that is done."""
-        return records.read_record(self.folder)
+        """The record of a unit that is done."""
+        return read_record(self.folder)
 
     def values(self) -> Mapping[str, Any]:
         """As ``read_values``, of a unit that is done."""
-        return records.read_values(self.folder, self.kind)
+        return read_values(self.folder, self.kind)
 
-    def _identity(self) -> Identity:
+    def fingerprint(self) -> str:
+        """Equal for units that must give equal results: a hash of the identity and of all config keys but where to
+        write and the number of loader processes; of input files only the names."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.OUTPUT_DIR, cfg.DATALOADER.NUM_WORKERS, cfg.MODEL.WEIGHTS = "", 0, Path(cfg.MODEL.WEIGHTS).name
+        cfg.TRANSFER.LABEL_LIST = Path(cfg.TRANSFER.LABEL_LIST).name
+        return hashlib.sha256(json.dumps([cfg, self._identity()], sort_keys=True).encode()).hexdigest()
+
+    def digest(self) -> str:
+        """Short hash of the settings and of ``made_from``."""
+        text = self.fingerprint() + json.dumps(self.made_from, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _identity(self) -> dict[str, Any]:
         return {"unit": self.about, "scores": dict(self.scores)} if self.scores else {"unit": self.about}
+
+
+def read_beginning(folder: Path) -> StageRecord:
+    """Content of ``begun.json``; empty without such a file, as another process may just have ended the unit."""
+    try:
+        return read_json(folder / BEGINNING, ("settings", "made_from"), DAMAGED)
+    except FileNotFoundError:
+        return {}
 
 
 def units_of(plan: Plan, output: Path, opts: Sequence[str] = ()) -> list[Unit]:

@@ -19,8 +19,7 @@ from tests.helpers.invented_matrix import make_matrix, metrics, record, three_do
 from tmt_d2 import setup_cfg
 from tmt_d2.data.datasets.synthia import SYNTHIA
 from tmt_d2.errors import UserError
-from tmt_d2.experiments.records import ALL
-from tmt_d2.experiments.results import read_results
+from tmt_d2.experiments.results import ALL, read_results
 from tmt_d2.projects.report import command as report
 from tmt_d2.projects.report.charts import Chart, Series
 from tmt_d2.projects.report.data import ReportData
@@ -84,7 +83,7 @@ def test_paper_means_are_those_of_its_summary() -> None:
 def test_two_matrices_are_not_mixed(matrix: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         shutil.copytree(matrix / "source", tmp_path / name)
-    with pytest.raises(UserError, match=r"/a/.*/b/"):
+    with pytest.raises(UserError, match=r"a/bdd100k/.* b/bdd100k/"):
         read_results(tmp_path)
 
 

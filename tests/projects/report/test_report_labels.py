@@ -13,8 +13,7 @@ import pytest
 from tests.helpers.checkout import CONFIGS
 from tests.helpers.invented_matrix import metrics, record
 from tmt_d2 import setup_cfg
-from tmt_d2.experiments.records import ALL, Labels
-from tmt_d2.experiments.results import read_results
+from tmt_d2.experiments.results import ALL, Labels, read_results
 from tmt_d2.projects.report.data import ReportData
 from tmt_d2.projects.report.document import render_page, write_report
 from tmt_d2.projects.report.elements import NOTHING, Cell

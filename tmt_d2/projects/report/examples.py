@@ -19,8 +19,7 @@ from tmt_d2.data.datasets.registration import labeled_records
 from tmt_d2.data.reader import read_pair
 from tmt_d2.engine.checkpoint.checkpointer import FINAL
 from tmt_d2.evaluation.semantic import labels_at_size
-from tmt_d2.experiments.records import Labels
-from tmt_d2.experiments.results import Results, Run
+from tmt_d2.experiments.results import Labels, Results, Run
 from tmt_d2.experiments.statistics import rank_correlation
 from tmt_d2.inference.predictor import Predictor
 from tmt_d2.modeling.ops.resize import resize_level

@@ -14,8 +14,7 @@ from tmt_d2.config.file import load_config_file
 from tmt_d2.engine.run_dir import RESULTS
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import METRICS
-from tmt_d2.experiments.records import Labels
-from tmt_d2.experiments.results import IOU, Results, by_cell, by_pair, classes_of
+from tmt_d2.experiments.results import IOU, Labels, Results, by_cell, by_pair, classes_of
 from tmt_d2.experiments.statistics import Difference, paired_difference, spread
 from tmt_d2.utils.files import atomic_write, read_json
 

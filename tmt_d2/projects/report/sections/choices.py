@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from markupsafe import Markup
 
-from tmt_d2.experiments.records import Labels
-from tmt_d2.experiments.results import Run, by_cell, setting
+from tmt_d2.experiments.results import Labels, Run, by_cell
 from tmt_d2.experiments.statistics import Difference, paired_difference
 from tmt_d2.projects.report.charts import IntervalChart
 from tmt_d2.projects.report.data import MIOU, ReportData
@@ -94,5 +93,5 @@ def _cells(chosen: str, runs: int, values: Sequence[float], last: Cell) -> list[
 
 def _draw(run: Run) -> int:
     """The seed that the labeled images were drawn by."""
-    seed = run.about["value"] if "value" in run.about else setting(run, DRAW)
+    seed = run.about["value"] if "value" in run.about else run.setting(DRAW)
     return seed if seed >= 0 else run.about["seed"]

@@ -9,8 +9,7 @@ from markupsafe import Markup
 
 from tmt_d2.adaptation.methods import BASELINE, METHODS, OURS
 from tmt_d2.evaluation.semantic import METRICS
-from tmt_d2.experiments.records import ALL, Labels
-from tmt_d2.experiments.results import by_pair
+from tmt_d2.experiments.results import ALL, Labels, by_pair
 from tmt_d2.experiments.statistics import Difference
 from tmt_d2.projects.report.data import MIOU, ReportData
 from tmt_d2.projects.report.elements import NOTHING, Cell, Section, Table, TableRow, Tabs

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tmt_d2.experiments.records import Labels
-from tmt_d2.experiments.results import Pair, log_of, setting
+from tmt_d2.experiments.results import Labels, Pair
 from tmt_d2.experiments.statistics import spread
 from tmt_d2.projects.report.charts import Chart, Series
 from tmt_d2.projects.report.data import MIOU, ReportData
@@ -29,7 +28,7 @@ def sweeps(data: ReportData) -> Section:
         methods = {run.method for run in runs}
         fixed = [run for run in data.results.fine_tuned if run.method in methods and run.labels == labels]
         for run in [*runs, *fixed]:
-            value = run.about["value"] if "value" in run.about else setting(run, key)
+            value = run.about["value"] if "value" in run.about else run.setting(key)
             value = tuple(value) if isinstance(value, list) else value
             values.setdefault(run.method, {}).setdefault(value, {})[run.cell] = run.values[MIOU]
         order = sorted({value for each in values.values() for value in each})
@@ -72,7 +71,7 @@ def _places(amounts: Sequence[Labels]) -> dict[Labels, float]:
 def training(data: ReportData) -> Section:
     parts, few = [], []
     for pair in data.pairs:
-        logs = {method: [log_of(run) for run in data.runs(method) if run.pair == pair] for method in data.methods}
+        logs = {method: [run.log() for run in data.runs(method) if run.pair == pair] for method in data.methods}
         logs = {method: each for method, each in logs.items() if each and all(each)}
         terms = shared_terms([line for each in logs.values() for log in each for line in log])
         series = []

@@ -96,9 +96,7 @@ def test_overrides_may_stand_anywhere() -> None:
 def test_the_nearest_name() -> None:
     assert did_you_mean("cityscape", ["gtav", "cityscapes"]) == "; did you mean cityscapes?"
     assert did_you_mean("x", ["gtav"]) == ""
-    with pytest.raises(
-        UserError, match=r"^KEY: no data set 'gtav_sem_seg_trian' is .*; did you mean gtav_sem_seg_train\?$"
-    ):
+    with pytest.raises(UserError, match="KEY.* gtav_sem_seg_train"):
         check_registered("gtav_sem_seg_trian", "KEY")
     with pytest.raises(FileNotFoundError, match="gtav_sem_seg_val"):
         find_images("gtav_sem_seg_vla")
@@ -111,21 +109,21 @@ def run(command: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 
 def test_commands_know_the_nearest_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scoring = ["--config-file", TMT, "--checkpoints", "x.pth"]
-    with pytest.raises(UserError, match=r"^--target cityscape: .*; did you mean cityscapes_sem_seg_train\?$"):
+    with pytest.raises(UserError, match="--target.* cityscapes_sem_seg_train"):
         run(score, monkeypatch, *scoring, "--target", "cityscape")
-    with pytest.raises(UserError, match=r"^--sources bdd100: .*; did you mean bdd100k_sem_seg_train\?$"):
+    with pytest.raises(UserError, match="--sources.* bdd100k_sem_seg_train"):
         run(score, monkeypatch, *scoring, "--target", "gtav", "--sources", "bdd100")
     pair = ["--configs", str(CONFIGS), "--output", str(tmp_path / "out"), "--source", "gta", "--target", "bdd100k"]
-    with pytest.raises(UserError, match=r"^source gta: .*; did you mean gtav_sem_seg_train\?$"):
+    with pytest.raises(UserError, match="gta.* gtav_sem_seg_train"):
         run(train_pair, monkeypatch, *pair)
-    with pytest.raises(FileNotFoundError, match="--configs nowhere is not a folder"):
+    with pytest.raises(UserError, match="nowhere"):
         run(train_pair, monkeypatch, *pair, "--configs", "nowhere")
     (tmp_path / "matrix.yaml").write_text(f"configs: {CONFIGS}\npairs: [gtav-bdd100]\nmethods: [full]\n")
     matrix = ["--config", str(tmp_path / "matrix.yaml"), "--output", str(tmp_path / "out"), "--dry-run"]
-    with pytest.raises(UserError, match=r"^pair gtav-bdd100: .*; did you mean bdd100k_sem_seg_train\?$"):
+    with pytest.raises(UserError, match="gtav-bdd100.* bdd100k_sem_seg_train"):
         run(train_matrix, monkeypatch, *matrix)
     (tmp_path / "matrix.yaml").write_text(f"configs: {CONFIGS}\npairs: [gtav-bdd100k]\nmethods: [ful]\n")
-    with pytest.raises(UserError, match=r"use full, .*; did you mean full\?$"):
+    with pytest.raises(UserError, match="did you mean full"):
         run(train_matrix, monkeypatch, *matrix)
     assert not (tmp_path / "out").exists()
 
@@ -134,7 +132,8 @@ def test_one_domain_twice_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     check_names(small_units(tmp_path))
     assert not caplog.text
     check_names(small_units(tmp_path, pairs=["cityscapes-cityscapes"]))
-    assert caplog.text.count("pair cityscapes-cityscapes: source and target are one domain, T says nothing") == 1
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "cityscapes-cityscapes" in caplog.text
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ from tmt_d2.visualization.inspection import attention_report
 SOURCE_TEST = {"DATASETS__SOURCE_TEST": ("cityscapes_sem_seg_val",)}
 SOURCE = {"DATASETS__SOURCE_TRAIN": ("cityscapes_sem_seg_train",)} | SOURCE_TEST
 CAREFUL = {
-    "SOURCE": 0.5,
+    "SOURCE_RATIO": 0.5,
     "FDA_BETA": 0.05,
     "FEATURE_DISTANCE_WEIGHT": 0.1,
     "RARE_CLASS_TEMPERATURE": 0.1,

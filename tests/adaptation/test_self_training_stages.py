@@ -21,6 +21,7 @@ from tmt_d2.data.datasets.label_spaces import LabelSpace
 from tmt_d2.data.datasets.registration import register_split
 from tmt_d2.engine.checkpoint.checkpointer import keep_weights
 from tmt_d2.engine.run_stage import _check_source, check_stage, run_stage
+from tmt_d2.errors import UserError
 
 STUDENT = "/method_training/student."
 FEW: dict[str, Any] = {"TRANSFER__LABEL_COUNT": 2, "SELF_TRAINING__BURN_IN": 0.25}
@@ -169,11 +170,11 @@ def test_another_methods_run_is_not_resumed(start: Path, tmp_path: Path) -> None
     changes: dict[str, Any] = {"TRANSFER__LABEL_COUNT": 2, "SELF_TRAINING__BURN_IN": 0.25}
     run_killed(small_cfg("full", tmp_path, start, **changes), 2)
     config = (tmp_path / "config.yaml").read_text()
-    with pytest.raises(ValueError, match="holds a run of TRANSFER.METHOD full, this one is self-training: choose"):
+    with pytest.raises(UserError, match="TRANSFER.METHOD full"):
         run_stage(self_training_cfg(tmp_path, start), resume=True)
     assert (tmp_path / "config.yaml").read_text() == config
     (tmp_path / "config.yaml").unlink()
-    with pytest.raises(ValueError, match=r"model_0000001.pth is of another TRANSFER.METHOD, .* choose another"):
+    with pytest.raises(UserError, match="model_0000001.pth"):
         run_stage(self_training_cfg(tmp_path, start), resume=True)
     run_stage(small_cfg("full", tmp_path, start, **changes), resume=True)
     assert (tmp_path / "config.yaml").read_text() == config
@@ -217,13 +218,9 @@ def test_pretrained_features_come_from_any_file_with_the_backbone(start: Path, t
     distances = [lines(tmp_path / name)[0]["loss_features"] for name in ("other", "backbone", "control")]
     assert distances[0] == distances[1] == 0 < distances[2]
     first = min(name for name in backbone if name.endswith("weight"))
-    with pytest.raises(
-        ValueError, match=f"SELF_TRAINING.FEATURE_DISTANCE_CHECKPOINT: .*lacking.pth is .*: {first} is not in"
-    ):
+    with pytest.raises(UserError, match=f"SELF_TRAINING.FEATURE_DISTANCE_CHECKPOINT.*lacking.pth.*{first}"):
         run("lacking", {name: value for name, value in backbone.items() if name != first})
-    with pytest.raises(
-        ValueError, match="FEATURE_DISTANCE_CHECKPOINT: checkpoint .* is of another backbone: .* more is not"
-    ):
+    with pytest.raises(UserError, match="FEATURE_DISTANCE_CHECKPOINT.*foreign.pth"):
         run("foreign", {"layer.weight": torch.zeros(3)})
     warning = "backbone.pth holds no segmentation head: fine-tuning begins with a random one"
     run_stage(self_training_cfg(tmp_path / "headless", tmp_path / "backbone.pth", SOLVER__MAX_ITER=1))

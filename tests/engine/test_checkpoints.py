@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, checked when read, a few of them kept, and a way back when the newest is damaged."""
+"""Checkpoints: complete or absent, checked when read, the last few kept, and a fallback if the newest is damaged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tmt_d2.utils.files import atomic_write, remove_temporaries
 
 
 class Counter:
-    """Stands for the trainer: its state is a number."""
+    """A trainer whose state is a number."""
 
     def __init__(self) -> None:
         self.value = 0
@@ -58,14 +58,14 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("left", [0, 0.5, 0.99])
-def test_truncated_newest_falls_back_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture, left: float) -> None:
+def test_a_truncated_newest_falls_back(tmp_path: Path, caplog: pytest.LogCaptureFixture, left: float) -> None:
     save_series(tmp_path, range(5))
     newest = tmp_path / "model_0000004.pth"
     content = newest.read_bytes()
     newest.write_bytes(content[: int(len(content) * left)])
     with caplog.at_level("WARNING"):
         assert resumed_value(tmp_path) == 3
-    assert "model_0000004.pth is damaged" in caplog.text and "trying the one before it" in caplog.text
+    assert "model_0000004.pth" in caplog.text
 
 
 def test_one_flipped_byte_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,12 +99,14 @@ def test_any_flipped_byte_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
     assert noticed > 100
 
 
-def test_all_damaged_is_an_error_not_a_new_start(tmp_path: Path) -> None:
+def test_all_damaged_is_an_error(tmp_path: Path) -> None:
     save_series(tmp_path, range(2))
     for path in tmp_path.glob("*.pth"):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"every checkpoint is damaged \(model_0000001.pth, model_0000000.pth\)"):
+    with pytest.raises(UserError) as error:
         resumed_value(tmp_path)
+    assert error.value.key == str(tmp_path)
+    assert "model_0000001.pth, model_0000000.pth" in str(error.value)
 
 
 def test_another_architecture_is_no_damage(tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ def test_another_architecture_is_no_damage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tag", [None, "model_0000009.pth", ""])
-def test_a_lost_or_wrong_tag_is_no_new_start(tmp_path: Path, tag: str | None) -> None:
+def test_a_lost_or_wrong_tag_is_made_good(tmp_path: Path, tag: str | None) -> None:
     save_series(tmp_path, range(3))
     (tmp_path / "last_checkpoint").unlink()
     if tag is not None:
@@ -125,7 +127,7 @@ def test_a_lost_or_wrong_tag_is_no_new_start(tmp_path: Path, tag: str | None) ->
     assert resumed_value(tmp_path) == 2
 
 
-def test_the_last_ones_are_kept_and_the_final_one_apart(tmp_path: Path) -> None:
+def test_the_last_few_are_kept_beside_the_final_one(tmp_path: Path) -> None:
     checkpointer = save_series(tmp_path, range(7), keep=2)
     checkpointer.save("model_final")
     checkpointer.save("not_finite_0000003")
@@ -146,7 +148,7 @@ def test_a_new_run_over_an_old_one_never_deletes_what_it_saves(tmp_path: Path) -
 
 
 class Trainer(Counter):
-    """Its state is three times as large as the model's, as an optimiser's is."""
+    """Its state is three times as large as the model's, as an optimizer's is."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"iteration": self.value, "optimizer": torch.ones(3, 40, 40)}
@@ -163,7 +165,7 @@ def end_run(folder: Path) -> nn.Linear:
     return model
 
 
-def test_what_has_ended_keeps_its_weights_only(tmp_path: Path) -> None:
+def test_an_ended_run_keeps_its_weights_only(tmp_path: Path) -> None:
     model = end_run(tmp_path)
     (tmp_path / "alignment").mkdir()
     end_run(tmp_path / "alignment")
@@ -195,12 +197,12 @@ def test_a_damaged_final_checkpoint_is_not_made_to_look_whole(tmp_path: Path) ->
     content[content.index(torch.ones(4).numpy().tobytes()) + 1] ^= 1
     path.write_bytes(content)
     before = names(tmp_path)
-    with pytest.raises(DamagedCheckpoint, match=r"model_final.pth is damaged"):
+    with pytest.raises(DamagedCheckpoint, match="model_final.pth"):
         keep_weights(tmp_path)
     assert names(tmp_path) == before and path.read_bytes() == bytes(content)
 
 
-def test_only_the_checkpoint_that_a_run_would_go_on_from_says_that_it_ended(tmp_path: Path) -> None:
+def test_ended_after_reads_the_checkpoint_to_resume_from(tmp_path: Path) -> None:
     keep_weights(tmp_path)  # nothing here
     assert ended_after(tmp_path) is None
     end_run(tmp_path)
@@ -213,7 +215,7 @@ def test_only_the_checkpoint_that_a_run_would_go_on_from_says_that_it_ended(tmp_
 
 
 class FullDisk:
-    """Fails as a full disk does: after some bytes."""
+    """Fails after some bytes, as a full disk does."""
 
     def __init__(self, file: Any) -> None:
         self.file, self.left = file, 5000
@@ -234,14 +236,15 @@ def test_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pyt
     save = torch.save
     monkeypatch.setattr(torch, "save", lambda state, file: save(state, FullDisk(file)))
     for name in ("model_0000000", "model_0000001"):
-        with pytest.raises(OSError, match=rf"disk full while writing {tmp_path}/{name}.pth: \d+ MiB free"):
+        with pytest.raises(OSError, match=f"{name}.pth") as error:
             checkpointer.save(name)
+        assert error.value.errno == errno.ENOSPC
     assert names(tmp_path) == ["last_checkpoint", "model_0000000.pth"]
     assert (tmp_path / "model_0000000.pth").read_bytes() == before
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.pth"
 
 
-def test_litter_of_killed_processes_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_temporary_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
     (tmp_path / "inference").mkdir()
     dead = 2**22 + 1  # above the largest id that Linux gives
     litter = [tmp_path / f".model_0000001.pth.{dead}.tmp", tmp_path / "inference" / f".a.json.{dead}.tmp"]
@@ -265,16 +268,14 @@ def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> 
     assert names(tmp_path) == ["file"]
 
 
-def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
+def test_a_damaged_file_is_named_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("not found")
     torch.save({"model": {}, "args": argparse.Namespace(epochs=1)}, tmp_path / "timm.pth")
-    for name, reason in (
-        ("text.pth", "it is no file that torch.save wrote"),
-        ("timm.pth", "it asks for argparse.Namespace, only arrays are admitted; of a file that you trust, keep"),
-    ):
-        with pytest.raises(ValueError, match=f"{name} is damaged or holds more than arrays: {reason}"):
+    for name, reason in (("text.pth", "torch.save"), ("timm.pth", "argparse.Namespace")):
+        with pytest.raises(DamagedCheckpoint, match=reason) as error:
             read_state(str(tmp_path / name))
-    with pytest.raises(FileNotFoundError, match="is a folder"):
+        assert error.value.key == str(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
         read_state(str(tmp_path))
 
 

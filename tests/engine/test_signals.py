@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1 wherever they arrive: a checkpoint of the last step, status 75, and nothing lost on resuming."""
+"""Signals at any moment: a checkpoint of the last step, exit status 75, and an exact resumption."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("data_root")]
 
 
 def signal_at(count: int, function: Callable[..., Any], number: signal.Signals = signal.SIGTERM) -> Callable[..., Any]:
-    """``function`` that signals its own process in its ``count``-th call."""
+    """Return ``function`` with a signal to its own process in the ``count``-th call."""
     calls = 0
 
     def signalling(*args: Any, **options: Any) -> Any:
@@ -46,23 +47,36 @@ PLACES: dict[str, tuple[Any, str, int, int]] = {
 }
 
 
+CHANGES: dict[str, Any] = {
+    "SOLVER__CHECKPOINT_PERIOD": 3,  # only a stop saves iteration 1
+    "TEST__EVAL_PERIOD": 2,
+    "DATASETS__TEST": ("bdd100k_sem_seg_val", "cityscapes_sem_seg_val"),
+}
+
+
+@pytest.fixture(scope="module")
+def straight(start: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("straight")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(scenes))
+        run_stage(small_cfg("full", folder, start, **CHANGES))
+    return folder
+
+
 @pytest.mark.parametrize("place", PLACES)
-def test_stop_saves_and_resuming_loses_nothing(start: Path, tmp_path: Path, place: str) -> None:
+def test_stop_saves_and_resuming_loses_nothing(start: Path, straight: Path, tmp_path: Path, place: str) -> None:
     owner, name, count, iteration = PLACES[place]
-    changes = {"SOLVER__CHECKPOINT_PERIOD": 3, "TEST__EVAL_PERIOD": 2}  # nothing but a stop saves iteration 1
-    changes["DATASETS__TEST"] = ("bdd100k_sem_seg_val", "cityscapes_sem_seg_val")
-    run_stage(small_cfg("full", tmp_path / "straight", start, **changes))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_info:
         patch.setattr(owner, name, signal_at(count, getattr(owner, name)))
-        run_stage(small_cfg("full", tmp_path / "run", start, **changes))
+        run_stage(small_cfg("full", tmp_path, start, **CHANGES))
     assert exit_info.value.code == 75
-    tag = (tmp_path / "run" / "last_checkpoint").read_text()
-    assert contents(tmp_path / "run" / tag)["/trainer/iteration"] == iteration
-    assert not (tmp_path / "run" / "evaluation.json").exists()
-    run_stage(small_cfg("full", tmp_path / "run", start, **changes), resume=True)
-    final = "model_final.pth"
-    assert not differences(tmp_path / "straight" / final, tmp_path / "run" / final)
-    assert (tmp_path / "run" / "evaluation.json").read_text() == (tmp_path / "straight" / "evaluation.json").read_text()
+    tag = (tmp_path / "last_checkpoint").read_text()
+    assert contents(tmp_path / tag)["/trainer/iteration"] == iteration
+    assert not (tmp_path / "evaluation.json").exists()
+    run_stage(small_cfg("full", tmp_path, start, **CHANGES), resume=True)
+    assert not differences(straight / "model_final.pth", tmp_path / "model_final.pth")
+    assert (tmp_path / "evaluation.json").read_text() == (straight / "evaluation.json").read_text()
 
 
 def test_before_the_first_step_there_is_nothing_to_save(start: Path, tmp_path: Path) -> None:
@@ -94,7 +108,19 @@ def test_ctrl_c_saves_and_a_second_one_leaves_at_once(start: Path, tmp_path: Pat
         signal.raise_signal(signal.SIGINT)
 
 
-def test_handlers_are_put_back() -> None:
+def test_sighup_asks_for_a_stop_unless_it_is_ignored() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        for handler in (signal.SIG_DFL, signal.SIG_IGN):
+            signal.signal(signal.SIGHUP, handler)
+            with signals.stop_on_signals():
+                signal.raise_signal(signal.SIGHUP)
+                assert signals.requested() == (handler is signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number in signals.SIGNALS]
     with signals.stop_on_signals():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -105,10 +131,9 @@ def test_handlers_are_put_back() -> None:
     assert not signals.requested()
 
 
-@pytest.mark.parametrize(("long_call", "status"), [("stuck()", 1), ("compute()", 0)])
-def test_a_process_that_cannot_react_is_ended_unless_it_computes(long_call: str, status: int) -> None:
-    """A condition variable of the C library stands for a collective operation that waits for a dead process, hashing
-    (a single call without Python's lock, of several times the limit) for a backward pass."""
+def test_a_process_that_cannot_react_is_ended_unless_it_computes() -> None:
+    """A condition variable of the C library replaces a collective operation that waits for a dead process, hashing
+    (a single call without Python's lock, several times longer than the limit) a backward pass."""
     program = """
 import ctypes, hashlib, os, signal, threading
 from tmt_d2.utils import signals
@@ -118,18 +143,21 @@ def stuck():
     library.pthread_mutex_lock(mutex)
     library.pthread_cond_wait(condition, mutex)
 def compute():
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 15_000_000)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 6_000_000)
 signals.STUCK_AFTER = 0.5
 signals.comm.get_world_size = lambda: 2
 with signals.stop_on_signals():
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
     LONG_CALL
 """
-    assert run_python("-c", program.replace("LONG_CALL", long_call)).returncode == status
+    expected = {"stuck()": 1, "compute()": 0}
+    with ThreadPoolExecutor() as pool:
+        ended = list(pool.map(lambda call: run_python("-c", program.replace("LONG_CALL", call)), expected))
+    assert [each.returncode for each in ended] == list(expected.values())
 
 
 def test_loader_processes_outlive_a_signal_to_all(start: Path, tmp_path: Path) -> None:
-    def tell_everyone(self: TrainingStep) -> None:
+    def signal_all(self: TrainingStep) -> None:
         update(self)
         own = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
         assert len(own) >= 2
@@ -139,7 +167,7 @@ def test_loader_processes_outlive_a_signal_to_all(start: Path, tmp_path: Path) -
 
     update = TrainingStep.update
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainingStep, "update", tell_everyone)
+        patch.setattr(TrainingStep, "update", signal_all)
         # The test is the workers' parent, whose SIGTERM ends them, so it is sent by another process.
         patch.setattr(os, "kill", lambda pid, number: subprocess.run(["kill", f"-{int(number)}", str(pid)], check=True))
         run_stage(small_cfg("full", tmp_path, start, DATALOADER__NUM_WORKERS=2))

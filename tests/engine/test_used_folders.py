@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import signal
 import weakref
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from tmt_d2.experiments.plan import PLANNED
 from tmt_d2.experiments.running import run_all
 from tmt_d2.modeling.ops import deformable_attention
 from tmt_d2.modeling.ops.deformable_attention import ms_deform_attn
-from tmt_d2.utils import signals
 
 P_T = "MODEL.TMT.P_T"
 
@@ -62,19 +60,6 @@ def test_the_model_of_a_failed_unit_is_freed(tmp_path: Path, monkeypatch: pytest
     progress = run_all(small_units(tmp_path, methods=["full"])[:1], tmp_path / "out", fail, {})
     gc.collect()
     assert isinstance(progress.first_error, UserError) and models[0]() is None
-
-
-def test_sighup_asks_for_a_stop_unless_it_is_ignored() -> None:
-    with signals.stop_on_signals():
-        signal.raise_signal(signal.SIGHUP)
-        assert signals.requested()
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with signals.stop_on_signals():
-            signal.raise_signal(signal.SIGHUP)
-            assert not signals.requested()
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 def _attend(queue: Any) -> None:

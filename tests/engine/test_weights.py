@@ -1,4 +1,4 @@
-"""Weights of any origin: read whole whatever was put around them, and refused where they do not fit the model."""
+"""Weights of any origin: read completely, whatever wraps them, and refused if they do not fit the model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def holds(model: nn.Module, weights: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_wrapped_names_are_loaded_wholly(prefix: str, whole: dict[str, Any], build_tiny: Build, tmp_path: Path) -> None:
+def test_wrapped_names_are_loaded(prefix: str, whole: dict[str, Any], build_tiny: Build, tmp_path: Path) -> None:
     file = save(tmp_path / "wrapped.pth", {prefix + name: value for name, value in whole.items()})
     model = build_tiny("MaskFormer")
     assert not holds(model, whole)
@@ -92,7 +92,7 @@ def test_several_models_in_a_file_are_refused(whole: dict[str, Any], build_tiny:
             TMTCheckpointer(build_tiny("MaskFormer")).load(str(tmp_path / file))
 
 
-def test_what_is_no_array_is_one_line(build_tiny: Build, tmp_path: Path) -> None:
+def test_files_without_arrays_are_refused(build_tiny: Build, tmp_path: Path) -> None:
     for index, content in enumerate(({"epoch": 3}, {"model": {"a": 1}}, [torch.zeros(2)])):
         torch.save(content, tmp_path / f"{index}.pth")
         with pytest.raises(UserError, match=f"{index}.pth"):
@@ -107,7 +107,7 @@ def test_other_classes_are_refused_behind_a_prefix_too(
     model.classes = class_list([f"other{i}" for i in range(19)], {})
     for prefix in ("", "module.", "_orig_mod."):
         wrapped = {prefix + name: value for name, value in whole.items()}
-        with pytest.raises(UserError, match=r"wrapped\.pth .*TRANSFER.REINIT_CLASS_HEAD"):
+        with pytest.raises(UserError, match=r"wrapped\.pth.*TRANSFER.REINIT_CLASS_HEAD"):
             TMTCheckpointer(model).load(save(tmp_path / "wrapped.pth", wrapped, **classes))
 
 
@@ -125,7 +125,7 @@ def test_a_file_that_fits_nothing_is_refused(whole: dict[str, Any], build_tiny: 
             TMTCheckpointer(model).load(save(tmp_path / "foreign.pth", weights))
 
 
-def test_the_rest_of_a_backbone_is_told(
+def test_missing_weights_of_a_backbone_are_warned_of(
     whole: dict[str, Any], build_tiny: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = build_tiny("MaskFormer")
@@ -140,10 +140,10 @@ def test_the_rest_of_a_backbone_is_told(
     with caplog.at_level(logging.WARNING):
         TMTCheckpointer(model).load(save(tmp_path / "part.pth", part))
     (record,) = caplog.records
-    assert "lacks 1 of" in record.getMessage() and "backbone.stem.conv1.weight" in record.getMessage()
+    assert "backbone.stem.conv1.weight" in record.getMessage()
 
 
-def test_a_random_head_predicts_nothing(whole: dict[str, Any], tmp_path: Path) -> None:
+def test_prediction_needs_a_head(whole: dict[str, Any], tmp_path: Path) -> None:
     file = headless(whole, tmp_path)
     for architecture in ("MaskFormer", "TransferableMaskFormer"):
         with pytest.raises(UserError, match=r"headless\.pth"):
@@ -152,14 +152,14 @@ def test_a_random_head_predicts_nothing(whole: dict[str, Any], tmp_path: Path) -
 
 @pytest.mark.usefixtures("data_root")
 @pytest.mark.parametrize("stage", ["full", "estimator", "leep"])
-def test_no_stage_measures_with_a_random_head(stage: str, start: Path, tmp_path: Path) -> None:
+def test_no_stage_measures_a_random_head(stage: str, start: Path, tmp_path: Path) -> None:
     weights = torch.load(start, weights_only=True)["model"]
     file = headless(weights, tmp_path)
     with pytest.raises(UserError, match=r"headless\.pth"):
         run_stage(small_cfg(stage, tmp_path / stage, file), eval_only=stage == "full")
 
 
-def test_weights_of_imagenet_initialise_backbones(build_tiny: Build, tmp_path: Path) -> None:
+def test_weights_of_imagenet_initialize_backbones(build_tiny: Build, tmp_path: Path) -> None:
     """timm's and torchvision's names by timm's backbone, Detectron2's by matching names."""
     state = timm.create_model("resnet18").state_dict()  # torchvision's names
     torch.save(state, tmp_path / "torchvision.pth")
@@ -184,7 +184,7 @@ def test_weights_of_imagenet_initialise_backbones(build_tiny: Build, tmp_path: P
     assert torch.all(model.backbone.stem.conv1.weight == 1)
 
 
-def test_an_order_that_is_trusted_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_weights_matched_by_order_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     state = timm.create_model("resnet18").state_dict()
     torch.save(
         {f"part{index}.{n.rpartition('.')[2]}": v for index, (n, v) in enumerate(state.items())}, tmp_path / "a.pth"

@@ -88,31 +88,11 @@ def test_features_may_be_chosen_until_the_model_is_fine_tuned(
     TMTCheckpointer(build_tiny(MODEL__TMT__FEATURES=here)).load(fine_tuned)  # what it was fine-tuned with counts
 
 
-def test_a_checkpoint_from_before_loads_with_a_warning(
-    build_tiny: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    state = build_tiny().state_dict()
-    del state[STATE]
-    path = tmp_path / "old.pth"
-    torch.save({"model": state}, path)
-    model = build_tiny(MODEL__TMT__KAPPA=3.0)
-    nn.init.zeros_(model.transferability.discriminators[0].layers[0].weight)
-    with caplog.at_level("WARNING"):
-        TMTCheckpointer(model, require_estimator=True).load(str(path))
-    name = "transferability.discriminators.0.layers.0.weight"
-    assert torch.equal(model.state_dict()[name], state[name])
-    assert "old.pth does not say what its estimator was trained with: taken to be what the config says" in caplog.text
-    assert "MODEL.TMT.KAPPA 3.0" in caplog.text
-    caplog.clear()
-    TMTCheckpointer(model).load(save(build_tiny("MaskFormer"), tmp_path / "plain.pth"))  # has no estimator
-    assert "does not say" not in caplog.text
-
-
 @pytest.mark.parametrize("state", [torch.tensor([1, 2]), torch.zeros(3), encode_settings({})[:1], torch.tensor(-1)])
 def test_damaged_settings_are_damage(state: torch.Tensor, build_tiny: Build, tmp_path: Path) -> None:
     model = build_tiny()
     torch.save({"model": model.state_dict() | {STATE: state}}, tmp_path / "damaged.pth")
-    with pytest.raises(DamagedCheckpoint, match=r"damaged.pth is damaged: settings of the estimator that are no JSON"):
+    with pytest.raises(DamagedCheckpoint, match="damaged.pth"):
         TMTCheckpointer(model).load(str(tmp_path / "damaged.pth"))
 
 

@@ -20,6 +20,7 @@ from tmt_d2 import setup_cfg
 from tmt_d2.data.datasets.custom import read_custom
 from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer
 from tmt_d2.engine.checkpoint.files import DamagedCheckpoint
+from tmt_d2.errors import UserError
 
 
 class Command:
@@ -68,11 +69,9 @@ def hostile_files() -> dict[str, bytes]:
 def test_checkpoints_execute_nothing(name: str, tmp_path: Path) -> None:
     content = hostile_files()[name]
     Path(name).write_bytes(content)
-    with pytest.raises(
-        DamagedCheckpoint, match=f"^checkpoint {name} is damaged or holds more than arrays: .+"
-    ) as error:
+    with pytest.raises(DamagedCheckpoint) as error:
         TMTCheckpointer(nn.Linear(2, 2), str(tmp_path)).load(name)
-    assert "\n" not in str(error.value)
+    assert error.value.key == name and "\n" not in str(error.value)
     assert not Path("ran").exists()
     if name.endswith("pkl"):  # control: it is hostile
         pickle.loads(content)
@@ -82,7 +81,7 @@ def test_checkpoints_execute_nothing(name: str, tmp_path: Path) -> None:
 def test_a_hostile_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
     Path("model_0000001.pth").write_bytes(hostile_files()["in_trainer.pth"])
     Path("last_checkpoint").write_text("model_0000001.pth")
-    with pytest.raises(ValueError, match="every checkpoint is damaged"):
+    with pytest.raises(UserError):
         TMTCheckpointer(nn.Linear(2, 2), str(tmp_path)).resume_or_load("")
     assert not Path("ran").exists()
 
@@ -108,17 +107,17 @@ def test_last_checkpoint_does_not_lead_out_of_its_folder(tmp_path: Path, tag: st
 )
 def test_configs_and_data_sets_execute_nothing(value: str) -> None:
     Path("hostile.yaml").write_text(f"SEED: 1\nINPUT:\n  MIN_SIZE_TRAIN: {value}\n")
-    with pytest.raises(ValueError, match=r"hostile.yaml.*line 3"):
+    with pytest.raises(UserError, match="hostile.yaml"):
         setup_cfg("hostile.yaml")
     Path("data.yaml").write_text(f"name: x\nsplits: {value}\n")
-    with pytest.raises(ValueError, match=r"data.yaml.*line 2"):
+    with pytest.raises(UserError, match="data.yaml"):
         read_custom("data.yaml")
     assert not Path("ran").exists()
 
 
 def test_overrides_execute_nothing() -> None:
     config = CONFIGS / "source.yaml"
-    with pytest.raises(ValueError, match="SEED"):
+    with pytest.raises(UserError, match="SEED"):
         setup_cfg(str(config), ["SEED", "__import__('os').system('touch ran')"])
     assert not Path("ran").exists()
 
@@ -132,5 +131,5 @@ def write_data(images: str, labels: str = "data/{stem}.png") -> Path:
 
 @pytest.mark.parametrize("images", ["../{stem}.png", "/etc/{stem}", "a/../../{stem}.png"])
 def test_patterns_do_not_climb_out_of_the_root(images: str) -> None:
-    with pytest.raises(ValueError, match=r"data.yaml: splits.train.images: "):
+    with pytest.raises(UserError, match="data.yaml"):
         read_custom(write_data(images))

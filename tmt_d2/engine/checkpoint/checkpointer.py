@@ -80,9 +80,11 @@ class TMTCheckpointer(DetectionCheckpointer):
         self._loading, self._resumes = "", False
 
     def save(self, name: str, **extra: Any) -> None:
+        if not self._writes:
+            return
         state = {key: item.state_dict() for key, item in self.checkpointables.items()}
         self.save_weights(name, **state, **extra)
-        if self._writes and (name == FINAL or _PERIODIC.fullmatch(f"{name}.pth")):  # no run resumes from others
+        if name == FINAL or _PERIODIC.fullmatch(f"{name}.pth"):  # no run resumes from others
             self.tag_last_checkpoint(f"{name}.pth")
             for old in self._newest_first()[self.keep :]:
                 old.unlink(missing_ok=True)
@@ -395,4 +397,4 @@ def _rename(weights: dict[str, Any]) -> None:
     for old, new in renamed.items():
         weights[new] = weights.pop(old)
     if renamed:
-        logger.info("%d names of an old official version are replaced, e.g. %s", len(renamed), min(renamed))
+        logger.info("%d entries have names of an old official version, e.g. %s: renamed", len(renamed), min(renamed))

@@ -1,4 +1,4 @@
-"""Classes in checkpoints: what a file says of its own, and class heads of other classes taken by name."""
+"""Classes in checkpoints: the class list in a file, and class heads matched by class name."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tmt_d2.engine.checkpoint.files import DamagedCheckpoint
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.official import CLASS_HEAD
 
-CLASSES = "classes"  # {"names": [str], "colors": [[red, green, blue]]}, of ``ClassList``; not in files of others
-EMPTY_WEIGHT = "criterion.empty_weight"  # of the loss, one value a class
+CLASSES = "classes"  # {"names": [str], "colors": [[red, green, blue]]}, of ``ClassList``; official files lack it
+EMPTY_WEIGHT = "criterion.empty_weight"  # of the loss: (number of classes + 1,)
 
 
 def read_classes(path: str) -> ClassList | None:
-    """What a checkpoint (path or URL) says of its classes, without reading its weights.
+    """Return the class list in a checkpoint (path or URL), without reading its weights.
 
     Returns:
-        None where it says nothing, or cannot be read, which is said when it is loaded.
+        None if it has none, or is unreadable, which is an error when it is loaded.
     """
     try:
         local = PathManager.get_local_path(path)
@@ -32,12 +32,12 @@ def read_classes(path: str) -> ClassList | None:
 
 
 def encode_classes(classes: ClassList) -> dict[str, list[Any]]:
-    """As the entry ``CLASSES``: plain strings and numbers."""
+    """Return the entry ``CLASSES``: plain strings and numbers."""
     return {"names": list(classes.names), "colors": [list(color) for color in classes.colors]}
 
 
 def decode_classes(entry: Any) -> ClassList | None:
-    """The entry ``CLASSES`` of a checkpoint; None for anything else."""
+    """Return the class list of the entry ``CLASSES`` of a checkpoint; None if it is invalid."""
     try:
         names, colors = tuple(entry["names"]), tuple((red, green, blue) for red, green, blue in entry["colors"])
     except (TypeError, KeyError, ValueError):
@@ -52,15 +52,15 @@ def decode_classes(entry: Any) -> ClassList | None:
 def match_classes(
     checkpoint: Mapping[str, Any], model: nn.Module, model_state: Mapping[str, Tensor], file: str, by_name: bool
 ) -> dict[str, list[str]]:
-    """Put the rows of the file's class head in the order of the model's classes, or refuse other classes.
+    """Order the rows of the file's class head as the model's classes, in place.
 
-    A model that does not know its classes takes those of the file.
+    A model without a class list gets the file's.
 
     Args:
-        by_name: rows of other classes are taken by name; False: other classes are refused.
+        by_name: keep the rows of classes that both have; False: refuse other classes.
 
     Returns:
-        what became of the rows -> names of classes; empty where the classes are the same or not known.
+        for the load report: outcome -> names of classes; empty if the classes are equal or unknown.
     """
     weights, there = checkpoint["model"], _classes_of(checkpoint, file)
     here: ClassList | None = getattr(model, "classes", None)
@@ -74,8 +74,9 @@ def match_classes(
         return {}
     if not by_name:
         raise UserError(
-            f"checkpoint {file} has {there}, the data sets have {here}: to keep what both know by name "
-            "and begin anew with the rest, set TRANSFER.REINIT_CLASS_HEAD True"
+            f"it has {there}, the data sets have {here}",
+            key=file,
+            hint="to keep the classes of both and initialize the others, set TRANSFER.REINIT_CLASS_HEAD True",
         )
     row = {name: index for index, name in enumerate(there.names)}
     for name in CLASS_HEAD:
@@ -87,13 +88,13 @@ def match_classes(
         weights[name] = rows
     return {
         "rows kept by name": [name for name in here.names if name in row],
-        "begun anew": [name for name in here.names if name not in row],
+        "initialized": [name for name in here.names if name not in row],
         "in the file only, not used": [name for name in there.names if name not in here.names],
     }
 
 
 def drop_other_sizes(weights: dict[str, Any], model_state: Mapping[str, Tensor]) -> set[str]:
-    """Take a class head of another number of classes out of the file's weights; the names that went."""
+    """Remove a class head of another size from the file's weights; return the removed names."""
     reset = set()
     for name in (*CLASS_HEAD, EMPTY_WEIGHT):
         if name in weights and name in model_state and tuple(weights[name].shape) != model_state[name].shape:
@@ -105,10 +106,10 @@ def drop_other_sizes(weights: dict[str, Any], model_state: Mapping[str, Tensor])
 def _classes_of(checkpoint: Mapping[str, Any], file: str) -> ClassList | None:
     """
     Raises:
-        DamagedCheckpoint: what the file says of its classes does not fit its class head.
+        DamagedCheckpoint: the class list is invalid, or does not fit the class head.
     """
     classes = decode_classes(checkpoint.get(CLASSES))
     head = checkpoint["model"].get(CLASS_HEAD[0])
     if CLASSES in checkpoint and (classes is None or (head is not None and len(head) != len(classes) + 1)):
-        raise DamagedCheckpoint(f"checkpoint {file} is damaged: its entry {CLASSES!r} is no list of classes")
+        raise DamagedCheckpoint(f"it is damaged: its entry {CLASSES!r} is not a list of classes", key=file)
     return classes

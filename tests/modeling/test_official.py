@@ -22,6 +22,7 @@ from torch import nn
 import tmt_d2
 from tests.helpers.models import make_records, tiny_cfg
 from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer, read_state
+from tmt_d2.errors import UserError
 from tmt_d2.modeling.official import load_report, plain_state, unused_settings, upgrade_names, write_official
 from tmt_d2.projects.huggingface.convert import main as convert
 
@@ -323,8 +324,7 @@ def test_class_head_of_another_size(
     path = tmp_path / "ade.pth"
     torch.save({"model": source.state_dict()}, path)
     model = build_tiny("MaskFormer")
-    message = r"ade.pth has 150 classes, MODEL.SEM_SEG_HEAD.NUM_CLASSES is 19: .*set TRANSFER.REINIT_CLASS_HEAD True"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=r"ade\.pth.*TRANSFER.REINIT_CLASS_HEAD"):
         TMTCheckpointer(model).load(str(path))
     head = model.sem_seg_head.predictor.class_embed.weight.clone()
     caplog.set_level(logging.INFO)
@@ -401,7 +401,7 @@ def test_strip_for_the_official_code(
     torch.save({"model": tmt.state_dict(), "iteration": 7}, tmp_path / "tmt.pth")
     output = tmp_path / f"plain{suffix}"
     convert(["strip", str(tmp_path / "tmt.pth"), str(output)])
-    assert "entries of the estimator stay behind" in capsys.readouterr().out
+    assert "entries of the estimator" in capsys.readouterr().out
     if suffix == ".pth":
         state = torch.load(output, weights_only=True)["model"]
     else:

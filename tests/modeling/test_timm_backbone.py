@@ -129,7 +129,7 @@ def test_weights_of_an_installed_package_are_those_that_timm_would_have(caplog: 
     before = features(model.backbone.net.eval(), image)
     with caplog.at_level(logging.INFO):
         TMTCheckpointer(model).load(LITE0)
-    assert "240 entries loaded" in caplog.text and "only the backbone is initialised from it" in caplog.text
+    assert "240 entries loaded" in caplog.text
     after = features(model.backbone.net, image)
     for ours, theirs, untrained in zip(after, features(lite0_by_timm(), image), before, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-4)

@@ -96,7 +96,7 @@ def test_everything_is_made_on_the_device_of_the_model(model: Any, dtype: torch.
         (pixel_decoder, "_pixel_centers"),
         (transformer_decoder, "sine_position_encoding"),
         (tmt, "valid_positions"),
-        (criterion, "_at"),
+        (criterion, "point_sample"),
     ],
 )
 def test_a_tensor_made_on_the_cpu_is_noticed(

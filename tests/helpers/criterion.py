@@ -42,11 +42,19 @@ def make_outputs(layers: int = 3, B: int = 2, Q: int = 5, C: int = 4, seed: int 
     return {**outputs[-1], "aux_outputs": outputs[:-1]}
 
 
+def as_product(*maps: Tensor) -> list[MaskLogits]:
+    """Maps (B, Q, H, W) of each output as products with common features, which are the maps themselves."""
+    features = torch.cat(maps, 1)
+    choice = torch.eye(features.shape[1], dtype=features.dtype).expand(len(features), -1, -1)
+    return [MaskLogits(part, features) for part in choice.split([each.shape[1] for each in maps], 1)]
+
+
 def dense(outputs: dict[str, Any]) -> dict[str, Any]:
-    made = {"pred_logits": outputs["pred_logits"], "pred_masks": outputs["pred_masks"].dense()}
-    if "aux_outputs" in outputs:
-        made["aux_outputs"] = [dense(output) for output in outputs["aux_outputs"]]
-    return made
+    """The same outputs, with masks that are multiplied out."""
+    layers = [*outputs["aux_outputs"], outputs]
+    masks = as_product(*(layer["pred_masks"].dense() for layer in layers))
+    made = [{"pred_logits": each["pred_logits"], "pred_masks": masks} for each, masks in zip(layers, masks)]
+    return {**made[-1], "aux_outputs": made[:-1]}
 
 
 def make_targets(*labels: list[int], size: tuple[int, int] = (24, 28), seed: int = 0) -> list[MaskTargets]:

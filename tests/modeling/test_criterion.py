@@ -9,7 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.criterion import CLASSES, POINTS, dense, make_criterion, make_outputs, make_targets, seeded, sigmoid
+from tests.helpers.criterion import (
+    CLASSES,
+    POINTS,
+    as_product,
+    dense,
+    make_criterion,
+    make_outputs,
+    make_targets,
+    seeded,
+    sigmoid,
+)
 from tmt_d2.modeling.mask_logits import MaskLogits
 from tmt_d2.modeling.targets import MaskTargets
 
@@ -20,7 +30,7 @@ def test_losses_by_hand() -> None:
     masks = torch.tensor([[[-1.0, -3.0], [-2.0, -2.0]], [[1.0, 2.0], [0.0, 3.0]]])[None]
     classes = torch.tensor([[[0.0, 0.0, 0.0, 1.0], [0.0, 2.0, 0.0, 0.0]]])
     target = MaskTargets(torch.tensor([1]), torch.tensor([[[True, True], [True, False]]]))
-    losses = make_criterion()({"pred_logits": classes, "pred_masks": masks}, [target])
+    losses = make_criterion()({"pred_logits": classes, "pred_masks": as_product(masks)[0]}, [target])
 
     logit, wanted = (1 + 2 + 0 + 3) / 4, 3 / 4  # the means of the four cells around the middle
     bce = -(wanted * math.log(sigmoid(logit)) + (1 - wanted) * math.log(1 - sigmoid(logit)))
@@ -37,7 +47,7 @@ def test_losses_by_hand() -> None:
 @pytest.mark.usefixtures("only_the_centre")
 def test_mask_losses_are_means_over_the_masks_of_the_batch() -> None:
     masks = torch.tensor([1.0, -2.0, 0.5]).view(1, 3, 1, 1).expand(2, 3, 4, 4)
-    outputs = {"pred_logits": torch.zeros(2, 3, CLASSES + 1), "pred_masks": masks}
+    outputs = {"pred_logits": torch.zeros(2, 3, CLASSES + 1), "pred_masks": as_product(masks)[0]}
     every = MaskTargets(torch.tensor([0, 1, 2]), torch.ones(3, 4, 4, dtype=torch.bool))
     one = MaskTargets(torch.tensor([0]), torch.ones(1, 4, 4, dtype=torch.bool))
     losses = make_criterion()(outputs, [every, one])
@@ -49,13 +59,14 @@ def test_mask_losses_are_means_over_the_masks_of_the_batch() -> None:
 def test_fewer_masks_than_calls() -> None:
     """One mask in four images: the mean of four calls is what one call gives."""
     outputs, targets, seeds = make_outputs(1, B=4), make_targets([1], [], [], []), [5, 6, 7, 8]
-    whole = make_criterion()(dense(outputs), targets, None, seeds)
+    whole = make_criterion()(outputs, targets, None, seeds)
 
-    def one(image: int) -> dict[str, Tensor]:
-        part = {name: value[image : image + 1] for name, value in dense(outputs).items() if name != "aux_outputs"}
-        return make_criterion()(part, targets[image : image + 1], torch.tensor(0.25), seeds[image : image + 1])
+    def one(image: slice) -> dict[str, Tensor]:
+        masks = MaskLogits(outputs["pred_masks"].embeddings[image], outputs["pred_masks"].features[image])
+        part = {"pred_logits": outputs["pred_logits"][image], "pred_masks": masks}
+        return make_criterion()(part, targets[image], torch.tensor(0.25), seeds[image])
 
-    parts = [one(image) for image in range(4)]
+    parts = [one(slice(image, image + 1)) for image in range(4)]
     for name, value in whole.items():
         torch.testing.assert_close(torch.stack([part[name] for part in parts]).mean(), value)
 
@@ -111,10 +122,9 @@ def test_weights_are_named_but_not_applied() -> None:
 
 
 @pytest.mark.parametrize("labels", [([0, 1], []), ([], [2]), ([], [])])
-@pytest.mark.parametrize("form", ["factored", "dense"])
-def test_images_without_a_target(labels: tuple[list[int], list[int]], form: str) -> None:
+def test_images_without_a_target(labels: tuple[list[int], list[int]]) -> None:
     outputs, targets = make_outputs(), make_targets(*labels)
-    losses = seeded(make_criterion(aux=2), outputs if form == "factored" else dense(outputs), targets)
+    losses = seeded(make_criterion(aux=2), outputs, targets)
     assert all(torch.isfinite(loss) for loss in losses.values())
     if labels == ([], []):
         assert losses["loss_mask"] == losses["loss_dice"] == 0
@@ -137,7 +147,7 @@ def test_huge_logits(dtype: torch.dtype) -> None:
     signs = torch.randint(0, 2, (2, 5, 6, 7), generator=generator) * 2 - 1
     masks = (signs * 6e4).to(dtype).requires_grad_()
     classes = (torch.randn(2, 5, CLASSES + 1, generator=generator).sign() * 6e4).to(dtype).requires_grad_()
-    losses = make_criterion()({"pred_logits": classes, "pred_masks": masks}, make_targets([0, 1], [2]))
+    losses = make_criterion()({"pred_logits": classes, "pred_masks": as_product(masks)[0]}, make_targets([0, 1], [2]))
     for loss in losses.values():
         assert loss.dtype == torch.float32
         assert torch.isfinite(loss)
@@ -163,7 +173,7 @@ def test_autocast_does_not_reach_the_losses() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_diverged_outputs_give_a_loss_that_says_so(value: float) -> None:
-    outputs = dense(make_outputs(layers=2))
+    outputs = make_outputs(layers=2)
     outputs["pred_logits"] = outputs["pred_logits"].detach().clone()
     outputs["pred_logits"][1, 3] = value
     losses = make_criterion(aux=1)(outputs, make_targets([0], [1]))
@@ -186,9 +196,12 @@ def test_costs_travel_to_the_host_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_order_of_queries_does_not_matter() -> None:
-    outputs, targets = dense(make_outputs(layers=1)), make_targets([0, 2], [1])
-    order = torch.tensor([3, 0, 4, 2, 1])
-    shuffled = {name: outputs[name][:, order] for name in ("pred_logits", "pred_masks")}
+    outputs, targets = make_outputs(layers=1), make_targets([0, 2], [1])
+    order, masks = torch.tensor([3, 0, 4, 2, 1]), outputs["pred_masks"]
+    shuffled = {
+        "pred_logits": outputs["pred_logits"][:, order],
+        "pred_masks": MaskLogits(masks.embeddings[:, order], masks.features),
+    }
     expected, found = seeded(make_criterion(), outputs, targets), seeded(make_criterion(), shuffled, targets)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name])
@@ -199,7 +212,7 @@ def test_points_are_taken_where_the_mask_is_uncertain() -> None:
     logits = torch.full((1, 1, 8, 32), 20.0)
     logits[..., 16:] = -20.0
     target = [MaskTargets(torch.tensor([0]), logits[0] > 0)]
-    outputs = {"pred_logits": torch.zeros(1, 1, CLASSES + 1), "pred_masks": logits}
+    outputs = {"pred_logits": torch.zeros(1, 1, CLASSES + 1), "pred_masks": as_product(logits)[0]}
 
     def mean_loss(share: float) -> float:
         criterion = make_criterion(points=64)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.criterion import CLASSES, POINTS, dense, make_criterion, make_outputs, seeded, sigmoid
+from tests.helpers.criterion import CLASSES, POINTS, as_product, dense, make_criterion, make_outputs, seeded, sigmoid
+from tmt_d2.modeling.mask_logits import MaskLogits
 from tmt_d2.modeling.targets import MaskTargets, semantic_targets
 
 RULES = ("background", "ignore")
@@ -34,7 +35,10 @@ def test_losses_beside_an_ignored_pixel_by_hand(rule: str) -> None:
     counted = {"background": 1.0, "ignore": wanted}[rule]
     masks = torch.tensor([[[True, True], [True, False]]])
     target = MaskTargets(torch.tensor([1]), masks, masks[0] if rule == "ignore" else None)
-    outputs = {"pred_logits": torch.zeros(1, 1, CLASSES + 1), "pred_masks": torch.full((1, 1, 2, 2), logit)}
+    outputs = {
+        "pred_logits": torch.zeros(1, 1, CLASSES + 1),
+        "pred_masks": as_product(torch.full((1, 1, 2, 2), logit))[0],
+    }
     losses = make_criterion()(outputs, [target])
     p = sigmoid(logit)
     outside = (counted - wanted) * math.log(1 - p)
@@ -49,17 +53,21 @@ def test_what_is_predicted_in_ignored_pixels(rule: str, seed: int) -> None:
     """It is nothing to "ignore": not to the losses, nor to which queries and points are chosen, nor to the gradient."""
     targets, criterion = half_ignored(rule), make_criterion(aux=2, points=64)
     outputs = dense(make_outputs(seed=seed))
-    cells = (slice(0, 1), slice(None), slice(None), slice(0, 2))  # a point with a share in column 14 sees none of them
-    changed = {**outputs, "aux_outputs": [dict(output) for output in outputs["aux_outputs"]]}
-    for output, value in zip((changed, *changed["aux_outputs"]), (0.0, 30.0, -30.0)):
-        output["pred_masks"] = output["pred_masks"].detach().clone()
-        output["pred_masks"][cells] = value
-        output["pred_masks"].requires_grad_()
+    features = outputs["pred_masks"].features.detach().clone()
+    ignored = features[0, :, :, :2]  # a point with a share in column 14 sees none of them
+    for maps, value in zip(ignored.chunk(3), (30.0, -30.0, 0.0)):  # of each output
+        maps.fill_(value)
+    features.requires_grad_()
+    layers = [
+        {**each, "pred_masks": MaskLogits(each["pred_masks"].embeddings, features)}
+        for each in (*outputs["aux_outputs"], outputs)
+    ]
+    changed = {**layers[-1], "aux_outputs": layers[:-1]}
     before, after = (seeded(criterion, each, targets, seed) for each in (outputs, changed))
     sum(after.values()).backward()
-    for output in (changed, *changed["aux_outputs"]):
-        assert output["pred_masks"].grad[cells].any() == (rule == "background")
-        assert output["pred_masks"].grad.any()
+    for gradient in features.grad.chunk(3, 1):
+        assert gradient[0, :, :, :2].any() == (rule == "background")
+        assert gradient.any()
     assert all(torch.equal(before[name], after[name]) for name in before) == (rule == "ignore")
 
 
@@ -74,7 +82,10 @@ def test_the_rules_agree_where_every_pixel_has_a_label() -> None:
 
 def test_means_are_over_the_points_that_count() -> None:
     """A mask that is right by a margin costs the same however much of the image is ignored."""
-    outputs = {"pred_logits": torch.zeros(1, 1, CLASSES + 1), "pred_masks": torch.full((1, 1, 32, 32), 2.0)}
+    outputs = {
+        "pred_logits": torch.zeros(1, 1, CLASSES + 1),
+        "pred_masks": as_product(torch.full((1, 1, 32, 32), 2.0))[0],
+    }
     for columns in (0, 14, 24):
         labels = torch.zeros(1, 28, 28, dtype=torch.long)
         labels[..., :columns] = 255

@@ -108,7 +108,7 @@ def test_padding_makes_no_difference_to_images_that_need_none(build_tiny: Build)
     records = make_records(((64, 96), (64, 96)))
     strict = build_tiny("MaskFormer")
     official = plain_twin(strict, build_tiny, MODEL__MASK_FORMER__ATTEND_PADDING=True)
-    assert strict.encode(strict.preprocess(records)).limits.valid is None
+    assert strict.encode(strict.preprocess(records)).key_mask.valid is None
     assert equal(scores(strict, records), scores(official, records))
 
 

@@ -57,18 +57,18 @@ def test_costs_by_loops() -> None:
 
 def test_costs_of_points_that_count_in_part_by_loops() -> None:
     generator = torch.Generator().manual_seed(0)
-    logits, counted = torch.randn(1, 2, 4, generator=generator), torch.tensor([1.0, 0.0, 0.5, 1.0])
+    logits, point_weights = torch.randn(1, 2, 4, generator=generator), torch.tensor([1.0, 0.0, 0.5, 1.0])
     masks = torch.tensor([[1.0, 0.0, 0.25, 0.0], [0.0, 0.0, 0.25, 1.0]])
     classes, labels = torch.zeros(1, 2, CLASSES + 1), torch.tensor([0, 1])
     weights = {"class_weight": 0.0, "mask_weight": 5.0, "dice_weight": 3.0}
-    found = matching_costs(classes, logits, labels, masks, **weights, counted=counted)
+    found = matching_costs(classes, logits, labels, masks, **weights, point_weights=point_weights)
     for q, t in itertools.product(range(2), range(2)):
         bce = top = bottom = 0.0
-        for x, wanted, weight in zip(logits[0, q].tolist(), masks[t].tolist(), counted.tolist()):
+        for x, wanted, weight in zip(logits[0, q].tolist(), masks[t].tolist(), point_weights.tolist()):
             bce -= (wanted * math.log(sigmoid(x)) + (weight - wanted) * math.log(1 - sigmoid(x))) / 2.5
             top, bottom = top + 2 * sigmoid(x) * wanted, bottom + sigmoid(x) * weight + wanted
         assert found[0, q, t].item() == pytest.approx(5 * bce + 3 * (1 - (top + 1) / (bottom + 1)), rel=1e-4)
-    everything = matching_costs(classes, logits, labels, masks, **weights, counted=torch.ones(4))
+    everything = matching_costs(classes, logits, labels, masks, **weights, point_weights=torch.ones(4))
     torch.testing.assert_close(everything, matching_costs(classes, logits, labels, masks, **weights))
-    nothing = matching_costs(classes, logits, labels, 0 * masks, **weights, counted=torch.zeros(4))
+    nothing = matching_costs(classes, logits, labels, 0 * masks, **weights, point_weights=torch.zeros(4))
     assert (nothing == 0).all()

@@ -71,7 +71,7 @@ def test_the_excluded_share_of_real_positions_is_p_t(tmp_path: Path, build_tiny)
 
     def excluded(record: dict[str, Any]) -> list[Tensor]:
         passed = model.run(model.preprocess([record, whole]))
-        return [~mask[0] for mask in passed.inputs.limits.transferable]
+        return [~mask[0] for mask in passed.inputs.key_mask.allowed]
 
     with torch.no_grad():
         known, unknown = excluded(sample), excluded(padded_in_silence(sample))

@@ -220,7 +220,7 @@ def test_controls_exclude_as_many_positions_but_others(build_tiny: Build) -> Non
         for by, model in models.items():
             images = model.preprocess(records)
             encoded = model.encode(images)
-            excluded[by] = ~model.run(images).inputs.limits.transferable[2]
+            excluded[by] = ~model.run(images).inputs.key_mask.allowed[2]
     counts = {by: mask.sum().item() for by, mask in excluded.items()}
     assert len(set(counts.values())) == 1
     assert not (excluded["T"] & excluded["inverted"]).any()

@@ -13,7 +13,7 @@ from tmt_d2.modeling import MultiScaleMaskedTransformerDecoder
 from tmt_d2.modeling.mask_logits import MaskLogits
 from tmt_d2.modeling.masked_attention import masked_positions
 from tmt_d2.modeling.ops.resize import resize
-from tmt_d2.modeling.transformer_decoder import AttentionLimits, LayerTrace
+from tmt_d2.modeling.transformer_decoder import KeyMask, LayerTrace
 
 SIZES = [(2, 3), (4, 6), (8, 12)]
 B, Q, C, HEADS, LAYERS = 2, 6, 32, 4, 5
@@ -99,7 +99,7 @@ def test_trace_is_what_happened(rule: str) -> None:
     for layer in decoder.transformer_cross_attention_layers:
         layer.multihead_attn.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments))
     trace: list[LayerTrace] = []
-    outputs = decoder(levels, mask_features, AttentionLimits(valid, transferable), trace)
+    outputs = decoder(levels, mask_features, KeyMask(valid, transferable), trace)
     assert [layer.level for layer in trace] == [0, 1, 2, 0, 1]
     for index, seen in enumerate(trace):
         height, width = SIZES[seen.level]
@@ -125,9 +125,7 @@ def test_trace_is_what_happened(rule: str) -> None:
         blocked = ~seen.positions.allowed[:, None].expand_as(seen.attention)
         assert blocked.any()
         assert (seen.attention[blocked] == 0).all()
-    assert same(
-        outputs, decoder(levels, mask_features, AttentionLimits(valid, transferable))
-    )  # looking changes nothing
+    assert same(outputs, decoder(levels, mask_features, KeyMask(valid, transferable)))  # looking changes nothing
 
 
 def softmax_by_hand(attention: nn.Module, query: Tensor, key: Tensor, allowed: Tensor) -> Tensor:
@@ -150,8 +148,8 @@ def test_padding_has_no_influence() -> None:
     valid = make_valid()
     filled = [level.masked_fill(~mask[:, None], 1e3) for level, mask in zip(levels, valid)]
     for transferable in (None, make_transferable()):
-        before = decoder(levels, mask_features, AttentionLimits(valid, transferable))
-        assert same(before, decoder(filled, mask_features, AttentionLimits(valid, transferable)))
+        before = decoder(levels, mask_features, KeyMask(valid, transferable))
+        assert same(before, decoder(filled, mask_features, KeyMask(valid, transferable)))
     assert not same(decoder(levels, mask_features), decoder(filled, mask_features))  # control: without the mask it does
 
 
@@ -159,7 +157,7 @@ def test_transferability_is_obeyed_where_anything_is_left() -> None:
     decoder, (levels, mask_features) = make_decoder(), make_inputs()
     transferable = make_transferable()
     trace: list[LayerTrace] = []
-    decoder(levels, mask_features, AttentionLimits(None, transferable), trace)
+    decoder(levels, mask_features, KeyMask(None, transferable), trace)
     for seen in trace:
         allowed_by_both = seen.positions.predicted & transferable[seen.level][:, None]
         left = allowed_by_both.flatten(2).any(-1)
@@ -172,9 +170,9 @@ def test_transferability_is_obeyed_where_anything_is_left() -> None:
         assert seen.positions.allowed[seen.positions.mask_empty].all() and torch.equal(
             left, ~(seen.positions.mask_empty | seen.positions.none_transferable)
         )
-    assert not same(decoder(levels, mask_features, AttentionLimits(None, transferable)), decoder(levels, mask_features))
+    assert not same(decoder(levels, mask_features, KeyMask(None, transferable)), decoder(levels, mask_features))
     everywhere = [torch.ones_like(mask) for mask in transferable]
-    assert same(decoder(levels, mask_features, AttentionLimits(None, everywhere)), decoder(levels, mask_features))
+    assert same(decoder(levels, mask_features, KeyMask(None, everywhere)), decoder(levels, mask_features))
 
 
 def test_masks_steer_attention_without_a_gradient() -> None:
@@ -190,13 +188,13 @@ def test_masks_steer_attention_without_a_gradient() -> None:
 def test_batch_of_two_is_two_batches_of_one() -> None:
     decoder, (levels, mask_features) = make_decoder(), make_inputs()
     transferable, valid = make_transferable(), make_valid()
-    both = flat(decoder(levels, mask_features, AttentionLimits(valid, transferable)))
+    both = flat(decoder(levels, mask_features, KeyMask(valid, transferable)))
     for i in range(B):
         one = slice(i, i + 1)
         alone = decoder(
             [level[one] for level in levels],
             mask_features[one],
-            AttentionLimits([mask[one] for mask in valid], [mask[one] for mask in transferable]),
+            KeyMask([mask[one] for mask in valid], [mask[one] for mask in transferable]),
         )
         for left, right in zip(flat(alone), both):
             torch.testing.assert_close(left[0], right[i], atol=1e-5, rtol=1e-4)

@@ -1,29 +1,35 @@
 """The set criterion of Mask2Former: match queries to targets, then classification, mask and dice losses on points.
 
 All decoder outputs are matched and scored together: one batch, one transfer to the host, no loop over layers.
-Letters: L decoder outputs, B images, Q queries, N classes, T targets of an image, K targets of all images, P points.
+Letters: L decoder outputs, B images, Q queries, C channels, N classes, T targets of an image, K targets of all images,
+P points.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from detectron2.projects.point_rend import point_features
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from tmt_d2.modeling.mask_logits import DecoderOutputs, MaskLogits, QueryOutputs
-from tmt_d2.modeling.matcher import LEAST, match, matching_costs
+from tmt_d2.modeling.mask_logits import DecoderOutputs, QueryOutputs
+from tmt_d2.modeling.matcher import EPS, match, matching_costs
 from tmt_d2.modeling.ops.linear import inner
 from tmt_d2.modeling.targets import MaskTargets
 
 _TEMPORARY = 2**22  # elements of a temporary tensor of the matcher: it stays in a CPU's cache, and out of the peak
 
+# Bilinear samples: maps (B, C, H, W), points (B, P, 2), (x, y) in [0, 1] between the outer edges -> (B, C, P).
+point_sample = functools.partial(point_features.point_sample, align_corners=False)
+
 
 def _keep_empty_weight(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Official checkpoints hold it, and it is a setting: that of the config stays."""
+    """Keep the config's weights: official checkpoints hold them too."""
     name = f"{prefix}empty_weight"
     if name in state_dict:
         state_dict[name] = module.get_buffer("empty_weight").clone()
@@ -78,7 +84,7 @@ class SetCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """
         Args:
-            outputs: of the decoder; "pred_masks" may also be tensors (B, Q, h, w), and "aux_outputs" missing.
+            outputs: of the decoder; "aux_outputs" may be missing.
             targets: of each image; the masks of all have one size, and all of them have ``valid``, or none, and the
                 same of ``weights``.
             num_masks: K averaged over all the calls that make one step; by default over the processes of this call. The
@@ -93,13 +99,15 @@ class SetCriterion(nn.Module):
         layers: list[QueryOutputs] = [*outputs.get("aux_outputs", [])[: self.num_aux_outputs], outputs]
         with torch.autocast(layers[-1]["pred_logits"].device.type, enabled=False):
             class_logits = torch.stack([layer["pred_logits"].float() for layer in layers])  # (L, B, Q, N + 1)
-            masks = _StackedMasks([layer["pred_masks"] for layer in layers])
+            embeddings = torch.stack([layer["pred_masks"].embeddings.float() for layer in layers])  # (L, B, Q, C)
+            features = outputs["pred_masks"].features.float()  # (B, C, H, W), the same for every output
             if num_masks is None:
-                num_masks = _mean_over_processes(sum(len(t.labels) for t in targets), class_logits.device)
-            draw = _Points(class_logits.device, seeds)
-            queries = self._match(class_logits, masks, targets, draw)
+                num_masks = _mean_over_processes(sum(len(target.labels) for target in targets), class_logits.device)
+            draw = _RandomPoints(class_logits.device, seeds)
+            queries = self._match(class_logits, embeddings, features, targets, draw)
             loss_ce = self._classification_losses(class_logits, targets, queries, num_masks)
-            loss_mask, loss_dice = self._mask_losses(masks, targets, queries, num_masks, draw)
+            masks = _matched_masks(embeddings, features, queries)
+            loss_mask, loss_dice = self._mask_losses(masks, targets, num_masks, draw)
         losses = {}
         for index in range(len(layers)):
             suffix = "" if index == len(layers) - 1 else f"_{index}"
@@ -110,34 +118,38 @@ class SetCriterion(nn.Module):
 
     @torch.no_grad()
     def _match(
-        self, class_logits: Tensor, masks: _StackedMasks, targets: Sequence[MaskTargets], draw: _Points
+        self,
+        class_logits: Tensor,
+        embeddings: Tensor,
+        features: Tensor,
+        targets: Sequence[MaskTargets],
+        draw: _RandomPoints,
     ) -> list[Tensor]:
-        """Per image (L, T) long: the query of each target, for every decoder output."""
-        device = class_logits.device
-        points = draw([1] * len(targets), self.num_points)  # (B, P, 2)
+        """Return for each image (L, T) long, the query matched to each target, for every decoder output."""
+        points = draw([1] * len(targets), self.num_points).split(1)  # (1, P, 2) each
         costs = []
         for image, target in enumerate(targets):
-            target_points = _at(target.masks[None].float(), points[image : image + 1])[0]  # (T, P)
-            counted = self._counted([target], [points[image : image + 1]])
-            logits_at = masks.sampler(image, points[image])
+            target_points = point_sample(target.masks[None].float(), points[image])[0]  # (T, P)
+            point_weights = _point_weights([target], [points[image]])
+            features_at = point_sample(features[image : image + 1], points[image])[0].T.contiguous()  # (P, C)
             costs.append(
                 torch.cat(
                     [
                         matching_costs(
-                            class_logits[some, image],
-                            logits_at(some),
+                            class_logits[outputs, image],
+                            inner(embeddings[outputs, image], features_at),
                             target.labels,
                             target_points,
                             class_weight=self.class_weight,
                             mask_weight=self.mask_weight,
                             dice_weight=self.dice_weight,
-                            counted=None if counted is None else counted[0],
+                            point_weights=None if point_weights is None else point_weights[0],
                         )
-                        for some in _slices(len(class_logits), class_logits.shape[2] * self.num_points)
+                        for outputs in _slices(len(class_logits), class_logits.shape[2] * self.num_points)
                     ]
                 )
             )
-        return [torch.from_numpy(chosen).to(device) for chosen in match(costs)]
+        return [torch.from_numpy(queries).to(class_logits.device) for queries in match(costs)]
 
     def _classification_losses(
         self,
@@ -147,79 +159,66 @@ class SetCriterion(nn.Module):
         num_masks: Tensor,
     ) -> Tensor:
         """(L,): cross-entropy over all queries; those without a target belong to "no object"."""
-        wanted = torch.full(class_logits.shape[:3], self.num_classes, dtype=torch.long, device=class_logits.device)
-        for image, (target, chosen) in enumerate(zip(targets, queries)):
-            wanted[:, image].scatter_(1, chosen, target.labels.expand(len(chosen), -1))
-        losses = F.cross_entropy(class_logits.flatten(0, 2), wanted.flatten(), self.empty_weight, reduction="none")
-        no_object = self.empty_weight[-1]
-        labels = torch.cat([target.labels for target in targets])
-        of_class = self.empty_weight[labels].mean() if len(labels) else 1.0  # 1 unless a checkpoint says otherwise
-        weights = of_class * num_masks + no_object * (wanted[0].numel() - num_masks)
-        return losses.view(wanted.shape).sum((1, 2)) / weights
+        classes = torch.full(class_logits.shape[:3], self.num_classes, dtype=torch.long, device=class_logits.device)
+        for image, (target, matched) in enumerate(zip(targets, queries)):
+            classes[:, image].scatter_(1, matched, target.labels.expand(len(matched), -1))
+        losses = F.cross_entropy(class_logits.flatten(0, 2), classes.flatten(), self.empty_weight, reduction="none")
+        weights = num_masks + self.empty_weight[-1] * (classes[0].numel() - num_masks)
+        return losses.view(classes.shape).sum((1, 2)) / weights
 
     def _mask_losses(
         self,
-        masks: _StackedMasks,
+        masks: Tensor,
         targets: Sequence[MaskTargets],
-        queries: list[Tensor],
         num_masks: Tensor,
-        draw: _Points,
+        draw: _RandomPoints,
     ) -> tuple[Tensor, Tensor]:
-        """(L,), (L,): binary cross-entropy and dice on uncertain points of the matched masks."""
-        predicted = masks.select(queries)  # (L, K, h, w)
-        L, K = predicted.shape[:2]
+        """(L,), (L,): binary cross-entropy and dice on uncertain points of the matched masks (L, K, H, W)."""
+        L, K = masks.shape[:2]
         if K == 0:
-            zero = predicted.sum(tuple(range(1, predicted.dim())))  # keeps every parameter in the graph
+            zero = masks.sum((1, 2, 3))  # keeps every parameter in the graph
             return zero, zero
-        by_target = predicted.transpose(0, 1)  # (K, L, h, w)
+        by_target = masks.transpose(0, 1)  # (K, L, H, W)
         with torch.no_grad():
             points = self._uncertain_points(by_target, targets, draw)  # (K, L, P, 2)
-            of_images = points.flatten(1, 2).split([len(target.labels) for target in targets])
-            wanted = [_at(target.masks[:, None].float(), some)[:, 0] for target, some in zip(targets, of_images)]
-            wanted_points = torch.cat(wanted).view(K, L, -1)  # each target was read once for all outputs
-            counted = self._counted(targets, of_images)
-        logits = _at(by_target.flatten(0, 1)[:, None], points.flatten(0, 1)).view(K, L, -1)
+            by_image = points.flatten(1, 2).split([len(target.labels) for target in targets])
+            sampled = [point_sample(t.masks[:, None].float(), at)[:, 0] for t, at in zip(targets, by_image)]
+            target_points = torch.cat(sampled).view(K, L, -1)  # each target was read once for all outputs
+            point_weights = _point_weights(targets, by_image)
+        logits = point_sample(by_target.flatten(0, 1)[:, None], points.flatten(0, 1)).view(K, L, -1)
         background, probabilities = F.softplus(logits), logits.sigmoid()
-        overlap = 2 * (probabilities * wanted_points).sum(-1)
-        if counted is not None:  # the masks are 0 where nothing counts
-            counted = counted.view(K, L, -1)
-            background, probabilities = background * counted, probabilities * counted
-        loss_mask = (background - wanted_points * logits).mean(-1)  # binary cross-entropy, see the matcher
-        if counted is not None:
-            loss_mask = loss_mask / counted.mean(-1).clamp(min=LEAST)
-        loss_dice = 1 - (overlap + 1) / (probabilities.sum(-1) + wanted_points.sum(-1) + 1)
+        overlap = 2 * (probabilities * target_points).sum(-1)
+        if point_weights is not None:  # target_points are 0 where they are
+            point_weights = point_weights.view(K, L, -1)
+            background, probabilities = background * point_weights, probabilities * point_weights
+        loss_mask = (background - target_points * logits).mean(-1)  # binary cross-entropy, see the matcher
+        if point_weights is not None:
+            loss_mask = loss_mask / point_weights.mean(-1).clamp(min=EPS)
+        loss_dice = 1 - (overlap + 1) / (probabilities.sum(-1) + target_points.sum(-1) + 1)
         weights = [target.weights for target in targets if target.weights is not None]
         if weights:
             loss_mask, loss_dice = (loss * torch.cat(weights)[:, None] for loss in (loss_mask, loss_dice))
         return loss_mask.sum(0) / num_masks, loss_dice.sum(0) / num_masks
 
-    def _counted(self, targets: Sequence[MaskTargets], points: Sequence[Tensor]) -> Tensor | None:
-        """Share of each point that is valid: points of each image (T, P, 2) -> (K, P) in [0, 1]; None = 1."""
-        valid = [target.valid for target in targets if target.valid is not None]
-        if not valid:
-            return None
-        maps = [each.float().expand(len(some), 1, -1, -1) for each, some in zip(valid, points, strict=True)]
-        return torch.cat([_at(each, some, "border")[:, 0] for each, some in zip(maps, points)])
-
-    def _uncertain_points(self, predicted: Tensor, targets: Sequence[MaskTargets], draw: _Points) -> Tensor:
+    def _uncertain_points(self, masks: Tensor, targets: Sequence[MaskTargets], draw: _RandomPoints) -> Tensor:
         """PointRend's sampling (arXiv 1912.08193, 3.3) of P points per mask: of P * oversample_ratio random points
         the importance_sample_ratio share nearest to the mask's border, the rest uniformly.
 
         All outputs choose among the same random points of a target: each output's points are distributed as if it had
-        drawn its own, and the points are drawn and located once instead of L times. Points that do not count come last.
+        drawn its own, and the points are drawn and located once instead of L times. Points of weight 0 come last.
 
         Args:
-            predicted: (K, L, h, w).
+            masks: (K, L, H, W) logits.
 
         Returns:
-            (K, L, P, 2) in [-1, 1)
+            (K, L, P, 2) in [0, 1)
         """
-        L, counts = predicted.shape[1], [len(target.labels) for target in targets]
+        L, counts = masks.shape[1], [len(target.labels) for target in targets]
         candidates = draw(counts, int(self.num_points * self.oversample_ratio))  # (K, P', 2)
-        distances = _at(predicted, candidates).abs_()  # (K, L, P')
-        counted = self._counted(targets, candidates.split(counts))
-        if counted is not None:
-            distances.masked_fill_(counted[:, None] == 0, float("inf"))
+        distances = point_sample(masks, candidates).abs_()  # (K, L, P')
+        point_weights = _point_weights(targets, candidates.split(counts))
+        if point_weights is not None:
+            distances.masked_fill_(point_weights[:, None] == 0, float("inf"))
         uncertain = int(self.importance_sample_ratio * self.num_points)
         nearest = distances.topk(uncertain, largest=False, sorted=False).indices.flatten(1)
         chosen = torch.view_as_complex(candidates).gather(1, nearest)  # (x, y) are moved as one number
@@ -228,11 +227,8 @@ class SetCriterion(nn.Module):
         return torch.cat([chosen, uniform[:, None].expand(-1, L, -1, -1)], 2)
 
 
-class _Points:
-    """Random points, those of an image from its own seed where there are seeds.
-
-    They are (x, y) in [-1, 1), as ``grid_sample`` wants them: -1 and 1 are the outer edges of a mask.
-    """
+class _RandomPoints:
+    """Uniform points in [0, 1) x [0, 1); those of an image come from its own seed where there are seeds."""
 
     def __init__(self, device: torch.device, seeds: Sequence[int] | None):
         self._device = device
@@ -241,54 +237,36 @@ class _Points:
     def __call__(self, counts: Sequence[int], points: int) -> Tensor:
         """counts: of masks per image -> (sum of counts, points, 2)."""
         if self._generators is None:
-            return torch.rand(sum(counts), points, 2, device=self._device).mul_(2).sub_(1)
+            return torch.rand(sum(counts), points, 2, device=self._device)
         drawn = [
             torch.rand(count, points, 2, generator=generator, device=self._device)
             for count, generator in zip(counts, self._generators)
         ]
-        return torch.cat(drawn).mul_(2).sub_(1)
+        return torch.cat(drawn)
 
 
-class _StackedMasks:
-    """The mask predictions of all L outputs, as factors or as maps, behind the two questions the criterion asks."""
+def _matched_masks(embeddings: Tensor, features: Tensor, queries: Sequence[Tensor]) -> Tensor:
+    """(L, K, H, W) logits of the matched queries, images one after the other."""
+    matched = [
+        torch.einsum("ltc,chw->lthw", torch.take_along_dim(embeddings[:, image], index[..., None], 1), features[image])
+        for image, index in enumerate(queries)
+    ]
+    return torch.cat(matched, 1)
 
-    def __init__(self, layers: Sequence[MaskLogits | Tensor]):
-        if isinstance(layers[0], MaskLogits):
-            self._features: Tensor | None = layers[0].features.float()  # the same for every output
-            self._stack = torch.stack([layer.embeddings.float() for layer in layers])  # (L, B, Q, C)
-        else:
-            self._features = None
-            self._stack = torch.stack([layer.float() for layer in layers])  # (L, B, Q, h, w)
 
-    def sampler(self, image: int, points: Tensor) -> Callable[[slice], Tensor]:
-        """A function that gives the masks of some outputs of one image at points (P, 2): logits (L', Q, P)."""
-        stack = self._stack[:, image]
-        if self._features is None:
-            return lambda outputs: _at(stack[outputs], points.expand(len(stack[outputs]), -1, -1))
-        features = _at(self._features[image : image + 1], points[None])[0].T.contiguous()  # (P, C)
-        return lambda outputs: inner(stack[outputs], features)
-
-    def select(self, queries: Sequence[Tensor]) -> Tensor:
-        """queries: per image (L, T) long -> the maps of these queries (L, K, h, w), images one after the other."""
-        selected = []
-        for image, chosen in enumerate(queries):
-            index = chosen.view(*chosen.shape, *(1,) * (self._stack.dim() - 3))
-            picked = torch.take_along_dim(self._stack[:, image], index, 1)
-            if self._features is not None:
-                picked = torch.einsum("ltc,chw->lthw", picked, self._features[image])
-            selected.append(picked)
-        return torch.cat(selected, 1)
+def _point_weights(targets: Sequence[MaskTargets], points: Sequence[Tensor]) -> Tensor | None:
+    """Share of each point that is valid: points of each image (T, P, 2) -> (K, P) in [0, 1]; None = 1."""
+    valid = [target.valid for target in targets if target.valid is not None]
+    if not valid:
+        return None
+    maps = [each.float().expand(len(at), 1, -1, -1) for each, at in zip(valid, points, strict=True)]
+    return torch.cat([point_sample(each, at, padding_mode="border")[:, 0] for each, at in zip(maps, points)])
 
 
 def _slices(outputs: int, elements: int) -> list[slice]:
     """Slices over outputs of so many elements each that a temporary of one slice stays small."""
     step = max(1, _TEMPORARY // elements)
     return [slice(start, start + step) for start in range(0, outputs, step)]
-
-
-def _at(maps: Tensor, points: Tensor, outside: str = "zeros") -> Tensor:
-    """Bilinear samples: maps (N, C, H, W), points (N, P, 2) as ``_Points`` draws them -> (N, C, P)."""
-    return F.grid_sample(maps, points[:, :, None], padding_mode=outside, align_corners=False)[..., 0]
 
 
 def _mean_over_processes(count: int, device: torch.device) -> Tensor:

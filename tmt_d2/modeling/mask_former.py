@@ -30,7 +30,7 @@ from tmt_d2.modeling.ops.resize import resize
 from tmt_d2.modeling.precision import at_least_float32
 from tmt_d2.modeling.targets import MaskTargets, semantic_targets
 from tmt_d2.modeling.tracing import is_traced
-from tmt_d2.modeling.transformer_decoder import AttentionLimits, DecoderInputs, LayerTrace
+from tmt_d2.modeling.transformer_decoder import DecoderInputs, KeyMask, LayerTrace
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ class MaskFormer(nn.Module):
     def encode(self, images: ImageList) -> DecoderInputs:
         mask_features, levels = self.sem_seg_head.pixel_decoder(self.backbone(images.tensor))
         valid = None if self.attend_padding else valid_positions(images, levels)
-        return DecoderInputs(levels, mask_features, AttentionLimits(valid))
+        return DecoderInputs(levels, mask_features, KeyMask(valid))
 
     def losses(
         self,

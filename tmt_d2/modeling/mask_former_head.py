@@ -8,16 +8,15 @@ from typing import Any
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
-from torch import Tensor, nn
+from torch import nn
 
 from tmt_d2.errors import UserError
-from tmt_d2.modeling.mask_logits import DecoderOutputs, QueryOutputs
 from tmt_d2.modeling.transformer_decoder import TRANSFORMER_DECODER_REGISTRY
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class MaskFormerHead(nn.Module):
-    """Holds the two parts; ``forward`` is plain Mask2Former, TMT calls the parts itself."""
+    """Container of the two parts, which ``MaskFormer`` calls one after the other."""
 
     _version = 2  # goes into checkpoints: below 2 the official code would rename the entries
 
@@ -55,13 +54,3 @@ class MaskFormerHead(nn.Module):
             "num_classes": head.NUM_CLASSES,
             "ignore_value": head.IGNORE_VALUE,
         }
-
-    def forward(self, features: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Backbone features -> the decoder's outputs, with dense masks (B, Q, H/4, W/4) as the official head gives."""
-        mask_features, levels = self.pixel_decoder(features)
-        outputs: DecoderOutputs = self.predictor(levels, mask_features)
-        return {**_dense(outputs), "aux_outputs": [_dense(each) for each in outputs["aux_outputs"]]}
-
-
-def _dense(outputs: QueryOutputs) -> dict[str, Tensor]:
-    return {"pred_logits": outputs["pred_logits"], "pred_masks": outputs["pred_masks"].dense()}

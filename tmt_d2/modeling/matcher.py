@@ -17,7 +17,7 @@ from tmt_d2.errors import UserError
 from tmt_d2.modeling.ops.linear import inner
 
 WORST = 1e6  # far above any cost of finite outputs
-LEAST = 1e-6  # of a sum that is divided by: where nothing counts the quotient is 0
+EPS = 1e-6  # least value of a divisor that may be 0
 
 
 def matching_costs(
@@ -29,13 +29,13 @@ def matching_costs(
     class_weight: float,
     mask_weight: float,
     dice_weight: float,
-    counted: Tensor | None = None,
+    point_weights: Tensor | None = None,
 ) -> Tensor:
     """Cost of giving each query each target: - class probability, binary cross-entropy and dice on sampled points.
 
     Args:
         class_logits: (L, Q, N + 1). mask_logits: (L, Q, P). labels: (T,) long. masks: (T, P) in [0, 1].
-        counted: (P,) in [0, 1], how much of each point counts, no less than its masks sum to; None = all of it.
+        point_weights: (P,) in [0, 1], not less than the sum of the masks at each point; None = 1.
 
     Returns:
         (L, Q, T), float32
@@ -43,18 +43,18 @@ def matching_costs(
     logits, masks = mask_logits.float(), masks.float()
     class_cost = -class_logits.float().softmax(-1)[..., labels]
     # -t log sigmoid(x) - (1 - t) log(1 - sigmoid(x)) = softplus(x) - t x, finite for every finite x
-    points = logits.shape[-1] if counted is None else counted.sum().clamp(min=LEAST)
-    mask_cost = (_total(F.softplus(logits), counted) - inner(logits, masks)) / points
+    points = logits.shape[-1] if point_weights is None else point_weights.sum().clamp(min=EPS)
+    mask_cost = (_total(F.softplus(logits), point_weights) - inner(logits, masks)) / points
     probabilities = logits.sigmoid()
     overlap = 2 * inner(probabilities, masks)
-    total = _total(probabilities, counted) + masks.sum(-1)
+    total = _total(probabilities, point_weights) + masks.sum(-1)
     dice_cost = 1 - (overlap + 1) / (total + 1)
     return class_weight * class_cost + mask_weight * mask_cost + dice_weight * dice_cost
 
 
-def _total(values: Tensor, counted: Tensor | None) -> Tensor:
-    """(L, Q, P) -> (L, Q, 1): the sum over what counts of the points."""
-    return values.sum(-1, keepdim=True) if counted is None else inner(values, counted[None])
+def _total(values: Tensor, point_weights: Tensor | None) -> Tensor:
+    """(L, Q, P) -> (L, Q, 1): the weighted sum over points."""
+    return values.sum(-1, keepdim=True) if point_weights is None else inner(values, point_weights[None])
 
 
 def match(costs: Sequence[Tensor]) -> list[np.ndarray]:

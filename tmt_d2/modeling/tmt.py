@@ -21,7 +21,7 @@ from torchvision.ops import StochasticDepth
 
 from tmt_d2.modeling.mask_former import MaskFormer, Pass, Record, real_positions, valid_positions
 from tmt_d2.modeling.modes import evaluation_mode
-from tmt_d2.modeling.transformer_decoder import AttentionLimits, DecoderInputs, LayerTrace
+from tmt_d2.modeling.transformer_decoder import DecoderInputs, KeyMask, LayerTrace
 from tmt_d2.transferability.acte import TransferabilityEstimator, fill_frozen_encoder
 from tmt_d2.transferability.map import LevelTransferability, TransferabilityMap
 
@@ -110,8 +110,8 @@ class TransferableMaskFormer(MaskFormer):
         if acts or self.output_transferability:
             transferability = self.transferability_of(images, inputs, batched_inputs)
         if acts and transferability is not None:
-            limits = self._limited(inputs.limits, transferability, self.p_t if p_t is None else p_t)
-            inputs = inputs._replace(limits=limits)
+            key_mask = self._key_mask(inputs.key_mask, transferability, self.p_t if p_t is None else p_t)
+            inputs = inputs._replace(key_mask=key_mask)
         return TransferablePass(inputs, self.sem_seg_head.predictor(*inputs, trace), transferability)
 
     def transferability_of(
@@ -141,15 +141,13 @@ class TransferableMaskFormer(MaskFormer):
                     levels = self.sem_seg_head.pixel_decoder(self.backbone(images.tensor)).levels
         return self.transferability(levels, valid_positions(images, levels))
 
-    def _limited(
-        self, limits: AttentionLimits, transferability: Sequence[TransferabilityMap], p_t: float
-    ) -> AttentionLimits:
-        """Add the positions that transferability closes to attention (Eq. 12)."""
+    def _key_mask(self, key_mask: KeyMask, transferability: Sequence[TransferabilityMap], p_t: float) -> KeyMask:
+        """Add the positions that transferability leaves open (Eq. 12)."""
         ranked = [self._ranked(level) for level in transferability]
         transferable = [level.transferable(p_t) for level in ranked]
         if self.attend_padding:  # padding has no transferability, so only the predicted mask decides there
             transferable = [mask | ~level.valid for mask, level in zip(transferable, ranked)]
-        return limits._replace(transferable=transferable)
+        return key_mask._replace(allowed=transferable)
 
     def _ranked(self, level: TransferabilityMap) -> TransferabilityMap:
         """What positions are excluded by: T, or for controls the opposite or chance.

@@ -90,33 +90,32 @@ class MLP(nn.Module):
         return self.layers[-1](x)
 
 
-class AttentionLimits(NamedTuple):
-    """Where queries may look besides their masks, per level; None = no limit.
+class KeyMask(NamedTuple):
+    """Key positions that all queries may attend to, for each level; None = all positions.
 
-    valid: (B, H, W) bool, False = padding. transferable: (B, H, W) bool, True = open to attention (Eq. 12; None in
-    plain Mask2Former).
+    valid: (B, H, W) bool, False = padding. allowed: (B, H, W) bool, True = may be attended to.
     """
 
     valid: Sequence[Tensor] | None = None
-    transferable: Sequence[Tensor] | None = None
+    allowed: Sequence[Tensor] | None = None
 
 
-NO_LIMITS = AttentionLimits()
+ALL_KEYS = KeyMask()
 
 
 class DecoderInputs(NamedTuple):
-    """levels: three (B, C, H, W), strides 32, 16, 8. mask_features: (B, C_mask, H/4, W/4)."""
+    """levels: (B, C, H, W) of each stride of ``STRIDES``. mask_features: (B, C_mask, H/4, W/4)."""
 
     levels: Sequence[Tensor]
     mask_features: Tensor
-    limits: AttentionLimits = NO_LIMITS
+    key_mask: KeyMask = ALL_KEYS
 
 
 class LayerTrace(NamedTuple):
-    """What one decoder layer saw, for pictures: all of one forward pass, nothing recomputed.
+    """Masks and attention weights of one decoder layer, for visualization.
 
-    level: index into the pyramid. positions: where its queries looked, as maps (B, Q, H, W). attention: (B, M, Q, H, W)
-    weights per head.
+    level: index into the pyramid. positions: of its keys, as maps (B, Q, H, W). attention: (B, M, Q, H, W) weights per
+    head.
     """
 
     level: int
@@ -198,15 +197,14 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self,
         levels: Sequence[Tensor],
         mask_features: Tensor,
-        limits: AttentionLimits = NO_LIMITS,
+        key_mask: KeyMask = ALL_KEYS,
         trace: list[LayerTrace] | None = None,
     ) -> DecoderOutputs:
         """
         Args:
-            levels, mask_features, limits: see ``DecoderInputs``.
-            trace: a list to which what every layer saw is appended; slower, for pictures only.
+            levels, mask_features, key_mask: see ``DecoderInputs``.
+            trace: a list to which the trace of every layer is appended; slower, for visualization only.
         """
-        valid, transferable = limits
         if len(levels) != self.num_levels:
             raise ValueError(f"{len(levels)} levels given, the decoder attends to {self.num_levels}")
         memories, keys, small_features = [], [], []  # keys: memories with their positions
@@ -229,13 +227,12 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         )
         for index, (cross_attention, self_attention, feed_forward) in enumerate(layers):
             level = index % self.num_levels
-            level_valid = None if valid is None else valid[level]
             with torch.no_grad():
                 mask_logits = predictions[-1]["pred_masks"].resized(small_features[level])
                 positions = masked_positions(
                     mask_logits,
-                    None if transferable is None else transferable[level],
-                    level_valid,
+                    None if key_mask.allowed is None else key_mask.allowed[level],
+                    None if key_mask.valid is None else key_mask.valid[level],
                     self.mask_rule,
                     self.lambda_m,
                 )

@@ -67,8 +67,9 @@ def logits(model: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(model, transformers.PreTrainedModel):
             outputs = model(pixel_values=image)
             return outputs.class_queries_logits, outputs.masks_queries_logits
-        outputs = model.sem_seg_head(model.backbone(image))
-        return outputs["pred_logits"], outputs["pred_masks"]
+        mask_features, levels = model.sem_seg_head.pixel_decoder(model.backbone(image))
+        outputs = model.sem_seg_head.predictor(levels, mask_features)
+        return outputs["pred_logits"], outputs["pred_masks"].dense()
 
 
 def difference(first: nn.Module, second: nn.Module) -> float:

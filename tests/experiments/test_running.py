@@ -1,4 +1,4 @@
-"""Running units: what they leave, what a failure stops, and that any interruption is made good by the same command."""
+"""Running units: their files, failures, and interruptions, after which the same command resumes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def scenes(tmp_path_factory):
 
 
 def seven_units(folder: Path, *opts: str) -> list[Unit]:
-    """Of every kind; two cells are equal."""
+    """Units of every kind; two cells are equal."""
     sweeps = {"p_T": {"key": "MODEL.TMT.P_T", "values": [0.0], "methods": ["tmt"]}}
     return small_units(folder, *opts, sweeps=sweeps, scores={"images": 2, "pixels": 30, "draws": 1})
 
@@ -50,7 +50,7 @@ def finished(tmp_path_factory, scenes):
     return folder, units, progress
 
 
-def test_every_unit_is_recorded_with_what_it_is(finished) -> None:
+def test_every_unit_is_recorded_with_its_description(finished) -> None:
     folder, units, progress = finished
     assert len(measured(units)) == len(units)
     records = {unit.name: unit.record() for unit in units}
@@ -73,7 +73,7 @@ def test_p_t_zero_is_full_fine_tuning(finished) -> None:
     assert metrics["finetune/cityscapes-bdd100k/tmt/p_T-0/labels1/seed1"] == full
 
 
-def test_a_wrong_name_in_a_list_is_told_before_the_first_unit(tmp_path: Path) -> None:
+def test_a_wrong_name_in_a_list_is_an_error_before_the_first_unit(tmp_path: Path) -> None:
     (tmp_path / "own.txt").write_text("no_such_picture\n")
     units = small_units(tmp_path, label_lists={"own": str(tmp_path / "own.txt")})
     with pytest.raises(UserError, match="no_such_picture"):
@@ -81,15 +81,12 @@ def test_a_wrong_name_in_a_list_is_told_before_the_first_unit(tmp_path: Path) ->
     assert not measured(units)
 
 
-def test_report_of_a_real_run_shows_its_pictures(finished) -> None:
+def test_report_of_a_real_run_shows_its_images(finished) -> None:
     folder, _, _ = finished
     text = write_report(folder / "out", images=1, worst=1).read_text()
-    assert "tmt, largest error" in text and "tmt, highest mean T" in text
+    assert 'id="worst"' in text and "tmt, highest mean T" in text
     (views,) = re.findall(r'<script type="application/json">(.*?)</script>', text)
     assert [view[:22] for view in json.loads(views)] == ["data:image/jpeg;base64"] * 9
-    for name in ("source model", "full: errors", "tmt: T (stride 8)"):
-        assert f">{name}</option>" in text
-    assert "1 pair, 1 seed, all labels." in text
 
 
 def test_nothing_is_run_twice(finished) -> None:
@@ -108,13 +105,17 @@ def test_other_settings_are_refused(finished) -> None:
         run_all(seven_units(folder, "SOLVER.BASE_LR", "0.5"), folder / "out", run_unit, {})
 
 
+def three_units(folder: Path) -> list[Unit]:
+    return small_units(folder, methods=["full"])
+
+
 def run_in_child(folder: Path) -> None:
-    """What the process of the next test does."""
+    """Process of the next test."""
     torch.set_num_threads(1)
-    run_all(seven_units(folder), folder / "out", run_unit, {})
+    run_all(three_units(folder), folder / "out", run_unit, {})
 
 
-def test_killed_at_any_moment_the_same_command_goes_on(finished, tmp_path) -> None:
+def test_killed_at_any_moment_the_same_command_resumes(finished, tmp_path) -> None:
     """Here between the last checkpoint of a unit and its record; test_resume.py has the moments within training."""
     imports = "from pathlib import Path; from tests.experiments.test_running import run_in_child"
     command = f"{imports}; run_in_child(Path({str(tmp_path)!r}))"
@@ -124,13 +125,11 @@ def test_killed_at_any_moment_the_same_command_goes_on(finished, tmp_path) -> No
             child.wait(0.005)
     child.kill()
     assert child.wait() == -signal.SIGKILL
-    units = seven_units(tmp_path)
-    assert 3 <= sum(unit.is_done() for unit in units) < len(units)
+    units = three_units(tmp_path)
+    assert [unit.is_done() for unit in units] == [True, True, False]
     assert not run_all(units, tmp_path / "out", run_unit, {}).failures
-    values, expected = measured(units), measured(finished[1])
-    name = "scores/cityscapes-bdd100k/seed1"  # BLAS may round another process's memory in another way
-    assert values.pop(name) == pytest.approx(expected.pop(name), rel=1e-4)
-    assert values == expected
+    values = measured(units)
+    assert values == {name: measured(finished[1])[name] for name in values}
 
 
 def test_a_failure_stops_only_what_needs_it(finished, tmp_path) -> None:
@@ -144,11 +143,11 @@ def test_a_failure_stops_only_what_needs_it(finished, tmp_path) -> None:
 
     units = seven_units(tmp_path)
     progress = run_all(units, tmp_path / "out", run, {})
-    assert progress.failures == {
-        "estimator/cityscapes-bdd100k/seed1": "out of memory more",
-        "finetune/cityscapes-bdd100k/tmt/labels1/seed1": "needs estimator/cityscapes-bdd100k/seed1",
-        "finetune/cityscapes-bdd100k/tmt/p_T-0/labels1/seed1": "needs estimator/cityscapes-bdd100k/seed1",
-    }
+    assert list(progress.failures) == [
+        "estimator/cityscapes-bdd100k/seed1",
+        "finetune/cityscapes-bdd100k/tmt/labels1/seed1",
+        "finetune/cityscapes-bdd100k/tmt/p_T-0/labels1/seed1",
+    ]
     assert str(progress.first_error) == "out of memory\nmore"
     assert "finetune/cityscapes-bdd100k/full/labels1/seed1" in ran
     assert "4 of 7 done, 3 failed" in (tmp_path / "out" / "progress.txt").read_text()
@@ -162,7 +161,7 @@ def test_a_stop_is_a_stop_and_no_failure(tmp_path) -> None:
         run_all(seven_units(tmp_path), tmp_path / "out", run, {})
 
 
-def test_missing_data_is_told_before_anything_runs(tmp_path, monkeypatch) -> None:
+def test_missing_data_is_an_error_before_anything_runs(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "empty"))
     with pytest.raises(FileNotFoundError, match="DETECTRON2_DATASETS"):
         run_all(seven_units(tmp_path), tmp_path / "out", lambda unit: pytest.fail("ran"), {})
@@ -201,7 +200,7 @@ def test_a_process_that_failed_is_named_by_its_status(tmp_path) -> None:
         raise SystemExit(2)  # as the launcher does after a worker's error
 
     progress = run_all(small_units(tmp_path, methods=["full"]), tmp_path / "out", run, {})
-    assert progress.failures["source/cityscapes/seed1"] == "its processes ended with status 2"
+    assert "status 2" in progress.failures["source/cityscapes/seed1"]
     assert isinstance(progress.first_error, SystemExit)
 
 
@@ -216,5 +215,5 @@ def test_scores_are_taken_by_one_process(tmp_path, monkeypatch) -> None:
 def test_torchrun_is_for_single_stages(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="RANK"):
+    with pytest.raises(UserError, match="RANK"):
         run_all(small_units(tmp_path), tmp_path / "out", lambda unit: pytest.fail("ran"), {})

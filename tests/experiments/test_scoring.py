@@ -1,4 +1,4 @@
-"""Scores of checkpoints for a target: what they are taken on, their order, and the command."""
+"""Scores of checkpoints for a target, their order, and the command."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from tests.helpers.checkout import CONFIGS
 from tests.helpers.small_runs import make_scenes, options, small_cfg, store_anew
 from tmt_d2.cli import score
+from tmt_d2.errors import UserError
 from tmt_d2.experiments.scoring import Samples, linear_pad, ranked, score_checkpoint, scores
 
 
@@ -51,7 +52,7 @@ def test_draws_depend_on_the_seed_only() -> None:
 
 
 def test_pad_needs_images_to_measure_on() -> None:
-    with pytest.raises(ValueError, match="at least two labelled images of each domain"):
+    with pytest.raises(UserError):
         linear_pad(samples(images=1), samples())
 
 
@@ -69,16 +70,8 @@ def test_command_ranks_checkpoints(start, tmp_path, monkeypatch, capsys) -> None
     plain["sem_seg_head.predictor.class_embed.weight"] = -plain["sem_seg_head.predictor.class_embed.weight"]
     torch.save({"model": plain}, tmp_path / "second.pth")
     files = [str(tmp_path / "first.pth"), str(tmp_path / "second.pth")]
-    arguments = [
-        "--config-file",
-        str(CONFIGS / "source.yaml"),
-        "--target",
-        "bdd100k",
-        "--images",
-        "2",
-        "--checkpoints",
-        *files,
-    ]
+    arguments = ["--config-file", str(CONFIGS / "source.yaml"), "--target", "bdd100k", "--images", "2"]
+    arguments += ["--checkpoints", *files]
     arguments += ["--sources", "cityscapes", "cityscapes", "--json", str(tmp_path / "scores.json")]
     monkeypatch.setattr("sys.argv", ["score.py", *arguments, "--pixels", "40", "--draws", "2", "--", *options()])
     score.main()
@@ -92,24 +85,25 @@ def test_command_ranks_checkpoints(start, tmp_path, monkeypatch, capsys) -> None
     assert answer["scores"][files[0]]["LEEP"] != answer["scores"][files[1]]["LEEP"]
     assert answer["scores"][files[0]]["PAD"] == answer["scores"][files[1]]["PAD"]  # their features are the same
     monkeypatch.setattr("sys.argv", ["score.py", *arguments, "--sources", "gtav", "--", *options()])
-    with pytest.raises(ValueError, match="--sources names 1 data sets for 2 checkpoints"):
+    with pytest.raises(UserError, match="--sources"):
         score.main()
 
 
 @pytest.mark.slow
-def test_pictures_on_their_side_score_as_upright_ones(start, tmp_path, monkeypatch) -> None:
+def test_images_on_their_side_score_as_upright_ones(start, tmp_path, monkeypatch) -> None:
     make_scenes(tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     cfg = small_cfg("full", tmp_path, start)
-    found = []
+    scores_of = []
     for on_its_side in (False, True):
         for path in (tmp_path / "bdd100k/images/10k/train").iterdir():
             store_anew(path, on_its_side)
-        found.append(score_checkpoint(cfg, ["bdd100k_sem_seg_train"], images=2, pixels=40, draws=1))
-    assert found[0] == found[1]
+        scores_of.append(score_checkpoint(cfg, ["bdd100k_sem_seg_train"], images=2, pixels=40, draws=1))
+    assert scores_of[0] == scores_of[1]
 
 
 def test_too_few_images(tmp_path) -> None:
     cfg = small_cfg("source", tmp_path)
-    with pytest.raises(ValueError, match="images 1 and pixels 1000 must be >= 2"):
+    with pytest.raises(UserError) as caught:
         score_checkpoint(cfg, ["bdd100k_sem_seg_train"], images=1)
+    assert (caught.value.key, caught.value.value) == ("images", 1)

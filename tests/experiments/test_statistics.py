@@ -1,4 +1,4 @@
-"""What the report says of noise: intervals of differences, their rate of false alarms, and correlation."""
+"""Intervals of differences, their rate of false alarms, and correlation."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def cells_of(pairs: int, seeds: int) -> list[Cell]:
 
 def difference(values: Mapping[Cell, float]) -> Difference:
     """To a baseline of 0."""
-    found = paired_difference(values, dict.fromkeys(values, 0.0))
-    assert found is not None
-    return found
+    result = paired_difference(values, dict.fromkeys(values, 0.0))
+    assert result is not None
+    return result
 
 
 def of_table(rows: Iterable[Iterable[float]]) -> Difference:
@@ -38,10 +38,10 @@ def of_table(rows: Iterable[Iterable[float]]) -> Difference:
     return difference(dict(zip(cells_of(*table.shape), table.ravel().tolist())))
 
 
-def half_width(found: Difference) -> float:
-    assert found.low is not None and found.high is not None
-    assert found.mean - found.low == pytest.approx(found.high - found.mean)
-    return (found.high - found.low) / 2
+def half_width(result: Difference) -> float:
+    assert result.low is not None and result.high is not None
+    assert result.mean - result.low == pytest.approx(result.high - result.mean)
+    return (result.high - result.low) / 2
 
 
 # --- by hand
@@ -62,19 +62,19 @@ def test_differences_are_paired() -> None:
     """Pairs differ by far more than methods; only what both methods have counts."""
     base = {((str(i), "t"), 1): 10.0 * i for i in range(6)}
     better = {key: value + 1 for key, value in base.items()} | {(("x", "t"), 1): 99.0}
-    found = paired_difference(better, base)
-    assert found is not None
-    assert (found.mean, found.low, found.high, found.n) == (1.0, 1.0, 1.0, 6)
-    assert found.is_clear
+    result = paired_difference(better, base)
+    assert result is not None
+    assert (result.mean, result.low, result.high, result.n) == (1.0, 1.0, 1.0, 6)
+    assert result.is_clear
     assert paired_difference(base, {}) is None
 
 
 def test_three_pairs_by_hand() -> None:
     """1, 2, 6: mean 3, sample variance 7. The bootstrap called this clear, from 1 to 6."""
-    found = of_table([[1.0], [2.0], [6.0]])
-    assert found.mean == 3
-    assert half_width(found) == pytest.approx(T_2 * (7 / 3) ** 0.5, rel=1e-5)
-    assert not found.is_clear
+    result = of_table([[1.0], [2.0], [6.0]])
+    assert result.mean == 3
+    assert half_width(result) == pytest.approx(T_2 * (7 / 3) ** 0.5, rel=1e-5)
+    assert not result.is_clear
 
 
 def test_pairs_and_seeds_by_hand() -> None:
@@ -110,9 +110,9 @@ def test_copies_are_no_evidence(transposed: bool) -> None:
 
 
 def test_fewer_than_three_seeds_are_averaged() -> None:
-    found = of_table([[0.0, 2.0], [5.0, -1.0], [6.0, 6.0]])
-    assert found[:3] == of_table([[1.0], [2.0], [6.0]])[:3]
-    assert found.n == 6
+    result = of_table([[0.0, 2.0], [5.0, -1.0], [6.0, 6.0]])
+    assert result[:3] == of_table([[1.0], [2.0], [6.0]])[:3]
+    assert result.n == 6
 
 
 def test_one_pair_is_compared_over_its_seeds() -> None:
@@ -121,18 +121,18 @@ def test_one_pair_is_compared_over_its_seeds() -> None:
 
 @pytest.mark.parametrize("pairs, seeds", [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (2, 10)])
 def test_too_few_have_no_interval(pairs: int, seeds: int) -> None:
-    found = difference({cell: 1.0 + index for index, cell in enumerate(cells_of(pairs, seeds))})
-    assert (found.mean, found.n) == ((1 + pairs * seeds) / 2, pairs * seeds)
-    assert (found.low, found.high, found.is_clear) == (None, None, False)
+    result = difference({cell: 1.0 + index for index, cell in enumerate(cells_of(pairs, seeds))})
+    assert (result.mean, result.n) == ((1 + pairs * seeds) / 2, pairs * seeds)
+    assert (result.low, result.high, result.is_clear) == (None, None, False)
 
 
 @pytest.mark.parametrize("pairs, seeds", [(3, 1), (1, 3), (3, 3), (20, 3)])
 def test_equal_methods_do_not_differ(pairs: int, seeds: int) -> None:
     """A method that does nothing repeats the baseline to the last bit."""
     values = {cell: 50.1 + 0.1 * index for index, cell in enumerate(cells_of(pairs, seeds))}
-    found = paired_difference(dict(values), values)
-    assert found is not None
-    assert (found.mean, found.low, found.high, found.is_clear) == (0.0, 0.0, 0.0, False)
+    result = paired_difference(dict(values), values)
+    assert result is not None
+    assert (result.mean, result.low, result.high, result.is_clear) == (0.0, 0.0, 0.0, False)
 
 
 # --- cells that are missing
@@ -181,22 +181,22 @@ def false_alarms(cells: list[Cell], draws: int, pair: float = 0.0, seed: float =
     return float(np.mean([difference(dict(zip(cells, row))).is_clear for row in values.tolist()]))
 
 
-@pytest.mark.parametrize("pairs", [3, 4, 6, 8, 12, 20])
-def test_one_seed_calls_noise_clear_in_five_percent(pairs: int) -> None:
-    """The percentile bootstrap did in 25, 21, 14, 11, 9 and 8 %."""
-    assert 0.035 < false_alarms(cells_of(pairs, 1), 2000) < 0.065
-
-
 @pytest.mark.parametrize("pairs", [3, 6, 20])
+def test_one_seed_calls_noise_clear_in_five_percent(pairs: int) -> None:
+    """The percentile bootstrap does in 25, 14 and 8 %."""
+    assert 0.03 < false_alarms(cells_of(pairs, 1), 1000) < 0.07
+
+
+@pytest.mark.parametrize("pairs", [3, 20])
 def test_three_seeds_call_noise_clear_in_seven_percent_at_most(pairs: int) -> None:
     """5 % where one side prevails, at most 7 % in between, less where all is noise; within two standard errors."""
     cells = cells_of(pairs, 3)
-    assert 0.002 < false_alarms(cells, 1000) < 0.04
-    assert 0.035 < false_alarms(cells, 1000, pair=10.0) < 0.065
-    assert 0.035 < false_alarms(cells, 1000, seed=10.0) < 0.065
-    assert false_alarms(cells, 2000, pair=0.5, seed=0.4) < 0.081
+    assert 0.002 < false_alarms(cells, 500) < 0.04
+    assert 0.03 < false_alarms(cells, 500, pair=10.0) < 0.07
+    assert 0.03 < false_alarms(cells, 500, seed=10.0) < 0.07
+    assert false_alarms(cells, 1000, pair=0.5, seed=0.4) < 0.085
 
 
 def test_missing_cells_call_noise_clear_no_more_often() -> None:
     cells = [cell for cell in cells_of(12, 3) if cell[1] < 2 or int(cell[0][0]) < 6]
-    assert false_alarms(cells, 1000, seed=0.5) < 0.085
+    assert false_alarms(cells, 500, seed=0.5) < 0.085

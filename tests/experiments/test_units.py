@@ -1,4 +1,4 @@
-"""Units of a plan: which there are, in which folders, what they share and what they start from."""
+"""Units of a plan: their folders, which of them cells share, and where they start from."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def test_units_of_two_domains(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_sources_and_estimators_are_shared(tmp_path) -> None:
-    changes = {"sources": ["cityscapes", "bdd100k", "gtav"], "methods": ["full", "tmt", "tmt-uncertain", "tmt-square"]}
-    names = planned(tmp_path, **changes, seeds=[1, 2], label_fractions=[0.25, 1.0])
+    methods = ["full", "tmt", "tmt-uncertain", "tmt-square"]
+    names = planned(tmp_path, methods=methods, seeds=[1, 2], label_fractions=[0.25, 1.0])
     assert len(names) == len(set(names))
     kinds = [name.split("/")[0] for name in names]
-    assert kinds.count("source") == 3 * 2
-    assert kinds.count("evaluation") == 6 * 2
-    assert kinds.count("estimator") == 6 * 2 * 2  # adaptive and square
-    assert kinds.count("finetune") == 6 * 2 * 2 * 4
-    assert "estimator/cityscapes-gtav/seed2-square" in names
+    assert kinds.count("source") == 2 * 2
+    assert kinds.count("evaluation") == 2 * 2
+    assert kinds.count("estimator") == 2 * 2 * 2  # adaptive and square
+    assert kinds.count("finetune") == 2 * 2 * 2 * 4
+    assert "estimator/cityscapes-bdd100k/seed2-square" in names
 
 
 def test_numbers_of_labels_are_units_too(tmp_path) -> None:
@@ -103,11 +103,11 @@ def test_lists_stand_beside_random_draws_by_their_names(tmp_path) -> None:
     only = planned(tmp_path, **changes)
     assert [Path(name).parts[3] for name in only if name.startswith("finetune")] == ["count2-k", "count2-clue"] * 2
     (tmp_path / "lists" / "clue.txt").unlink()
-    with pytest.raises(ValueError, match="TRANSFER.LABEL_LIST .*lists/clue.txt cannot be read: .*No such file"):
+    with pytest.raises(UserError, match="clue.txt"):
         planned(tmp_path, **changes)
 
 
-def test_a_list_of_other_pictures_is_another_setting(tmp_path) -> None:
+def test_a_list_of_other_images_is_another_setting(tmp_path) -> None:
     file = tmp_path / "labelled.txt"
 
     def done(text: str, path: Path = file) -> bool:
@@ -189,8 +189,9 @@ def test_only_takes_what_it_needs_along(tmp_path) -> None:
         "estimator/cityscapes-bdd100k/seed1",
         "finetune/cityscapes-bdd100k/tmt/labels1/seed1",
     ]
-    with pytest.raises(ValueError, match="--only gtav: no unit is called so"):
+    with pytest.raises(UserError) as caught:
         select(units, "gtav")
+    assert caught.value.key == "--only"
 
 
 def test_what_has_several_values_is_not_overridden(tmp_path: Path) -> None:
@@ -198,8 +199,9 @@ def test_what_has_several_values_is_not_overridden(tmp_path: Path) -> None:
     sweeps = {"p_T": {"key": "MODEL.TMT.P_T", "values": [0.1, 0.2], "methods": ["tmt"]}}
     plan = read_plan(write_plan(tmp_path, **ONE_PAIR, seeds=[1, 2], sweeps=sweeps))
     for key, where in (("SEED", "seeds"), ("MODEL.TMT.P_T", "sweeps.p_T")):
-        with pytest.raises(ValueError, match=f"^{key} is overridden, and {where} gives it several values: take one"):
+        with pytest.raises(UserError, match=where) as caught:
             units_of(plan, tmp_path, [key, "0"])
+        assert caught.value.key == key
 
 
 def test_what_is_made_from_a_unit_goes_with_it(tmp_path: Path) -> None:
@@ -231,5 +233,6 @@ def test_what_began_with_other_settings_does_not_go_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["MODEL.TMT.P", "SEED.NUMBER", "P_T"])
 def test_a_sweep_over_no_key(tmp_path, key) -> None:
     for methods in (["full"], ["linear"]):  # one that the plan has, and one that it has not
-        with pytest.raises(ValueError, match=f"sweeps.p: the config has no key {key}"):
+        with pytest.raises(UserError) as caught:
             planned(tmp_path, sweeps={"p": {"key": key, "values": [0.5], "methods": methods}})
+        assert (caught.value.key, caught.value.value) == ("sweeps.p.key", key)

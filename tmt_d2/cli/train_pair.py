@@ -3,9 +3,9 @@
     python tools/train_pair.py --configs configs/R50 --source cityscapes --target bdd100k --methods full tmt \\
         --output output/cityscapes-bdd100k --num-gpus 8
 
-A pair is a matrix with one cell: folders, records and progress.txt in --output are those of train_matrix.py, and
-tools/report.py works on it. Units that are done are skipped and an interrupted one goes on, so the same command again
-is how to resume. With --source-weights FILE no source model is trained: that of FILE is evaluated and adapted.
+A pair is a matrix with one cell: --output has the same folders and progress.txt as with train_matrix.py, and
+tools/report.py works on it. The same command again resumes: finished units are skipped, an interrupted one continues.
+ With --source-weights FILE no source model is trained: that of FILE is evaluated and adapted.
 OUTPUT/results.json holds what the table shows. Every unit has the SEED of source.yaml, unless an override says
 otherwise. Exit status: 0 done; 2 an error that one line on stderr names; 75 stopped by a signal.
 """

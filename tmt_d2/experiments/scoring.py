@@ -1,4 +1,4 @@
-"""Transferability scores of a source checkpoint for a target set, on labelled pixels and without training.
+"""Transferability scores of a source checkpoint for a target set, on labeled pixels and without training.
 
 Letters: N pixels, C channels of the pixel decoder's mask features, K classes.
 """
@@ -28,11 +28,11 @@ from tmt_d2.utils.randomness import derived_seed
 
 logger = logging.getLogger(__name__)
 
-SCORES = ("LEEP", "F-OTCE", "JC-OTCE", "PAD")  # higher = more transferable, but for PAD lower
+SCORES = ("LEEP", "F-OTCE", "JC-OTCE", "PAD")  # higher = more transferable; PAD: lower
 
 
 class Samples(NamedTuple):
-    """features (N, C) float, probabilities (N, K) float, labels (N,) long, images (N,) long: which image each is of."""
+    """features (N, C) float, probabilities (N, K) float, labels (N,) long, images (N,) long: index of the image."""
 
     features: Tensor
     probabilities: Tensor
@@ -58,17 +58,18 @@ def score_checkpoint(
 
     Args:
         cfg: of the checkpoint's model. target, source: registered splits with labels.
-        images: of each split's set, evenly spread. pixels: labelled pixels per side and draw; the segmentation paper
-            of OTCE takes 10,000 and 10 draws.
+        images: of each split's set, evenly spread. pixels: labeled pixels per domain and draw; the segmentation
+            paper of OTCE takes 10,000 and 10 draws.
 
     Returns:
         "LEEP", and with ``source`` also "F-OTCE", "JC-OTCE" and "PAD".
 
     Raises:
-        UserError: fewer than two images, or none with a labelled pixel; a checkpoint that cannot be used.
+        UserError: fewer than two images, or none with a labeled pixel; a checkpoint that cannot be used.
     """
-    if images < 2 or pixels < 2 or draws < 1:
-        raise UserError(f"images {images} and pixels {pixels} must be >= 2 and draws {draws} >= 1")
+    for name, value, least in (("images", images, 2), ("pixels", pixels, 2), ("draws", draws, 1)):
+        if value < least:
+            raise UserError(f"it must be at least {least}", key=name, value=value)
     register_data(cfg)
     model = load_model(cfg)
     per_image = -(-pixels * draws // images)
@@ -82,27 +83,27 @@ def score_checkpoint(
 
 @torch.no_grad()
 def pixel_samples(model: MaskFormer, loader: Iterable[list[dict[str, Any]]], per_image: int, seed: int) -> Samples:
-    """At most ``per_image`` labelled pixels of every image; loader: batches of one evaluation record."""
+    """At most ``per_image`` labeled pixels of every image; loader: batches of one evaluation record."""
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for index, batch in enumerate(loader):
         images = model.preprocess(batch)
-        labelled = [batch[0] | {"sem_seg": _label_of(batch[0], images.image_sizes[0])}]
-        labels = model.padded_labels(labelled, images)
+        labeled = [batch[0] | {"sem_seg": _label_of(batch[0], images.image_sizes[0])}]
+        labels = model.padded_labels(labeled, images)
         pixels = draw_pixels(labels, per_image, generator)
-        passed = model.run(images)
+        result = model.run(images)
         size = images.tensor.shape[-2:]
-        features = pixel_features(passed.inputs.mask_features, pixels, size)
+        features = pixel_features(result.inputs.mask_features, pixels, size)
         parts.append(
             Samples(
                 features.float().cpu(),
-                class_probabilities(passed.outputs, pixels, size).cpu(),
+                class_probabilities(result.outputs, pixels, size).cpu(),
                 pixels.label.cpu(),
                 torch.full_like(pixels.label, index).cpu(),
             )
         )
     if not sum(len(part.labels) for part in parts):
-        raise UserError("no image has a labelled pixel")
+        raise UserError("no image has a labeled pixel")
     return Samples(*(torch.cat(each) for each in zip(*parts)))
 
 
@@ -112,7 +113,7 @@ def _label_of(record: Mapping[str, Any], size: Sequence[int]) -> Tensor:
 
 
 def scores(target: Samples, source: Samples | None = None, *, pixels: int, draws: int, seed: int) -> dict[str, float]:
-    """The mean of every score over ``draws`` draws of ``pixels`` pixels per side; PAD is taken on all of them."""
+    """The mean of every score over ``draws`` draws of ``pixels`` pixels per domain; PAD is measured on all pixels."""
     values: dict[str, list[float]] = {}
     for index in range(draws):
         generator = torch.Generator().manual_seed(derived_seed(seed, index))
@@ -129,17 +130,17 @@ def scores(target: Samples, source: Samples | None = None, *, pixels: int, draws
 
 
 def linear_pad(source: Samples, target: Samples, weight_decay: float = 1e-3) -> float:
-    """Proxy A-distance of a logistic regression on the features: learned on every other image, measured on the rest.
+    """Proxy A-distance of a logistic regression on the features: trained on every other image, measured on the rest.
 
     Raises:
-        UserError: a side has a single image.
+        UserError: a domain has a single image.
     """
     features = torch.cat([source.features, target.features])
     features = ((features - features.mean(0)) / features.std(0).clamp(min=1e-6)).double()
     domain = torch.cat([torch.zeros(len(source.labels)), torch.ones(len(target.labels))]).double()
-    learned = torch.cat([source.images, target.images]) % 2 == 0
-    if any(not (side & ~learned).any() for side in (domain == 0, domain == 1)):
-        raise UserError("proxy A-distance needs at least two labelled images of each domain")
+    is_training = torch.cat([source.images, target.images]) % 2 == 0
+    if any(not (side & ~is_training).any() for side in (domain == 0, domain == 1)):
+        raise UserError("proxy A-distance needs at least two labeled images of each domain")
     weight = torch.zeros(features.shape[1] + 1, dtype=torch.double, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
 
@@ -149,17 +150,17 @@ def linear_pad(source: Samples, target: Samples, weight_decay: float = 1e-3) -> 
     def closure() -> Tensor:
         optimizer.zero_grad()
         losses = F.binary_cross_entropy_with_logits(logits(), domain, reduction="none")
-        balanced = sum(losses[learned & (domain == value)].mean() for value in (0, 1)) / 2
+        balanced = sum(losses[is_training & (domain == value)].mean() for value in (0, 1)) / 2
         loss = balanced + weight_decay * weight[:-1].square().sum()
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    held_out = logits().detach()[~learned]
-    return proxy_a_distance(*(held_out[domain[~learned] == value] for value in (0, 1)))
+    held_out = logits().detach()[~is_training]
+    return proxy_a_distance(*(held_out[domain[~is_training] == value] for value in (0, 1)))
 
 
 def ranked(results: Mapping[str, Mapping[str, float]]) -> dict[str, list[str]]:
-    """Per score that every checkpoint has, the checkpoints from the most to the least transferable."""
+    """Checkpoints from the most to the least transferable, by each score that all of them have."""
     common = [name for name in SCORES if all(name in values for values in results.values())]
     return {name: sorted(results, key=lambda key: results[key][name], reverse=name != "PAD") for name in common}

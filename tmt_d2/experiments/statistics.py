@@ -9,12 +9,12 @@ import numpy as np
 from scipy.stats import kendalltau, pearsonr, spearmanr, t
 
 LEVEL = 0.95
-FEWEST = 3  # pairs, or seeds, that tell how much others would differ
+FEWEST = 3  # pairs, or seeds, from which a variance is estimated
 Cell = tuple[tuple[str, str], int]  # pair and seed
 
 
 class Difference(NamedTuple):
-    """mean of n paired differences; low, high: its 95 % interval, None where there are too few to say."""
+    """mean of n paired differences; low, high: its 95 % interval, None where there are too few of them."""
 
     mean: float
     low: float | None
@@ -24,12 +24,12 @@ class Difference(NamedTuple):
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """True if the interval leaves out 0."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 def spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation, which one value does not have."""
+    """Mean and sample standard deviation; None for the latter of a single value."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
@@ -38,10 +38,11 @@ def paired_difference(
 ) -> Difference | None:
     """The mean of ``values - baseline`` over the (pair, seed) that both have; None where there is none.
 
-    Its interval is for other pairs and other seeds. With fewer than three seeds that at least half of the pairs have,
-    it is for other pairs with these seeds; within a single pair, for other seeds of that pair. Two pairs have none.
+    The interval generalizes to other pairs and seeds. With fewer than three seeds that at least half of the pairs have,
+    it generalizes to other pairs with these seeds; within a single pair, to other seeds of that pair. Two pairs have no
+    interval.
 
-    fewest: seeds, instead of three.
+    fewest: number of seeds instead of three.
     """
     shared = sorted(values.keys() & baseline.keys())
     if not shared:
@@ -55,12 +56,12 @@ def paired_difference(
 def _half_width(differences: np.ndarray, cells: Sequence[Cell], fewest: int) -> float | None:
     """Half of the t interval of the mean, for effects of pairs and of seeds that are crossed and random.
 
-    The variance is the largest of three: what means by pair give, what means by seed give, and the sum of both less the
-    noise, which is in each. The degrees of freedom are those of the side that gives more.
+    The variance is the largest of three estimates: from means by pair, from means by seed, and their sum minus the
+    noise, which both contain. The degrees of freedom are those of the larger of the first two.
 
-    It leaves out a true 0 in 5 % of cases over one side; over both (simulated, normal, 3 to 20 pairs) in at most 7 %,
-    in 5 % where one side differs by far more than noise, and in 1 to 3 % where all is noise: a few seeds are too few to
-    rule out an effect of seeds. Sources and targets that pairs share are not accounted for.
+    It leaves out a true 0 in 5 % of cases with one kind of effect; with both (simulated, normal, 3 to 20 pairs) in at
+    most 7 %, in 5 % where one effect is far larger than noise, and in 1 to 3 % where all is noise. Sources and targets
+    that pairs share are not accounted for.
     """
     pairs, seeds = [pair for pair, _ in cells], [seed for _, seed in cells]
     number = len(set(pairs))
@@ -98,17 +99,17 @@ def _variance_of_mean(differences: np.ndarray, groups: np.ndarray) -> tuple[floa
 
 
 def _noise(differences: np.ndarray, groups: np.ndarray) -> float:
-    """Variance of what no sum of group effects explains; groups (n, all of both sides), one-hot within a side."""
+    """Variance that no sum of group effects explains; groups (n, all of both sides), one-hot within a side."""
     effects, _, rank, _ = np.linalg.lstsq(groups, differences, rcond=None)
     return float(np.square(differences - groups @ effects).sum() / max(1, len(differences) - rank))
 
 
 def gains_by_pair(values: Mapping[Cell, float], baseline: Mapping[Cell, float]) -> dict[tuple[str, str], float]:
-    """The mean of ``values - baseline`` of each pair, over the seeds that both have."""
-    found: dict[tuple[str, str], list[float]] = {}
+    """Mean of ``values - baseline`` of each pair, over the seeds that both have."""
+    differences: dict[tuple[str, str], list[float]] = {}
     for key in values.keys() & baseline.keys():
-        found.setdefault(key[0], []).append(values[key] - baseline[key])
-    return {pair: float(np.mean(differences)) for pair, differences in found.items()}
+        differences.setdefault(key[0], []).append(values[key] - baseline[key])
+    return {pair: float(np.mean(each)) for pair, each in differences.items()}
 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] | None:
@@ -119,7 +120,7 @@ def correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] |
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Spearman's; None as of ``correlation``."""
+    """Spearman's correlation; None in the cases of ``correlation``."""
     return float(spearmanr(x, y).statistic) if _is_ranked(x, y) else None
 
 

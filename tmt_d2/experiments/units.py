@@ -24,6 +24,7 @@ from tmt_d2.experiments.results import DAMAGED, STAGE_RECORD, About, Labels, Sta
 from tmt_d2.utils.files import read_json, sha256_of, write_json
 
 BEGINNING = "begun.json"
+REMOVE = "remove one of them"
 LABEL_KEYS = ("TRANSFER.LABEL_COUNT", "TRANSFER.LABEL_LIST", "TRANSFER.LABEL_FRACTION")
 # Keys of MODEL.TMT that an estimator depends on: a method with other values needs an estimator of its own.
 ESTIMATOR_KEYS = ("REGIONS", "CELL_SIZES", "ITERATIONS", "KAPPA", "DISCRIMINATOR")
@@ -117,7 +118,7 @@ def read_beginning(folder: Path) -> StageRecord:
 
 
 def units_of(plan: Plan, output: Path, opts: Sequence[str] = ()) -> list[Unit]:
-    """All units in the order in which they are run: a pair is complete before the next one begins, seed by seed.
+    """All units in the order of running: seed by seed, and each pair is complete before the next one begins.
 
     Args:
         opts: KEY VALUE ... overrides behind those of the file.
@@ -127,7 +128,7 @@ def units_of(plan: Plan, output: Path, opts: Sequence[str] = ()) -> list[Unit]:
     varied |= {"SEED": "seeds"} if len(plan.seeds) > 1 else {}
     for key in opts[::2]:
         if key in varied:
-            raise UserError(f"{key} is overridden, and {varied[key]} gives it several values: take one of them out")
+            raise UserError(f"overridden, although {varied[key]} has several values", key=key, hint=REMOVE)
     amounts = {
         "label_counts": plan.label_counts,
         "label_lists": plan.label_lists,
@@ -136,10 +137,10 @@ def units_of(plan: Plan, output: Path, opts: Sequence[str] = ()) -> list[Unit]:
     overridden = [key for key in opts[::2] if key in LABEL_KEYS]
     listed = [name for name, values in amounts.items() if values]
     if overridden and (sum(map(len, amounts.values())) > 1 or listed not in ([], ["label_fractions"])):
-        raise UserError(f"{overridden[0]} is overridden, and {listed[0]} says how many labels: take one of them out")
+        raise UserError(f"overridden, although the plan has {listed[0]}", key=overridden[0], hint=REMOVE)
     for key in opts[::2]:
         if key in PLANNED:
-            raise UserError(f"{key} is overridden, and each unit has its own: leave it out")
+            raise UserError("overridden, although it follows from the unit", key=key)
     from_override = "SEED" in opts[::2] or not plan.seeds
     for seed in (setup_cfg(str(plan.configs / "source.yaml"), opts).SEED,) if from_override else plan.seeds:
         for source, target in plan.pairs:
@@ -151,7 +152,7 @@ def units_of(plan: Plan, output: Path, opts: Sequence[str] = ()) -> list[Unit]:
 
 
 class _PairUnits:
-    """The units of one pair and seed, those that other pairs have too included."""
+    """The units of one pair and seed, including those that other pairs share."""
 
     def __init__(self, plan: Plan, output: Path, opts: Sequence[str], source: str, target: str, seed: int):
         self.plan, self.output, self.opts = plan, output, opts
@@ -194,7 +195,7 @@ class _PairUnits:
                             yield from self.cell(method, choice, sweep, value)
 
     def values(self, method: str, sweep: Sweep) -> list[Any]:
-        """The different ones as the config reads them: YAML takes 1e-4 for text."""
+        """The distinct values as the config reads them, for which a quoted "1e-4" is a number."""
         values: list[Any] = []
         for value in sweep.values:
             if isinstance(value, str):
@@ -207,7 +208,7 @@ class _PairUnits:
         return {"kind": kind, "source": self.source, "target": self.target, "seed": self.seed}
 
     def cell(self, method: str, labels: Sequence[Any], sweep: Sweep | None = None, value: Any = None) -> Iterator[Unit]:
-        """labels: key and value of TRANSFER that say how many; empty: what file and overrides say."""
+        """labels: key and value of TRANSFER that set the amount; empty: as in file and overrides."""
         part = method if sweep is None else f"{method}/{sweep.name}-{_plain(value)}"
         extra = [*labels, *([] if sweep is None else [sweep.key, str(value)])]
         cfg = self.cfg(method, "", "finetune", extra=extra)
@@ -257,14 +258,21 @@ def value_of(cfg: CfgNode, sweep: Sweep) -> Any:
     node: Any = cfg
     for part in sweep.key.split("."):
         if not isinstance(node, CfgNode) or part not in node:
-            raise UserError(f"sweeps.{sweep.name}: the config has no key {sweep.key}")
+            raise UserError("no key of the config", key=f"sweeps.{sweep.name}.key", value=sweep.key)
         node = node[part]
     return node
 
 
 def estimator_cfg(shared: CfgNode, method: CfgNode) -> tuple[str, CfgNode]:
-    """What ``method`` says otherwise about regions and discriminators than the estimator stage ``shared``, such as
-    "square", and the stage with that; its folder has it behind its name. Empty: ``shared`` will do."""
+    """The estimator stage for a fine-tuning.
+
+    Args:
+        shared: the estimator stage of the pair. method: the fine-tuning.
+
+    Returns:
+        name of the variant, such as "square", and ``shared`` with the values of ``method`` for ``ESTIMATOR_KEYS``, in a
+        folder that ends with that name; "" and ``shared`` where these are equal.
+    """
     cfg = shared.clone()
     cfg.defrost()
     differences = []
@@ -278,9 +286,9 @@ def estimator_cfg(shared: CfgNode, method: CfgNode) -> tuple[str, CfgNode]:
 
 
 def label_amount(cfg: CfgNode, names: Mapping[str, str] = {}) -> Labels:
-    """How many labelled target pictures the fine-tuning reads, and of which list.
+    """Amount of labeled target images that a fine-tuning reads.
 
-    names: of lists, by file; others are called like their file.
+    names: names of lists by file; other lists have the name of their file.
 
     Raises:
         UserError: TRANSFER.LABEL_LIST cannot be read.
@@ -300,7 +308,7 @@ def _folder(amount: Labels) -> str:
 
 
 def _setting(key: str, value: Any) -> str:
-    """A key of the estimator and its value as a part of a file name; a string alone says which key it is of."""
+    """A key of the estimator and its value as a part of a file name; a string stands without its key."""
     if isinstance(value, str):
         return value
     if isinstance(value, CfgNode):
@@ -316,7 +324,7 @@ def _plain(value: Any) -> str:
 
 
 def select(units: Sequence[Unit], pattern: str | None) -> list[Unit]:
-    """Units whose name holds ``pattern`` (with * and ?), and all that they need.
+    """Units whose name contains ``pattern`` (with * and ?), and the units that they need.
 
     Raises:
         UserError: there are none.
@@ -327,10 +335,11 @@ def select(units: Sequence[Unit], pattern: str | None) -> list[Unit]:
     pending = [unit.name for unit in units if fnmatch.fnmatch(unit.name, f"*{pattern}*")]
     if not pending:
         nearest = did_you_mean(pattern, by_name)
-        raise UserError(f"--only {pattern}: no unit is called so, --dry-run lists their names{nearest}")
-    chosen = set()
+        hint = f"--dry-run lists the names of units{nearest}"
+        raise UserError("no unit has such a name", key="--only", value=pattern, hint=hint)
+    selected = set()
     while pending:
         name = pending.pop()
-        chosen.add(name)
-        pending += [need for need in by_name[name].needs if need not in chosen]
-    return [unit for unit in units if unit.name in chosen]
+        selected.add(name)
+        pending += [need for need in by_name[name].needs if need not in selected]
+    return [unit for unit in units if unit.name in selected]

@@ -45,7 +45,7 @@ def test_an_id_that_the_file_does_not_name_is_an_error(tmp_path: Path) -> None:
     save(tmp_path / "ids" / "a_ids.png", [[7, 9]])
     register_custom(write(tmp_path))
     (record,) = DatasetCatalog.get("town_sem_seg_train")
-    with pytest.raises(UndefinedIdError, match=r"a_ids\.png: ids 9 are not defined in town"):
+    with pytest.raises(UndefinedIdError, match=r"a_ids\.png.* 9 "):
         read_pair(record, label_space_of("town_sem_seg_train"))
 
 
@@ -57,106 +57,67 @@ def test_the_two_ways_to_give_the_classes(tmp_path: Path) -> None:
     assert by_id.never_occurs == tuple(i for i in range(19) if i not in (10, 13))
 
 
+TRAIN = SPLITS["train"]
+OWN = {"train_ids": None}
+
+
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "key"),
     [
-        ({"colour": 1}, "the file: knows only the keys class_list, classes, ignore_ids, name, root, splits"),
-        ({"name": None}, "name: should be a word .* (it is None)"),
-        ({"name": "my/town"}, "name: should be a word .* (it is 'my/town')"),
-        ({"root": 3}, "root: should be a folder"),
-        ({"splits": None}, "splits: should hold `key: value` lines (it is None)"),
-        ({"splits": {"train": "x"}}, "splits.train: should hold `key: value` lines"),
-        ({"splits": {"train": {"image": "x"}}}, "splits.train: knows only the keys images, labels, .* (it is 'image')"),
-        ({"splits": {"train": {"images": "{stem}.png"}}}, "splits.train.labels: should be a pattern .* (it is None)"),
-        ({"splits": {"train": {"images": "*.png", "labels": "{stem}.png"}}}, "splits.train.images: .*{stem}"),
-        ({"splits": {"train": {"images": "**/{stem}.png", "labels": "x"}}}, "splits.train.images: ** is not known"),
-        ({"splits": {"a b": {"images": "{stem}", "labels": "{stem}"}}}, "splits.a b: the name of a split"),
-        ({"splits": {1: {"images": "{a}", "labels": "{a}"}}}, "splits.1: the name of a split"),
-        ({"splits": {"t": {"images": "{a}/{b}.png", "labels": "{b}.png"}}}, "splits.t.labels: should capture the same"),
-        (
-            {"splits": {"train": SPLITS["train"] | {"images": []}}},
-            "splits.train.images: should be a pattern .* (it is []",
-        ),
-        (
-            {"splits": {"train": SPLITS["train"] | {"images": ["{stem}.png", "x"]}}},
-            "splits.train.images.1: should be a pattern .* (it is 'x')",
-        ),
-        ({"splits": {"train": SPLITS["train"] | {"unlabeled": "*.png"}}}, "splits.train.unlabeled: should be a patt"),
-        ({"splits": {"train": SPLITS["train"] | {"subset": 1}}}, "splits.train.subset: should be true or false (it is"),
-        ({"splits": {"train": SPLITS["train"] | {"list": ["a"]}}}, "splits.train.list: should be a text file"),
-        (
-            {"train_ids": None},
-            "give train_ids, or one of the keys classes and class_list, with train_ids or alone; there is none of them",
-        ),
-        ({"classes": ["lawn"], "class_list": "a.yaml"}, "give train_ids, or .*; there is classes and class_list"),
-        (
-            {"train_ids": {0: 0}, "classes": ["lawn"]},
-            "train_ids.0: should be ignore, or a name of the class list: 1 cl",
-        ),
-        (
-            {"train_ids": {0: "road"}, "classes": ["lawn", "a", "b", "c", "d"]},
-            "5 classes (lawn, a, b, c, ...) (it is 'r",
-        ),
-        ({"train_ids": {0: "ignore"}, "classes": ["lawn"]}, "train_ids: should name at least one class"),
-        ({"train_ids": {0: None}, "classes": ["lawn"]}, "train_ids.0: should be ignore, or .* (it is None)"),
-        ({"train_ids": {256: "lawn"}, "classes": ["lawn"]}, "train_ids: an id in a label file .* (it is 256)"),
-        ({"classes": ["lawn", "pond", "lawn"]}, "classes.2: is already the name of classes.0 (it is 'lawn')"),
-        (
-            {"train_ids": None, "classes": ["lawn", 13]},
-            "classes.1: should be ignore, a class name, or {name: .* (it is 13)",
-        ),
-        ({"train_ids": None, "classes": ["lawn", True]}, "classes.1: .* (it is True)"),
-        ({"train_ids": None, "classes": ["lawn", "a\nb"]}, "classes.1: .* (it is 'a\\nb')"),
-        ({"train_ids": None, "classes": ["lawn", ""]}, "classes.1: .* (it is '')"),
-        ({"train_ids": None, "classes": [{"color": [0, 0, 0]}]}, "classes.0: .* (it is {'color': [0, 0, 0]})"),
-        (
-            {"train_ids": None, "classes": [{"name": "a", "colour": 1}]},
-            "classes.0: knows only the keys color, name (it",
-        ),
-        (
-            {"train_ids": None, "classes": [{"name": "a", "color": [0, 256, 0]}]},
-            "classes.0.color: should be [red, green, blue], whole numbers 0-255 (it is [0, 256, 0])",
-        ),
-        ({"train_ids": None, "classes": [{"name": "a", "color": [True, 0, 0]}]}, "classes.0.color: should be [red"),
-        ({"train_ids": None, "classes": [{"name": "a", "color": "red"}]}, "classes.0.color: .* (it is 'red')"),
-        (
-            {"train_ids": None, "classes": [f"c{i}" for i in range(255)]},
-            "classes: should have 1 to 254 classes (it is 255)",
-        ),
-        ({"train_ids": None, "classes": [{"name": "ignore"}]}, "classes: should have 1 to 254 classes (it is 0)"),
-        (
-            {"train_ids": None, "classes": ["lawn"], "ignore_ids": [0]},
-            "ignore_ids: classes gives this id a class (it is 0",
-        ),
-        ({"train_ids": None, "class_list": 3}, "class_list: should be a YAML file with a list of classes"),
-        ({"train_ids": ["road"]}, "train_ids: should hold `key: value` lines"),
-        (
-            {"train_ids": {7: "raod"}},
-            "train_ids.7: should be ignore, a train id 0-18, or one of road, .* (it is 'raod')",
-        ),
-        ({"train_ids": {7: 19}}, "train_ids.7: .* (it is 19)"),
-        ({"train_ids": {7: True}}, "train_ids.7: .* (it is True)"),
-        ({"train_ids": {7: ["road"]}}, "train_ids.7: .* (it is ['road'])"),
-        ({"train_ids": {256: "road"}}, "train_ids: an id in a label file should be a whole number 0-255 (it is 256)"),
-        ({"train_ids": {"road": 7}}, "train_ids: an id in a label file should be a whole number 0-255 (it is 'road')"),
-        ({"train_ids": {7: "ignore"}}, "train_ids: should name at least one class"),
-        ({"train_ids": None, "classes": {0: "road"}}, "classes: should be a list of class names"),
-        ({"train_ids": None, "classes": ["road", None]}, "classes.1: should be ignore"),
-        ({"ignore_ids": 255}, "ignore_ids: should be a list of ids (it is 255)"),
-        ({"ignore_ids": [7]}, "ignore_ids: train_ids gives this id a class (it is 7)"),
-        ({"ignore_ids": [-1]}, "ignore_ids: an id in a label file should be a whole number 0-255 (it is -1)"),
+        ({"colour": 1}, "colour"),
+        ({"name": None}, "name"),
+        ({"name": "my/town"}, "name"),
+        ({"root": 3}, "root"),
+        ({"splits": None}, "splits"),
+        ({"splits": {"train": "x"}}, "splits.train"),
+        ({"splits": {"train": {"image": "x"}}}, "splits.train.image"),
+        ({"splits": {"train": {"images": "{stem}.png"}}}, "splits.train.labels"),
+        ({"splits": {"train": {"images": "*.png", "labels": "{stem}.png"}}}, "splits.train.images"),
+        ({"splits": {"train": {"images": "**/{stem}.png", "labels": "x"}}}, "splits.train.images"),
+        ({"splits": {"a b": {"images": "{stem}", "labels": "{stem}"}}}, "splits.a b"),
+        ({"splits": {1: {"images": "{a}", "labels": "{a}"}}}, "splits.1"),
+        ({"splits": {"t": {"images": "{a}/{b}.png", "labels": "{b}.png"}}}, "splits.t.labels"),
+        ({"splits": {"train": TRAIN | {"images": []}}}, "splits.train.images"),
+        ({"splits": {"train": TRAIN | {"images": ["{stem}.png", "x"]}}}, "splits.train.images.1"),
+        ({"splits": {"train": TRAIN | {"unlabeled": "*.png"}}}, "splits.train.unlabeled"),
+        ({"splits": {"train": TRAIN | {"subset": 1}}}, "splits.train.subset"),
+        ({"splits": {"train": TRAIN | {"list": ["a"]}}}, "splits.train.list"),
+        *[
+            ({"splits": {"train": TRAIN | {key: pattern}}}, f"splits.train.{key}")  # below the root
+            for key in ("images", "labels")
+            for pattern in ("../{stem}.png", "a/../../{stem}.png", "/etc/{stem}", "~/{stem}", "..\\{stem}")
+        ],
+        (OWN, ""),
+        ({"classes": ["lawn"], "class_list": "a.yaml"}, ""),
+        ({"train_ids": {0: 0}, "classes": ["lawn"]}, "train_ids.0"),
+        ({"train_ids": {0: "road"}, "classes": ["lawn"]}, "train_ids.0"),
+        ({"train_ids": {0: "ignore"}, "classes": ["lawn"]}, "train_ids"),
+        ({"train_ids": {0: None}, "classes": ["lawn"]}, "train_ids.0"),
+        ({"train_ids": {256: "lawn"}, "classes": ["lawn"]}, "train_ids"),
+        ({"classes": ["lawn", "pond", "lawn"]}, "classes.2"),
+        *[(OWN | {"classes": ["lawn", name]}, "classes.1") for name in (13, True, "a\nb", "")],
+        (OWN | {"classes": [{"color": [0, 0, 0]}]}, "classes.0"),
+        (OWN | {"classes": [{"name": "a", "colour": 1}]}, "classes.0.colour"),
+        *[
+            (OWN | {"classes": [{"name": "a", "color": color}]}, "classes.0.color")
+            for color in ([0, 256, 0], [True, 0, 0], "red")
+        ],
+        (OWN | {"classes": [f"c{i}" for i in range(255)]}, "classes"),
+        (OWN | {"classes": [{"name": "ignore"}]}, "classes"),
+        (OWN | {"classes": ["lawn"], "ignore_ids": [0]}, "ignore_ids"),
+        (OWN | {"class_list": 3}, "class_list"),
+        *[({"train_ids": {7: meaning}}, "train_ids.7") for meaning in ("raod", 19, True, ["road"])],
+        *[({"train_ids": ids}, "train_ids") for ids in (["road"], {256: "road"}, {"road": 7}, {7: "ignore"})],
+        (OWN | {"classes": {0: "road"}}, "classes"),
+        (OWN | {"classes": ["road", None]}, "classes.1"),
+        *[({"ignore_ids": ids}, "ignore_ids") for ids in (255, [7], [-1])],
     ],
 )
-def test_a_wrong_key_is_named_with_the_reason(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_a_wrong_key_is_named(tmp_path: Path, changes: dict[str, object], key: str) -> None:
     file = write(tmp_path, **changes)
     with pytest.raises(DataError) as error:
         register_custom(file)
-    text = str(error.value)
-    assert text.startswith(f"{file}: ") and "\n" not in text
-    position = 0
-    for part in message.split(".*"):
-        position = text.find(part, position) + 1
-        assert position, f"{part!r} is not in {text!r}"
+    assert error.value.key == (f"{file}: {key}" if key else str(file)) and "\n" not in str(error.value)
     assert "town_sem_seg_train" not in DatasetCatalog
 
 
@@ -165,9 +126,8 @@ def test_an_id_in_two_places_of_a_mapping_is_an_error(tmp_path: Path) -> None:
     text = (
         "name: town\nsplits: {train: {images: '{stem}.png', labels: '{stem}.gif'}}\ntrain_ids:\n  7: road\n  7: sky\n"
     )
-    with pytest.raises(DataError, match=r"town\.yaml: not valid YAML: the key 7 stands there twice .*line 5") as error:
+    with pytest.raises(DataError, match=r"town\.yaml.*line 5"):
         read_custom(write(tmp_path, text))
-    assert "\n" not in str(error.value)
 
 
 def test_merge_keys(tmp_path: Path) -> None:
@@ -186,17 +146,9 @@ def test_merge_keys(tmp_path: Path) -> None:
         read_custom(write(tmp_path, text.replace("subset: false", "subset: false, subset: true")))
 
 
-@pytest.mark.parametrize("pattern", ["../{stem}.png", "a/../../{stem}.png", "/etc/{stem}", "~/{stem}", "..\\{stem}"])
-@pytest.mark.parametrize("key", ["images", "labels"])
-def test_a_pattern_stays_below_the_root(tmp_path: Path, key: str, pattern: str) -> None:
-    file = write(tmp_path, splits={"train": SPLITS["train"] | {key: pattern}})
-    with pytest.raises(DataError, match=rf"splits\.train\.{key}: should stay below root"):
-        register_custom(file)
-
-
 def test_a_file_that_is_no_yaml_or_would_run_code(tmp_path: Path) -> None:
     for content in ("name: [", "name: !!python/object/apply:os.system ['true']", "- name", "", "\x00"):
-        with pytest.raises(DataError, match=r"town\.yaml: ") as error:
+        with pytest.raises(DataError, match=r"town\.yaml") as error:
             register_custom(write(tmp_path, content))
         assert "\n" not in str(error.value)
 
@@ -236,22 +188,20 @@ def test_when_a_list_is_one_of_its_own(tmp_path: Path, changes: dict[str, object
 
 
 @pytest.mark.parametrize(
-    ("classes", "said"),
+    ("classes", "is_warned"),
     [
-        (["road", "sidewlak", "sky"], "sidewlak; did you mean sidewalk?"),
-        (["road", "sky", "lawn", "pond"], None),  # half are others: on purpose
-        (["road", "sky", "lawn"], None),  # near to none
-        (["road", "wall", "walls"], None),  # what is near is there, too
-        (["road", "sky"], None),
+        (["road", "sidewlak", "sky"], True),
+        (["road", "sky", "lawn", "pond"], False),  # half are others: on purpose
+        (["road", "sky", "lawn"], False),  # similar to none
+        (["road", "wall", "walls"], False),  # the similar one is in the list as well
+        (["road", "sky"], False),
     ],
 )
 def test_a_misspelt_name_of_the_19(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, classes: list[str], said: str | None
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, classes: list[str], is_warned: bool
 ) -> None:
-    file = write(tmp_path, train_ids=None, classes=classes)
-    read_custom(file)
-    ending = "(read as a class list of its own, since not all are of the 19)"
-    assert caplog.messages == ([f"{file}: classes: {said} {ending}"] if said else [])
+    read_custom(write(tmp_path, train_ids=None, classes=classes))
+    assert ["sidewlak; did you mean sidewalk?" in message for message in caplog.messages] == [True] * is_warned
 
 
 def test_two_data_sets_on_a_common_list(tmp_path: Path) -> None:
@@ -268,14 +218,13 @@ def test_two_data_sets_on_a_common_list(tmp_path: Path) -> None:
 
 def test_a_wrong_class_list_is_named_itself(tmp_path: Path) -> None:
     file = write(tmp_path, train_ids=None, class_list="common.yaml")
-    with pytest.raises(FileNotFoundError, match=r"common\.yaml: no such file \(class_list of .*town\.yaml\)"):
+    with pytest.raises(FileNotFoundError, match=r"common\.yaml"):
         read_custom(file)
-    (tmp_path / "common.yaml").write_text("[lawn, lawn]")
-    with pytest.raises(DataError, match=r"/common\.yaml: class_list\.1: is already the name of class_list\.0"):
-        read_custom(file)
-    (tmp_path / "common.yaml").write_text("lawn: 1")
-    with pytest.raises(DataError, match=r"/common\.yaml: the file: should be a list of class names"):
-        read_custom(file)
+    for text, key in (("[lawn, lawn]", "common.yaml: 1"), ("lawn: 1", "common.yaml")):
+        (tmp_path / "common.yaml").write_text(text)
+        with pytest.raises(DataError) as error:
+            read_custom(file)
+        assert error.value.key == f"{tmp_path}/{key}"
 
 
 @pytest.mark.parametrize("count", [1, 2, 150, 254])
@@ -302,7 +251,7 @@ def test_a_subset_of_a_built_in_data_set(
     name, cfg = "mapillary_sem_seg_train", get_cfg()
     add_tmt_config(cfg)
     register_data(cfg)
-    with pytest.raises(DataError, match="1 images have no label.*; DATASETS.SUBSETS, or `subset: true` in a YAML file"):
+    with pytest.raises(DataError, match="DATASETS.SUBSETS"):
         DatasetCatalog.get(name)
     try:
         cfg.DATASETS.SUBSETS = (name,)
@@ -312,15 +261,15 @@ def test_a_subset_of_a_built_in_data_set(
         del MetadataCatalog.get(name).subset
     assert "left out 1 images without a label" in caplog.text
     cfg.DATASETS.SUBSETS = ("mapilary_sem_seg_train",)
-    with pytest.raises(UserError, match="DATASETS.SUBSETS: no data set 'mapilary_sem_seg_train' is registered"):
+    with pytest.raises(UserError, match="DATASETS.SUBSETS"):
         register_data(cfg)
 
 
 def test_a_name_that_is_taken_is_an_error(tmp_path: Path) -> None:
     register_custom(write(tmp_path))
-    with pytest.raises(DataError, match=r"other\.yaml: name: town_sem_seg_train is already registered"):
+    with pytest.raises(DataError, match=r"other\.yaml: name is 'town_sem_seg_train'"):
         register_custom(write(tmp_path, file="other.yaml"))
-    with pytest.raises(DataError, match="name: gtav_sem_seg_train is already registered"):
+    with pytest.raises(DataError, match="gtav_sem_seg_train"):
         register_custom(write(tmp_path, name="gtav"))
 
 

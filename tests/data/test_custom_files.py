@@ -47,14 +47,11 @@ def test_a_list_file_restricts_a_split(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_list_that_names_what_is_not_there(tmp_path: Path, text: str) -> None:
     frames(tmp_path, "a", "b")
     (tmp_path / "some.txt").write_text(text, errors="surrogateescape")
-    with pytest.raises(DataError, match=r"town\.yaml: splits\.train\.list: .*some\.txt"):
-        stems_of(write(tmp_path, splits={"train": SPLITS["train"] | {"list": "some.txt"}}))
-
-
-def test_a_list_that_is_not_there(tmp_path: Path) -> None:
-    frames(tmp_path, "a")
-    with pytest.raises(FileNotFoundError, match=r"splits\.train\.list: .*/gone\.txt: no such file"):
-        stems_of(write(tmp_path, splits={"train": SPLITS["train"] | {"list": "gone.txt"}}))
+    for name in ("some.txt", "gone.txt"):
+        file = write(tmp_path, splits={"train": SPLITS["train"] | {"list": name}})
+        with pytest.raises(UserError) as error:
+            stems_of(file)
+        assert (error.value.key, error.value.value) == (f"{file}: splits.train.list", str(tmp_path / name))
 
 
 def test_a_subset_on_purpose(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -83,14 +80,14 @@ def test_several_patterns(tmp_path: Path) -> None:
     save(tmp_path / "more" / "c.png", [[0]])
     save(tmp_path / "ids" / "c_ids.png", [[7]])
     split = SPLITS["train"] | {"images": ["rgb/{stem}.png", "more/{stem}.png", "rgb/b{stem}.png"]}
-    with pytest.raises(FileNotFoundError, match=r"splits\.train\.images: no file like .*/rgb/b\{stem\}\.png"):
+    with pytest.raises(FileNotFoundError, match=r"splits\.train\.images is .*rgb/b\{stem\}\.png"):
         stems_of(write(tmp_path, name="town", splits={"train": split}))
     split["images"] = ["rgb/{stem}.png", "more/{stem}.png", "rgb/{stem}.png"]  # the same files once more
     DatasetCatalog.remove("town_sem_seg_train")
     assert stems_of(write(tmp_path, splits={"train": split})) == dict.fromkeys("abc", True)
     save(tmp_path / "more" / "a.png", [[0]])
     DatasetCatalog.remove("town_sem_seg_train")
-    with pytest.raises(DataError, match=r"rgb/a\.png and .*/more/a\.png both have the name 'a'; capture the folder"):
+    with pytest.raises(DataError, match=r"rgb/a\.png and .*/more/a\.png"):
         stems_of(write(tmp_path, splits={"train": split}))
 
 
@@ -107,7 +104,7 @@ def test_images_without_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert records[1] == {"file_name": f"{tmp_path}/rgb/b.png", "image_id": "b", "dataset": "town_sem_seg_train"}
     assert labeled_records(["town_sem_seg_train"]) == records[:1]
     save(tmp_path / "more" / "a.png", [[0]])
-    with pytest.raises(DataError, match=r"splits\.train\.unlabeled: .* both have the name 'a'"):
+    with pytest.raises(DataError, match=r"splits\.train\.unlabeled"):
         DatasetCatalog.get("town_sem_seg_train")
     (tmp_path / "rgb" / "a.png").rename(tmp_path / "rgb" / "d.png")
     (tmp_path / "ids" / "a_ids.png").rename(tmp_path / "ids" / "d_ids.png")
@@ -126,7 +123,7 @@ def test_a_split_of_unlabeled_images_alone(tmp_path: Path) -> None:
     (tmp_path / "few.txt").write_text("b\n")
     split = {"unlabeled": "rgb/{stem}.png", "list": "few.txt"}
     assert stems_of(write(tmp_path, splits={"train": split})) == {"b": False}
-    with pytest.raises(UserError, match="town_sem_seg_train has no image with a label, and labels are trained or meas"):
+    with pytest.raises(UserError, match="town_sem_seg_train"):
         labeled_records(["town_sem_seg_train"])
 
 
@@ -155,17 +152,16 @@ def test_links_that_stay_inside_and_a_root_that_is_a_link_are_fine(tmp_path: Pat
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"gone\.yaml: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.yaml"):
         register_custom(tmp_path / "gone.yaml")
     register_custom(write(tmp_path))  # nothing on disk is looked at yet
-    with pytest.raises(
-        FileNotFoundError, match=r"town\.yaml: splits\.train\.images: no file like .*/rgb/\{stem\}\.png"
+    for path, kind, match in (
+        ("rgb/a.png", FileNotFoundError, r"town\.yaml: splits\.train\.images"),
+        ("rgb/b.png", FileNotFoundError, r"splits\.train\.labels"),
+        ("ids/b_ids.png", DataError, "rgb/a.png"),  # alone
     ):
-        DatasetCatalog.get("town_sem_seg_train")
-    save(tmp_path / "rgb" / "a.png", [[0]])
-    save(tmp_path / "rgb" / "b.png", [[0]])
-    with pytest.raises(FileNotFoundError, match=r"splits\.train\.labels: no file like"):
-        DatasetCatalog.get("town_sem_seg_train")
-    save(tmp_path / "ids" / "b_ids.png", [[7]])
-    with pytest.raises(DataError, match=r"town_sem_seg_train: 1 images have no label, the first is .*/rgb/a\.png"):
-        DatasetCatalog.get("town_sem_seg_train")
+        if path != "rgb/a.png":
+            save(tmp_path / "rgb/a.png", [[0]])
+            save(tmp_path / path, [[7]])
+        with pytest.raises(kind, match=match):
+            DatasetCatalog.get("town_sem_seg_train")

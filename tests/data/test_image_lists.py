@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tmt_d2.data.image_lists import ImageNames, listed_names, write_names
+from tmt_d2.data.image_lists import listed_indices, listed_names, write_names
 from tmt_d2.data.labeled import listed
 from tmt_d2.errors import UserError
 
@@ -49,6 +49,11 @@ def test_paths_mean_the_same_image_however_they_are_written(tmp_path: Path, monk
     write_names("list.txt", ["p.jpg"])
     with pytest.raises(UserError, match=r"list\.txt"):
         listed(records, "list.txt")
-    write_names("list.txt", ["p.jpg", "c"])
     paths = [record["file_name"] for record in records]
-    assert ImageNames(paths, [[], []]).find("list", "list.txt") == {"p.jpg": {0, 1}, "c": set()}
+    write_names("list.txt", ["a/p.jpg", "c"])
+    assert listed_indices("list", "list.txt", paths, [[], []], ["disk"], subset=True) == ([0], ["c"])
+    with pytest.raises(UserError, match="c"):
+        listed_indices("list", "list.txt", paths, [[], []], ["disk"])
+    write_names("list.txt", ["c"])
+    with pytest.raises(UserError, match="c"):
+        listed_indices("list", "list.txt", paths, [[], []], subset=True)

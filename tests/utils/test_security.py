@@ -120,16 +120,3 @@ def test_overrides_execute_nothing() -> None:
     with pytest.raises(UserError, match="SEED"):
         setup_cfg(str(config), ["SEED", "__import__('os').system('touch ran')"])
     assert not Path("ran").exists()
-
-
-def write_data(images: str, labels: str = "data/{stem}.png") -> Path:
-    Path("data.yaml").write_text(
-        f'name: x\nsplits:\n  train: {{images: "{images}", labels: "{labels}"}}\ntrain_ids: {{7: road}}\n'
-    )
-    return Path("data.yaml")
-
-
-@pytest.mark.parametrize("images", ["../{stem}.png", "/etc/{stem}", "a/../../{stem}.png"])
-def test_patterns_do_not_climb_out_of_the_root(images: str) -> None:
-    with pytest.raises(UserError, match="data.yaml"):
-        read_custom(write_data(images))

@@ -1,4 +1,4 @@
-"""Lists of images, one a line: the only reader and the only writer of them."""
+"""Text files that name images, one per line."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from pathlib import Path
 from tmt_d2.errors import UserError
 from tmt_d2.utils.files import atomic_write
 
-NAMES_SHOWN = 5  # of a list's wrong ones
+NAMES_SHOWN = 5  # in a message
 BYTE_ORDER_MARK = "\ufeff"
 _QUOTED = re.compile(r'("(?:[^"\\]|\\.)*")\s*(?:#.*)?')
 
 
 def list_line(name: str) -> str:
-    """The line of a list that ``listed_names`` reads as ``name``: the name as it is, or in the quotes of JSON where it
-    would be read as something else (a comment, blanks at its ends, a line break, bytes that are not UTF-8)."""
+    """Return the line that ``listed_names`` reads as ``name``.
+
+    It is the name itself, or a JSON string where the name would be read as something else: a comment, blanks at its
+    ends, a line break, bytes that are not UTF-8.
+    """
     if not name.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in name):
         return json.dumps(name)
     plain = name == name.strip() and not re.search(r'^["\ufeff]|(?:^|\s)#|[\r\n]', name) and name
@@ -32,83 +35,87 @@ def write_names(path: str | Path, names: Iterable[str]) -> None:
 
 
 def listed_names(key: str, file: str | Path, is_name: Callable[[str], bool] = lambda line: False) -> list[str]:
-    """The names in the lines of ``file``, each once.
+    """Return the names in the lines of ``file``, each once.
 
-    ``#`` at the beginning of a line or behind a blank begins a comment, blanks at the ends of a line and a byte order
-    mark do not count, and a name in quotes is JSON's (``list_line``).
+    ``#`` at the beginning of a line or after a blank starts a comment. Blanks at the ends of a line and a byte order
+    mark are ignored. A name in quotes is a JSON string (see ``list_line``).
 
     Args:
-        key: where the file comes from, for messages.
-        is_name: says of a line whether it is a name as it stands; such a line is not searched for comments and blanks.
+        key: config key or option that names the file, for messages.
+        is_name: whether a line is a name as it stands; then comments and blanks are part of it.
 
     Raises:
-        UserError: it cannot be read, or there is none.
+        UserError: the file cannot be read, or names no image.
     """
     try:
         data = Path(file).read_bytes()
     except OSError as error:
-        raise UserError(f"{key} {file} cannot be read: {error.strerror}") from error
+        raise UserError(f"cannot be read ({error.strerror})", key=key, value=str(file)) from error
     if b"\0" in data:
-        raise UserError(f"{key} {file} cannot be read: it is not text in UTF-8, save it as such")
+        raise UserError("is no text in UTF-8", key=key, value=str(file))
     text = data.decode("utf-8", "surrogateescape").removeprefix(BYTE_ORDER_MARK)
     lines = (line.removesuffix("\r") for line in text.split("\n"))
     names = list(dict.fromkeys(name for line in lines if (name := line if is_name(line) else _name(line))))
     if not names:
-        raise UserError(f"{key} {file} names no image")
+        raise UserError("names no image", key=key, value=str(file))
     return names
 
 
 def _name(line: str) -> str:
-    """Empty where there is none."""
+    """Return the name in a line; empty if there is none."""
     if quoted := _QUOTED.fullmatch(line.strip()):
         try:
             return str(json.loads(quoted[1], strict=False))
         except ValueError:
-            pass  # a name that has quotes of its own
+            pass  # the quotes are part of the name
     return re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip()
 
 
-class ImageNames:
-    """Which images the lines of a list mean: by name, by the name of the file, or by a path to it.
+def listed_indices(
+    key: str,
+    file: str | Path,
+    paths: Sequence[str],
+    names: Sequence[Iterable[str]],
+    folders: Sequence[str | Path] = (),
+    subset: bool = False,
+) -> tuple[list[int], list[str]]:
+    """Return the ascending indices of the images that a list names, and its lines without an image.
 
-    A path is absolute, or relative to the working folder, to the list, or to one of ``folders``; symbolic links count
-    as what they lead to.
+    A line is a name, a file name or a path: absolute, or relative to the working folder, the list or one of
+    ``folders``. Symbolic links are resolved.
+
+    Args:
+        key: config key or option that names the list, for messages.
+        paths: path of each image.
+        names: further names of each image.
+        subset: lines without an image are no error, unless there are no others.
+
+    Raises:
+        UserError: the list cannot be read, or a line matches no image, or several.
     """
-
-    def __init__(
-        self, paths: Sequence[str], names: Sequence[Iterable[str]], folders: Sequence[str | Path] = ()
-    ) -> None:
-        """
-        Args:
-            paths: of the images. names: of each image those by which it is known beside its path.
-        """
-        self.paths, self.folders = paths, folders
-        self.places: dict[str, set[int]] = {}
-        for index, (path, own) in enumerate(zip(paths, names, strict=True)):
-            for name in {path, os.path.basename(path), *own}:
-                self.places.setdefault(name, set()).add(index)
-        self._by_real_path: dict[str, set[int]] | None = None
-
-    def find(self, key: str, file: str | Path) -> dict[str, set[int]]:
-        """Name in the list -> the indices of the images that it means, which may be none or several.
-
-        Raises:
-            UserError: as ``listed_names``.
-        """
-        wanted = listed_names(key, file, self.places.__contains__)
-        return {name: self.places.get(name) or self._by_path(name, Path(file).parent) for name in wanted}
-
-    def _by_path(self, name: str, folder: Path) -> set[int]:
-        if self._by_real_path is None:  # costly for many images, and most lists name files
-            self._by_real_path = {}
-            for index, path in enumerate(self.paths):
-                self._by_real_path.setdefault(os.path.realpath(path), set()).add(index)
-        for place in ("", folder, *self.folders):
-            if found := self._by_real_path.get(os.path.realpath(os.path.join(place, name))):
-                return found
-        return set()
+    by_name: dict[str, set[int]] = {}
+    for index, (path, own) in enumerate(zip(paths, names, strict=True)):
+        for name in {path, os.path.basename(path), *own}:
+            by_name.setdefault(name, set()).add(index)
+    lines = listed_names(key, file, by_name.__contains__)
+    matches = {line: by_name.get(line, set()) for line in lines}
+    if not all(matches.values()):  # resolving every path is slow, and most lists hold names
+        by_path: dict[str, set[int]] = {}
+        for index, path in enumerate(paths):
+            by_path.setdefault(os.path.realpath(path), set()).add(index)
+        places = ("", Path(file).parent, *folders)
+        for line in lines:
+            candidates = (by_path.get(os.path.realpath(os.path.join(place, line))) for place in places)
+            matches[line] = matches[line] or next(filter(None, candidates), set())
+    unknown = [line for line in lines if not matches[line]]
+    several = [line for line in lines if len(matches[line]) > 1]
+    if several:
+        raise _wrong_lines(key, file, several, "lines match several images", "write paths")
+    if unknown and (not subset or len(unknown) == len(lines)):
+        raise _wrong_lines(key, file, unknown, f"of {len(lines)} lines match no image", f"a path is {paths[0]}")
+    return sorted(set().union(*matches.values())), unknown
 
 
-def shown(names: Sequence[str]) -> str:
-    """The first of them, for a message."""
-    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+def _wrong_lines(key: str, file: str | Path, lines: Sequence[str], problem: str, hint: str) -> UserError:
+    shown = ", ".join(lines[:NAMES_SHOWN]) + (", ..." if len(lines) > NAMES_SHOWN else "")
+    return UserError(f"{len(lines)} {problem} ({shown})", key=key, value=str(file), hint=hint)

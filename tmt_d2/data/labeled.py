@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 
-from tmt_d2.data.image_lists import ImageNames, listed_names, shown
+from tmt_d2.data.image_lists import listed_indices
 from tmt_d2.errors import UserError
-
-__all__ = ["LABEL", "LabelChoice", "label_subset", "listed", "listed_names", "named"]
 
 LABEL = "sem_seg_file_name"  # of a record; without it the picture has no label
 
@@ -80,28 +78,10 @@ def label_subset(records: Sequence[Record], fraction: float, seed: int, count: i
 
 
 def listed(records: Sequence[Record], file: str) -> list[Record]:
-    """The records that the lines of a list name, by image id, file name or path; see ``ImageNames``.
+    """Return the records that the lines of a list name, by image id, file name or path; see ``listed_indices``.
 
     Raises:
-        UserError: as ``named``.
+        UserError: as ``listed_indices``.
     """
-    names = ImageNames([str(record["file_name"]) for record in records], [[str(each["image_id"])] for each in records])
-    return [records[i] for i in named("TRANSFER.LABEL_LIST", file, names, "labeled images of DATASETS.TRAIN")]
-
-
-def named(key: str, file: str, names: ImageNames, what: str) -> list[int]:
-    """The indices, ascending, of the images that the lines of ``file`` name.
-
-    key, what: for messages, where the file comes from and what the images are.
-
-    Raises:
-        UserError: as ``listed_names``, or a line is of nothing, or of several.
-    """
-    found = names.find(key, file)
-    for problem, wrong in (
-        (f"are no {what}", [name for name, places in found.items() if not places]),
-        ("are several images: give the whole path", [name for name, places in found.items() if len(places) > 1]),
-    ):
-        if wrong:
-            raise UserError(f"{key} {file}: {len(wrong)} of {len(found)} lines {problem}: {shown(wrong)}")
-    return sorted(set().union(*found.values()))
+    paths, names = [str(record["file_name"]) for record in records], [[str(each["image_id"])] for each in records]
+    return [records[i] for i in listed_indices("TRANSFER.LABEL_LIST", file, paths, names)[0]]

@@ -35,6 +35,10 @@ class DataError(UserError):
     """A file or folder of a data set is not what it should be; the message is one line that names it."""
 
 
+class MissingDataError(DataError, FileNotFoundError):
+    """A file or folder of a data set does not exist."""
+
+
 UNREADABLE = (DataError, OSError, cv2.error)  # what reading a record may raise
 
 

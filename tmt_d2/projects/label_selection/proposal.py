@@ -13,8 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from tmt_d2.data.image_lists import ImageNames, list_line, write_names
-from tmt_d2.data.labeled import named
+from tmt_d2.data.image_lists import list_line, listed_indices, write_names
 from tmt_d2.data.reader import read_image
 from tmt_d2.inference.predictor import Predictor
 from tmt_d2.projects.label_selection.pool import Pool
@@ -66,8 +65,8 @@ def labeled_indices(names: Sequence[str], files: Sequence[str], list_file: str) 
     Raises:
         UserError: the list cannot be read, or a line names no image or several.
     """
-    image_names = ImageNames(files, [[name] for name in names])
-    return np.array(named("--labeled", list_file, image_names, "images of the pool"), np.int64)
+    indices, _ = listed_indices("--labeled", list_file, files, [[name] for name in names])
+    return np.array(indices, np.int64)
 
 
 def write_proposal(

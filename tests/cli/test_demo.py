@@ -151,7 +151,7 @@ def test_a_pixel_of_the_file_is_that_of_the_smaller_picture() -> None:
         (["--input", "{folder}/images/wide.png", "--classes", "tram"], "class 'tram' is not known"),
         (["--input", "{folder}/images/wide.png", "--heads", "4"], "head 4 does not exist"),
         (["--input", "{folder}/images/wide.png", "MODEL.NOTHING", "1"], "MODEL.NOTHING"),
-        (["--statistics", "nowhere_val"], "--statistics: no data set 'nowhere_val' is registered"),
+        (["--statistics", "nowhere_val"], "--statistics is 'nowhere_val'"),
         (["--input", "{folder}/empty"], "this folder has no image"),
         ([], "nothing to show"),
     ],

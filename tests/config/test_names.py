@@ -197,7 +197,7 @@ def test_its_labels_are_train_ids_as_they_are(tmp_path: Path) -> None:
         with pytest.raises(UndefinedIdError, match="ids 2 are not defined in two_classes"):
             read_label(str(tmp_path / "b.png"), space)
         MetadataCatalog.remove("two_classes")
-        with pytest.raises(UserError, match=r"'two_classes' does not say its classes: MetadataCatalog.get"):
+        with pytest.raises(UserError, match="two_classes"):
             label_space_of("two_classes")
     finally:
         DatasetCatalog.remove("two_classes")

@@ -1,4 +1,4 @@
-"""What datasets.check finds in the folders of data sets, and that it leaves them as they are."""
+"""The check of data sets: counts and problems, and that it leaves the files as they are."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import yaml
 from PIL import Image
 from scipy.io import savemat
 
+from tests.helpers.custom_data import SPLITS, write
 from tmt_d2.cli.check_data import main
+from tmt_d2.data.check import SplitReport, check_split, splits_of
 from tmt_d2.errors import UserError
 from tmt_d2.projects.street_scenes.render import render
-
-pytestmark = pytest.mark.slow
 
 
 def save(path: Path, value: int = 7, size: tuple[int, int] = (8, 6)) -> None:
@@ -26,12 +26,12 @@ def save(path: Path, value: int = 7, size: tuple[int, int] = (8, 6)) -> None:
     Image.fromarray(np.full(size[::-1], value, np.uint8)).save(path)
 
 
-def run(root: Path, *arguments: str) -> tuple[int, dict[str, dict[str, dict]]]:
-    file = root.parent / "report.json"
-    status = main(["--root", str(root), "--workers", "2", "--json", str(file), *arguments])
-    report = json.loads(file.read_text())
-    assert [path.name for path in root.parent.glob(".report*")] == []
-    return status, report["data_sets"]
+def check(root: Path, name: str, quick: bool = False, subsets: bool = False) -> dict[str, SplitReport]:
+    return {split.name: check_split(split, quick) for split in splits_of(name, str(root), subsets)}
+
+
+def problems(report: SplitReport) -> dict[str, list[str]]:
+    return {kind: messages for kind, messages in report.problems.items() if messages}
 
 
 def state(root: Path) -> dict[str, tuple[int, int]]:
@@ -51,88 +51,77 @@ def mapillary(root: Path, split: str, stem: str, value: int = 13, size: tuple[in
 
 
 def test_rendered_data_sets_are_in_order(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    render(root, train=3, val=2, size=(32, 64), workers=1)
+    render(root, train=2, val=1, size=(32, 64), workers=1)
     before = state(root)
-    status, report = run(root)
-    assert status == 0, report
+    file = root.parent / "report.json"
+    assert main(["--root", str(root), "--json", str(file)]) == 0
     assert state(root) == before
-    assert set(report) == {"cityscapes", "bdd100k", "mapillary", "gtav", "synthia"}
-    for splits in report.values():
-        for split, found in splits.items():
-            count = {"train": 3, "val": 2, "test": 0}[split]
-            assert (found["found"], found["pairs"], found["read"], found["expected"]) == (count, count, count, None)
-            assert found["problems"] == {}
-    assert report["cityscapes"]["train"]["sizes"] == dict.fromkeys(("smallest", "most common", "largest"), "64x32")
+    data_sets = json.loads(file.read_text())["data_sets"]
+    assert set(data_sets) == {"cityscapes", "bdd100k", "mapillary", "gtav", "synthia"}
+    for splits in data_sets.values():
+        for split, report in splits.items():
+            count = {"train": 2, "val": 1, "test": 0}[split]
+            assert [report[key] for key in ("found", "pairs", "read", "expected")] == [count, count, count, None]
+            assert report["problems"] == {}
+    assert data_sets["cityscapes"]["train"]["sizes"] == {"64x32": 2}
     assert "cityscapes  train" in capsys.readouterr().out
+    assert main(["--root", str(root), "--data-sets", "cityscapes"]) == 0
+    (root / "gta5").rename(root / "elsewhere")
+    assert main(["--root", str(root)]) == 0
+    assert main(["--root", str(root), "--data-sets", "cityscapes", "gtav"]) == 1  # named, but not there
 
 
 def test_nothing_found(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(root) == (2, {})
-    output = capsys.readouterr().out
-    assert (
-        "DETECTRON2_DATASETS" in output
-        and "python -m tmt_d2.projects.street_scenes.render" in output
-        and "gta5" in output
-    )
+    assert main(["--root", str(root)]) == 2
+    assert "gta5" in capsys.readouterr().out
 
 
-def test_a_data_set_that_was_asked_for_and_is_not_there_is_a_problem(root: Path) -> None:
-    render(root, ["cityscapes"], train=1, val=1, size=(32, 64), workers=1)
-    assert run(root)[0] == 0
-    assert run(root, "--data-sets", "cityscapes")[0] == 0
-    assert run(root, "--data-sets", "cityscapes", "gtav")[0] == 1
-
-
-def test_every_problem_is_found_and_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_problem_is_found_and_named(root: Path) -> None:
     for stem, value in (("good", 13), ("outside", 70), ("empty", 13), ("cut", 13), ("both", 99), ("alone", 13)):
         mapillary(root, "training", stem, value)
     mapillary(root, "training", "small", size=(4, 6))
-    save(root / "mapillary_vistas/training/images/large.jpg", 100, (20, 10))
-    save(root / "mapillary_vistas/training/labels/large.png", 13, (20, 10))
     images, labels = (root / "mapillary_vistas/training" / kind for kind in ("images", "labels"))
+    save(images / "large.jpg", 100, (20, 10))
+    save(labels / "large.png", 13, (20, 10))
     (images / "empty.jpg").write_bytes(b"")
     for path in (labels / "cut.png", images / "both.jpg"):
         path.write_bytes(path.read_bytes()[:-20])
     (labels / "alone.png").rename(labels / "unused.png")
-    before = state(root)
-    status, report = run(root)
-    assert status == 1 and state(root) == before
-    found = report["mapillary"]["train"]
-    assert (found["found"], found["expected"], found["pairs"], found["read"]) == (8, 18000, 7, 7)
-    assert found["sizes"] == {"smallest": "8x6", "most common": "8x6", "largest": "20x10"}
-    problems = found["problems"]
-    assert problems["missing"] == ["8 of 18000 images found"]
-    assert problems["unlabeled"] == [str(images / "alone.jpg")]
-    assert problems["unused"] == [str(labels / "unused.png")]
-    assert [message.split(": ")[0] for message in problems["unreadable"]] == [
-        str(path) for path in (images / "both.jpg", labels / "cut.png", images / "empty.jpg")
-    ]
-    assert [message.split(": ")[0] for message in problems["undefined ids"]] == [
-        str(labels / name) for name in ("both.png", "outside.png")
-    ]
-    assert all("v2.0" in message for message in problems["undefined ids"])
-    assert problems["sizes"] == [f"{images / 'small.jpg'} is 8x6, but its label {labels / 'small.png'} is 4x6"]
-    (message,) = report["mapillary"]["val"]["problems"]["missing"]
-    assert "no images like" in message and "/validation/images/" in message
-    output = capsys.readouterr().out
-    assert "empty.jpg: the file is empty" in output and "not in " in output
+    before, reports = state(root), check(root, "mapillary")
+    train = reports["train"]
+    assert state(root) == before
+    assert (train.found, train.expected, train.pairs, train.read) == (8, 18000, 7, 7)
+    assert train.sizes == {(8, 6): 3, (20, 10): 1}
+    assert "8 of 18000" in train.problems["missing"][0]
+    expected = {
+        "unlabeled": [images / "alone.jpg"],
+        "unused": [labels / "unused.png"],
+        "unreadable": [images / "both.jpg", labels / "cut.png", images / "empty.jpg"],
+        "undefined ids": [labels / "both.png", labels / "outside.png"],
+        "sizes": [images / "small.jpg"],
+    }
+    for kind, paths in expected.items():
+        assert [str(path) in message for path, message in zip(paths, train.problems[kind], strict=True)] == [
+            True
+        ] * len(paths)
+    assert all("v2.0" in message for message in train.problems["undefined ids"])
+    assert "validation" in reports["val"].problems["missing"][0]
 
 
 def test_only_the_first_messages_of_a_kind_are_printed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for index in range(7):
+    for index in range(5):
         mapillary(root, "training", str(index), value=120)
-    assert len(run(root)[1]["mapillary"]["train"]["problems"]["undefined ids"]) == 7
+    assert main(["--root", str(root)]) == 1
     output = capsys.readouterr().out
-    assert output.count("are not defined in") == 3 and "... 7 in all" in output
+    assert output.count(".png") == 3 and "... 5 in all" in output
 
 
 def test_quick_reads_a_sample_from_the_first_to_the_last(root: Path) -> None:
-    for index in range(45):
-        mapillary(root, "training", f"{index:02d}", value=120 if index in (0, 44) else 13)
-    found = run(root, "--quick")[1]["mapillary"]["train"]
-    assert (found["found"], found["read"]) == (45, 20)
-    assert len(found["problems"]["undefined ids"]) == 2
-    assert run(root)[1]["mapillary"]["train"]["read"] == 45
+    for index in range(25):
+        mapillary(root, "training", f"{index:02d}", value=120 if index in (0, 24) else 13)
+    report = check(root, "mapillary", quick=True)["train"]
+    assert (report.found, report.read, len(report.problems["undefined ids"])) == (25, 20, 2)
+    assert check(root, "mapillary")["train"].read == 25
 
 
 def test_labels_of_mapillary_2_are_found_by_their_palette(root: Path) -> None:
@@ -141,53 +130,41 @@ def test_labels_of_mapillary_2_are_found_by_their_palette(root: Path) -> None:
     image = Image.open(label)
     image.putpalette([165, 42, 42, 0, 192, 0, 250, 170, 31] + [0] * 759)
     image.save(label)
-    (message,) = run(root)[1]["mapillary"]["train"]["problems"]["undefined ids"]
+    (message,) = check(root, "mapillary")["train"].problems["undefined ids"]
     assert str(label) in message and "v2.0" in message
 
 
-def test_pictures_with_an_orientation_are_counted_and_are_no_problem(
+def test_images_with_an_orientation_are_counted_and_are_no_problem(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    render(root, ["mapillary", "bdd100k"], train=5, val=1, size=(32, 64), workers=1)
+    render(root, ["mapillary"], train=5, val=1, size=(32, 64), workers=1)
     images = sorted((root / "mapillary_vistas/training/images").iterdir())
     for index, orientation in ((1, 3), (3, 6), (4, 8)):
         exif = Image.Exif()
         exif[0x0112] = orientation
         Image.open(images[index]).save(images[index], exif=exif)
-    status, report = run(root)
-    found = report["mapillary"]["train"]
-    assert status == 0 and found["problems"] == {}
-    assert found["EXIF orientation"] == [str(images[index]) for index in (1, 3, 4)]
-    assert report["mapillary"]["val"]["EXIF orientation"] == report["bdd100k"]["train"]["EXIF orientation"] == []
-    output = capsys.readouterr().out
-    (line,) = (line for line in output.splitlines() if "EXIF" in line)
-    assert line.startswith(
-        "mapillary train, warning: 3 of 5 pictures have an EXIF orientation other than 1, the first is "
-        f"{images[1]}; they are read as stored, or turned where only that has the label's size"
-    )
-
-
-def gtav(root: Path, number: int) -> None:
-    save(root / "gta5" / "images" / f"{number:05d}.png")
-    save(root / "gta5" / "labels" / f"{number:05d}.png")
+    reports = check(root, "mapillary")
+    assert not problems(reports["train"])
+    assert reports["train"].oriented == [str(images[index]) for index in (1, 3, 4)] and not reports["val"].oriented
+    assert main(["--root", str(root)]) == 0
+    assert "3 of 5 images have an EXIF orientation" in capsys.readouterr().out
 
 
 def test_the_frames_of_gtav(root: Path) -> None:
     for number in (1, 2, 15188):
-        gtav(root, number)
-    status, report = run(root)
-    assert status == 1 and set(report["gtav"]) == {"train", "val", "test", "all"}
-    assert "split.mat" in report["gtav"]["train"]["problems"]["missing"][0]
-    everything = report["gtav"]["all"]
-    assert (everything["found"], everything["pairs"], everything["known bad, left out"]) == (3, 2, 1)
+        for kind in ("images", "labels"):
+            save(root / "gta5" / kind / f"{number:05d}.png")
+    reports = check(root, "gtav")
+    assert set(reports) == {"train", "val", "test", "all"}
+    assert "split.mat" in reports["train"].problems["missing"][0]
+    assert (reports["all"].found, reports["all"].pairs, reports["all"].known_bad) == (3, 2, 1)
 
     columns = {"trainIds": [1, 15188, 24966], "valIds": [2], "testIds": []}
     savemat(root / "gta5" / "split.mat", {key: np.array(ids, np.uint16).reshape(-1, 1) for key, ids in columns.items()})
-    report = run(root)[1]
-    assert set(report["gtav"]) == {"train", "val", "test"}
-    assert report["gtav"]["train"]["known bad, left out"] == 1
-    message = "2 of 12403 images found; the first frame that is missing is 24966"
-    assert report["gtav"]["train"]["problems"]["missing"] == [message]
+    reports = check(root, "gtav")
+    assert set(reports) == {"train", "val", "test"} and reports["train"].known_bad == 1
+    (message,) = reports["train"].problems["missing"]
+    assert "2 of 12403" in message and "24966" in message
 
 
 def test_both_layouts_of_bdd100k_and_labels_of_16_bits(root: Path) -> None:
@@ -197,39 +174,18 @@ def test_both_layouts_of_bdd100k_and_labels_of_16_bits(root: Path) -> None:
     save(root / "bdd100k/labels/sem_seg/masks/val/b.png", 40)  # a panoptic mask
     save(root / "synthia/RAND_CITYSCAPES/RGB/0000009.png")
     (root / "synthia/RAND_CITYSCAPES/GT/LABELS").mkdir(parents=True)
-    cv2.imwrite(
-        str(root / "synthia/RAND_CITYSCAPES/GT/LABELS/0000009.png"), np.full((6, 8, 3), (0, 1000, 3), np.uint16)
-    )
-    report = run(root)[1]
-    assert set(report["bdd100k"]["train"]["problems"]) == {"missing"}
-    assert "ids 40 " in report["bdd100k"]["val"]["problems"]["undefined ids"][0]
-    assert report["synthia"]["val"]["problems"] == {"missing": ["1 of 940 images found"]}
+    label = np.full((6, 8, 3), (0, 1000, 3), np.uint16)
+    cv2.imwrite(str(root / "synthia/RAND_CITYSCAPES/GT/LABELS/0000009.png"), label)
+    bdd100k = check(root, "bdd100k")
+    assert set(problems(bdd100k["train"])) == {"missing"}
+    assert "40" in bdd100k["val"].problems["undefined ids"][0]
+    assert set(problems(check(root, "synthia")["val"])) == {"missing"}  # 1 of 940
 
 
-def test_a_custom_data_set(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save(root / "rgb" / "a.png")
-    save(root / "ids" / "a.png", 1)
-    file = tmp_path / "town.yaml"
-    text = "name: town\nroot: root\nclasses: [road, sky]\n"
-    text += "splits: {train: {images: 'rgb/{stem}.png', labels: 'ids/{stem}.png'}}\n"
-    file.write_text(text)
-    status, report = run(root, "--data-sets", str(file))
-    assert status == 0 and report["town"]["train"]["pairs"] == 1
-    save(root / "ids" / "a.png", 2)
-    status, report = run(root, "--data-sets", str(file))
-    assert status == 1 and "ids 2 are not defined in town" in report["town"]["train"]["problems"]["undefined ids"][0]
-    file.write_text("name: 3")
-    assert main(["--root", str(root), "--data-sets", str(file)]) == 1
-    assert "town.yaml: name" in capsys.readouterr().err
-
-
-def test_shares_of_pixels_and_a_sheet_of_overlays(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_percent_of_pixels_and_a_sheet(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "town"
     splits = {name: {"images": f"{name}/{{stem}}.png", "labels": f"{name}/ids/{{stem}}.png"} for name in ("a", "b")}
     classes = ["lawn", {"name": "shed", "color": [0, 90, 255]}, "pond"]
-    content = {"name": "town", "splits": splits, "classes": classes, "train_ids": {0: "lawn", 1: "shed"}}
     for split in splits:
         for stem in "12":
             save(folder / split / f"{stem}.png", 100, (8, 4))
@@ -237,15 +193,14 @@ def test_shares_of_pixels_and_a_sheet_of_overlays(
     label = np.full((4, 8), 255, np.uint8)
     label[:2], label[2, :4] = 1, 0
     Image.fromarray(label).save(folder / "a/ids/1.png")
-    file = folder / "town.yaml"
-    file.write_text(yaml.safe_dump(content | {"ignore_ids": [255]}))
-    sheet = tmp_path / "sheet.png"
-    status, report = run(root, "--data-sets", str(file), "--sheet", str(sheet))
-    first, second = report["town"]["a"], report["town"]["b"]
-    assert first["percent of pixels"] == {"lawn": 6.25, "shed": 25.0, "pond": 0, "(ignored)": 68.75}
-    assert (first["labeled"], first["problems"]) == (1, {})
-    assert second["percent of pixels"]["(ignored)"] == 100
-    assert (second["labeled"], list(second["problems"]), status) == (0, ["no classes"], 1)
+    ids = {"train_ids": {0: "lawn", 1: "shed"}, "ignore_ids": [255]}
+    file, sheet = str(write(folder, splits=splits, classes=classes, **ids)), tmp_path / "sheet.png"
+    reports = check(root, file)
+    assert reports["a"].percent_of_pixels() == {"lawn": 6.25, "shed": 25.0, "pond": 0, "(ignored)": 68.75}
+    assert (reports["a"].labeled, problems(reports["a"])) == (1, {})
+    assert reports["b"].percent_of_pixels()["(ignored)"] == 100
+    assert (reports["b"].labeled, list(problems(reports["b"]))) == (0, ["no classes"])
+    assert main(["--root", str(root), "--data-sets", file, "--sheet", str(sheet)]) == 1
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["lawn", "6.25", "0.00"] in rows and not any(row[:1] == ["pond"] for row in rows)  # no id leads to it
     drawn = np.asarray(Image.open(sheet).convert("RGB")).reshape(-1, 3)
@@ -255,69 +210,48 @@ def test_shares_of_pixels_and_a_sheet_of_overlays(
     assert shed > 10000 and legend > 100 and ignored > 10000
     for name in ("sheet.txt", "nowhere/sheet.png"):
         with pytest.raises((SystemExit, UserError)):
-            run(root, "--data-sets", str(file), "--sheet", str(tmp_path / name))
+            main(["--root", str(root), "--data-sets", file, "--sheet", str(tmp_path / name)])
 
 
-def test_classes_subsets_and_images_without_labels(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_custom_data_set_and_subsets(root: Path, tmp_path: Path) -> None:
     for stem in "abcd":
         save(root / "rgb" / f"{stem}.png")
     for stem in "abx":
-        save(root / "ids" / f"{stem}.png", 1)
+        save(root / "ids" / f"{stem}_ids.png", 1)
     (tmp_path / "some.txt").write_text("a\nc\ny\n")
     (root / "rgb" / "d.png").write_bytes(b"")
 
-    def found(**split: object) -> tuple[int, dict, str]:
-        patterns = {"images": "rgb/{stem}.png", "labels": "ids/{stem}.png", **split}
-        content = {"name": "town", "root": "root", "classes": ["lawn", "pond"], "train_ids": {1: "pond"}}
-        (tmp_path / "town.yaml").write_text(yaml.safe_dump(content | {"splits": {"train": patterns}}))
-        status, report = run(root, "--data-sets", str(tmp_path / "town.yaml"))
-        return status, report["town"]["train"], capsys.readouterr().out
+    def report_of(**split: object) -> SplitReport:
+        splits = {"train": SPLITS["train"] | split}
+        file = write(tmp_path, root="root", splits=splits, classes=["lawn", "pond"], train_ids={1: "pond"})
+        return check(root, str(file))["train"]
 
-    classes = "2 classes of its own: lawn, pond; no id leads to: lawn"
-    status, report, output = found()
-    assert status == 1 and set(report["problems"]) == {"unlabeled", "unused"} and report["notes"] == [classes]
-    assert f"town train: {classes}" in output
-    status, report, output = found(subset=True)
-    assert status == 0 and report["pairs"] == 2 and report["problems"] == {}
-    assert f"2 images without a label, the first is {root}/rgb/c.png; 1 labels without an image" in output
-    status, report, _ = found(list="some.txt")
-    assert status == 1 and "names 1 of 3 that images does not have: y" in report["problems"]["missing"][0]
-    status, report, output = found(list="some.txt", subset=True)
-    assert (status, report["pairs"]) == (0, 1) and "1 names of its list without an image, the first is y" in output
-    status, report, _ = found(unlabeled="rgb/{stem}.png", subset=True)  # they are read, too
-    assert (status, report["pairs"], report["unlabeled on purpose"], report["read"]) == (1, 2, 2, 4)
-    assert report["problems"] == {"unreadable": [f"{root}/rgb/d.png: the file is empty (0 bytes)"]}
+    report = report_of()
+    assert set(problems(report)) == {"unlabeled", "unused"} and "no id leads to: lawn" in report.notes[0]
+    report = report_of(subset=True)
+    assert report.pairs == 2 and not problems(report) and f"{root}/rgb/c.png" in report.notes[1]
+    assert "some.txt" in report_of(list="some.txt").problems["missing"][0]
+    report = report_of(list="some.txt", subset=True)
+    assert report.pairs == 1 and not problems(report) and report.notes[-1].endswith("y")
+    report = report_of(unlabeled="rgb/{stem}.png", subset=True)  # these images are read as well
+    assert (report.pairs, report.unlabeled, report.read, list(problems(report))) == (2, 2, 4, ["unreadable"])
+    save(root / "ids" / "a_ids.png", 2)
+    assert set(problems(report_of(subset=True))) == {"undefined ids"}
+    (tmp_path / "town.yaml").write_text(yaml.safe_dump({"name": 3}))
+    with pytest.raises(UserError, match="town.yaml"):
+        main(["--root", str(root), "--data-sets", str(tmp_path / "town.yaml")])
 
 
-def test_a_part_of_a_built_in_data_set_on_purpose(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for split in ("training", "validation"):
-        for stem in "ab":
-            mapillary(root, split, stem)
+def test_a_part_of_a_built_in_data_set_on_purpose(root: Path) -> None:
+    for stem in "ab":
+        mapillary(root, "training", stem)
     (root / "mapillary_vistas/training/labels/b.png").unlink()
-    assert run(root)[0] == 1
-    capsys.readouterr()
-    status, report = run(root, "--subsets")
-    assert status == 0 and report["mapillary"]["train"]["problems"] == {}
-    assert "mapillary train: a subset on purpose, left out are 1 images without a label" in capsys.readouterr().out
+    assert set(problems(check(root, "mapillary")["train"])) == {"missing", "unlabeled"}
+    report = check(root, "mapillary", subsets=True)["train"]
+    assert not problems(report) and "b.jpg" in report.notes[0]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--data-sets", "gta5"], "--data-sets gta5: should be one of cityscapes, bdd100k, mapillary, gtav, synthia"),
-        (["--workers", "0"], "--workers 0: should be at least 1"),
-    ],
-)
-def test_wrong_arguments(root: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+def test_a_wrong_name(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["--root", str(root), *arguments])
-    assert message in capsys.readouterr().err
-
-
-def test_nothing_is_written_below_the_root(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["--root", str(root), "--json", str(root / "report.json")])
-    assert "where nothing is written" in capsys.readouterr().err
-    assert list(root.iterdir()) == []
+        main(["--root", str(root), "--data-sets", "gta5"])
+    assert "did you mean gtav" in capsys.readouterr().err

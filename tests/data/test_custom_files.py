@@ -60,7 +60,7 @@ def test_a_subset_on_purpose(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     (tmp_path / "all.txt").write_text("a\nc\nx\n")
     file = write(tmp_path, splits={"train": SPLITS["train"] | {"list": "all.txt", "subset": True}})
     assert stems_of(file) == {"a": True}
-    assert "1 frames of the split's list are not on disk" in caplog.text
+    assert "1 names in the split's list have no image" in caplog.text
     assert "left out 1 images without a label and 0 labels without an image" in caplog.text
 
 

@@ -17,7 +17,8 @@ from tmt_d2.data.datasets.layouts import find
 from tmt_d2.data.datasets.mapillary import MAPILLARY_A, MAPILLARY_B
 from tmt_d2.data.datasets.registration import label_space_of, register_all
 from tmt_d2.data.datasets.synthia import SYNTHIA
-from tmt_d2.data.reader import DataError
+from tmt_d2.data.reader import DataError, MissingDataError
+from tmt_d2.errors import UserError
 
 
 @pytest.fixture
@@ -55,6 +56,8 @@ def test_every_name_is_registered_with_what_detectron2_looks_for() -> None:
         assert [tuple(colour) for colour in metadata.stuff_colors] == list(PALETTE)
         assert (metadata.ignore_label, metadata.evaluator_type) == (255, "sem_seg")
         assert label_space_of(name) is metadata.label_space
+    assert label_space_of("cityscapes_sem_seg_train") is CITYSCAPES
+    assert label_space_of("synthia_sem_seg_train") is SYNTHIA
     assert label_space_of("mapillary_sem_seg_val") is MAPILLARY_A
     assert label_space_of("mapillary_b_sem_seg_val") is MAPILLARY_B
     subsets = MetadataCatalog.get("synthia_sem_seg_val").class_subsets
@@ -64,7 +67,7 @@ def test_every_name_is_registered_with_what_detectron2_looks_for() -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'gta5' is registered, .*; there are: .*gtav_sem_seg_train") as error:
+    with pytest.raises(UserError, match=r"gta5.*gtav_sem_seg_train") as error:
         label_space_of("gta5")
     assert "ade20k" not in str(error.value)
     assert "gta5" not in MetadataCatalog.list()
@@ -75,11 +78,9 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     [("cityscapes", "cityscapes"), ("bdd100k", "bdd100k"), ("gtav", "gta5"), ("synthia", "synthia/RAND_CITYSCAPES")],
 )
 def test_a_missing_folder_says_where_it_looked_and_what_to_do(root: Path, family: str, folder: str) -> None:
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(MissingDataError) as error:
         DatasetCatalog.get(f"{family}_sem_seg_train")
-    message = str(error.value)
-    assert f"{root}/{folder}/" in message and "\n" not in message
-    assert "DETECTRON2_DATASETS" in message and "python -m tmt_d2.projects.street_scenes.render" in message
+    assert error.value.key == f"{root}/{folder}" and "DETECTRON2_DATASETS" in error.value.hint
 
 
 def test_the_root_is_read_when_a_split_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,10 +129,8 @@ def test_an_image_without_a_label_is_an_error(root: Path) -> None:
     first = f"{root}/cityscapes/leftImg8bit/train/ulm/ulm_0_leftImg8bit.png"
     with pytest.raises(DataError) as error:
         DatasetCatalog.get("cityscapes_sem_seg_train")
-    assert str(error.value) == (
-        f"cityscapes_sem_seg_train: 3 images have no label, the first is {first}; DATASETS.SUBSETS, or `subset: true` "
-        "in a YAML file, leaves such out"
-    )
+    assert error.value.key == "cityscapes_sem_seg_train" and first in str(error.value)
+    assert "DATASETS.SUBSETS" in error.value.hint
 
 
 def test_a_label_without_an_image_is_left_out_with_a_warning(root: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -164,7 +163,7 @@ def test_both_layouts_of_bdd100k(
 
 def test_bdd100k_without_any_pair_is_an_error(root: Path) -> None:
     touch(root, "bdd100k/images/10k/val/a.jpg", "bdd100k/labels/sem_seg/masks/val/b.png")
-    with pytest.raises(DataError, match=r"bdd100k_sem_seg_val: 1 images have no label, the first is .*/val/a\.jpg"):
+    with pytest.raises(DataError, match=r"bdd100k_sem_seg_val.*/val/a\.jpg"):
         DatasetCatalog.get("bdd100k_sem_seg_val")
 
 
@@ -186,7 +185,7 @@ def test_both_layouts_of_mapillary(root: Path, folder: str, caplog: pytest.LogCa
 
 def test_mapillary_takes_v1_2_where_both_are_there_and_never_v2_0(root: Path) -> None:
     touch(root, "mapillary_vistas/training/images/x.jpg", "mapillary_vistas/training/v2.0/labels/x.png")
-    with pytest.raises(FileNotFoundError, match=r"no labels like .*/training/v1\.2/labels/"):
+    with pytest.raises(FileNotFoundError, match=r"training/v1\.2/labels/"):
         DatasetCatalog.get("mapillary_sem_seg_train")
     touch(root, "mapillary_vistas/training/labels/x.png", "mapillary_vistas/training/v1.2/labels/x.png")
     assert relative(root, "mapillary_sem_seg_train")[0][1] == "mapillary_vistas/training/v1.2/labels/x.png"
@@ -207,35 +206,34 @@ def test_gtav_takes_its_splits_from_the_list(root: Path, caplog: pytest.LogCaptu
     gtav(root, numbers, trainIds=[3, 1, 15188, 17705, 20800, 20801], valIds=[2, 20860, 24966], testIds=[20861])
     with caplog.at_level(logging.INFO):
         assert ids_of("gtav_sem_seg_train") == ["00001", "00003", "20800"]
-    assert "left out 3 known bad frames" in caplog.text and "not on disk" not in caplog.text
+    assert "left out 3 known bad frames" in caplog.text and "have no image" not in caplog.text
     with caplog.at_level(logging.INFO):
         assert ids_of("gtav_sem_seg_val") == ["00002"]
-    assert "1 frames of the split's list are not on disk" in caplog.text
+    assert "1 names in the split's list have no image" in caplog.text
     assert ids_of("gtav_sem_seg_test") == ["20861"]
     assert ids_of("gtav_sem_seg_all") == ["00001", "00002", "00003", "20800", "20861"]
 
 
 def test_gtav_without_its_list_names_the_way_out(root: Path) -> None:
     gtav(root, (1, 2))
-    with pytest.raises(FileNotFoundError, match=r"gta5/split\.mat.*gtav_sem_seg_all") as error:
+    with pytest.raises(FileNotFoundError, match=r"gta5/split\.mat.*gtav_sem_seg_all"):
         DatasetCatalog.get("gtav_sem_seg_train")
-    assert "\n" not in str(error.value)
     assert ids_of("gtav_sem_seg_all") == ["00001", "00002"]
 
 
 def test_a_damaged_list_of_gtav(root: Path) -> None:
     gtav(root, (1,), trainIds=[1])
-    with pytest.raises(DataError, match=r"split\.mat: cannot read valIds"):
+    with pytest.raises(DataError, match=r"split\.mat: .*valIds"):
         DatasetCatalog.get("gtav_sem_seg_val")
     (root / "gta5" / "split.mat").write_bytes(b"not a MATLAB file")
-    with pytest.raises(DataError, match=r"split\.mat: cannot read trainIds"):
+    with pytest.raises(DataError, match=r"split\.mat: .*trainIds"):
         DatasetCatalog.get("gtav_sem_seg_train")
 
 
 def test_a_split_of_gtav_without_a_frame_on_disk_is_an_error(root: Path) -> None:
     gtav(root, (1,), trainIds=[1], valIds=[], testIds=[7])
     for split in ("val", "test"):
-        with pytest.raises(DataError, match=f"gtav_sem_seg_{split}: no frame of this split is on disk"):
+        with pytest.raises(DataError, match=f"gtav_sem_seg_{split}"):
             DatasetCatalog.get(f"gtav_sem_seg_{split}")
 
 
@@ -253,7 +251,7 @@ def test_synthia_is_split_by_number(root: Path) -> None:
 
 def test_a_frame_of_synthia_that_is_no_number_is_an_error(root: Path) -> None:
     touch(root, "synthia/RAND_CITYSCAPES/RGB/copy.png", "synthia/RAND_CITYSCAPES/GT/LABELS/copy.png")
-    with pytest.raises(DataError, match="'copy' is not a frame number"):
+    with pytest.raises(DataError, match="'copy'"):
         DatasetCatalog.get("synthia_sem_seg_train")
 
 
@@ -267,7 +265,7 @@ def test_patterns_with_captures(tmp_path: Path) -> None:
     assert set(find(tmp_path, "{top}/{drive}/{stem}.png")) == {"1_x_a", "2_x_a"}
     assert find(tmp_path, "nowhere/{stem}.png") == {}
     assert find(tmp_path, "a/x.png/{stem}.png") == {}
-    with pytest.raises(DataError, match=r"both have the name 'x' in the pattern a/\*/\{stem\}\.png"):
+    with pytest.raises(DataError, match=r"a/1/x.png.* 'x'|a/2/x.png.* 'x'"):
         find(tmp_path, "a/*/{stem}.png")
 
 
@@ -282,8 +280,3 @@ def test_links_to_where_the_files_are_stored_are_followed(root: Path, tmp_path_f
     touch(store, "images/00001.png", "labels/00001.png")
     (root / "gta5").symlink_to(store, target_is_directory=True)
     assert relative(root, "gtav_sem_seg_all") == [("gta5/images/00001.png", "gta5/labels/00001.png")]
-
-
-def test_the_label_spaces_of_a_family_are_those_of_its_files() -> None:
-    assert label_space_of("cityscapes_sem_seg_train") is CITYSCAPES
-    assert label_space_of("synthia_sem_seg_train") is SYNTHIA

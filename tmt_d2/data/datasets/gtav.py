@@ -10,7 +10,7 @@ from scipy.io import loadmat
 from tmt_d2.data.datasets import cityscapes
 from tmt_d2.data.datasets.label_spaces import LabelSpace
 from tmt_d2.data.datasets.layouts import Layout
-from tmt_d2.data.reader import DataError
+from tmt_d2.data.reader import DataError, MissingDataError
 
 GTAV = LabelSpace.of("GTAV", cityscapes.IDS, range(35))
 
@@ -20,15 +20,16 @@ def _members(folder: Path, split: str) -> frozenset[str] | Callable[[str], bool]
         return lambda stem: True
     path = folder / "split.mat"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"GTAV: no {path}, which says what its splits are; get it from the data set's page (read_mapping.zip), "
-            "or train on all frames with the data set gtav_sem_seg_all"
+        raise MissingDataError(
+            "does not exist, and says which frames are in which split",
+            key=path,
+            hint="get it from the data set's page (read_mapping.zip), or train on all frames with gtav_sem_seg_all",
         )
     key = {"train": "trainIds", "val": "valIds", "test": "testIds"}[split]
     try:
         numbers = loadmat(path)[key]
     except Exception as error:  # SciPy raises many kinds for a damaged file
-        raise DataError(f"{path}: cannot read {key} ({type(error).__name__}: {error})".replace("\n", " ")) from error
+        raise DataError(f"has no readable {key} ({type(error).__name__})", key=path) from error
     return frozenset(f"{int(number):05d}" for number in numbers.ravel())
 
 

@@ -1,7 +1,7 @@
-"""Where the files of each data set lie, and which image belongs to which label.
+"""Layouts of data sets on disk, and the pairing of images and labels.
 
-A place is a pattern below the data set's folder, such as ``gtFine/train/*/{stem}_gtFine_labelIds.png``: ``*`` is any
-text within one name, and ``{stem}`` captures what image and label share.
+Files are found by patterns below a folder, such as ``gtFine/train/*/{stem}_gtFine_labelIds.png``: ``*`` is any text
+within one name, and ``{stem}`` captures the text that image and label share.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tmt_d2.data.reader import DataError
+from tmt_d2.data.reader import DataError, MissingDataError
 
 CAPTURE = re.compile(r"\{(\w+)\}")
 
@@ -24,10 +24,10 @@ class Listing:
     Attributes:
         pairs: stem -> (image, label), sorted by stem.
         images_alone: images without a label. labels_alone: labels without an image.
-        left_out: pairs that are known to be bad, and are not in `pairs`.
-        absent: stems that the data set's list of the split names, but of which no image is there.
-        unlabeled: stem -> image that is meant to have no label, sorted by stem.
-        subset: only a part of the data set is on disk, on purpose.
+        left_out: stems of frames that are known to be bad; they are not in ``pairs``.
+        absent: stems in the data set's list of the split without an image.
+        unlabeled: stem -> image without a label on purpose, sorted by stem.
+        subset: images or labels are missing on purpose.
     """
 
     pairs: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -41,17 +41,16 @@ class Listing:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where one data set lies below the root, as it is downloaded.
+    """Layout of one data set below the root, as it is downloaded.
 
     Attributes:
         title: for messages.
         folder: the data set's folder below the root.
-        images, labels: patterns with ``{split}``; where several match the same stem, the first counts.
+        images, labels: patterns with ``{split}``; where several match the same stem, the first is used.
         splits: split -> (its name on disk, the number of pairs in the full data set).
-        members: for data sets that do not part their splits by folder: (folder, split) -> the stems of the split,
-            or a test for one.
+        members: for data sets whose splits share a folder: (folder, split) -> the stems of the split, or a predicate.
         bad: stems of known bad frames.
-        unlabeled_allowed: images without a label are left out and are no error.
+        unlabeled_allowed: images without a label are left out without an error.
     """
 
     title: str
@@ -67,7 +66,7 @@ class Layout:
         """Pair the files of one split.
 
         Raises:
-            FileNotFoundError: the folder of the images or of the labels is not there, or is empty.
+            MissingDataError: there are no images, or no labels.
             DataError: a file name or split list is not as the data set ships it.
         """
         folder = Path(root) / self.folder
@@ -93,10 +92,10 @@ class Layout:
         for pattern in reversed(patterns):
             found.update(find(folder, pattern))
         if not found:
-            missing = self.title + f": no {what} like " + " or ".join(f"{folder}/{pattern}" for pattern in patterns)
-            raise FileNotFoundError(
-                f"{missing}; set DETECTRON2_DATASETS to the folder that holds {self.folder}/, "
-                "or make small embedded scenes with `python -m tmt_d2.projects.street_scenes.render`"
+            raise MissingDataError(
+                f"{self.title} has no {what} like {' or '.join(patterns)}",
+                key=folder,
+                hint="set DETECTRON2_DATASETS, or render scenes with `python -m datasets.render`",
             )
         return found
 
@@ -116,11 +115,11 @@ def pair(images: Mapping[str, str], labels: Mapping[str, str], bad: Container[st
 
 
 def find(folder: str | Path, pattern: str) -> dict[str, str]:
-    """All files below `folder` that match `pattern`, as stem -> path.
+    """Return stem -> path of all files below ``folder`` that match ``pattern``.
 
-    A pattern with several captures, such as ``{drive}/{frame}.png``, has their texts joined by ``_`` as stem, in the
+    The stem of a pattern with several captures, such as ``{drive}/{frame}.png``, is their texts joined by ``_`` in the
     alphabetical order of the captures' names. Hidden files (``._x.png``, which some archivers add) match neither
-    ``*`` nor a capture. A folder that is not there has no files.
+    ``*`` nor a capture. A folder that does not exist has no files.
 
     Raises:
         DataError: two files have the same stem.
@@ -129,7 +128,7 @@ def find(folder: str | Path, pattern: str) -> dict[str, str]:
     for captured, path in _matches(str(folder), pattern.split("/"), {}):
         stem = "_".join(captured[name] for name in sorted(captured))
         if stem in found:
-            raise DataError(f"{found[stem]} and {path} both have the name {stem!r} in the pattern {pattern}")
+            raise DataError(f"{found[stem]} and {path} both have the name {stem!r}", key="pattern", value=pattern)
         found[stem] = path
     return found
 
@@ -159,7 +158,7 @@ def _matches(folder: str, parts: Sequence[str], captured: dict[str, str]) -> Ite
 
 
 def _expression(part: str, captured: Mapping[str, str], ends: bool) -> str:
-    """ends: it is a file's name, in whose suffix upper and lower case are the same."""
+    """Return a regular expression. ends: of a file's name, the case of whose suffix does not matter."""
     expression, known = "", dict(captured)
     suffix = re.search(r"\.\w+$", part) if ends else None
     for piece in re.split(r"(\*|\{\w+\})", part[: suffix.start()] if suffix else part):

@@ -1,8 +1,8 @@
 """The five data sets under their names in Detectron2's catalogs.
 
 ``{cityscapes,bdd100k,mapillary,mapillary_b,gtav,synthia}_sem_seg_{train,val}``, ``gtav_sem_seg_test`` and
-``gtav_sem_seg_all`` (all frames, for training without ``split.mat``). Nothing on disk is looked at before a split is
-used; the root is then ``$DETECTRON2_DATASETS`` (default: ``datasets``), as everywhere in Detectron2.
+``gtav_sem_seg_all`` (all frames, for training without ``split.mat``). The files are searched when a split is used,
+below ``$DETECTRON2_DATASETS`` (default: ``datasets``).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class DataSet:
-    """One family of names: where the files lie, and what their values mean."""
+    """Layout and label space of the splits ``<name>_sem_seg_<split>``."""
 
     layout: Layout
     label_space: LabelSpace
@@ -49,12 +49,12 @@ DATA_SETS = {
 
 
 def dataset_root() -> str:
-    """The folder that holds the data sets: ``$DETECTRON2_DATASETS``, or ``datasets``."""
+    """Return the folder of the data sets: ``$DETECTRON2_DATASETS``, or ``datasets``."""
     return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 
 
 def split_name(family: str, split: str) -> str:
-    """A split's name in Detectron2's catalogs."""
+    """Return a split's name in Detectron2's catalogs."""
     return f"{family}_sem_seg_{split}"
 
 
@@ -66,13 +66,13 @@ def register_all() -> None:
 
 
 def register_split(name: str, load: Callable[[], list[Record]], label_space: LabelSpace) -> None:
-    """Put one split into both catalogs, with what Detectron2's evaluator and visualizer look for."""
+    """Register one split in both catalogs, with the metadata of Detectron2's evaluator and visualizer."""
     if name in DatasetCatalog:
         return
     DatasetCatalog.register(name, load)
     metadata = MetadataCatalog.get(name).set(
         stuff_classes=list(label_space.classes.names),
-        stuff_colors=[list(colour) for colour in label_space.classes.colors],
+        stuff_colors=[list(color) for color in label_space.classes.colors],
         ignore_label=IGNORE,
         evaluator_type="sem_seg",
         label_space=label_space,
@@ -81,26 +81,28 @@ def register_split(name: str, load: Callable[[], list[Record]], label_space: Lab
         metadata.set(class_subsets=label_space.class_subsets)
 
 
-def check_registered(name: str, said_by: str) -> None:
-    """
+def check_registered(name: str, key: str) -> None:
+    """Check that this project, or the user, has registered a split.
+
     Args:
-        said_by: where the name of the split stands, such as "--target city" or "DATASETS.TEST".
+        key: config key or option that names it.
 
     Raises:
-        UserError: nobody has registered a split of this name, or Detectron2 has, for its own evaluators.
+        UserError: nobody has, or Detectron2 has, for its own evaluators.
     """
     if name.startswith("cityscapes_fine_"):
-        instead = f"cityscapes_sem_seg_{name.rpartition('_')[2]}"
-        raise UserError(f"{said_by}: {name!r} is Detectron2's own and read by other tools: use {instead}")
+        instead = split_name("cityscapes", name.rpartition("_")[2])
+        raise UserError("is Detectron2's own, for other evaluators", key=key, value=name, hint=f"use {instead}")
     if name in DatasetCatalog.list():
         return
     ours = sorted(each for each in DatasetCatalog.list() if hasattr(MetadataCatalog.get(each), "label_space"))
-    hint = did_you_mean(name, ours) or did_you_mean(name, DatasetCatalog.list()) or f"; there are: {', '.join(ours)}"
-    raise UserError(f"{said_by}: no data set {name!r} is registered, by name or by DATASETS.CUSTOM{hint}")
+    nearest = did_you_mean(name, ours) or did_you_mean(name, DatasetCatalog.list())
+    hint = nearest.removeprefix("; ") or f"registered are {', '.join(ours)}"
+    raise UserError("is not registered, by name or by DATASETS.CUSTOM", key=key, value=name, hint=hint)
 
 
 def records_of(names: Sequence[str]) -> list[dict[str, Any]]:
-    """Those of registered splits, whoever registered them; each says its data set and an id of its own."""
+    """Return the records of registered splits, each with ``dataset`` and ``image_id``."""
     return [
         {"dataset": name, "image_id": record["file_name"], **record}
         for name in names
@@ -109,20 +111,20 @@ def records_of(names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def label_space_of(dataset_name: str) -> LabelSpace:
-    """What the label files of a registered split hold. One that was registered elsewhere, the Detectron2 way, has train
-    ids as they are: 0, 1, ... of its ``stuff_classes``, and ``ignore_label`` (255 too).
+    """Return the label space of a registered split.
+
+    The label files of a split that was registered without one hold train ids: 0, 1, ... of its ``stuff_classes``, and
+    ``ignore_label`` or 255.
 
     Raises:
-        UserError: no such name, or one without a label space and without ``stuff_classes``.
+        UserError: the split is not registered, or has neither a label space nor ``stuff_classes``.
     """
-    check_registered(dataset_name, "its labels")
+    check_registered(dataset_name, "data set")
     metadata = MetadataCatalog.get(dataset_name)
     space = metadata.get("label_space") or _plain_space(dataset_name, metadata)
     if space is None:
-        raise UserError(
-            f"data set {dataset_name!r} does not say its classes: "
-            f"MetadataCatalog.get({dataset_name!r}).set(stuff_classes=[...], ignore_label=255)"
-        )
+        set_classes = f"MetadataCatalog.get({dataset_name!r}).set(stuff_classes=[...], ignore_label=255)"
+        raise UserError("has no classes", key="data set", value=dataset_name, hint=set_classes)
     return space
 
 
@@ -136,49 +138,50 @@ def _plain_space(name: str, metadata: Any) -> LabelSpace | None:
 
 
 def common_classes(splits: Sequence[str]) -> ClassList:
-    """The one class list of registered splits, at least one; the colours are those of the first.
+    """Return the class list that registered splits share, with the colors of the first split.
 
     Raises:
-        UserError: their lists differ, or as ``label_space_of``.
+        UserError: the lists differ, or as ``label_space_of``.
     """
     first, *others = splits
     classes = label_space_of(first).classes
     for name in others:
         if (other := label_space_of(name).classes).names != classes.names:
             raise UserError(
-                f"{first} has {classes} and {name} has {other}: the splits of one run share one class list, see "
-                "`class_list` and `train_ids` in docs/data.md"
+                f"{first} has {classes} and {name} has {other}: the splits of one run must share one class list",
+                hint="see `class_list` and `train_ids` in docs/data.md",
             )
     return classes
 
 
 def labeled_records(splits: Sequence[str]) -> list[Record]:
-    """Those of registered splits that have a label.
+    """Return the records with a label of registered splits.
 
     Raises:
         UserError: a split has none.
     """
     records = []
     for name in splits:
-        own = [record for record in records_of([name]) if LABEL in record]
-        if not own:
-            raise UserError(
-                f"{name} has no image with a label, and labels are trained or measured on: name another split"
-            )
-        records += own
+        labeled = [record for record in records_of([name]) if LABEL in record]
+        if not labeled:
+            raise UserError("has no image with a label", key=name, hint="name a split with labels")
+        records += labeled
     return records
 
 
 def read_record_label(record: Mapping[str, str]) -> np.ndarray:
-    """(H, W) uint8 train ids of a record of a registered data set; raises as ``read_label``."""
-    return read_label(record["sem_seg_file_name"], label_space_of(record["dataset"]))
+    """Return the (H, W) uint8 train ids of a record of a registered data set; raises as ``read_label``."""
+    return read_label(record[LABEL], label_space_of(record["dataset"]))
 
 
 def check_has_classes(key: str, records: Sequence[Record]) -> None:
-    """Look for a label with a class; usually the first one has some, so that no other is read.
+    """Check that a pixel of some label has a class. Labels are read until one has, usually the first.
+
+    Args:
+        key: config key of the splits.
 
     Raises:
-        DataError: no pixel of any label has a class. key: of the config, for the message.
+        DataError: every pixel of the readable labels is ignored.
     """
     readable = 0
     for record in records:
@@ -186,20 +189,22 @@ def check_has_classes(key: str, records: Sequence[Record]) -> None:
             if (read_record_label(record) != IGNORE).any():
                 return
             readable += 1
-        except DataError:  # named where it is met in training
+        except DataError:  # reported when it is used in training
             continue
     if readable:
         raise DataError(
-            f"{key} {', '.join(sorted({record['dataset'] for record in records}))}: no pixel of {readable} labels has "
-            "a class, all are ignored: correct the ids of the classes, or the label files"
+            f"every pixel of {readable} labels is ignored",
+            key=key,
+            value=", ".join(sorted({record["dataset"] for record in records})),
+            hint="correct the ids of the classes, or the label files",
         )
 
 
 def check_readable(records: Sequence[Record]) -> None:
-    """Look at the header of every image and label; only a file without one is read.
+    """Read the header of every image and label, and all of a file without one.
 
     Raises:
-        DataError: as `read_image` and `read_label`.
+        DataError: as ``read_image`` and ``read_label``.
     """
     for record in records:
         if not has_header(record["file_name"]):
@@ -209,34 +214,34 @@ def check_readable(records: Sequence[Record]) -> None:
 
 
 def to_records(name: str, listing: Listing, label_space: LabelSpace, unlabeled_allowed: bool = False) -> list[Record]:
-    """One dict per pair, as Detectron2's catalogs want them, then one without ``sem_seg_file_name`` per image that is
-    meant to have no label; says in the log what was left out.
+    """Return the records of a split for Detectron2's catalog: pairs, then images without a label on purpose, which
+    have no ``sem_seg_file_name``.
+
+    Args:
+        unlabeled_allowed: leave out images that lack a label, as in a subset.
 
     Raises:
-        DataError: there is neither, or an image lacks a label where that is not `unlabeled_allowed`, nor the split a
-            subset on purpose.
+        DataError: there is no record, or an image lacks a label.
     """
     alone = len(listing.images_alone)
     may_be_alone = unlabeled_allowed or listing.subset or MetadataCatalog.get(name).get("subset", False)
     if alone and not (may_be_alone and listing.pairs):
-        way_out = "; DATASETS.SUBSETS, or `subset: true` in a YAML file, leaves such out" if listing.pairs else ""
-        raise DataError(f"{name}: {alone} images have no label, the first is {listing.images_alone[0]}{way_out}")
+        hint = "leave such images out by DATASETS.SUBSETS, or `subset: true` in a YAML file" if listing.pairs else ""
+        raise DataError(f"{alone} images have no label, e.g. {listing.images_alone[0]}", key=name, hint=hint)
     if not (listing.pairs or listing.unlabeled):
-        raise DataError(
-            f"{name}: no frame of this split is on disk; `python -m tmt_d2.cli.check_data` says what is there"
-        )
-    logger.info("%s: %d images, labels read as %s", name, len(listing.pairs), label_space.name)
+        raise DataError("no image of this split is on disk", key=name, hint="see `python -m datasets.check`")
+    logger.info("%s: %d images with a label, read as %s", name, len(listing.pairs), label_space.name)
     if listing.unlabeled:
         logger.info("%s: %d images without a label", name, len(listing.unlabeled))
     if listing.left_out:
         logger.info("%s: left out %d known bad frames", name, len(listing.left_out))
     if listing.absent:
-        logger.warning("%s: %d frames of the split's list are not on disk", name, len(listing.absent))
+        logger.warning("%s: %d names in the split's list have no image", name, len(listing.absent))
     if alone or listing.labels_alone:
         counts = alone, len(listing.labels_alone)
         logger.warning("%s: left out %d images without a label and %d labels without an image", name, *counts)
     pairs = [
-        {"file_name": image, "sem_seg_file_name": label, "image_id": stem, "dataset": name}
+        {"file_name": image, LABEL: label, "image_id": stem, "dataset": name}
         for stem, (image, label) in listing.pairs.items()
     ]
     return pairs + [

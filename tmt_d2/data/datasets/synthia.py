@@ -30,11 +30,11 @@ SYNTHIA = LabelSpace.of(
 
 
 def _members(folder: Path, split: str) -> Callable[[str], bool]:
-    """There is no official split: the frames whose number ends in 9 are for validation (940 of 9,400)."""
+    """Return a predicate: as there is no official split, frames whose number ends in 9 are for validation."""
 
     def inside(stem: str) -> bool:
         if not stem.isdecimal():
-            raise DataError(f"{folder}/RAND_CITYSCAPES: {stem!r} is not a frame number such as 0000009")
+            raise DataError(f"{stem!r} is no frame number such as 0000009", key=folder)
         return (int(stem) % 10 == 9) == (split == "val")
 
     return inside

@@ -1,4 +1,4 @@
-"""Errors that a person can mend."""
+"""Errors that the user can fix."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-UNSET: Any = object()  # no value belongs to the error
+UNSET: Any = object()  # default of ``value``: None is a value
 
 
 class UserError(ValueError):
-    """An input that cannot be used. Commands print its one line and exit with status 2.
+    """An invalid input. Commands print its one line and exit with status 2.
 
-    A ValueError of any other kind is a mistake of the program: it keeps its traceback, and the status is 1.
+    Any other ValueError is a bug: it keeps its traceback, and the status is 1.
 
     Attributes:
         key: the config key, command-line option or file that is wrong.
         value: the value received.
-        hint: what to do.
+        hint: a way to fix it.
     """
 
     def __init__(self, message: str = "", *, key: object = "", value: object = UNSET, hint: str = "") -> None:
-        """The text is "KEY is VALUE: MESSAGE: HINT", without the parts that are not given."""
+        """Render "KEY is VALUE: MESSAGE: HINT" without the parts that are missing."""
         self.key, self.value, self.hint = str(key), None if value is UNSET else value, hint
         subject = self.key if value is UNSET else f"{key} is {value!r}"
         super().__init__(": ".join(part for part in (subject, message, hint) if part))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean X?", to be put behind a message about the unknown ``name``; empty where nothing is like it."""
+    """Return "; did you mean X?" for a message about the unknown ``name``; "" if no known name is similar."""
     nearest = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
-USER_ERROR = 2  # exit status of a command that was given something it cannot use
-INTERRUPTED = 130  # ... that ended by Ctrl-C with nothing to save, as shells have it
+USER_ERROR = 2  # exit status after an invalid input
+INTERRUPTED = 130  # exit status after Ctrl-C, as in shells
 USER_ERRORS = (UserError, OSError, FloatingPointError)  # the last: a loss that is not finite
 
 
 def one_line(error: BaseException) -> str:
-    """What happened, without the traceback that a loader's process puts around it."""
+    """Return the message without line breaks, and without the traceback that a loader process adds."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     message = str(error).strip()
@@ -54,11 +54,10 @@ def one_line(error: BaseException) -> str:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Errors that a user can mend end the command with one line on stderr and status 2.
+    """Print one line on stderr and exit with status 2 for an error of ``USER_ERRORS``.
 
-    With TMT_TRACEBACK=1 in the environment they end it with Python's traceback instead. Any other error is a mistake
-    of the program: its traceback is followed by one line that sums it up, and the status is 1. Ctrl-C is one line and
-    status 130, where nothing takes it as a request to save and stop.
+    With TMT_TRACEBACK=1 in the environment the traceback is printed instead. Any other error is a bug: its traceback is
+    followed by one line, and the status is 1. Ctrl-C exits with status 130, unless it is handled as a request to stop.
     """
     try:
         yield

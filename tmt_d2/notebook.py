@@ -27,7 +27,7 @@ from tmt_d2.config import setup_cfg
 from tmt_d2.config.file import find_config
 from tmt_d2.data.datasets.registration import split_name
 from tmt_d2.engine.checkpoint.checkpointer import FINAL
-from tmt_d2.engine.hooks.board import EvaluationPictures
+from tmt_d2.engine.hooks.evaluation_images import EvaluationImages
 from tmt_d2.engine.run_dir import RunDir
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.errors import UserError
@@ -156,5 +156,5 @@ def _cfg(file: Path, output: str | Path, values: Mapping[str, Any], options: Map
 def _run(cfg: CfgNode, configs: Path, hooks: Sequence[HookBase] = ()) -> Trained:
     log_to_screen()
     RunDir(cfg).check_same_settings()
-    results = run_stage(cfg, resume=True, hooks=[EvaluationPictures(cfg), *hooks])
+    results = run_stage(cfg, resume=True, hooks=[EvaluationImages(cfg), *hooks])
     return Trained(Path(cfg.OUTPUT_DIR), configs, results)

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.helpers.checkout import ROOT
 from tests.helpers.small_runs import TINIEST, small_cfg, tmt_cfg
 from tmt_d2 import notebook
-from tmt_d2.engine.hooks.board import EvaluationPictures
+from tmt_d2.engine.hooks.evaluation_images import EvaluationImages
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.errors import UserError
 from tmt_d2.inference import Prediction
@@ -81,7 +81,7 @@ class Counting(HookBase):
 def test_hooks_of_ones_own_and_pictures(start: Path, tmp_path: Path) -> None:
     cfg = tmt_cfg(tmp_path / "with", start, LOGGING__IMAGES=1, TEST__EVAL_PERIOD=2)
     mine = Counting()
-    run_stage(cfg, hooks=[EvaluationPictures(cfg), mine])
+    run_stage(cfg, hooks=[EvaluationImages(cfg), mine])
     assert mine.steps == 4
     lines = [json.loads(line) for line in (tmp_path / "with" / "metrics.json").read_text().splitlines()]
     assert any(line.get("mine") == 4 for line in lines)
@@ -123,11 +123,11 @@ def test_weights_and_biases(start: Path, tmp_path: Path, monkeypatch: pytest.Mon
     fake = SimpleNamespace(init=lambda **options: started.append(options) or run, Image=np.shape)
     cfg = small_cfg("full", tmp_path, start, LOGGING__WANDB_PROJECT="street", LOGGING__IMAGES=1, SOLVER__MAX_ITER=2)
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="LOGGING.WANDB_PROJECT is 'street': it needs `pip install wandb`"):
+    with pytest.raises(UserError, match="LOGGING.WANDB_PROJECT"):
         run_stage(cfg)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for resume in (False, True):
-        run_stage(cfg, resume, hooks=[EvaluationPictures(cfg)])
+        run_stage(cfg, resume, hooks=[EvaluationImages(cfg)])
     first, second = started
     assert first["project"] == "street" and first["config"]["SOLVER"]["MAX_ITER"] == 2
     assert first["id"] == second["id"] and first["resume"] == "allow"

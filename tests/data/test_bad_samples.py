@@ -117,12 +117,10 @@ def test_a_replacement_is_of_the_same_domain(tmp_path: Path) -> None:
 def test_too_many_end_the_run(tmp_path: Path) -> None:
     records = make_records(tmp_path, 100, list(BROKEN)[:6])
     counter = BadSamples(len(records), 0.05)
-    message = (
-        r"^6 of 100 training images cannot be used, more than DATALOADER.MAX_BAD_FRACTION 0.05 allows; the last: /"
-    )
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError) as error:
         for batch in itertools.islice(make_loader(records, 0), 10):
             counter.note(batch)
+    assert error.value.key == "DATALOADER.MAX_BAD_FRACTION" and "6 of 100" in str(error.value)
 
 
 def test_nothing_but_bad_images_is_one_line(tmp_path: Path) -> None:
@@ -147,7 +145,7 @@ def test_a_stage_goes_on_and_says_how_many(
     monkeypatch.setenv("DETECTRON2_DATASETS", str(make_scenes(tmp_path / "scenes")))
     image = next((tmp_path / "scenes").glob("cityscapes/leftImg8bit/train/*/*.png"))
     image.write_bytes(image.read_bytes()[:100])
-    with pytest.raises(DataError, match=r"1 of 6 training images .* 0.05 allows; the last: .*truncated"):
+    with pytest.raises(DataError, match="1 of 6 .*truncated"):
         run_stage(small_cfg("source", tmp_path / "strict", SOLVER__MAX_ITER=2))
     cfg = small_cfg("source", tmp_path / "run", SOLVER__MAX_ITER=2, DATALOADER__MAX_BAD_FRACTION=0.2)
     run_stage(cfg)

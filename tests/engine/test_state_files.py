@@ -66,7 +66,7 @@ def test_a_line_that_was_cut_is_named(tmp_path: Path) -> None:
     path.write_text("\n".join(map(json.dumps, lines)))
     assert read_json_lines(path) == lines
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(UserError, match="metrics.json .*line 3"):
+    with pytest.raises(UserError, match="metrics.json.*line 3"):
         read_json_lines(path)
 
 

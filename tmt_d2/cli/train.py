@@ -23,7 +23,7 @@ from detectron2.engine import default_argument_parser
 
 from tmt_d2.cli.common import parse, run
 from tmt_d2.config import setup_cfg
-from tmt_d2.engine.hooks.board import EvaluationPictures
+from tmt_d2.engine.hooks.evaluation_images import EvaluationImages
 from tmt_d2.engine.launch import launch
 from tmt_d2.engine.run_stage import run_stage
 
@@ -32,7 +32,7 @@ def run_process(args: argparse.Namespace) -> dict[str, Any]:
     """What every process of the run does."""
     opts = [*args.opts, *(["SOLVER.DETECT_ANOMALY", "True"] if args.detect_anomaly else [])]
     cfg = setup_cfg(args.config_file, opts)
-    return run_stage(cfg, args.resume, args.eval_only, hooks=[EvaluationPictures(cfg)])
+    return run_stage(cfg, args.resume, args.eval_only, hooks=[EvaluationImages(cfg)])
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Which module first makes a number that is not finite, on the way forward or on the way back."""
+"""Detection of the module whose output or gradient is the first that is not finite."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 
 def find_anomalies(model: nn.Module) -> None:
-    """From now on a NaN or an infinity stops ``model`` at the module where it first appears.
+    """Register hooks that stop ``model`` at the module where a NaN or an infinity first appears.
 
-    Every output is looked at, so training becomes slower. Infinities in an output that needs no gradient pass, as
-    attention masks are made of them.
+    Training becomes slower. Outputs without gradient are not checked: attention masks contain infinities.
 
     Raises (while the model runs):
-        FloatingPointError: one line that names the module.
+        FloatingPointError: names the module.
     """
     finite_behind = ["the loss"]
 
@@ -26,13 +25,13 @@ def find_anomalies(model: nn.Module) -> None:
                 if not tensor.requires_grad or not tensor.is_floating_point():
                     continue
                 if not torch.isfinite(tensor).all():
-                    raise FloatingPointError(f"the output of {name} ({kind}) is not finite; its input was")
+                    raise FloatingPointError(f"the output of {name} ({kind}) is not finite, its input is")
                 tensor.register_hook(gradient_hook)
 
         def gradient_hook(gradient: Tensor) -> None:
             if not torch.isfinite(gradient).all():
                 raise FloatingPointError(
-                    f"the gradient of the output of {name} ({kind}) is not finite; that of {finite_behind[0]} still was"
+                    f"the gradient of the output of {name} ({kind}) is not finite, that of {finite_behind[0]} is"
                 )
             finite_behind[0] = name
 

@@ -1,4 +1,4 @@
-"""Training images that could not be read and were replaced: each is named once, and too many of them end the run."""
+"""Training images that cannot be read and are replaced: each is logged once, and too many of them end the run."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ logger = logging.getLogger(__name__)
 
 
 class BadSamples:
-    """Attributes: reasons: {file name: why it cannot be used} of all files met so far."""
+    """Attributes: reasons: {file name: reason} of all unreadable files so far."""
 
     def __init__(self, images: int, max_fraction: float):
-        """images: in the training set. max_fraction: how many of them may be bad."""
+        """images: number in the training set. max_fraction: of them that may be unreadable."""
         self.images, self.max_fraction = images, max_fraction
         self.reasons: dict[str, str] = {}
 
     def note(self, batch: Iterable[dict[str, Any]]) -> None:
-        """Take the reasons out of a batch of ``MappedRecords``.
+        """Remove the reasons from a batch of ``MappedRecords`` and collect them.
 
         Raises:
-            DataError: more than the allowed fraction of the images is bad.
+            DataError: more than the allowed fraction of the images is unreadable.
         """
         for sample in batch:
             for name, reason in sample.pop("bad_samples", {}).items():
@@ -32,8 +32,10 @@ class BadSamples:
                     logger.warning("bad sample %d, replaced by another image: %s", len(self.reasons), reason)
         if len(self.reasons) > self.max_fraction * self.images:
             raise DataError(
-                f"{len(self.reasons)} of {self.images} training images cannot be used, more than "
-                f"DATALOADER.MAX_BAD_FRACTION {self.max_fraction:g} allows; the last: {list(self.reasons.values())[-1]}"
+                f"{len(self.reasons)} of {self.images} training images cannot be used; the last: "
+                f"{list(self.reasons.values())[-1]}",
+                key="DATALOADER.MAX_BAD_FRACTION",
+                value=self.max_fraction,
             )
 
     def summary(self) -> str:

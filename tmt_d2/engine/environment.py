@@ -1,4 +1,4 @@
-"""What a run ran on: versions, machine, commit and command, for its log."""
+"""Versions, machine, commit and command of a run, for its log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "Pillow",
 
 
 def environment() -> list[str]:
-    """Lines for the log."""
+    """Return lines for the log."""
     versions = [f"Python {platform.python_version()}", f"Detectron2 {detectron2.__version__}"]
     for name in PACKAGES:
         try:
@@ -41,7 +41,7 @@ def environment() -> list[str]:
 
 @functools.cache
 def commit() -> str:
-    """Of the checkout that the package is imported from, with "-dirty" behind it where files differ; "" elsewhere."""
+    """Return the commit of the checkout that the package is imported from, with "-dirty" if files differ; else ""."""
     folder = Path(tmt_d2.__file__).parent
     tracked = _git(folder, "ls-files", "__init__.py")
     return _git(folder, "describe", "--always", "--dirty", "--exclude", "*") if tracked else ""

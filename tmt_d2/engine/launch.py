@@ -1,4 +1,4 @@
-"""Starting the processes of data-parallel training: by Detectron2's launcher or ``torchrun``, on GPUs or the CPU."""
+"""Launcher of data-parallel training: Detectron2's or ``torchrun``, on GPUs or the CPU."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def launch(
     dist_url: str = "auto",
     args: Sequence[Any] = (),
 ) -> None:
-    """Run ``main(*args)`` in every process; within ``torchrun`` (RANK and WORLD_SIZE are set), in this one.
+    """Run ``main(*args)`` in every process; under ``torchrun`` (RANK and WORLD_SIZE are set), in this one.
 
-    Leaves with the status of the first process that fails; the others are ended within 30 s. SIGTERM, SIGUSR1 and
-    SIGHUP are passed on; Ctrl-C reaches all processes by itself. Without a GPU the processes talk by gloo.
+    Exits with the status of the first process that fails; the others are terminated within 30 s. SIGTERM, SIGUSR1 and
+    SIGHUP are forwarded; Ctrl-C reaches all processes by itself. Without a GPU the backend is gloo.
 
     Args: as Detectron2's ``launch``; num_processes: per machine.
 
     Raises:
-        UserError: there can be no such processes.
+        UserError: a number or the address is invalid.
     """
     _check(num_processes, num_machines, machine_rank, dist_url)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
@@ -50,7 +50,7 @@ def launch(
     if num_processes * num_machines == 1:
         main(*args)
         return
-    with _pass_on_signals():
+    with _forward_signals():
         try:
             engine.launch(_run, num_processes, num_machines, machine_rank, dist_url, args=(main, args))
         except ProcessExitedException as error:
@@ -60,9 +60,9 @@ def launch(
 def _check(num_processes: int, num_machines: int, machine_rank: int, dist_url: str) -> None:
     for option, value in (("--num-gpus", num_processes), ("--num-machines", num_machines)):
         if value < 1:
-            raise UserError(f"{option} is {value}: it must be at least 1 (on a CPU: processes)")
+            raise UserError("must be at least 1", key=option, value=value)
     if not 0 <= machine_rank < num_machines:
-        raise UserError(f"--machine-rank is {machine_rank}: it must be from 0 and below --num-machines, {num_machines}")
+        raise UserError(f"must be from 0 to {num_machines - 1}", key="--machine-rank", value=machine_rank)
     if dist_url.startswith("tcp://"):
         check_port("--dist-url", dist_url, dist_url.rpartition(":")[2])
 
@@ -70,10 +70,10 @@ def _check(num_processes: int, num_machines: int, machine_rank: int, dist_url: s
 def check_port(option: str, given: object, port: str) -> None:
     """
     Raises:
-        UserError: ``port``, of the value ``given`` to ``option``, is none.
+        UserError: ``port``, part of the value ``given`` to ``option``, is invalid.
     """
     if not (port.isdecimal() and 0 < int(port) < 2**16):
-        raise UserError(f"{option} is {given}: its port must be a whole number from 1 to 65535")
+        raise UserError("its port must be a whole number from 1 to 65535", key=option, value=given)
 
 
 def _run(main: Callable[..., Any], args: Sequence[Any]) -> None:
@@ -83,8 +83,8 @@ def _run(main: Callable[..., Any], args: Sequence[Any]) -> None:
         except USER_ERRORS:
             raise
         except Exception:
-            if comm.get_world_size() > 1:  # most likely the others are gone, and what they say is the reason:
-                time.sleep(PATIENCE)  # the launcher is about to end this process
+            if comm.get_world_size() > 1:  # probably another process has failed and reports the reason;
+                time.sleep(PATIENCE)  # the launcher is about to terminate this one
             raise
 
 
@@ -99,13 +99,13 @@ def _join_torchrun() -> None:
 
 
 @contextmanager
-def _pass_on_signals() -> Iterator[None]:
-    def pass_on(number: int, frame: FrameType | None) -> None:
+def _forward_signals() -> Iterator[None]:
+    def forward(number: int, frame: FrameType | None) -> None:
         for child in multiprocessing.active_children():
             if child.pid and number != signal.SIGINT:
                 os.kill(child.pid, number)
 
-    previous = {number: signal.signal(number, pass_on) for number in handled()}
+    previous = {number: signal.signal(number, forward) for number in handled()}
     try:
         yield
     finally:

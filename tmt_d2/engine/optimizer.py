@@ -9,6 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from detectron2.solver import LRMultiplier, WarmupParamScheduler
+from detectron2.solver import build_lr_scheduler as build_detectron2_scheduler
 from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 from torch import nn
 
@@ -31,11 +32,11 @@ def parameter_groups(
     layer_decay: float = 1.0,
     num_layers: int = 0,
 ) -> list[dict[str, Any]]:
-    """One group for every combination of learning rate and weight decay, over the trainable parameters.
+    """Group the trainable parameters by learning rate and weight decay.
 
-    The backbone learns ``backbone_multiplier`` times slower, and each of a Vision Transformer's ``num_layers`` blocks
-    ``layer_decay`` times slower than the next one; norms (and layer scale with them) and embeddings have their own
-    weight decay, positions and tokens none.
+    The learning rate of the backbone is multiplied by ``backbone_multiplier``, that of each of a Vision Transformer's
+    ``num_layers`` blocks by ``layer_decay`` times the factor of the next one. Norms (with layer scale) and embeddings
+    have their own weight decay, positions and tokens have none.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
@@ -61,18 +62,18 @@ def parameter_groups(
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """By its name: Detectron2 and timm have norms that share no base class with PyTorch's."""
+    """Compare names of classes: some norms of Detectron2 and timm share no base class with PyTorch's."""
     return any("norm" in kind.__name__.lower() for kind in type(module).__mro__)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     solver = cfg.SOLVER
     if solver.OPTIMIZER not in ("ADAMW", "SGD"):
-        raise UserError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}: choose ADAMW or SGD")
-    found = timm_part(model)
-    num_layers = found[1].blocks if found else 0
+        raise UserError(key="SOLVER.OPTIMIZER", value=solver.OPTIMIZER, hint="choose ADAMW or SGD")
+    timm = timm_part(model)
+    num_layers = timm[1].blocks if timm else 0
     if solver.LAYER_DECAY != 1 and not num_layers:
-        raise UserError(f"SOLVER.LAYER_DECAY is {solver.LAYER_DECAY}: it is for plain Vision Transformers of timm only")
+        raise UserError("only for Vision Transformers of timm", key="SOLVER.LAYER_DECAY", value=solver.LAYER_DECAY)
     groups = parameter_groups(
         model,
         base_lr=solver.BASE_LR,
@@ -91,12 +92,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
-    """(1 - iteration / MAX_ITER) ** POLY_LR_POWER after a warm-up; it depends on the iteration only."""
+    """Return the schedule (1 - iteration / MAX_ITER) ** POLY_LR_POWER after a warm-up, or one of Detectron2."""
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
-        from detectron2.solver import build_lr_scheduler as build_stock_scheduler
-
-        return build_stock_scheduler(cfg, optimizer)
+        return build_detectron2_scheduler(cfg, optimizer)
     schedule = WarmupParamScheduler(
         PolynomialDecayParamScheduler(1.0, solver.POLY_LR_POWER),
         solver.WARMUP_FACTOR,

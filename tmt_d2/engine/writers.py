@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: the screen, ``metrics.json``, TensorBoard."""
+"""Writers of scalars and images: the screen, ``metrics.json``, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ def build_writers(cfg: CfgNode) -> list[EventWriter]:
     writers = [CommonMetricPrinter(cfg.SOLVER.MAX_ITER), StrictJSONWriter(os.path.join(folder, "metrics.json"))]
     if cfg.LOGGING.WANDB_PROJECT:
         writers.append(WandbWriter(cfg))
-    return [*writers, TensorboardXWriter(folder)]  # which clears the pictures: the last
+    return [*writers, TensorboardXWriter(folder)]  # the last, as it clears the images
 
 
 class WandbWriter(EventWriter):
-    """Scalars and pictures as a run of Weights & Biases; the same run again where training is resumed in its folder."""
+    """Writes scalars and images to a run of Weights & Biases; a resumed training continues its run."""
 
     def __init__(self, cfg: CfgNode) -> None:
         try:
             import wandb
         except ImportError as error:
+            project = cfg.LOGGING.WANDB_PROJECT
             raise UserError(
-                f"LOGGING.WANDB_PROJECT is {cfg.LOGGING.WANDB_PROJECT!r}: it needs `pip install wandb`"
+                "wandb is not installed", key="LOGGING.WANDB_PROJECT", value=project, hint="pip install wandb"
             ) from error
         self.wandb = wandb
         folder = os.path.abspath(cfg.OUTPUT_DIR)
@@ -63,8 +64,8 @@ class WandbWriter(EventWriter):
         for name, (value, step) in storage.latest_with_smoothing_hint(20).items():
             if step > self.last:
                 by_step.setdefault(step, {})[name] = value
-        for name, picture, step in storage._vis_data:  # as Detectron2's TensorBoard writer reads them
-            by_step.setdefault(step, {})[name] = self.wandb.Image(picture.transpose(1, 2, 0))
+        for name, image, step in storage._vis_data:  # as in Detectron2's TensorBoard writer
+            by_step.setdefault(step, {})[name] = self.wandb.Image(image.transpose(1, 2, 0))
         for step in sorted(by_step):
             self.run.log(by_step[step], step=step)
         self.last = max([self.last, *by_step])
@@ -74,7 +75,7 @@ class WandbWriter(EventWriter):
 
 
 class StrictJSONWriter(JSONWriter):
-    """Detectron2's, but what is not finite is null: JSON has no NaN, and jq or a browser stop at one."""
+    """Detectron2's JSONWriter with null for values that are not finite: JSON has no NaN."""
 
     def __init__(self, json_file: str, window_size: int = 20) -> None:
         super().__init__(json_file, window_size)
@@ -82,7 +83,7 @@ class StrictJSONWriter(JSONWriter):
 
 
 class _Strict:
-    """A file into which lines of JSON are written."""
+    """A file that replaces NaN in the lines written to it."""
 
     def __init__(self, file: Any) -> None:
         self._file = file

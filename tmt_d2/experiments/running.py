@@ -11,7 +11,7 @@ from typing import Any
 
 from tmt_d2.data import register_data
 from tmt_d2.data.datasets.registration import check_registered
-from tmt_d2.engine.hooks.board import EvaluationPictures
+from tmt_d2.engine.hooks.evaluation_images import EvaluationImages
 from tmt_d2.engine.launch import launch
 from tmt_d2.engine.run_stage import check_stage, run_stage
 from tmt_d2.errors import USER_ERRORS, UserError, one_line
@@ -37,7 +37,7 @@ def run_unit(unit: Unit) -> None:
         unit.folder.mkdir(parents=True, exist_ok=True)
         write_json(unit.folder / SCORES_FILE, values)
         return
-    hooks = [EvaluationPictures(unit.cfg)]
+    hooks = [EvaluationImages(unit.cfg)]
     run_stage(unit.cfg, resume=not unit.trains_nothing, eval_only=unit.trains_nothing, hooks=hooks)
 
 

@@ -1,1 +1,1 @@
-"""Files, random numbers, locks, signals and logs, for every other folder."""
+"""Files, random numbers, locks, signals and logs."""

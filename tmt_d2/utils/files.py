@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the new one, never half of it; and reading the project's own."""
+"""Atomic writing of files, and reading the project's own."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ import numpy as np
 
 from tmt_d2.errors import UserError
 
-LONG_NAME = 200  # bytes; file systems take 255, and a temporary file's name is longer than its file's
+LONG_NAME = 200  # bytes; file systems allow 255, and the name of a temporary file is longer
 REMEDY = "delete it, or choose another folder"
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary file beside ``path``; on success it is flushed to disk and renamed over ``path``.
+    """Open a temporary file beside ``path``; on success flush it to disk and rename it to ``path``.
 
     Raises:
-        OSError: with the path and, where the disk is full, the space left; what was at ``path`` is untouched.
+        OSError: with the path and, if the disk is full, the free space; the file at ``path`` is unchanged.
     """
     path = Path(path)
     name = path.name
     if len(os.fsencode(name)) > LONG_NAME:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
     temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
-    # File names need not be UTF-8; a page or a table that mentions one is written all the same.
+    # File names in the text need not be UTF-8.
     encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
     try:
         with temporary.open(mode, encoding=encoding, errors=errors) as file:
@@ -58,15 +58,15 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 def check_writable(option: str, path: str | Path) -> None:
     """
     Raises:
-        UserError: no file can be written to ``path``, which ``option`` names: before what is to be in it is computed.
+        UserError: ``path``, the value of ``option``, cannot be written; checked before its content is computed.
     """
     folder = Path(path).parent
     if Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"{option} {path}: name a file in a folder that exists and can be written to")
+        raise UserError("cannot be written", key=option, value=str(path), hint="name a file in an existing folder")
 
 
 def remove_temporaries(folder: str | Path) -> None:
-    """Delete what ``atomic_write`` left below ``folder`` in processes that were killed."""
+    """Delete the temporary files below ``folder`` of processes that no longer run."""
     for path in Path(folder).rglob(".*.tmp"):
         match = _TEMPORARY.fullmatch(path.name)
         if match and not _is_alive(int(match[1])):
@@ -75,7 +75,7 @@ def remove_temporaries(folder: str | Path) -> None:
 
 def _is_alive(pid: int) -> bool:
     if pid == os.getpid():
-        return False  # this process has just begun: an earlier one had its id
+        return False  # an earlier process had the same id
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -86,7 +86,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _is_full(error: BaseException | None) -> bool:
-    """PyTorch reports a failed write as RuntimeError, with the reason behind it."""
+    """Search the causes, too: PyTorch reports a failed write as RuntimeError."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -95,7 +95,7 @@ def _is_full(error: BaseException | None) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """A rename survives a power failure only once the folder is on disk too."""
+    """Flush the folder, without which a rename does not survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -104,7 +104,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def sha256_of(path: str | Path) -> hashlib._Hash:
-    """Hash of the bytes of a file, which need not fit into memory."""
+    """Return the hash of a file, which may be larger than memory."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
@@ -113,17 +113,17 @@ def sha256_of(path: str | Path) -> hashlib._Hash:
 
 
 def write_json(path: str | Path, values: Mapping[str, Any]) -> None:
-    """``values`` as indented JSON, atomically; floats keep their full precision, what is not a number becomes null."""
+    """Write ``values`` as indented JSON, atomically; floats keep their precision, NaN and infinity become null."""
     with atomic_write(path, "w") as file:
         json.dump(finite(values), file, indent=1, allow_nan=False)
         file.write("\n")
 
 
 def read_json(path: str | Path, keys: Iterable[str] = (), remedy: str = REMEDY) -> Any:
-    """The mapping in a file of ``write_json``, which has these keys.
+    """Return the mapping in a file of ``write_json``, which must have these keys.
 
     Raises:
-        UserError: the file is damaged; one line that names it. FileNotFoundError: it does not exist.
+        UserError: the file is damaged; its key is the file. FileNotFoundError: it does not exist.
     """
     try:
         return _mapping(json.loads(Path(path).read_text(encoding="utf-8")), keys)
@@ -132,9 +132,9 @@ def read_json(path: str | Path, keys: Iterable[str] = (), remedy: str = REMEDY) 
 
 
 def read_json_lines(path: str | Path, keys: Iterable[str] = (), remedy: str = REMEDY) -> list[dict[str, Any]]:
-    """The mapping in each line of a log.
+    """Return the mapping in each line of a log.
 
-    Raises: as ``read_json``; the line is named, too.
+    Raises: as ``read_json``; the message names the line.
     """
     values = []
     for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
@@ -146,7 +146,7 @@ def read_json_lines(path: str | Path, keys: Iterable[str] = (), remedy: str = RE
 
 
 def read_npz(path: str | Path, keys: Iterable[str] = (), remedy: str = REMEDY) -> dict[str, np.ndarray]:
-    """All arrays of a file of ``np.savez``, which has these keys; nothing in it is executed.
+    """Return all arrays of a file of ``np.savez``, which must have these keys; no code in it is executed.
 
     Raises: as ``read_json``.
     """
@@ -155,7 +155,7 @@ def read_npz(path: str | Path, keys: Iterable[str] = (), remedy: str = REMEDY) -
             return _mapping({key: content[key] for key in content.files}, keys)
     except (FileNotFoundError, PermissionError):
         raise
-    # Damaged bytes make the readers raise nearly anything; a plain array is no archive (AttributeError).
+    # Damaged bytes make the readers raise nearly anything; a plain array is not an archive (AttributeError).
     except (OSError, ValueError, LookupError, EOFError, TypeError, AttributeError, NotImplementedError) as error:
         raise _damaged(path, error, remedy) from error
     except (zipfile.BadZipFile, zlib.error, SyntaxError, RuntimeError, MemoryError) as error:
@@ -173,11 +173,11 @@ def _mapping(value: Any, keys: Iterable[str]) -> Any:
 
 def _damaged(path: str | Path, reason: BaseException | str, remedy: str) -> UserError:
     text = " ".join(str(reason).split()) or type(reason).__name__
-    return UserError(f"{path} is damaged ({text}): {remedy}")
+    return UserError(f"it is damaged ({text})", key=path, hint=remedy)
 
 
 def finite(value: Any) -> Any:
-    """``value``, made of what JSON knows, with None for every number that is not finite."""
+    """Return ``value``, made of JSON types, with None in place of NaN and infinity."""
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

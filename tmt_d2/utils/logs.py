@@ -1,4 +1,4 @@
-"""Log lines on the screen and in a run's folder."""
+"""Logging to the screen and to a file in a run's folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOGGERS = ("detectron2", "fvcore", "tmt_d2")
 
 
 def log_to_screen() -> None:
-    """Detectron2's coloured log lines of the first process, on stdout; calling it again changes nothing."""
+    """Log from the first process to stdout, in Detectron2's format; a second call has no effect."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
@@ -26,7 +26,7 @@ def log_to_screen() -> None:
 
 @contextmanager
 def log_file(folder: str | Path) -> Iterator[None]:
-    """While the block runs, log lines also go to ``folder/log.txt`` (behind ``.rank<i>`` in other processes)."""
+    """Log to ``folder/log.txt`` within the block (in other processes to ``log.txt.rank<i>``)."""
     log_to_screen()
     Path(folder).mkdir(parents=True, exist_ok=True)
     rank = comm.get_rank()

@@ -1,6 +1,6 @@
-"""Random numbers as functions of what they are for: (seed, step) and (seed, position), never of what ran before.
+"""Random numbers as functions of (seed, step) or (seed, position), independent of earlier draws.
 
-So a resumed run draws what the uninterrupted one draws, and a sample looks the same whichever process made it.
+So a resumed run equals an uninterrupted one, and a sample does not depend on the process that makes it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 
 def derived_seed(*entropy: int) -> int:
-    """A seed in [0, 2**63) for these non-negative integers; those of neighbours have nothing in common."""
+    """Return a seed in [0, 2**63) for these non-negative integers; seeds of neighbors are unrelated."""
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -27,7 +27,7 @@ def seed_everything(*entropy: int) -> None:
 
 @contextmanager
 def seeded(*entropy: int) -> Iterator[None]:
-    """Within the block Python, NumPy and PyTorch (on the CPU) draw from ``entropy``; then they go on as before."""
+    """Seed Python, NumPy and PyTorch (on the CPU) from ``entropy``; restore their states after the block."""
     python, arrays, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed = derived_seed(*entropy)
     _seed_python_and_numpy(seed)

@@ -1,9 +1,8 @@
-"""SIGTERM, SIGUSR1 (Slurm, spot machines), SIGHUP (a terminal that closes) and Ctrl-C ask for a stop: the trainer saves
-a checkpoint and leaves with status 75. A second Ctrl-C leaves at once. Under nohup SIGHUP stays ignored.
+"""Requests to stop by SIGTERM, SIGUSR1 (Slurm, spot machines), SIGHUP (a closed terminal) and Ctrl-C.
 
-A signal is only noted when it arrives; the places where a stop loses nothing ask for it: after every step, for every
-image of an evaluation, and while waiting for the loader. Where there are several processes they ask together, so
-one that was told takes all the others with it.
+The trainer saves a checkpoint and exits with status 75. A second Ctrl-C exits at once. Under nohup SIGHUP stays
+ignored. The handler only records the signal; it is polled after every step, before every image of an evaluation, and
+while waiting for the loader. Several processes poll together: a signal to one of them stops all.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from typing import Any
 import torch
 from detectron2.utils import comm
 
-STOPPED = 75  # exit status; EX_TEMPFAIL of sysexits.h: "the user is invited to try again"
+STOPPED = 75  # exit status; EX_TEMPFAIL of sysexits.h
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 STUCK_AFTER = 20.0  # seconds
 
 
 class Stopped(SystemExit):
-    """Leaves the process with status 75 once everything worth keeping is on disk."""
+    """Exit with status 75, after a checkpoint is saved."""
 
     def __init__(self) -> None:
         super().__init__(STOPPED)
@@ -36,12 +35,12 @@ class Stopped(SystemExit):
 class _State:
     received: signal.Signals | None = None
     interruptible = False
-    alive = threading.Event()  # set whenever the handler runs
+    alive = threading.Event()  # set by the handler
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Within the block the signals ask for a stop. Without effect outside of the main thread."""
+    """Handle the signals as requests to stop within the block; no effect outside of the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -51,7 +50,7 @@ def stop_on_signals() -> Iterator[None]:
         yield
     except Exception as error:
         if requested() and comm.get_world_size() > 1:
-            # Another process failed, the launcher is ending this one, and what broke here is their connection.
+            # Another process has failed, the launcher terminates this one, and their connection is broken.
             raise SystemExit(1) from error
         raise
     finally:
@@ -63,14 +62,14 @@ def stop_on_signals() -> Iterator[None]:
 
 
 def handled() -> list[signal.Signals]:
-    """``SIGNALS`` without SIGHUP where nohup has it ignored."""
+    """Return ``SIGNALS`` without SIGHUP if it is ignored, as under nohup."""
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
 
 
 def _note(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGINT:
-        signal.signal(number, signal.default_int_handler)  # of the second
+        signal.signal(number, signal.default_int_handler)  # for the second one
     _State.received = signal.Signals(number)
     _State.alive.set()
     if _State.interruptible:
@@ -78,28 +77,28 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 def requested() -> bool:
-    """Whether this process was asked to stop."""
+    """Return True if this process has received a signal."""
     return _State.received is not None
 
 
 def reason() -> str:
-    return _State.received.name if _State.received else "another process was asked to stop"
+    return _State.received.name if _State.received else "a signal to another process"
 
 
 def stop_if_requested() -> None:
-    """Raise ``Stopped`` in all processes if any was asked to; every process must call it."""
-    asked = requested()
+    """Raise ``Stopped`` in all processes if any has received a signal; every process must call this."""
+    stop = requested()
     if comm.get_world_size() > 1:
-        flag = torch.tensor(float(asked), device="cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
+        flag = torch.tensor(float(stop), device="cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
         torch.distributed.all_reduce(flag)
-        asked = bool(flag)
-    if asked:
+        stop = bool(flag)
+    if stop:
         raise Stopped
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """A wait that a stop may cut short at any point. Several processes cannot agree on that: there it is no effect."""
+    """Let a signal raise ``Stopped`` anywhere in the block; no effect with several processes, which stop together."""
     if comm.get_world_size() > 1:
         yield
         return
@@ -113,7 +112,7 @@ def interruptible() -> Iterator[None]:
 
 
 class Stoppable:
-    """The batches of an evaluation loader, with a place to stop before each."""
+    """A loader for evaluation that polls for a request to stop before each batch."""
 
     def __init__(self, loader: Iterable[Any]) -> None:
         self.loader = loader
@@ -123,7 +122,7 @@ class Stoppable:
 
     def __iter__(self) -> Iterator[Any]:
         batches = iter(self.loader)
-        for index in range(max(comm.all_gather(len(self)))):  # processes may have one image more or less
+        for index in range(max(comm.all_gather(len(self)))):  # numbers of images differ by one
             stop_if_requested()
             if index < len(self):
                 with interruptible():
@@ -132,16 +131,16 @@ class Stoppable:
 
 
 def _waits_by_spinning() -> bool:
-    """On GPUs a wait for others takes processor time too, and no single call computes on the CPU for long."""
+    """Return True for NCCL, whose waiting takes CPU time; there no single call computes on the CPU for long."""
     return torch.distributed.is_initialized() and torch.distributed.get_backend() == "nccl"
 
 
 def _leave_when_stuck() -> Callable[[], None]:
-    """End this process if it cannot react to a signal for 20 s: it waits for a process that is no more.
+    """Exit if the handler does not run within 20 s after a signal: this process waits for one that has ended.
 
-    Python's handlers only run between two instructions, never within a collective operation of a broken group. The
-    launcher's SIGTERM would have no effect on such a process, so a thread watches for it. A long step on a CPU is no
-    such wait, because it computes.
+    Python runs handlers between two instructions, never within a collective operation of a broken group. The launcher's
+    SIGTERM would have no effect on such a process, so a thread watches for it. A process in a long step on a CPU, which
+    takes CPU time, is left alone.
     """
     reading, writing = socket.socketpair()
     writing.setblocking(False)
@@ -149,16 +148,16 @@ def _leave_when_stuck() -> Callable[[], None]:
     before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
 
     def watch() -> None:
-        while data := reading.recv(1):  # written by the C part of a handler, whatever the main thread does
+        while data := reading.recv(1):  # written by C code, whatever the main thread does
             if data[0] not in SIGNALS:
                 continue
             _State.alive.clear()
-            signal.pthread_kill(main, data[0])  # the same once more, surely after the event was cleared ...
-            reading.recv(1)  # ... which is also written
-            computed = time.process_time()
+            signal.pthread_kill(main, data[0])  # once more, after the event is cleared ...
+            reading.recv(1)  # ... which is written to the socket, too
+            cpu_time = time.process_time()
             while not _State.alive.wait(STUCK_AFTER):
-                computed, before_that = time.process_time(), computed
-                if _waits_by_spinning() or computed - before_that < STUCK_AFTER / 100:
+                cpu_time, previous = time.process_time(), cpu_time
+                if _waits_by_spinning() or cpu_time - previous < STUCK_AFTER / 100:
                     os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -1,7 +1,8 @@
-"""What the benchmarks share: taking turns, medians, a peak rate of this machine, tables and JSON."""
+"""Timing in turns, peak rates of this machine, FLOPs, tables and JSON."""
 
 from __future__ import annotations
 
+import argparse
 import platform
 import statistics
 import time
@@ -9,51 +10,76 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tabulate import tabulate
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from tmt_d2.utils.files import write_json
+
 Function = Callable[[], Any]
 
 
-def synchronize(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize()
+def benchmark_parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
+    """Parser with --device, --rounds and --output."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--output", help="JSON file for the figures")
+    return parser
 
 
-def in_turns(functions: Mapping[str, Function], rounds: int, device: str = "cpu") -> dict[str, dict[str, float]]:
-    """Run the functions A B A B ... after one warm-up each; seconds as {"median", "min", "max"} for each.
+def size(text: str) -> tuple[int, int]:
+    """HxW as (height, width)."""
+    height, width = map(int, text.split("x"))
+    return height, width
 
-    Taking turns inside one process lets both suffer alike from whatever else the machine does.
+
+def in_turns(
+    functions: Mapping[str, Function],
+    rounds: int,
+    device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
+    average: Callable[[Sequence[float]], float] = statistics.median,
+) -> dict[str, float]:
+    """Run the functions A B A B ... after one warm-up each, so that other work on the machine affects all alike.
+
+    In each round all start with the same state of NumPy's random numbers.
+
+    Returns:
+        average seconds of each.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for index in range(rounds + 1):
         for name, function in functions.items():
-            synchronize(device)
-            start = time.perf_counter()
+            np.random.seed(index)
+            _synchronize(device)
+            start = clock()
             function()
-            synchronize(device)
+            _synchronize(device)
             if index:
-                times[name].append(time.perf_counter() - start)
-    return {
-        name: {"median": statistics.median(values), "min": min(values), "max": max(values)}
-        for name, values in times.items()
-    }
+                times[name].append(clock() - start)
+    return {name: average(values) for name, values in times.items()}
+
+
+def _synchronize(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
 
 
 def peak_flops(device: str, dtype: torch.dtype = torch.float32) -> float:
-    """Measured rate of a large matrix product, FLOP/s: the roof of compute-bound parts."""
-    size = 1536 if device == "cpu" else 8192
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / in_turns({"mm": lambda: a @ b}, 5, device)["mm"]["min"]
+    """FLOP/s of a large matrix product."""
+    edge = 1536 if device == "cpu" else 8192
+    a, b = (torch.randn(edge, edge, device=device, dtype=dtype) for _ in range(2))
+    return 2 * edge**3 / in_turns({"mm": lambda: a @ b}, 5, device, average=min)["mm"]
 
 
 def peak_bandwidth(device: str) -> float:
-    """Measured rate of a large copy, bytes read plus written per second: the roof of memory-bound parts."""
+    """Bytes per second, read plus written, of a large copy."""
     a = torch.randn(2**26 if device == "cpu" else 2**29, device=device)
     b = torch.empty_like(a)
-    return 2 * a.numel() * 4 / in_turns({"copy": lambda: b.copy_(a)}, 5, device)["copy"]["min"]
+    return 2 * a.numel() * 4 / in_turns({"copy": lambda: b.copy_(a)}, 5, device, average=min)["copy"]
 
 
 class _Counter(TorchDispatchMode):
@@ -62,7 +88,7 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func._overloadpacket not in flop_registry and func is not torch.ops.prim.device.default:
-            with self:  # in inference mode some operators arrive whole
+            with self:  # in inference mode some operators are not decomposed yet
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
@@ -73,30 +99,30 @@ class _Counter(TorchDispatchMode):
 
 
 def flops(function: Function) -> int:
-    """Of the convolutions, matrix products and attention that ``function`` does in PyTorch, forward and backward.
+    """FLOPs of the convolutions, matrix products and attention of ``function``, forward and backward.
 
-    Unlike PyTorch's FlopCounterMode it follows no modules, which custom backward passes and inference mode confuse.
+    PyTorch's FlopCounterMode follows modules, which fails with custom backward passes and in inference mode.
     """
     with _Counter() as counter:
         function()
     return counter.total
 
 
-def machine(device: str) -> dict[str, Any]:
-    return {
-        "device": torch.cuda.get_device_name() if device != "cpu" else _processor(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+def report(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]], **facts: Any) -> None:
+    """Print a table; with --output write it and the machine as JSON."""
+    print(tabulate(rows, headers="keys", floatfmt=".3g"))
+    if args.output:
+        machine = {
+            "device": torch.cuda.get_device_name() if args.device != "cpu" else _processor(),
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        }
+        write_json(args.output, {"machine": machine, "rounds": args.rounds, **facts, "rows": rows})
 
 
 def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")  # Linux; elsewhere Python knows
+    cpuinfo = Path("/proc/cpuinfo")  # Linux
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    print(tabulate(rows, headers="keys", floatfmt=".3g"))

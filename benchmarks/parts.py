@@ -1,11 +1,11 @@
-"""Seconds of each part of the model, with its arithmetic and the least time this machine could do it in.
+"""Seconds of each part of the model, its arithmetic, and the least time in which this machine can do it.
 
-    python -m benchmarks.parts [--device cpu] [--rounds 5] [--sizes 512x1024] [--output parts.json] [--plot parts.png]
+    python -m benchmarks.parts [--device cpu] [--rounds 5] [--sizes 512x1024] [--only linear] [--output parts.json]
 
-Parts: deformable attention at encoder scale by every backend (forward, forward + backward, bytes it keeps for the
-backward pass), linear layers, adaptive clustering per level, the transferability mask, matching and losses against
-Hugging Face's, layer by layer and image by image. "floor" is FLOPs over the measured rate of a matrix product or bytes
-(each input and output once) over the measured rate of a copy, whichever is larger.
+Parts: deformable attention at encoder scale by every backend (forward, forward + backward, memory kept for the backward
+pass), linear layers, adaptive clustering, the transferability mask, and matching and losses against Hugging Face's.
+"floor" is the larger of FLOPs over the rate of a matrix product and bytes (each input and output once) over the rate of
+a copy.
 """
 
 from __future__ import annotations
@@ -18,25 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import Function, in_turns, machine, peak_bandwidth, peak_flops, print_table
+from benchmarks.common import Function, benchmark_parser, in_turns, peak_bandwidth, peak_flops, report, size
 from benchmarks.model import build, scene
 from tmt_d2.modeling import ms_deform_attn
 from tmt_d2.modeling.ops.deformable_attention import _fastest_backend
 from tmt_d2.modeling.ops.linear import linear
 from tmt_d2.modeling.targets import semantic_targets
 from tmt_d2.transferability import adaptive_clustering, transferability_mask
-from tmt_d2.utils.files import write_json
 
 HEADS, CHANNELS, POINTS = 8, 32, 4
 CELLS = {32: 2, 16: 4, 8: 8}
 
 
-def shapes_of(height: int, width: int) -> list[tuple[int, int]]:
-    return [(height // stride, width // stride) for stride in (32, 16, 8)]
-
-
 def deformable_inputs(height: int, width: int, device: str) -> tuple[Tensor, list[tuple[int, int]], Tensor, Tensor]:
-    shapes = shapes_of(height, width)
+    shapes = [(height // stride, width // stride) for stride in CELLS]
     positions = sum(h * w for h, w in shapes)
     value = torch.randn(1, positions, HEADS, CHANNELS, device=device)
     reference = torch.rand(1, positions, 1, 1, 1, 2, device=device)
@@ -75,14 +70,14 @@ def deformable_rows(height: int, width: int, args: argparse.Namespace) -> Iterat
         output = ms_deform_attn(inputs[0], shapes, inputs[1], inputs[2], backend)
         torch.autograd.grad(output.sum(), inputs)
 
-    for what, function, factor in (("forward", forward, 1), ("forward + backward", both, 3)):
+    for kind, function, factor in (("forward", forward, 1), ("forward + backward", both, 3)):
         times = in_turns({name: lambda n=name, f=function: f(n) for name in backends}, args.rounds, args.device)
         for name in backends:
             kept = kept_for_backward(lambda n=name: ms_deform_attn(inputs[0], shapes, inputs[1], inputs[2], n))
             yield {
-                "part": f"deformable attention, {queries} queries, {what}, {name}",
-                "s": times[name]["median"],
-                "ratio to torch": times[name]["median"] / times["torch"]["median"],
+                "part": f"deformable attention, {queries} queries, {kind}, {name}",
+                "s": times[name],
+                "ratio to torch": times[name] / times["torch"],
                 "floor s": args.floor(factor * flops, factor * bytes_moved),
                 "MiB kept": kept / 2**20,
             }
@@ -102,8 +97,8 @@ def linear_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for name, values in times.items():
             yield {
                 "part": f"linear {channels} -> {outputs}, 10752 positions, forward + backward, {name}",
-                "s": values["median"],
-                "ratio to torch": values["median"] / times["torch"]["median"],
+                "s": values,
+                "ratio to torch": values / times["torch"],
                 "floor s": args.floor(3 * 2 * 10752 * channels * outputs, 4 * sum(tensor.numel() for tensor in inputs)),
             }
 
@@ -117,21 +112,20 @@ def transferability_rows(height: int, width: int, args: argparse.Namespace) -> I
         flops = 6 * 2 * (2 * 9 * h * w * 256)
         yield {
             "part": f"ACTE, {height}x{width}, stride {stride}, 6 iterations",
-            "s": times[""]["median"],
+            "s": times[""],
             "floor s": args.floor(flops, 4 * 2 * features.numel()),
         }
     logits = torch.randn(1, height // 8, width // 8, device=args.device)
     times = in_turns({"": lambda: transferability_mask(logits, 0.3)}, args.rounds, args.device)
     yield {
         "part": f"TMA mask, {height}x{width}, stride 8",
-        "s": times[""]["median"],
+        "s": times[""],
         "floor s": args.floor(0, 5 * logits.numel()),
     }
 
 
 def criterion_rows(height: int, width: int, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Matching and losses of two images with their gradients, against Hugging Face's, which goes layer by layer and
-    image by image on the dense masks of all queries."""
+    """Matching and losses of two images with gradients; Hugging Face's work on the dense masks of all queries."""
     from transformers import Mask2FormerConfig
     from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
@@ -169,66 +163,34 @@ def criterion_rows(height: int, width: int, args: argparse.Namespace) -> Iterato
     for name, values in times.items():
         yield {
             "part": f"matcher + criterion of 10 outputs, 2 x {height}x{width}, {name}",
-            "s": values["median"],
-            "ratio to hf": values["median"] / times["hf"]["median"],
+            "s": values,
+            "ratio to hf": values / times["hf"],
         }
 
 
-def plot_cost(rows: list[dict[str, Any]], path: str) -> None:
-    """ACTE's seconds (three levels together) against pixels, on logarithmic axes with a line of slope 1."""
-    from matplotlib.figure import Figure
-
-    sizes: dict[int, float] = {}
-    for row in rows:
-        if row["part"].startswith("ACTE"):
-            height, width = map(int, row["part"].split(", ")[1].split("x"))
-            sizes[height * width] = sizes.get(height * width, 0.0) + row["s"]
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
-    axes = figure.subplots()
-    pixels = sorted(sizes)
-    axes.loglog(pixels, [sizes[p] for p in pixels], "o-", label="ACTE, three levels")
-    axes.loglog(pixels, [sizes[pixels[0]] * p / pixels[0] for p in pixels], "k:", label="linear in pixels")
-    axes.set(xlabel="image pixels", ylabel="seconds")
-    axes.legend()
-    figure.savefig(path, dpi=150)
-
-
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument(
-        "--sizes", nargs="+", default=["256x512", "512x1024", "768x1536", "1024x2048"], metavar="HxW"
-    )
-    arguments.add_argument(
-        "--only", default="", metavar="TEXT", help="deformable, linear, transferability or criterion: only these"
-    )
-    arguments.add_argument("--output", help="write the figures as JSON")
-    arguments.add_argument("--plot", help="write ACTE's cost against image size as a picture")
-    args = arguments.parse_args()
+    parser = benchmark_parser(__doc__, rounds=5)
+    sizes = [(256, 512), (512, 1024), (768, 1536), (1024, 2048)]
+    parser.add_argument("--sizes", nargs="+", type=size, default=sizes, metavar="HxW", help="of the transferability")
+    choices = ("deformable", "linear", "transferability", "criterion")
+    parser.add_argument("--only", nargs="+", choices=choices, default=choices)
+    args = parser.parse_args()
     torch.manual_seed(0)
     flops, bandwidth = peak_flops(args.device), peak_bandwidth(args.device)
     args.floor = lambda operations, moved: max(operations / flops, moved / bandwidth)
-    sizes = [tuple(map(int, size.split("x"))) for size in args.sizes]
     rows: list[dict[str, Any]] = []
-    if "deformable".startswith(args.only):
-        for height, width in ((512, 1024), (1024, 2048)):
-            rows += deformable_rows(height, width, args)
-    if "linear".startswith(args.only):
+    if "deformable" in args.only:
+        for edges in ((512, 1024), (1024, 2048)):
+            rows += deformable_rows(*edges, args)
+    if "linear" in args.only:
         rows += linear_rows(args)
-    if "transferability".startswith(args.only):
-        for height, width in sizes:
-            rows += transferability_rows(height, width, args)
-    if "criterion".startswith(args.only):
-        for height, width in ((256, 512), (512, 1024)):
-            rows += criterion_rows(height, width, args)
-    print_table(rows)
-    facts = machine(args.device) | {"peak_flops": flops, "peak_bytes_per_s": bandwidth}
-    print(facts)
-    if args.output:
-        write_json(args.output, {"machine": facts, "rounds": args.rounds, "rows": rows})
-    if args.plot and not args.only:
-        plot_cost(rows, args.plot)
+    if "transferability" in args.only:
+        for edges in args.sizes:
+            rows += transferability_rows(*edges, args)
+    if "criterion" in args.only:
+        for edges in ((256, 512), (512, 1024)):
+            rows += criterion_rows(*edges, args)
+    report(args, rows, peak_flops=flops, peak_bytes_per_s=bandwidth)
 
 
 if __name__ == "__main__":

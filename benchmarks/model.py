@@ -4,7 +4,7 @@
 
 ResNet-50, 100 queries, 19 classes, random weights, the same input, in turns; medians and ratios. "network" ends at
 class and mask logits; "labels" at a label map of the image's size; a "step" is forward, losses, backward and AdamW.
-On a GPU all run in mixed precision; on a CPU with bfloat16 "bf16" is the plain model in mixed precision. "efficiency" is
+On a GPU all run in mixed precision; on a CPU with bfloat16 "bf16" is the plain model in mixed precision. Efficiency is
 FLOPs / (time x rate of a large matrix product). Peak memory of a step is measured in a process of its own.
 """
 

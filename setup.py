@@ -98,7 +98,6 @@ setup(
         "select": SELECTION,
         # PNG files read in half of the time.
         "png": FAST_PNG,
-        "slurm": ["submitit"],
         # projects/viewer.
         "app": PAGE,
         # Multi-scale deformable attention compiled at run time on the CPU: ten times faster than PyTorch operators.

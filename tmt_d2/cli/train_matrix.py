@@ -5,15 +5,15 @@
     python tools/report.py output/tiny-3
 
 The same command again resumes: finished units are skipped, an interrupted one continues from its last checkpoint. The
-same command in another terminal, with another CUDA_VISIBLE_DEVICES or on another machine with the same folder, shares
-the work: a unit is run by the process that comes to it first. OUTPUT/progress.txt has a line for each unit. Each source
-model and each estimator is trained once and shared. Exit status: 0 all done; 1 a unit failed; 2 a one-line error.
+same command in another terminal, with another CUDA_VISIBLE_DEVICES, on another machine with the same folder, or in each
+job of a Slurm array shares the work: a unit is run by the process that comes to it first. OUTPUT/progress.txt has a
+line for each unit. Each source model and each estimator is trained once. Exit status: 0 all done; 1 a unit failed; 2 a
+one-line error.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import os
 import subprocess
 import sys
@@ -25,7 +25,7 @@ from tmt_d2.cli.common import parse, run
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.plan import read_plan
 from tmt_d2.experiments.progress import Progress
-from tmt_d2.experiments.running import check_names, launch_unit, run_all, run_on_slurm
+from tmt_d2.experiments.running import check_names, launch_unit, run_all
 from tmt_d2.experiments.units import select, units_of
 from tmt_d2.utils.lock import file_lock
 from tmt_d2.utils.logs import log_to_screen
@@ -40,25 +40,8 @@ def parser():
     arguments.add_argument(
         "--num-gpus", type=int, default=1, help="GPUs of this machine per unit (on a CPU: processes)"
     )
-    arguments.add_argument(
-        "--slurm", nargs="+", metavar="KEY=VALUE", help="each unit as a Slurm job by submitit, e.g. slurm_partition=gpu"
-    )
     arguments.add_argument("opts", nargs="*", default=[], help="KEY VALUE ... overrides for every unit, anywhere")
     return arguments
-
-
-def slurm_parameters(items):
-    """["a=1", "b=text"] -> {"a": 1, "b": "text"}."""
-    parameters = {}
-    for item in items:
-        key, separator, text = item.partition("=")
-        if not separator:
-            raise UserError("write KEY=VALUE, such as slurm_partition=gpu", key="--slurm", value=item)
-        try:
-            parameters[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            parameters[key] = text
-    return parameters
 
 
 def render_data(plan, output):
@@ -85,10 +68,7 @@ def main():
     if plan.render:
         with file_lock(args.output / ".lock", wait=True):
             render_data(plan, args.output)
-    if args.slurm:
-        progress = run_on_slurm(units, args.output, run, plan.guess, slurm_parameters(args.slurm))
-    else:
-        progress = run_all(units, args.output, run, plan.guess)
+    progress = run_all(units, args.output, run, plan.guess)
     print(progress.text())
     for name, reason in progress.failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Run the units that are missing, one after the other or as Slurm jobs; several processes may share the work."""
+"""Run the units that are missing, one after the other; several processes may share the work."""
 
 from __future__ import annotations
 
@@ -144,48 +144,3 @@ def check_units(units: Sequence[Unit]) -> None:
             register_data(cfg)
             check_stage(cfg, eval_only=unit.trains_nothing and unit.kind != "scores")
         seen.add(settings)
-
-
-def run_on_slurm(
-    units: Sequence[Unit], output: Path, run: RunUnit, guess: Mapping[str, float], parameters: Mapping[str, Any]
-) -> Progress:
-    """As ``run_all``, with each unit as a Slurm job; a unit is submitted once all that it needs is done.
-
-    Args:
-        parameters: of submitit's ``update_parameters``, such as slurm_partition, gpus_per_node, timeout_min.
-    """
-    try:
-        import submitit
-    except ImportError as error:
-        raise UserError("it needs submitit", key="--slurm", hint="pip install submitit") from error
-    check_units(units)
-    executor = submitit.AutoExecutor(folder=str(output / "jobs"))
-    executor.update_parameters(**parameters)
-    progress = Progress(units, output, guess)
-    progress.log(f"{len(units)} units in {output}")
-    for wave in waves(units):
-        ready = []
-        for unit in wave:
-            if any(progress.state[need] != "done" for need in unit.needs):
-                progress.fail(unit, "a unit that it needs failed")
-            elif progress.state[unit.name] == "waiting":
-                ready.append(unit)
-        jobs = executor.map_array(run_recorded, ready, [run] * len(ready)) if ready else []
-        for unit, job in zip(ready, jobs):
-            try:
-                if job.result():
-                    progress.set(unit, "done")
-                else:
-                    progress.fail(unit, "another process is running it")
-            except Exception as error:
-                progress.fail(unit, str(error).strip().splitlines()[-1])
-            progress.log(f"{unit.name}: {progress.state[unit.name]}")
-    return progress
-
-
-def waves(units: Sequence[Unit]) -> list[list[Unit]]:
-    """Units by the longest chain of needs before them: no unit of a wave needs another of the same wave."""
-    depth: dict[str, int] = {}
-    for unit in units:  # a unit stands behind those that it needs
-        depth[unit.name] = 1 + max((depth[need] for need in unit.needs), default=-1)
-    return [[unit for unit in units if depth[unit.name] == level] for level in range(max(depth.values()) + 1)]

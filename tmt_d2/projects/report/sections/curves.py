@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tmt_d2.experiments.results import Labels, Pair
+from tmt_d2.experiments.results import Pair
 from tmt_d2.experiments.statistics import spread
 from tmt_d2.projects.report.charts import Chart, Series
 from tmt_d2.projects.report.data import MIOU, ReportData
@@ -51,21 +51,13 @@ def few_labels(data: ReportData) -> Section:
         if not run.labels.listed:
             by_cell = values.setdefault(run.method, {}).setdefault(run.labels, {})
             by_cell[run.cell] = run.values[MIOU]
-    place = _places(amounts)
+    place = {labels: float(index) for index, labels in enumerate(reversed(amounts))}
     series = _series(data, values, place) if len(amounts) > 1 else []
     x_ticks = [(place[labels], f"{labels.fraction:.3g}" if are_shares else str(labels)) for labels in amounts]
     x_label = "share of labels" if are_shares else "labels of the target"
     chart = Chart(series, x_label, "mIoU", x_ticks=x_ticks, has_legend=True)
     lead = "mIoU by the number of labeled target images; the band is ± one standard deviation over seeds."
     return Section("labels", "Few labels", lead, [chart] if series else [])
-
-
-def _places(amounts: Sequence[Labels]) -> dict[Labels, float]:
-    """Places on a logarithmic axis; shares, whose numbers are unknown, begin two steps behind the numbers."""
-    shares = {labels: float(np.log2(labels.fraction)) for labels in amounts if labels.fraction}
-    numbers = {labels: float(np.log2(labels.count + 1)) for labels in amounts if not labels.fraction}
-    behind = max(numbers.values(), default=0.0) - min(shares.values(), default=0.0) + 2 if numbers else 0.0
-    return numbers | {labels: place + behind for labels, place in shares.items()}
 
 
 def training(data: ReportData) -> Section:

@@ -1,17 +1,17 @@
 #!/usr/bin/env python
-"""The figures of README and docs, from a finished `make demo`.
+"""Figures of README and docs, from a finished `make demo`.
 
     python -m demo.figures --demo output/demo --output docs
 
 writes into --output, each below 300 kB:
 
-    transferability.jpg   per level of one target image: T by rank, what p_T excludes, the regions of ACTE
-    attention.jpg         one query in the last decoder layer: its mask, what T takes away, attention with and without
-                          TMT
-    statistics.jpg        which classes T excludes, over the target's validation split
+    transferability.jpg   per level of one target image: T by rank, the positions excluded by p_T, the regions of ACTE
+    attention.jpg         one query in the last decoder layer: its mask, the positions excluded by T, attention with
+                          and without TMT
+    statistics.jpg        the classes excluded by T, over the target's validation split
 
-The image and the query are those, of the whole split, in which T takes away about half of a large mask of the last
-layer in a bright picture: there is most to see.
+The image and the query are chosen from the whole split: a bright image, and a large mask of which T excludes about half
+in the last layer.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     image, report = most_interesting(tmt, find_images(SPLIT))
     query = report.queries[0]
-    print(f"{image.record['file_name']}: query {query.choice.query}, {query.name}")
+    print(f"{image.record['file_name']}: query {query.selected.query}, {query.name}")
     print(save_jpeg(transferability(report), args.output / "transferability.jpg"))
     print(save_jpeg(attention(report, report_image(full, image, [query.name])), args.output / "attention.jpg"))
     result = split_statistics(tmt, SPLIT)
-    heading = f"What transferability excludes in {result['images']} target images"
+    heading = f"Positions excluded by T in {result['images']} target images"
     print(save_jpeg(statistics_figure(result, heading), args.output / "statistics.jpg"))
 
 

@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from tests.helpers.models import make_records, tiny_cfg
-from tests.helpers.small_runs import make_scenes, save_start
+from tests.helpers.small_runs import make_scenes, save_start, small_cfg
 from tmt_d2.utils.logs import LOGGERS
 
 pytest.register_assert_rewrite("tests.helpers.fuzz")
@@ -73,6 +73,18 @@ def data_root(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that every stage after the first may start from."""
     return save_start(tmp_path_factory.mktemp("start") / "start.pth")
+
+
+@pytest.fixture(scope="session")
+def model_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Configs and checkpoints of two random models: tmt.yaml, tmt.pth, full.yaml, full.pth."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("tmt", "full"):
+        cfg = small_cfg(name, folder / name, MODEL__MASK_FORMER__DEC_LAYERS=4, INPUT__MIN_SIZE_TEST=0)
+        torch.manual_seed(0)
+        torch.save({"model": build_model(cfg).state_dict()}, folder / f"{name}.pth")
+        (folder / f"{name}.yaml").write_text(cfg.dump())
+    return folder
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ class Trained:
         """What one query may attend to and does: the owner of ``pixel`` (x, y), or the most confident one."""
         report = self._report(path, [] if pixel is None else [pixel], 1 if pixel is None else 0, layers)
         query = report.queries[0]
-        return query_figure([report], [query], f"{Path(path).name}: {query.name}, query {query.choice.query}", ())
+        return query_figure([report], [query], f"{Path(path).name}: {query.name}, query {query.selected.query}", ())
 
     def _report(
         self,

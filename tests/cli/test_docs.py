@@ -1,4 +1,4 @@
-"""The examples of docs/deployment.md are run as they stand there, with small models."""
+"""Runs the examples of docs/deployment.md with small models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COMMANDS = {"tmt_d2.projects.huggingface.convert": convert.main, "tmt_d2.cli.exp
 
 
 def examples(language: str) -> list[str]:
-    """The page's code blocks in one language that show conversion or deployment."""
+    """Code blocks of the page in one language, about conversion or deployment."""
     blocks = re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     return [
         block
@@ -39,7 +39,7 @@ def examples(language: str) -> list[str]:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what the examples name, small, and a hub that holds one model."""
+    """A folder with the files of the examples, and a hub with one model."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     cfg = tiny_cfg(

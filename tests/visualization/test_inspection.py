@@ -1,4 +1,4 @@
-"""What a model saw in one image, and statistics of it over a split."""
+"""Reports of one image, and statistics of a split."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from tmt_d2.data.datasets.label_spaces import CLASSES, TRAIN_ID
+from tmt_d2.errors import UserError
 from tmt_d2.modeling.masked_attention import MultiheadAttention
 from tmt_d2.visualization.exclusion import collect, statistics_figure, table
-from tmt_d2.visualization.inspection import attention_report, look
+from tmt_d2.visualization.inspection import attention_report, inspect_image
 from tmt_d2.visualization.panels import to_array
 
 pytestmark = pytest.mark.slow
@@ -22,12 +23,12 @@ pytestmark = pytest.mark.slow
 SIZE = (37, 91)
 
 
-def picture_of(record: dict[str, Any]) -> np.ndarray:
+def image_of(record: dict[str, Any]) -> np.ndarray:
     return np.ascontiguousarray(record["image"].permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize("architecture", ["MaskFormer", "TransferableMaskFormer"])
-def test_attention_is_what_the_network_used(
+def test_attention_equals_that_of_the_network(
     build_tiny: Callable[..., nn.Module], records: list[dict[str, Any]], architecture: str
 ) -> None:
     model = build_tiny(architecture)
@@ -59,11 +60,11 @@ def test_attention_is_what_the_network_used(
     layers = model.sem_seg_head.predictor.transformer_cross_attention_layers
     for layer in layers:
         layer.multihead_attn.register_forward_pre_hook(hook)
-    report = attention_report(model, record, picture_of(record), selectors=[0, 7], layers=range(len(layers)))
+    report = attention_report(model, record, image_of(record), selectors=[0, 7], layers=range(len(layers)))
     assert len(used) == len(layers) == len(report.queries[0].layers)
     for query in report.queries:
         for layer, weights in zip(query.layers, used):
-            whole = weights[:, query.choice.query].reshape(-1, *layer.grid.level).numpy()
+            whole = weights[:, query.selected.query].reshape(-1, *layer.grid.level_size).numpy()
             np.testing.assert_allclose(layer.attention, layer.grid.crop(whole), atol=1e-5)
             np.testing.assert_allclose(layer.attention.sum((1, 2)), 1, atol=1e-5)  # none of it on padding
 
@@ -78,21 +79,19 @@ def test_inference_computes_no_attention_weights(
     with torch.no_grad():
         model(records)
     assert not calls
-    look(model, records[0])
+    inspect_image(model, records[0])
     assert len(calls) == 4
 
 
-def test_the_prediction_is_that_of_inference(
-    build_tiny: Callable[..., nn.Module], records: list[dict[str, Any]]
-) -> None:
+def test_the_prediction_equals_inference(build_tiny: Callable[..., nn.Module], records: list[dict[str, Any]]) -> None:
     model = build_tiny()
     for record in records:
-        report = attention_report(model, record, picture_of(record), truth=record["sem_seg"].byte().numpy())
+        report = attention_report(model, record, image_of(record), truth=record["sem_seg"].byte().numpy())
         with torch.no_grad():
             expected = model([record])[0]["sem_seg"].argmax(0).numpy()
         assert np.array_equal(report.prediction, expected)
-        labelled = record["sem_seg"].numpy() != 255
-        assert report.error == pytest.approx((expected != record["sem_seg"].numpy())[labelled].mean())
+        labeled = record["sem_seg"].numpy() != 255
+        assert report.error == pytest.approx((expected != record["sem_seg"].numpy())[labeled].mean())
 
 
 def test_the_query_of_a_pixel_adds_most_to_its_class(
@@ -105,8 +104,8 @@ def test_the_query_of_a_pixel_adds_most_to_its_class(
     probabilities = outputs["pred_logits"][0].softmax(-1)[:, :-1]
     scores = torch.einsum("qn,qhw->qnhw", probabilities, masks[0, :, : SIZE[0], : SIZE[1]].sigmoid())
     for x, y in ((0, 0), (90, 36), (45, 18), (3, 30)):
-        report = attention_report(model, record, picture_of(record), selectors=[(x, y)])
-        choice = report.queries[0].choice
+        report = attention_report(model, record, image_of(record), selectors=[(x, y)])
+        choice = report.queries[0].selected
         assert choice.train_id == report.prediction[y, x] == scores[:, :, y, x].sum(0).argmax()
         contributions = scores[:, choice.train_id, y, x]
         assert contributions[choice.query] >= contributions.max() - 1e-6
@@ -123,8 +122,8 @@ def test_queries_by_number_class_and_confidence(
         logits = model.inspect([record])["outputs"]["pred_logits"][0]
     probabilities = logits.softmax(-1)[:, :-1]
     order = probabilities.max(1).values.argsort(descending=True).tolist()
-    report = attention_report(model, record, picture_of(record), selectors=[order[1], "car"], top=3)
-    choices = [query.choice for query in report.queries]
+    report = attention_report(model, record, image_of(record), selectors=[order[1], "car"], top=3)
+    choices = [query.selected for query in report.queries]
     car = int(probabilities[:, TRAIN_ID["car"]].argmax())
     assert choices[0].query == order[1] and choices[0].reason == "number"
     assert choices[1].query == car and choices[1].train_id == TRAIN_ID["car"]
@@ -135,19 +134,17 @@ def test_queries_by_number_class_and_confidence(
 
 def test_p_t_is_an_argument_of_the_pass(build_tiny: Callable[..., nn.Module], records: list[dict[str, Any]]) -> None:
     model, record = build_tiny(MODEL__TMT__P_T=0.3), records[0]
-    trained, other, again = (
-        attention_report(model, record, picture_of(record), top=2, p_t=p) for p in (None, 0.5, None)
-    )
-    expected = attention_report(build_tiny(MODEL__TMT__P_T=0.5), record, picture_of(record), top=2)
+    trained, other, again = (attention_report(model, record, image_of(record), top=2, p_t=p) for p in (None, 0.5, None))
+    expected = attention_report(build_tiny(MODEL__TMT__P_T=0.5), record, image_of(record), top=2)
     assert (trained.p_t, other.p_t) == (0.3, 0.5)
     assert other.numbers() == expected.numbers() != trained.numbers() == again.numbers()
-    assert attention_report(build_tiny("MaskFormer"), record, picture_of(record), p_t=0.5).p_t is None
+    assert attention_report(build_tiny("MaskFormer"), record, image_of(record), p_t=0.5).p_t is None
 
 
 def test_a_plain_mask_former_has_no_transferability(
     build_tiny: Callable[..., nn.Module], records: list[dict[str, Any]]
 ) -> None:
-    report = attention_report(build_tiny("MaskFormer"), records[1], picture_of(records[1]), selectors=[3], top=0)
+    report = attention_report(build_tiny("MaskFormer"), records[1], image_of(records[1]), selectors=[3], top=0)
     assert report.levels == [] and report.p_t is None
     for layer in report.queries[0].layers:
         assert not layer.removed.any() and not layer.none_transferable
@@ -156,7 +153,7 @@ def test_a_plain_mask_former_has_no_transferability(
 
 def test_levels_and_layers_by_hand(build_tiny: Callable[..., nn.Module], records: list[dict[str, Any]]) -> None:
     model, record = build_tiny(MODEL__TMT__P_T=0.5), records[0]
-    report = attention_report(model, record, picture_of(record), selectors=range(20), layers=[0, 1, 2, 3])
+    report = attention_report(model, record, image_of(record), selectors=range(20), layers=[0, 1, 2, 3])
     assert [level.grid.valid for level in report.levels] == [(2, 3), (3, 6), (5, 12)]
     for level in report.levels:
         logits = np.sort(level.logits.ravel())
@@ -177,44 +174,45 @@ def test_levels_and_layers_by_hand(build_tiny: Callable[..., nn.Module], records
     assert (False, False) in seen
 
 
-def test_fallbacks_are_told_apart(build_tiny: Callable[..., nn.Module], records: list[dict[str, Any]]) -> None:
+def test_fallbacks_are_distinguished(build_tiny: Callable[..., nn.Module], records: list[dict[str, Any]]) -> None:
     model, record = build_tiny(), records[0]
-    with torch.no_grad():  # masks that are nowhere: the last layer of the mask embedding answers with nothing
+    with torch.no_grad():  # no mask has a position
         model.sem_seg_head.predictor.lambda_m = 1.0
-    view = look(model, record)
+    view = inspect_image(model, record)
     assert all(
         layer.positions.mask_empty.all() and not layer.positions.none_transferable.any() for layer in view.layers
     )
     numbers = view.layer_report(0, 0).numbers()
     assert numbers["mask_empty"] and numbers["mask_positions"] == 0 and numbers["removed_share_of_mask"] is None
-    model.sem_seg_head.predictor.lambda_m = 0.0  # masks that are everywhere
-    view = look(model, record)
+    model.sem_seg_head.predictor.lambda_m = 0.0  # every mask has every position
+    view = inspect_image(model, record)
     assert not any(layer.positions.mask_empty.any() or layer.positions.none_transferable.any() for layer in view.layers)
     assert view.layer_report(0, 0).removed.any()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "key"),
     [
-        ({"selectors": [20]}, "query 20 does not exist: the model has queries 0 to 19"),
-        ({"selectors": ["tram"]}, "class 'tram' is not known: choose from road, sidewalk"),
-        ({"selectors": [(91, 0)]}, "pixel 91 0 lies outside the image, which is 91 wide and 37 high"),
-        ({"top": 21}, "21 most confident queries were asked for: the model has 20"),
-        ({"layers": [4]}, "layer 4 does not exist: the decoder has layers 0 to 3"),
+        ({"selectors": [20]}, "query 20"),
+        ({"selectors": ["tram"]}, "class"),
+        ({"selectors": [(91, 0)]}, "pixel 91 0"),
+        ({"top": 21}, "--top"),
+        ({"layers": [4]}, "layer 4"),
     ],
 )
-def test_what_does_not_exist(
-    build_tiny: Callable[..., nn.Module], records: list[dict[str, Any]], arguments: dict[str, Any], message: str
+def test_wrong_selectors(
+    build_tiny: Callable[..., nn.Module], records: list[dict[str, Any]], arguments: dict[str, Any], key: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
-        attention_report(build_tiny("MaskFormer"), records[0], picture_of(records[0]), **arguments)
+    with pytest.raises(UserError) as error:
+        attention_report(build_tiny("MaskFormer"), records[0], image_of(records[0]), **arguments)
+    assert error.value.key == key
 
 
 def test_statistics_by_hand(build_tiny: Callable[..., nn.Module], records: list[dict[str, Any]]) -> None:
     model = build_tiny(MODEL__TMT__P_T=0.5)
     truths = [record["sem_seg"].byte().numpy() for record in records]
     result = collect(model, zip(records, truths))
-    views = [look(model, record) for record in records]
+    views = [inspect_image(model, record) for record in records]
     levels = [view.levels() for view in views]
     assert result["images"] == 2 and result["queries"] == 40 and result["p_t"] == 0.5
     for index, level in enumerate(result["levels"]):
@@ -235,7 +233,7 @@ def test_statistics_by_hand(build_tiny: Callable[..., nn.Module], records: list[
     text = table(result)
     assert all(name in text for name in result["share_of_pixels"])
     assert to_array(statistics_figure(result, "heading")).std() > 0
-    with pytest.raises(ValueError, match="no image"):
+    with pytest.raises(UserError, match="image"):
         collect(model, [])
-    with pytest.raises(ValueError, match="need a TransferableMaskFormer"):
+    with pytest.raises(UserError, match="TransferableMaskFormer"):
         collect(build_tiny("MaskFormer"), zip(records, truths))

@@ -34,7 +34,7 @@ from tmt_d2.data.reader import DataError, read_pair
 from tmt_d2.errors import UserError, did_you_mean
 from tmt_d2.utils.files import check_writable, write_json
 from tmt_d2.visualization.overlays import label_overlay
-from tmt_d2.visualization.panels import Panel, Row, draw, save
+from tmt_d2.visualization.panels import Panel, PanelRow, draw, save
 from tmt_d2.visualization.sizes import shrink
 
 SHOWN = 3  # messages printed per split and kind
@@ -78,7 +78,7 @@ def contact_sheet(splits: Sequence[Split]) -> Figure:
     Raises:
         UserError: no image with a label can be read.
     """
-    rows: list[Row] = []
+    rows: list[PanelRow] = []
     legend: dict[tuple[str, RGB], None] = {}
     for split in splits:
         try:
@@ -96,7 +96,7 @@ def contact_sheet(splits: Sequence[Split]) -> Figure:
             overlay = label_overlay(shrink(image, SHEET_SIDE), label, classes, strength=0.6)
             panels.append(Panel(overlay, Path(image_path).stem[-30:]))
         if panels:
-            rows.append(Row(panels, f"{split.data_set} {split.name}"))
+            rows.append(PanelRow(panels, f"{split.data_set} {split.name}"))
     if not rows:
         raise UserError("no image with a label can be read", key="--sheet")
     return draw(rows, "Images under the colors of their labels", list(legend))

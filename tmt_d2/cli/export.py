@@ -3,26 +3,8 @@
     python -m tmt_d2.cli.export --config-file configs/R50/tmt.yaml --weights model_final.pth \\
         --size 512x1024 --format onnx --output tmt.onnx
 
-The exported function: ``image`` (1, 3, H, W) float32, values 0 to 255 in the channel order of INPUT.FORMAT ->
-
-    labels           (1, H, W) int64, the best class of each pixel
-    scores           (1, K, H, W), not normalised over the classes
-    class_logits     (1, Q, K + 1), mask_logits (1, Q, h, w): what the decoder says of its Q queries
-    transferability  (1, L, H, W) in [0, 1], coarsest level first; TMT models only
-
-The file says what it reads and what its labels mean, in JSON: ``input`` and ``classes`` in the metadata of ONNX, the
-extra files ``input.json`` and ``classes.json`` of torch.export. ``input`` is {"name": "image", "layout": "NCHW",
-"channels": "RGB" or "BGR", "range": [0, 255], "dtype": "float32", "size": [H, W]}, ``classes`` is {"names": [...],
-"colors": [[r, g, b], ...]}.
-
-The file resizes nothing. It answers as ``Predictor`` does for images that are resized to its size as the config resizes
-them: --image computes that size from an image or its size, and another --size is warned of.
-
-Normalisation, padding, adaptive clustering and transferable masked attention are part of the file. It is only written
-when it agrees with the model on five images: their largest difference of logits has a median of at most 1e-3, and at
-least 99.9 % of the labels are equal. Not every image can pass: masked attention asks whether a logit is above 0, and
-one that is 0 but for rounding changes what a query attends to (PyTorch does the same to itself when an image changes by
-1e-7 of its values). A fault in the file shows in every image.
+tmt_d2/inference/export.py describes the exported function and its agreement with the model. The file resizes nothing:
+--image computes the size of the model's input from an image or its size, and a warning names it for another --size.
 """
 
 from __future__ import annotations
@@ -54,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     suffix = Path(args.output).suffix[1:]
     file_format = args.format or (suffix if suffix in FORMATS else FORMATS[0])
     if suffix in FORMATS and suffix != file_format:
-        raise UserError(f"--output {args.output} is called .{suffix}, --format is {file_format}: change one of them")
+        raise UserError(f"its suffix is not that of --format {file_format}", key="--output", value=args.output)
     if Path(args.output).is_dir():
-        raise UserError(f"--output {args.output} is a folder: name a file in it")
+        raise UserError("this is a folder", key="--output", value=args.output, hint="name a file in it")
     check_writable("--output", args.output)
     predictor = Predictor.from_config(args.config_file, args.weights, ["MODEL.DEVICE", "cpu", *args.opts])
     cfg = predictor.cfg
@@ -73,24 +55,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for key in ("SLIDING_WINDOW", "AUG"):
         if cfg.TEST[key].ENABLED:
             logger.warning("TEST.%s.ENABLED is True: the file does one pass over the whole image without it", key)
-    found = export_model(predictor.model, size, args.output, file_format, channels=cfg.INPUT.FORMAT)
+    agreement = export_model(predictor.model, size, args.output, file_format, channels=cfg.INPUT.FORMAT)
     print(
-        f"{args.output}: {Path(args.output).stat().st_size / 2**20:.1f} MiB, logits differ by {found.logits:.1e} "
-        f"(median of {IMAGES} images, at worst {found.worst:.1e}), {found.labels:.3%} of the labels are equal\n"
+        f"{args.output}: {Path(args.output).stat().st_size / 2**20:.1f} MiB, logits differ by {agreement.logits:.1e} "
+        f"(median of {IMAGES} images, at worst {agreement.worst:.1e}), {agreement.labels:.3%} of the labels are equal\n"
         f"latency at {size[0]}x{size[1]} on {torch.get_num_threads()} CPU threads, median of {IMAGES} images: "
-        f"PyTorch {1000 * found.model_seconds:.0f} ms, {file_format} {1000 * found.file_seconds:.0f} ms"
+        f"PyTorch {1000 * agreement.model_seconds:.0f} ms, {file_format} {1000 * agreement.file_seconds:.0f} ms"
     )
 
 
 def _size(option: str, text: str) -> tuple[int, int]:
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isdecimal() for part in parts) or not all(map(int, parts)):
-        raise UserError(f"{option} {text}: write HEIGHTxWIDTH, both positive, e.g. 512x1024")
+        raise UserError("write HEIGHTxWIDTH, both positive, e.g. 512x1024", key=option, value=text)
     return int(parts[0]), int(parts[1])
 
 
 def _image_size(text: str) -> tuple[int, int]:
-    """Of the file of this name, or what it says."""
+    """Return the size of an image file, or the size itself."""
     if Path(text).suffix:
         height, width = read_image_of({"file_name": text}).shape[:2]
         return height, width
@@ -106,10 +88,10 @@ def parser() -> argparse.ArgumentParser:
     sizes.add_argument(
         "--image",
         metavar="FILE|HxW",
-        help="an image, or the size of one: the file reads what the config resizes it to (INPUT.MIN_SIZE_TEST)",
+        help="an image or its size, which is resized as the config says (INPUT.MIN_SIZE_TEST)",
     )
-    sizes.add_argument("--size", metavar="HxW", help="the size that the file reads, e.g. 512x1024")
-    add("--format", choices=FORMATS, help="default: as the name of --output says, else onnx")
+    sizes.add_argument("--size", metavar="HxW", help="input size of the file, e.g. 512x1024")
+    add("--format", choices=FORMATS, help="default: from the suffix of --output, else onnx")
     add("--output", required=True, metavar="FILE")
     add("opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides")
     return arguments

@@ -90,7 +90,7 @@ def show_images(predictors: Sequence[Predictor], images: InputImages, args: argp
     for image in islice(images, args.limit):
         reports = [report_image(first, image, selectors, top, args.layers)]
         # The same queries or pixels; for a query chosen by confidence, the best query of the same class.
-        same = [query.choice.selector for query in reports[0].queries]
+        same = [query.selected.selector for query in reports[0].queries]
         reports += [report_image(other, image, same, 0, args.layers) for other in others]
         (args.output / image.name).parent.mkdir(parents=True, exist_ok=True)
         written = []
@@ -102,7 +102,7 @@ def show_images(predictors: Sequence[Predictor], images: InputImages, args: argp
                 {"weights": predictor.cfg.MODEL.WEIGHTS, **report.numbers()}
                 for predictor, report in zip(predictors, reports)
             ]
-            numbers = {"image": image.record["file_name"], "size": list(reports[0].picture.shape[:2]), "models": models}
+            numbers = {"image": image.record["file_name"], "size": list(reports[0].image.shape[:2]), "models": models}
             written.append(f"{image.name}.json")
             write_json(args.output / written[-1], numbers)
         print(f"{image.name}: {', '.join(written)}")

@@ -1,25 +1,22 @@
-"""Export a trained model at a fixed image size to ONNX or torch.export, and compare the file with the model.
+"""Export of a trained model at a fixed image size to ONNX or torch.export, compared with the model.
 
 The exported function: ``image`` (1, 3, H, W) float32, values 0 to 255 in the channel order of INPUT.FORMAT ->
 
-    labels           (1, H, W) int64, the best class of each pixel
-    scores           (1, K, H, W), not normalised over the classes
-    class_logits     (1, Q, K + 1), mask_logits (1, Q, h, w): what the decoder says of its Q queries
+    labels           (1, H, W) int64, class index of each pixel
+    scores           (1, K, H, W), not normalized over the classes
+    class_logits     (1, Q, K + 1), mask_logits (1, Q, h, w): outputs of the decoder for its Q queries
     transferability  (1, L, H, W) in [0, 1], coarsest level first; TMT models only
 
-The file says what it reads and what its labels mean, in JSON: ``input`` and ``classes`` in the metadata of ONNX, the
-extra files ``input.json`` and ``classes.json`` of torch.export. ``input`` is {"name": "image", "layout": "NCHW",
-"channels": "RGB" or "BGR", "range": [0, 255], "dtype": "float32", "size": [H, W]}, ``classes`` is {"names": [...],
-"colors": [[r, g, b], ...]}.
+The file describes its input and its labels in JSON: ``input`` and ``classes`` in the metadata of ONNX, the extra files
+``input.json`` and ``classes.json`` of torch.export. ``input`` is {"name": "image", "layout": "NCHW", "channels": "RGB"
+or "BGR", "range": [0, 255], "dtype": "float32", "size": [H, W]}, ``classes`` is {"names": [...], "colors":
+[[r, g, b], ...]}.
 
-The file resizes nothing. It answers as ``Predictor`` does for images that are resized to its size as the config resizes
-them: --image computes that size from an image or its size, and another --size is warned of.
-
-Normalisation, padding, adaptive clustering and transferable masked attention are part of the file. It is only written
-when it agrees with the model on five images: their largest difference of logits has a median of at most 1e-3, and at
-least 99.9 % of the labels are equal. Not every image can pass: masked attention asks whether a logit is above 0, and
-one that is 0 but for rounding changes what a query attends to (PyTorch does the same to itself when an image changes by
-1e-7 of its values). A fault in the file shows in every image.
+The file resizes nothing: it equals ``Predictor`` for images that are already resized as the config resizes them.
+Normalization, padding, adaptive clustering and transferable masked attention are part of the file. It is written only
+if it agrees with the model on five images: the median of their largest logit differences is at most 1e-3, and at least
+99.9 % of the labels are equal. Single images may differ more: masked attention tests whether a logit is above 0, so a
+rounding error may change what a query attends to.
 """
 
 from __future__ import annotations
@@ -61,7 +58,9 @@ Outputs = Mapping[str, Tensor]
 class FixedSizeModel(nn.Module):
     """A model as a function of one tensor.
 
-    names: of the outputs, in order. classes: what the labels mean, as JSON.
+    Attributes:
+        names: names of the outputs, in order.
+        classes: names and colors of the classes, as JSON.
     """
 
     def __init__(self, model: MaskFormer) -> None:
@@ -73,28 +72,30 @@ class FixedSizeModel(nn.Module):
             self.names.append("transferability")
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(1, 3, H, W) float32 in 0 ... 255 -> the outputs, see the module."""
+        """(1, 3, H, W) float32 in 0 ... 255 -> the outputs, see the top of this file."""
         model = self.model
         height, width = image.shape[-2:]
         step = max(model.size_divisibility, 1)
-        normalised = (image - model.get_buffer("pixel_mean")) / model.get_buffer("pixel_std")
-        images = ImageList(F.pad(normalised, (0, -width % step, 0, -height % step)), [(height, width)])
-        passed = model.run(images)
-        (result,) = model.postprocess(passed, [{}], images)
+        normalized = (image - model.get_buffer("pixel_mean")) / model.get_buffer("pixel_std")
+        images = ImageList(F.pad(normalized, (0, -width % step, 0, -height % step)), [(height, width)])
+        forward = model.run(images)
+        (result,) = model.postprocess(forward, [{}], images)
         scores = result["sem_seg"][None]
-        answers = [scores.argmax(1), scores, passed.outputs["pred_logits"], passed.outputs["pred_masks"].dense()]
+        outputs = [scores.argmax(1), scores, forward.outputs["pred_logits"], forward.outputs["pred_masks"].dense()]
         if "transferability" in result:
             size, levels = (height, width), zip(result["transferability"], STRIDES)
             maps = [resize_level(level[None], stride, size, size) for level, stride in levels]
-            answers.append(torch.cat(maps)[None])
-        return tuple(answers)
+            outputs.append(torch.cat(maps)[None])
+        return tuple(outputs)
 
 
 class Agreement(NamedTuple):
-    """How far a file agrees with the model, over ``IMAGES`` images.
+    """Agreement of a file with the model, over ``IMAGES`` images.
 
-    logits: the median of the images' largest difference of class and mask logits; worst: the largest of them.
-    labels: share of equal ones. model_seconds, file_seconds: median latency.
+    Attributes:
+        logits, worst: median and maximum over the images of the largest difference of class and mask logits.
+        labels: share of equal labels.
+        model_seconds, file_seconds: median latency.
     """
 
     logits: float
@@ -107,11 +108,11 @@ class Agreement(NamedTuple):
 def export_model(
     model: MaskFormer, size: tuple[int, int], path: str | Path, file_format: str, *, channels: ChannelOrder
 ) -> Agreement:
-    """Write ``model`` at ``size`` (H, W) to ``path``, on the CPU, once the file is found to agree with it.
+    """Write ``model`` at ``size`` (H, W) to ``path``, on the CPU, if the file agrees with it.
 
     Args:
         file_format: "onnx" or "pt2" (``torch.export.load`` reads it).
-        channels: the order of channels that the model reads, INPUT.FORMAT; it is noted in the file.
+        channels: channel order that the model reads, INPUT.FORMAT.
 
     Raises:
         UserError: an unknown format, an impossible size, or a file that does not agree with the model.
@@ -119,9 +120,9 @@ def export_model(
     """
     path = Path(path)
     if file_format not in FORMATS:
-        raise UserError(f"format is {file_format!r}: choose one of {', '.join(FORMATS)}")
+        raise UserError(f"choose one of {', '.join(FORMATS)}", key="--format", value=file_format)
     if min(size) < 1:
-        raise UserError(f"size is {size[0]}x{size[1]}: height and width must be positive")
+        raise UserError("height and width must be positive", key="--size", value=f"{size[0]}x{size[1]}")
     fixed = FixedSizeModel(model.cpu())
     image = sample_image(size, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +135,7 @@ def export_model(
     with torch.no_grad():
         log_phase("tracing the model at %dx%d", *size)
         program = torch.export.export(fixed, (image,))
-        # Both writers want a name; what they leave there only gets its own once it has been compared.
+        # Both writers need a name: this one is temporary until the file has been compared.
         with atomic_write(path) as file:
             temporary = Path(file.name)
             if file_format == "onnx":
@@ -154,15 +155,13 @@ def export_model(
             log_phase("comparing the file with the model on %d images", IMAGES)
             agreement = compare(fixed, run, size)
             if agreement.logits > MAX_LOGIT_DIFFERENCE or agreement.labels < MIN_EQUAL_LABELS:
-                raise UserError(
-                    f"{path} is not written: its logits differ by {agreement.logits:.2g}, {agreement.labels:.2%} "
-                    f"of the labels are equal (at most {MAX_LOGIT_DIFFERENCE}, at least {MIN_EQUAL_LABELS:.1%} wanted)"
-                )
+                differences = f"logits by {agreement.logits:.2g}, labels by {1 - agreement.labels:.2%}"
+                raise UserError(f"not written, it differs from the model: {differences}", key=path)
     return agreement
 
 
 def sample_image(size: tuple[int, int], seed: int) -> Tensor:
-    """(1, 3, H, W) float32 in 0 ... 255: smooth blobs of colour with a little noise."""
+    """(1, 3, H, W) float32 in 0 ... 255: smooth blobs of color with a little noise."""
     generator = torch.Generator().manual_seed(seed)
     blobs = F.interpolate(torch.rand(1, 3, 6, 9, generator=generator), size, mode="bicubic", align_corners=False)
     noise = torch.rand(1, 3, *size, generator=generator)
@@ -170,30 +169,30 @@ def sample_image(size: tuple[int, int], seed: int) -> Tensor:
 
 
 def compare(fixed: FixedSizeModel, run: Callable[[Tensor], Outputs], size: tuple[int, int]) -> Agreement:
-    """How far ``run``, what the file does, agrees with the model, and how long both take."""
+    """Compare ``run``, the exported function, with the model."""
     images = [sample_image(size, seed) for seed in range(IMAGES)]
     # One after the other: two runtimes that take turns disturb each other's threads.
-    expected, model_seconds = _answers("model", lambda image: dict(zip(fixed.names, fixed(image))), images)
-    found, file_seconds = _answers("file", run, images)
-    pairs = list(zip(expected, found))
+    expected, model_seconds = _outputs("model", lambda image: dict(zip(fixed.names, fixed(image))), images)
+    exported, file_seconds = _outputs("file", run, images)
+    pairs = list(zip(expected, exported))
     logits = [max(float((a[name] - b[name]).abs().max()) for name in LOGITS) for a, b in pairs]
     labels = [float((a["labels"] == b["labels"]).double().mean()) for a, b in pairs]
     return Agreement(statistics.median(logits), max(logits), statistics.mean(labels), model_seconds, file_seconds)
 
 
-def _answers(name: str, function: Callable[[Tensor], Outputs], images: Sequence[Tensor]) -> tuple[list[Outputs], float]:
-    """The outputs for each image, and the median time in seconds."""
-    answers, seconds = [], []
+def _outputs(name: str, function: Callable[[Tensor], Outputs], images: Sequence[Tensor]) -> tuple[list[Outputs], float]:
+    """Return the outputs for each image, and the median time in seconds."""
+    outputs, seconds = [], []
     for number, image in enumerate(images, 1):
-        logger.info("comparing: the %s on picture %d of %d", name, number, len(images))
+        logger.info("comparing: the %s on image %d of %d", name, number, len(images))
         start = time.perf_counter()
-        answers.append(function(image))
+        outputs.append(function(image))
         seconds.append(time.perf_counter() - start)
-    return answers, statistics.median(seconds)
+    return outputs, statistics.median(seconds)
 
 
 def _translate(program: torch.export.ExportedProgram, image: Tensor, names: Sequence[str]) -> torch.onnx.ONNXProgram:
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it reports each node that it leaves as it is
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it logs each unchanged node
     onnx_program = torch.onnx.export(
         program,
         (image,),
@@ -201,7 +200,7 @@ def _translate(program: torch.export.ExportedProgram, image: Tensor, names: Sequ
         opset_version=OPSET,
         input_names=["image"],
         output_names=names,
-        optimize=False,  # the caller does, and logs it
+        optimize=False,  # done by the caller
         verbose=False,
     )
     assert onnx_program is not None  # the dynamo exporter always returns one
@@ -209,7 +208,7 @@ def _translate(program: torch.export.ExportedProgram, image: Tensor, names: Sequ
 
 
 def _describe_input(size: tuple[int, int], channels: ChannelOrder) -> str:
-    """What the file reads, as JSON."""
+    """Return the description of the input, as JSON."""
     return json.dumps(
         {
             "name": "image",

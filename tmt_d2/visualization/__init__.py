@@ -1,1 +1,1 @@
-"""Pictures of what a model sees: overlays, panels, and reports of attention and transferability."""
+"""Images of a model's predictions, transferability and attention: overlays, panels, figures and their numbers."""

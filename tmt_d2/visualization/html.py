@@ -1,4 +1,4 @@
-"""HTML from templates: every value is escaped, and pictures are part of the page, which needs nothing else."""
+"""HTML from Jinja templates: values are escaped, and images are embedded as data URIs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ import matplotlib
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-STOPS = 12  # of a gradient; more cannot be told apart
+GRADIENT_STOPS = 12
 
 
 def templates(package: str, **names: Any) -> Environment:
-    """What lies in the folder ``templates`` of a package. names: known in all of them, besides the functions below."""
+    """Return the templates in the folder ``templates`` of a package.
+
+    Args:
+        names: further globals of the templates, besides ``data_uri`` and ``gradient``.
+    """
     environment = Environment(
         loader=PackageLoader(package), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -22,13 +26,13 @@ def templates(package: str, **names: Any) -> Environment:
     return environment
 
 
-def data_uri(picture: np.ndarray, quality: int = 88) -> str:
-    """picture: (H, W, 3) uint8 RGB, as a JPEG."""
-    encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+def data_uri(image: np.ndarray, quality: int = 88) -> str:
+    """Encode an image (H, W, 3) uint8 RGB as a JPEG data URI."""
+    encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
 
 
-def gradient(colour_map: str) -> str:
-    """A Matplotlib colour map as a CSS gradient."""
-    colours = (255 * matplotlib.colormaps[colour_map](np.linspace(0, 1, STOPS))[:, :3]).round().astype(int)
-    return f"linear-gradient(to right, {', '.join(f'rgb{tuple(colour)}' for colour in colours.tolist())})"
+def gradient(color_map: str) -> str:
+    """Return a Matplotlib color map as a CSS gradient."""
+    colors = (255 * matplotlib.colormaps[color_map](np.linspace(0, 1, GRADIENT_STOPS))[:, :3]).round().astype(int)
+    return f"linear-gradient(to right, {', '.join(f'rgb{tuple(color)}' for color in colors.tolist())})"

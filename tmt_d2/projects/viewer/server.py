@@ -1,4 +1,4 @@
-"""Who gets the page: nothing is loaded from, sent to or kept anywhere else, uploads included; needs Gradio."""
+"""Server of the page, which loads nothing from and sends nothing to other machines; needs Gradio."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from tmt_d2.errors import UserError
+from tmt_d2.projects.viewer.checkpoints import Viewer
 from tmt_d2.projects.viewer.page import CSS, build
-from tmt_d2.projects.viewer.trained_models import Viewer
 from tmt_d2.projects.viewer.uploads import MAX_MEGABYTES
 
-SESSIONS = 16  # whose images are held in memory
+SESSIONS = 16  # number of users whose images are held in memory
 
-# The browser obeys this: nothing is loaded from, or sent to, any other machine.
+# The browser then loads nothing from, and sends nothing to, other machines.
 POLICY = (
     b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; connect-src 'self' ws: data: blob:; "
     b"frame-ancestors 'self'"
@@ -32,7 +32,7 @@ POLICY = (
 
 
 class OnlyThisServer:
-    """ASGI middleware: every answer carries POLICY."""
+    """ASGI middleware that adds ``POLICY`` to every response."""
 
     def __init__(self, app: Any):
         self.app = app
@@ -50,7 +50,7 @@ def serve(viewer: Viewer, examples: Sequence[Path], host: str, port: int, names:
     """Serve until interrupted or terminated; uploads are in a folder that is then deleted.
 
     Args:
-        names: further host names by which the page may be asked for, such as that of a proxy.
+        names: further host names of the page, such as that of a proxy.
     """
     _refuse_taken(host, port)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -61,8 +61,7 @@ def serve(viewer: Viewer, examples: Sequence[Path], host: str, port: int, names:
 
 
 def own_names(host: str, names: Sequence[str] = ()) -> list[str]:
-    """The host names that are answered. A page elsewhere whose name is made to lead here (DNS rebinding) asks for its
-    own name, and is refused."""
+    """Return the host names that are answered; requests for other names (DNS rebinding) are refused."""
     own = ["127.0.0.1", "localhost", "[::1]", host, *names]
     if host in ("0.0.0.0", "::"):
         name = socket.gethostname()
@@ -76,11 +75,13 @@ def _refuse_taken(host: str, port: int) -> None:
     try:
         socket.create_server((host, port)).close()
     except OSError as error:
-        raise UserError(f"port {port} of {host} cannot be had ({error.strerror}): choose another by --port") from error
+        raise UserError(
+            f"not free on {host} ({error.strerror})", key="--port", value=port, hint="choose another"
+        ) from error
 
 
 def _launch(page: gradio.Blocks, host: str, port: int, names: list[str]) -> None:
-    fonts, fixed_width = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # of the machine
+    fonts, fixed_width = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # installed on the machine
     _, url, _ = page.launch(
         server_name=host,
         server_port=port,

@@ -1,4 +1,4 @@
-"""Images for the page: examples on disk, and uploads, which are not trusted."""
+"""Images of the page: examples on disk, and uploads, which are not trusted."""
 
 from __future__ import annotations
 
@@ -18,35 +18,34 @@ EXAMPLES = 8
 
 
 def find_examples(folder: Path) -> list[Path]:
-    """A few validation images of the data sets below ``folder``, those of the target (not Cityscapes) first."""
+    """Return a few validation images of the data sets below ``folder``, Cityscapes last."""
     files = [path for path in folder.rglob("*") if path.suffix in (".jpg", ".png") and "val" in path.parts]
     images = [path for path in files if not {"labels", "gtFine", "masks"} & set(path.parts)]
     return sorted(images, key=lambda path: ("cityscapes" in path.parts, path.name))[:EXAMPLES]
 
 
 def read_upload(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, at most LONGEST on the longer side; turned as its EXIF says, unlike files of a data set (see
-    `tmt_d2.data.reader.read_image`): an upload is somebody's own photo, and is clicked at as that person sees it.
+    """Return an uploaded photo (H, W, 3) uint8 RGB, at most ``LONGEST`` on the longer side.
+
+    Its EXIF orientation is applied, unlike in data sets: the user clicks at the photo as it is seen elsewhere.
 
     Raises:
-        UserError: too large, or no image; one line that names the file without its folder.
+        UserError: the file is too large or no image; key is its name without the folder.
     """
-    size = path.stat().st_size
-    if size > MAX_MEGABYTES * 2**20:
-        raise UserError(f"{path.name} has {size / 2**20:.1f} MB: the page takes at most {MAX_MEGABYTES} MB")
+    megabytes = path.stat().st_size / 2**20
+    if megabytes > MAX_MEGABYTES:
+        raise UserError(f"{megabytes:.1f} MB, the limit is {MAX_MEGABYTES} MB", key=path.name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             width, height = Image.open(path).size  # reads the header only
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path.name} is no image that can be read here (PNG, JPEG, WebP, TIFF, BMP)") from error
-    if width * height > MAX_MEGAPIXELS * 10**6:
-        raise UserError(
-            f"{path.name} is {width}x{height}, {width * height / 10**6:.1f} megapixels: the page takes at most "
-            f"{MAX_MEGAPIXELS}"
-        )
+        raise UserError("not a readable image (PNG, JPEG, WebP, TIFF, BMP)", key=path.name) from error
+    megapixels = width * height / 10**6
+    if megapixels > MAX_MEGAPIXELS:
+        size = f"{width}x{height}, {megapixels:.1f} megapixels"
+        raise UserError(f"{size}, the limit is {MAX_MEGAPIXELS}", key=path.name)
     try:
-        picture = read_image(str(path), oriented=True)
+        return shrink(read_image(str(path), oriented=True))
     except UserError as error:
-        raise UserError(str(error).replace(str(path), path.name)) from error
-    return shrink(picture)
+        raise UserError("the file is damaged", key=path.name) from error

@@ -2,9 +2,9 @@ const show = (x, y) => {
   element.querySelectorAll('.tmt-mark').forEach(mark => { mark.style.left = 100 * x + '%'; mark.style.top = 100 * y + '%'; });
 };
 element.addEventListener('click', event => {
-  const picture = event.target.closest('.tmt-pic');
-  if (!picture) return;
-  const box = picture.getBoundingClientRect();
+  const image = event.target.closest('.tmt-pic');
+  if (!image) return;
+  const box = image.getBoundingClientRect();
   const x = (event.clientX - box.left) / box.width, y = (event.clientY - box.top) / box.height;
   show(x, y);
   trigger('click', {x: x, y: y});
@@ -25,8 +25,8 @@ element.addEventListener('keydown', event => {
   }
   event.preventDefault();
 });
-// A new answer replaces the pictures: the one that had the keyboard has it again.
+// A new answer replaces the images; the image that had the keyboard focus gets it again.
 new MutationObserver(() => {
-  const picture = element.dataset.focus && element.querySelectorAll('.tmt-pic')[element.dataset.focus];
-  if (picture && document.activeElement === document.body) { picture.focus(); delete element.dataset.focus; }
+  const image = element.dataset.focus && element.querySelectorAll('.tmt-pic')[element.dataset.focus];
+  if (image && document.activeElement === document.body) { image.focus(); delete element.dataset.focus; }
 }).observe(element, {childList: true, subtree: true});

@@ -1,4 +1,4 @@
-"""Trained models for the page: which there are, and what they see in a picture."""
+"""Trained models below a folder, and their answer for a pixel of an image."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tmt_d2.visualization.inspection import attention_report, masking_p_t
 from tmt_d2.visualization.sizes import shrink
 
 LONGEST_SHOWN = 960
-FIRST = (OURS, BASELINE)  # checkpoints of these methods in this order, then the others by name
+FIRST = (OURS, BASELINE)  # checkpoints of these methods come first, then the others by name
 MODELS_KEPT = 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained model: its name, which is its folder, and its files."""
+    """Files of a trained model; name: its folder below the folder of all checkpoints."""
 
     name: str
     config_file: Path
@@ -32,7 +32,7 @@ class Checkpoint:
 
     @property
     def title(self) -> str:
-        """As a person would say it: "tmt, cityscapes → bdd100k, all labels, seed 1"; other folders by their names."""
+        """Readable name: "tmt, cityscapes → bdd100k, all labels, seed 1"; of other folders the name itself."""
         unit = re.fullmatch(r"(source|estimator)/([^/]+)/seed(\d+)(.*)", self.name)
         if unit:
             kind, place, seed, variant = unit.groups()
@@ -46,7 +46,7 @@ class Checkpoint:
 
 
 def find_checkpoints(folder: Path) -> dict[str, Checkpoint]:
-    """By name, those below ``folder``.
+    """Return the checkpoints below ``folder`` by name.
 
     Raises:
         FileNotFoundError: there is none.
@@ -58,41 +58,43 @@ def find_checkpoints(folder: Path) -> dict[str, Checkpoint]:
     ]
     if not checkpoints:
         raise FileNotFoundError(
-            f"--output {folder}: no folder with model_final.pth and config.yaml here: run `make demo`, "
-            "or name the output folder of train_net.py, train_pair.py or train_matrix.py"
+            f"--output {folder}: no folder with model_final.pth and config.yaml: run `make demo`, or name the output "
+            "folder of train_net.py, train_pair.py or train_matrix.py"
         )
     checkpoints.sort(key=lambda checkpoint: [method not in checkpoint.name.split("/") for method in FIRST])
     return {checkpoint.name: checkpoint for checkpoint in checkpoints}
 
 
 class Viewer:
-    """Models by name, loaded when asked for, and what they see as HTML."""
+    """Models by name, loaded when needed, and their answers as HTML."""
 
-    def __init__(self, checkpoints: Mapping[str, Checkpoint]):
+    def __init__(self, checkpoints: Mapping[str, Checkpoint]) -> None:
         self.checkpoints = checkpoints
-        self._load = lru_cache(MODELS_KEPT)(self._read)
+        self._predictor = lru_cache(MODELS_KEPT)(self._load)
 
-    def _read(self, name: str) -> Predictor:
+    def _load(self, name: str) -> Predictor:
         checkpoint = self.checkpoints[name]
         return Predictor.from_config(str(checkpoint.config_file), str(checkpoint.weights))
 
     def layers(self, name: str) -> int:
-        predictor: Any = self._load(name).model.sem_seg_head.predictor
-        return predictor.num_layers
+        decoder: Any = self._predictor(name).model.sem_seg_head.predictor
+        return decoder.num_layers
 
     def p_t(self, name: str) -> float | None:
-        """As trained; None where transferability masks no attention."""
-        return masking_p_t(self._load(name).model)
+        """Return p_T as trained; None if transferability masks no attention."""
+        return masking_p_t(self._predictor(name).model)
 
-    def show(self, picture: np.ndarray, at: tuple[float, float], name: str, layer: int, p_t: float) -> str:
-        """
+    def show(self, image: np.ndarray, at: tuple[float, float], name: str, layer: int, p_t: float) -> str:
+        """Return the HTML of the query that owns a pixel.
+
         Args:
-            picture: (H, W, 3) uint8 RGB of any size. at: the clicked point (x, y), in [0, 1] of width and height.
+            image: (H, W, 3) uint8 RGB of any size.
+            at: the clicked point (x, y), in [0, 1] of width and height.
         """
-        predictor = self._load(name)
-        smaller = shrink(picture, LONGEST_SHOWN)
-        height, width = smaller.shape[:2]
+        predictor = self._predictor(name)
+        shown = shrink(image, LONGEST_SHOWN)
+        height, width = shown.shape[:2]
         pixel = min(int(at[0] * width), width - 1), min(int(at[1] * height), height - 1)
-        record = predictor.model_input(picture)
-        report = attention_report(predictor.model, record, smaller, selectors=[pixel], layers=[layer], p_t=p_t)
+        record = predictor.model_input(image)
+        report = attention_report(predictor.model, record, shown, selectors=[pixel], layers=[layer], p_t=p_t)
         return pixel_html(report, at)

@@ -1,4 +1,4 @@
-"""Real SIGKILLs: in every kind of stage at a given step, and fifty of them anywhere, while saving too."""
+"""Runs that are killed by SIGKILL and resumed: every kind of stage at one step, and fifty kills at random times."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ KILLS, PERIOD = 50, 3
 
 
 def fork(function: Callable[[], Any]) -> int:
-    """Run ``function`` in a process of its own, and return its id. This one must not have run a model: the threads of
-    OpenMP do not survive a fork."""
+    """Run ``function`` in a forked process and return its id.
+
+    This process must not have run a model: the threads of OpenMP do not survive a fork.
+    """
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -36,7 +38,7 @@ def fork(function: Callable[[], Any]) -> int:
     return pid
 
 
-def outcome(pid: int) -> int:
+def exit_code(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
@@ -44,12 +46,12 @@ def killing_itself(cfg: Any, step: int) -> Callable[[], Any]:
     def run() -> None:
         update, steps = TrainingStep.update, iter(range(10**6))
 
-        def die(self: TrainingStep) -> None:
+        def update_or_die(self: TrainingStep) -> None:
             update(self)
             if next(steps) == step:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        TrainingStep.update = die  # type: ignore[method-assign]
+        TrainingStep.update = update_or_die  # type: ignore[method-assign]
         run_stage(cfg)
 
     return run
@@ -67,43 +69,43 @@ def test_killed_and_resumed_equals_uninterrupted(
     def cfg(name: str) -> Any:
         return small_cfg(stage, tmp_path / name, start, **changes)
 
-    assert outcome(fork(lambda: run_stage(cfg("straight")))) == 0
-    assert outcome(fork(killing_itself(cfg("killed"), 4))) == -signal.SIGKILL
-    assert outcome(fork(lambda: run_stage(cfg("killed"), resume=True))) == 0
+    assert exit_code(fork(lambda: run_stage(cfg("straight")))) == 0
+    assert exit_code(fork(killing_itself(cfg("killed"), 4))) == -signal.SIGKILL
+    assert exit_code(fork(lambda: run_stage(cfg("killed"), resume=True))) == 0
     assert not differences(tmp_path / "straight" / "model_final.pth", tmp_path / "killed" / "model_final.pth")
 
 
 def test_fifty_kills_anywhere(start: Path, tmp_path: Path) -> None:
-    chance, folder, progress = random.Random(1), tmp_path / "run", tmp_path / "progress"
+    rng, folder, progress = random.Random(1), tmp_path / "run", tmp_path / "progress"
     cfg = small_cfg("full", folder, start, SOLVER__MAX_ITER=100_000, SOLVER__CHECKPOINT_PERIOD=PERIOD)
     progress.write_text("-1")
 
     def train() -> None:
         update = TrainingStep.update
 
-        def tell(self: TrainingStep) -> None:
+        def update_and_report(self: TrainingStep) -> None:
             update(self)
             descriptor = os.open(progress, os.O_WRONLY)
             os.pwrite(descriptor, b"%08d" % (int(progress.read_text()) + 1), 0)
             os.close(descriptor)
 
-        TrainingStep.update = tell  # type: ignore[method-assign]
+        TrainingStep.update = update_and_report  # type: ignore[method-assign]
         run_stage(cfg, resume=True)
 
-    lost, during_save, litter, last = [], 0, 0, -1
+    lost, during_save, last = [], 0, -1
     for _ in range(KILLS):
         progress.write_text(f"{last:08d}")
         pid = fork(train)
         deadline = time.monotonic() + 60
         while int(progress.read_text()) <= last + PERIOD and time.monotonic() < deadline:
-            time.sleep(0.005)  # the restart works: it gets beyond where it began
-        if chance.random() < 0.5:  # wait for a save to begin
+            time.sleep(0.005)  # until it has got beyond the last checkpoint
+        if rng.random() < 0.5:  # wait for a save to begin
             while not list(folder.glob(".model_*.tmp")) and time.monotonic() < deadline:
                 pass
         else:
-            time.sleep(chance.random() * 0.5)
+            time.sleep(rng.random() * 0.5)
         os.kill(pid, signal.SIGKILL)
-        assert outcome(pid) == -signal.SIGKILL
+        assert exit_code(pid) == -signal.SIGKILL
         during_save += bool(list(folder.glob(".model_*.tmp")))
         tagged = folder / (folder / "last_checkpoint").read_text()
         files = TMTCheckpointer(None, str(folder)).resumable()  # type: ignore[arg-type]
@@ -114,10 +116,7 @@ def test_fifty_kills_anywhere(start: Path, tmp_path: Path) -> None:
         lost.append(done - loaded)
         last = loaded
     cfg = small_cfg("full", folder, start, SOLVER__MAX_ITER=last + 2, SOLVER__CHECKPOINT_PERIOD=PERIOD)
-    assert outcome(fork(lambda: run_stage(cfg, resume=True))) == 0
-    litter = len([path for path in folder.rglob("*") if path.name.endswith(".tmp")])
-    assert litter == 0
+    assert exit_code(fork(lambda: run_stage(cfg, resume=True))) == 0
+    assert not list(folder.rglob("*.tmp"))
     assert len(list(folder.glob("model_0*.pth"))) <= 3
-    print(
-        f"{KILLS} kills, {during_save} while saving; steps lost: at most {max(lost)}, period {PERIOD}; litter {litter}"
-    )
+    print(f"{KILLS} kills, {during_save} while saving; at most {max(lost)} steps lost, checkpoints every {PERIOD}")

@@ -20,7 +20,7 @@ from tests.helpers.checkout import CONFIGS
 from tests.helpers.models import Build
 from tests.helpers.small_runs import options, small_cfg
 from tmt_d2.data import register_custom
-from tmt_d2.data.class_lists import ClassList, coloured, unnamed
+from tmt_d2.data.class_lists import ClassList, unnamed, with_colors
 from tmt_d2.data.datasets.label_spaces import CITYSCAPES_CLASSES, CLASSES, PALETTE, class_list_of
 from tmt_d2.data.datasets.registration import common_classes
 from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer
@@ -51,7 +51,7 @@ def test_generated_colours_are_the_farthest() -> None:
     levels = [int(255 * i / 8) for i in range(9)]
     grid = [(r, g, b) for r in levels for g in levels for b in levels]
     taken: list[tuple[int, ...]] = [(0, 0, 0), (255, 255, 255), (250, 10, 10)]
-    classes = coloured(["a", "b", "c", "d"], {"b": (250, 10, 10)})
+    classes = with_colors(["a", "b", "c", "d"], {"b": (250, 10, 10)})
     assert classes.colors[1] == (250, 10, 10)
     for index in (0, 2, 3):
         farthest = max(min(distance(color, other) for other in taken) for color in grid)
@@ -77,8 +77,8 @@ def test_palette_legend_and_text() -> None:
 
 # ---- In checkpoints
 
-SEVEN = coloured(["road", "mud", "animal", "car", "kerb", "hill", "sky"], {"mud": (90, 60, 30)})
-FIVE = coloured(["sky", "water", "road", "boat", "car"], {})
+SEVEN = with_colors(["road", "mud", "animal", "car", "kerb", "hill", "sky"], {"mud": (90, 60, 30)})
+FIVE = with_colors(["sky", "water", "road", "boat", "car"], {})
 
 
 def save(build_tiny: Build, path: Path, classes: ClassList | None, count: int) -> nn.Module:
@@ -118,7 +118,7 @@ def test_rows_of_the_class_head_go_by_name(build_tiny: Build, tmp_path: Path, ca
 
 def test_the_same_names_in_another_order_are_put_in_order(build_tiny: Build, tmp_path: Path) -> None:
     save(build_tiny, tmp_path / "start.pth", SEVEN, 7)
-    turned = coloured(SEVEN.names[::-1], {})
+    turned = with_colors(SEVEN.names[::-1], {})
     model = new_model(build_tiny, turned, 7)
     with pytest.raises(
         UserError, match="has 7 classes .road, mud, animal, car, .*, the data sets have 7 classes .sky, "

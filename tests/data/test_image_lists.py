@@ -17,7 +17,7 @@ SEPARATE = frozenset(b"\0/")
 NAMES = st.binary(min_size=1, max_size=12).filter(lambda name: not SEPARATE & {*name}).map(os.fsdecode)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
 @given(st.lists(NAMES | st.text("# \t\"\\'\r\n\u2028\ufeffa.", min_size=1), min_size=1, unique=True))
 @example(["#0.jpg", " a.jpg", "a #1.jpg", '"a".jpg', '"a"', "\ufeffa", "a\nb", "a\u2028b", os.fsdecode(b"stra\xdfe")])
 def test_what_is_written_is_read(tmp_path: Path, names: list[str]) -> None:

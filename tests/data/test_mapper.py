@@ -166,7 +166,7 @@ def test_image_and_label_of_different_sizes_are_an_error(tmp_path: Path, suffix:
     Image.fromarray(blocky_label((104, 160))).save(tmp_path / "l.png")
     record = {"file_name": str(tmp_path / f"i.{suffix}"), "sem_seg_file_name": str(tmp_path / "l.png"), "dataset": NAME}
     for short_edge in (20, 104, 150):
-        with pytest.raises(reader.SizeError, match=r"320x208, but its label .* is 160x104"):
+        with pytest.raises(reader.SizeError, match="320x208"):
             build(min_sizes=(short_edge,), crop_size=(18, 25))(record)
 
 
@@ -209,7 +209,7 @@ def test_a_label_of_another_size_is_an_error_in_testing_too(tmp_path: Path) -> N
     Image.fromarray(blocky_label((64, 95))).save(tmp_path / "l.png")
     record = {"file_name": str(tmp_path / "i.jpg"), "sem_seg_file_name": str(tmp_path / "l.png"), "dataset": NAME}
     for changes in ({"is_train": False, "min_sizes": (0,)}, {"with_label": False}, {}):
-        with pytest.raises(reader.SizeError, match=r"i\.jpg is 96x64, but its label .*l\.png is 95x64"):
+        with pytest.raises(reader.SizeError, match="i.jpg.*96x64.*l.png.*95x64"):
             build(**changes)(record)
 
 
@@ -227,7 +227,7 @@ def test_sizes_that_are_equal_at_a_fraction_only(tmp_path: Path, reduction: int)
     upright = np.ascontiguousarray(np.rot90(stored, -1))
     assert np.abs(pixels - cv2.resize(upright, pixels.shape[1::-1], interpolation=cv2.INTER_AREA)).mean() < 4
     Image.fromarray(blocky_label((208, 208))).save(record["sem_seg_file_name"])
-    with pytest.raises(reader.SizeError, match="is 208x207, but its label .* is 208x208"):
+    with pytest.raises(reader.SizeError, match="208x207"):
         mapper(record)
 
 
@@ -351,9 +351,9 @@ def test_the_file_is_not_changed_by_jitter() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"min_size_sampling": "both"}, "MIN_SIZE_TRAIN_SAMPLING='both'"),
-        ({"min_size_sampling": "range"}, "needs two lengths"),
-        ({"image_format": "L"}, "INPUT.FORMAT='L'"),
+        ({"min_size_sampling": "both"}, "MIN_SIZE_TRAIN_SAMPLING"),
+        ({"min_size_sampling": "range"}, "INPUT.MIN_SIZE_TRAIN"),
+        ({"image_format": "L"}, "INPUT.FORMAT"),
     ],
 )
 def test_wrong_settings_are_named(changes: dict[str, object], message: str) -> None:

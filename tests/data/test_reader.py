@@ -83,9 +83,8 @@ def test_a_truncated_image_is_an_error(tmp_path: Path, kind: str, keep: float) -
     path.write_bytes(whole)
     read_image(str(path))
     path.write_bytes(whole[: keep if keep < 0 else int(len(whole) * keep)])
-    with pytest.raises(DataError, match=r"cut\.image: ") as error:
+    with pytest.raises(DataError, match=r"cut\.image"):
         read_image(str(path))
-    assert "\n" not in str(error.value)
 
 
 def test_a_jpeg_filled_up_with_zeros_is_an_error_but_one_with_bytes_behind_its_end_is_not(tmp_path: Path) -> None:
@@ -138,11 +137,11 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("version https://git-lfs.github.com/spec/v1")
     for read in (read_image, lambda path: read_label(path, CITYSCAPES)):
-        with pytest.raises(DataError, match=r"empty\.png: the file is empty \(0 bytes\)"):
+        with pytest.raises(DataError, match="empty.png"):
             read(str(tmp_path / "empty.png"))
-        with pytest.raises(DataError, match=r"text\.png: "):
+        with pytest.raises(DataError, match="text.png"):
             read(str(tmp_path / "text.png"))
-        with pytest.raises(DataError, match=r"gone\.png: cannot be read \(No such file or directory\)"):
+        with pytest.raises(DataError, match="gone.png"):
             read(str(tmp_path / "gone.png"))
 
 
@@ -218,19 +217,19 @@ def test_an_original_of_another_task_names_the_right_one(
     tmp_path: Path, image: Image.Image, space: LabelSpace, files: str
 ) -> None:
     image.save(tmp_path / "label.png")
-    with pytest.raises(DataError, match=f"It holds instances or colors: take .*{files}"):
+    with pytest.raises(DataError, match=files):
         read_label(str(tmp_path / "label.png"), space)
 
 
 def test_a_png_of_nothing_but_its_ends_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "label.png").write_bytes(b"\x89PNG\r\n\x1a\nIEND")
-    with pytest.raises(DataError, match=r"label\.png: is not a PNG file"):
+    with pytest.raises(DataError, match="label.png"):
         read_label(str(tmp_path / "label.png"), CITYSCAPES)
 
 
 def test_a_jpeg_is_no_label(tmp_path: Path) -> None:
     Image.new("L", (4, 3)).save(tmp_path / "label.png", "JPEG")
-    with pytest.raises(DataError, match="is not a PNG file"):
+    with pytest.raises(DataError, match="label.png"):
         read_label(str(tmp_path / "label.png"), CITYSCAPES)
 
 
@@ -246,13 +245,13 @@ def test_ids_outside_the_table_are_named(tmp_path: Path) -> None:
     path = save_label(tmp_path / "label.png", np.array([[99, 7, 40, 40, 35, 255, 60, 61]]))
     with pytest.raises(UndefinedIdError) as error:
         read_label(path, CITYSCAPES)
-    assert str(error.value) == f"{path}: ids 35, 40, 60, 61, 99, ... are not defined in Cityscapes labelIds"
+    assert error.value.key == path and "35, 40, 60, 61, 99, ..." in str(error.value)
 
 
 def test_labels_of_mapillary_2_are_rejected_with_a_hint(tmp_path: Path) -> None:
     path = save_label(tmp_path / "label.png", np.array([[13, 65, 66, 123]]), palette=True)
     for space in (MAPILLARY_A, MAPILLARY_B):
-        with pytest.raises(UndefinedIdError, match=r"ids 66, 123 .*v2\.0 labels.*v1\.2/labels"):
+        with pytest.raises(UndefinedIdError, match=r"66, 123 .*v2\.0"):
             read_label(path, space)
     path = save_label(tmp_path / "label.png", np.array([[13, 65]]), palette=True)
     assert read_label(path, MAPILLARY_A).tolist() == [[0, 255]]
@@ -290,7 +289,7 @@ def test_other_palettes_of_mapillary_and_none_go_by_the_ids(
         return save_coloured(tmp_path / "label.png", ids, colours + [(9, 9, 9)] * (256 - len(colours)))
 
     assert read_label(save([2, 3, 65]), MAPILLARY_A).tolist() == [[1, 4, 255]]
-    with pytest.raises(UndefinedIdError, match=r"ids 66 are not defined .*v2\.0"):
+    with pytest.raises(UndefinedIdError, match=r"66.*v2\.0"):
         read_label(save([2, 3, 66]), MAPILLARY_A)
 
 
@@ -315,7 +314,7 @@ def test_the_palette_of_mapillary_has_a_colour_for_every_id_and_that_of_the_clas
 def test_files_of_train_ids_in_cityscapes_are_read_as_such(tmp_path: Path) -> None:
     ids = np.array([[0, 7, 18, 255]])
     assert read_label(save_label(tmp_path / "a_gtFine_labelTrainIds.png", ids), CITYSCAPES).tolist() == ids.tolist()
-    with pytest.raises(UndefinedIdError, match="ids 255 "):
+    with pytest.raises(UndefinedIdError, match="255"):
         read_label(save_label(tmp_path / "a_gtFine_labelIds.png", ids), CITYSCAPES)
 
 
@@ -331,10 +330,10 @@ def test_the_class_of_synthia_is_the_red_channel_of_16_bits(tmp_path: Path) -> N
 
 
 def test_wrong_labels_of_synthia(tmp_path: Path) -> None:
-    with pytest.raises(UndefinedIdError, match=r"ids 23, 255, 256, 259 are not defined in SYNTHIA"):
+    with pytest.raises(UndefinedIdError, match="23, 255, 256, 259"):
         read_label(synthia_label(tmp_path / "label.png", np.array([[1, 256, 259, 23, 255]])), SYNTHIA)
     Image.new("RGB", (4, 3)).save(tmp_path / "colour.png")
-    with pytest.raises(DataError, match=r"colour\.png: is uint8 of shape \(3, 4, 3\); .*GT/LABELS, not GT/COLOR"):
+    with pytest.raises(DataError, match="GT/LABELS"):
         read_label(str(tmp_path / "colour.png"), SYNTHIA)
 
 
@@ -347,7 +346,7 @@ def test_a_pair_of_other_sizes_is_an_error(tmp_path: Path) -> None:
     label = save_label(tmp_path / "label.png", np.zeros((4, 6)))
     with pytest.raises(SizeError) as error:
         read_pair({"file_name": image, "sem_seg_file_name": label}, CITYSCAPES)
-    assert str(error.value) == f"{image} is 5x4, but its label {label} is 6x4"
+    assert error.value.key == image and all(part in str(error.value) for part in ("5x4", label, "6x4"))
 
 
 COLORS = {(200, 0, 0): 0, (0, 90, 0): 1, (0, 0, 0): 255, (70, 70, 70): 1}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tests.helpers.models import tiny_cfg
 from tmt_d2.cli import export as command
 from tmt_d2.cli.export import main
-from tmt_d2.data.class_lists import coloured
+from tmt_d2.data.class_lists import with_colors
 from tmt_d2.data.datasets.label_spaces import CLASSES, PALETTE
 from tmt_d2.errors import UserError
 from tmt_d2.inference.export import Agreement, FixedSizeModel, export_model, sample_image
@@ -101,7 +101,7 @@ def test_onnx_file_of_tmt(files: Path) -> None:
 
 def test_pt2_file_of_mask2former(tmp_path: Path) -> None:
     model = small_model("MaskFormer", MODEL__SEM_SEG_HEAD__NUM_CLASSES=2)
-    model.classes = coloured(["lawn", "pond"], {"pond": (0, 90, 255)})
+    model.classes = with_colors(["lawn", "pond"], {"pond": (0, 90, 255)})
     agreement = export_model(model, (64, 64), tmp_path / "plain.pt2", "pt2", channels="BGR")
     assert agreement.logits < 1e-3
     assert agreement.labels > 0.999

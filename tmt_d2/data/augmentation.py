@@ -1,7 +1,6 @@
-"""What happens to a training image: which part of it at which scale, and in which colours.
+"""Crop, resize and color augmentation of training images.
 
-Pure geometry and pure pixel functions; the random draws are made by the mapper and passed in, except for
-``ssd_colors``, which draws from NumPy's global state (seeded per worker by Detectron2).
+The mapper draws crops; ``ssd_colors`` draws from NumPy's global state.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ HUE_DELTA = 18  # of 180
 
 @dataclass(frozen=True)
 class Crop:
-    """A rectangle of a resized image that is never made: (``top``, ``left``, ``height``, ``width``) in its pixels.
+    """A rectangle (``top``, ``left``, ``height``, ``width``), in pixels, of the resized image.
 
     Attributes:
         source: (H, W) of the image on disk.
-        resized: (H', W') it would have after resizing.
+        resized: (H', W') after resizing.
     """
 
     source: tuple[int, int]
@@ -43,24 +42,24 @@ class Crop:
 
     @property
     def reduction(self) -> int:
-        """1, 2, 4 or 8: the image may be decoded at this fraction of its size and still be shrunk afterwards."""
+        """Return 1, 2, 4 or 8: decoded at 1 / reduction of its size, the image is still at least the resized one."""
         shrink = min(self.source[0] / self.resized[0], self.source[1] / self.resized[1])
         return next(factor for factor in (8, 4, 2, 1) if factor <= max(shrink, 1))
 
 
 def crop_image(image: np.ndarray, crop: Crop, reduction: int = 1) -> np.ndarray:
-    """The crop of a (H, W, 3) uint8 image: Pillow's bilinear resize of the whole image, then cropped, to within 1/255.
+    """Return the crop of a (H, W, 3) uint8 image, equal within 1/255 to a crop of Pillow's bilinear resize.
 
-    Only the pixels under the crop, and those the filter reaches around it, are read.
+    Only pixels under the crop and the filter around it are read.
 
     Args:
-        image: of size ``crop.source``, or decoded at 1 / ``reduction`` of it (rounded up), which is close, not equal.
+        image: of size ``crop.source``, or decoded at 1 / ``reduction`` of it (rounded up), then less exact.
     """
     left, top, right, bottom = (edge / reduction for edge in crop.box)
     if crop.resized == crop.source:
         return image[int(top) : int(bottom), int(left) : int(right)]
     step_y, step_x = (whole / new / reduction for whole, new in zip(crop.source, crop.resized))
-    if max(step_y, step_x) <= 1:  # where nothing shrinks Pillow's filter is plain interpolation, and OpenCV's is faster
+    if max(step_y, step_x) <= 1:  # where nothing shrinks, Pillow's filter is plain interpolation; OpenCV is faster
         to_source = np.array([[step_x, 0, left + step_x / 2 - 0.5], [0, step_y, top + step_y / 2 - 0.5]])
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         return cv2.warpAffine(image, to_source, (crop.width, crop.height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
@@ -73,7 +72,7 @@ def crop_image(image: np.ndarray, crop: Crop, reduction: int = 1) -> np.ndarray:
 
 
 def crop_label(label: np.ndarray, crop: Crop) -> np.ndarray:
-    """The crop of a (H, W) label map, nearest: equal to Pillow's nearest resize of the whole map, then cropped."""
+    """Return the crop of a (H, W) label map, equal to a crop of Pillow's nearest resize."""
     step_y, step_x = crop.source[0] / crop.resized[0], crop.source[1] / crop.resized[1]
     rows = ((np.arange(crop.top, crop.top + crop.height) + 0.5) * step_y).astype(np.intp)
     columns = ((np.arange(crop.left, crop.left + crop.width) + 0.5) * step_x).astype(np.intp)
@@ -81,10 +80,10 @@ def crop_label(label: np.ndarray, crop: Crop) -> np.ndarray:
 
 
 def ssd_colors(image: np.ndarray, rgb: bool) -> np.ndarray:
-    """SSD's colour jitter: brightness, contrast, saturation and hue, each with probability 1/2.
+    """Apply SSD's color jitter: brightness, contrast, saturation and hue, each with probability 1/2.
 
-    The distribution of Detectron2's ``ColorAugSSDTransform``. Brightness and contrast are one table look-up,
-    saturation and hue share one trip through HSV; contrast comes before or after them with equal probability.
+    The distribution is that of Detectron2's ``ColorAugSSDTransform``. Faster: brightness and contrast are one table
+    lookup, saturation and hue share one conversion to HSV. Contrast is first or last with equal probability.
 
     Args:
         image: (H, W, 3) uint8.

@@ -1,4 +1,4 @@
-"""Image files in a folder: one rule for every command that takes a folder."""
+"""Search for image files in a folder."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ logger = logging.getLogger(__name__)
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 
 
-def image_files(folder: str | Path, recursive: bool = True) -> tuple[list[Path], int]:
-    """Return the images in ``folder``, sorted by path, and the number of other and hidden files, which are left out.
+def image_files(folder: str | Path) -> tuple[list[Path], int]:
+    """Return the images in ``folder`` and its subfolders, sorted by path, and the number of files left out.
 
     Links are followed, a folder that contains itself is entered once. Names that begin with a dot (``._x.png``,
-    ``.ipynb_checkpoints/``) are hidden. The case of a suffix does not matter. Unreadable folders are logged.
+    ``.ipynb_checkpoints/``) are left out. The case of a suffix does not matter. Unreadable folders are logged.
 
     Raises:
         UserError: there is no image.
@@ -30,7 +30,7 @@ def image_files(folder: str | Path, recursive: bool = True) -> tuple[list[Path],
             folders.clear()
             continue
         entered.add(real)
-        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             path = Path(top, name)
             if name.startswith(".") or path.suffix.lower() not in IMAGES or not path.is_file():
@@ -38,7 +38,7 @@ def image_files(folder: str | Path, recursive: bool = True) -> tuple[list[Path],
             else:
                 images.append(path)
     if not images:
-        raise UserError(f"{folder}: this folder has no image ({', '.join(sorted(IMAGES))})")
+        raise UserError(f"has no image ({', '.join(sorted(IMAGES))})", key=folder)
     return sorted(images), left_out
 
 

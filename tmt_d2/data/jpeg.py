@@ -1,4 +1,4 @@
-"""JPEG files by simplejpeg: the pixels of OpenCV and Pillow, which are silent about damaged data."""
+"""JPEG decoder by simplejpeg: the pixels of OpenCV and Pillow, but damaged data are an error."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import numpy as np
 import simplejpeg
 
 START = b"\xff\xd8\xff"
-SCAN, END = b"\xff\xda", b"\xff\xd9"  # neither can occur within image data
-MAX_PIXELS = 2**30  # OpenCV's limit: a damaged header may state any size
-DAMAGED = ("Corrupt JPEG data", "Premature end of JPEG file")  # how libjpeg's warnings about the image data begin
+SCAN, END = b"\xff\xda", b"\xff\xd9"  # neither occurs within image data
+MAX_PIXELS = 2**30  # OpenCV's limit, for damaged headers
+DAMAGED = ("Corrupt JPEG data", "Premature end of JPEG file")  # beginnings of libjpeg's warnings about image data
 PADDING = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
 
 
 class DamagedError(ValueError):
-    """Image data are missing or wrong; decoders fill the rest with grey or other colors."""
+    """Image data are missing or wrong."""
 
 
 def decode_jpeg(data: bytes, order: Literal["RGB", "BGR"], reduction: int = 1) -> np.ndarray | None:
-    """Decode a JPEG as it is stored.
+    """Decode a JPEG file as it is stored.
 
     Args:
-        data: of any file.
-        reduction: 1, 2, 4 or 8; decode at a fraction of the size, rounded up.
+        data: bytes of any file.
+        reduction: 1, 2, 4 or 8; decode at 1 / ``reduction`` of the size, rounded up.
 
     Returns:
-        (H, W, 3) uint8, C-contiguous. None: it is another kind of file, or one that only other decoders read.
+        (H, W, 3) uint8, C-contiguous; None if the file is no JPEG, or one that simplejpeg does not support.
 
     Raises:
-        DamagedError: the file is a JPEG whose data are damaged.
+        DamagedError: the image data are damaged.
     """
     if not data.startswith(START):
         return None
@@ -53,7 +53,7 @@ def decode_jpeg(data: bytes, order: Literal["RGB", "BGR"], reduction: int = 1) -
 
 
 def _is_padded(data: bytes, message: str) -> bool:
-    """Whether nothing is wrong but equal bytes between the image data and the end, as some cameras write them."""
+    """Return whether the only damage is equal bytes between image data and end, as some cameras write them."""
     match = PADDING.fullmatch(message)
     end = data.rfind(END)
     return match is not None and len(set(data[end - int(match[1]) : end])) == 1

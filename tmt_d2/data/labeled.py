@@ -1,4 +1,4 @@
-"""Which pictures of the target count as labeled."""
+"""Choice of the target images whose labels may be used."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from detectron2.config import CfgNode
 from tmt_d2.data.image_lists import listed_indices
 from tmt_d2.errors import UserError
 
-LABEL = "sem_seg_file_name"  # of a record; without it the picture has no label
+LABEL = "sem_seg_file_name"  # key of a record; absent where the image has no label
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class LabelChoice:
-    """Which pictures of the target count as labeled: the keys of TRANSFER with these names.
+    """The labeled images of the target: TRANSFER.LABEL_{FRACTION,COUNT,SEED,LIST}.
 
-    fraction, count, seed: as of ``label_subset``. file: of names or image ids, one a line, instead; empty: none.
+    Attributes:
+        fraction, count, seed: as of ``label_subset``.
+        file: list of names or image ids, which replaces them; empty for none.
     """
 
     fraction: float = 1.0
@@ -33,11 +35,13 @@ class LabelChoice:
     def from_config(cls, cfg: CfgNode) -> LabelChoice:
         transfer, seed = cfg.TRANSFER, cfg.TRANSFER.LABEL_SEED
         if seed < 0 and cfg.SEED < 0:
-            raise UserError(f"TRANSFER.LABEL_SEED is {seed}, which means SEED, and that is {cfg.SEED}: set one of them")
-        all_of_them = {"LABEL_LIST": "", "LABEL_COUNT": 0, "LABEL_FRACTION": 1.0}
-        said = [f"{key} {transfer[key]}" for key, every in all_of_them.items() if transfer[key] != every]
-        if len(said) > 1:
-            raise UserError(f"TRANSFER.{' and '.join(said)} all say which pictures are labeled: set one of them")
+            raise UserError("means SEED, which is below 0, too", key="TRANSFER.LABEL_SEED", value=seed)
+        defaults = {"LABEL_LIST": "", "LABEL_COUNT": 0, "LABEL_FRACTION": 1.0}
+        chosen = [key for key, default in defaults.items() if transfer[key] != default]
+        if len(chosen) > 1:
+            key, *others = chosen
+            message = f"cannot be combined with TRANSFER.{' and '.join(others)}"
+            raise UserError(message, key=f"TRANSFER.{key}", value=transfer[key])
         return cls(transfer.LABEL_FRACTION, transfer.LABEL_COUNT, seed if seed >= 0 else cfg.SEED, transfer.LABEL_LIST)
 
     @property
@@ -45,32 +49,33 @@ class LabelChoice:
         return bool(self.file or self.count or self.fraction != 1)
 
     def of(self, records: Sequence[Record]) -> list[Record]:
-        """The chosen ones among the records that have a label, in their order.
+        """Return the chosen records with a label, in their order.
 
         Raises:
-            UserError: there is none, or fewer than ``count``, or ``file`` cannot be read or names unknown pictures.
+            UserError: there is none, or fewer than ``count``, or ``file`` cannot be read or names unknown images.
         """
         with_label = [record for record in records if LABEL in record]
         if not with_label:
-            raise UserError(f"DATASETS.TRAIN: none of its {len(records)} images has a label")
+            raise UserError(f"none of {len(records)} images has a label", key="DATASETS.TRAIN")
         if self.file:
             return listed(with_label, self.file)
         return label_subset(with_label, self.fraction, self.seed, self.count)
 
 
 def label_subset(records: Sequence[Record], fraction: float, seed: int, count: int = 0) -> list[Record]:
-    """A fixed share of the records, at least one, or ``count`` of them where that is not 0: with the same seed what is
-    smaller lies inside what is larger.
+    """Return a random subset of ``count`` records, or of a ``fraction`` of them (at least one) where ``count`` is 0.
 
-    The choice depends on the data sets' names and image ids only, not on the order of the records.
+    It depends on data set names and image ids, not on the order of the records. With the same seed, smaller subsets
+    are contained in larger ones.
 
     Raises:
         UserError: ``fraction`` is not in (0, 1], or there are fewer records than ``count``.
     """
     if not 0 < fraction <= 1:
-        raise UserError(f"TRANSFER.LABEL_FRACTION={fraction}: must be above 0 and at most 1, e.g. 0.125")
+        raise UserError("must be above 0 and at most 1", key="TRANSFER.LABEL_FRACTION", value=fraction)
     if count > len(records):
-        raise UserError(f"TRANSFER.LABEL_COUNT is {count}: DATASETS.TRAIN has {len(records)} labeled images")
+        message = f"DATASETS.TRAIN has {len(records)} labeled images"
+        raise UserError(message, key="TRANSFER.LABEL_COUNT", value=count)
     by_id = sorted(range(len(records)), key=lambda i: (str(records[i]["dataset"]), str(records[i]["image_id"])))
     shuffled = np.random.default_rng(seed).permutation(by_id)
     chosen = sorted(shuffled[: count or max(1, round(len(records) * fraction))].tolist())

@@ -1,4 +1,4 @@
-"""Batches of one or several groups of pictures: labeled and unlabeled target, labeled source."""
+"""Loaders of endless batches of one or several groups: labeled target, unlabeled target and labeled source images."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from tmt_d2.utils.randomness import derived_seed, seeded
 
 logger = logging.getLogger(__name__)
 
-SOURCE_DOMAIN = 0  # label of the domain discriminators: E is the probability of the target
+SOURCE_DOMAIN = 0  # labels of the domain discriminators: E is the probability of the target
 TARGET_DOMAIN = 1
-MAX_REPLACEMENTS = 10  # unreadable records in a row; with 5 % of them this happens once in 10**13 samples
+MAX_REPLACEMENTS = 10  # unreadable records in a row; if 5 % are unreadable, once in 10**13 samples
 
 Record = dict[str, Any]
 Mapper = Callable[[Record], Mapping[str, Any]]
@@ -46,18 +46,17 @@ def build_train_loader(
     seed: int | None = None,
     num_workers: int = 0,
 ) -> DataLoader:
-    """Endless shuffled batches of the labeled images of registered splits; see ``StepSampler`` for their order.
+    """Build a loader of shuffled batches of the labeled images of registered splits; see ``StepSampler``.
 
     Args:
         batch_size: images per step over all processes.
-        labels: which of the images may be used, None: all with a label; its seed is apart from ``seed``, so that
-            repeated runs share them.
-        seed: of the order and of the augmentation; None draws one.
+        labels: choice of the images; None: all with a label.
+        seed: of order and augmentation; None draws one.
 
     Raises:
-        UserError: the processes cannot share ``batch_size`` equally.
+        UserError: ``batch_size`` is no multiple of the number of processes.
     """
-    _check_processes(batch_size, 1, "be shared equally by")
+    _check_processes(batch_size, 1)
     records = records_of(names)
     chosen = (labels or LabelChoice()).of(records)
     logger.info("%s: %d of %d training images", ", ".join(names), len(chosen), len(records))
@@ -74,14 +73,15 @@ def build_paired_loader(
     seed: int | None = None,
     num_workers: int = 0,
 ) -> DataLoader:
-    """Endless batches that are half source, half target; each item says which in ``domain``.
+    """Build a loader of batches that are half source, half target, with the ``domain`` of each item.
 
-    Args: as of ``build_train_loader``; labels: of the target images; None: all images, with a label or without.
+    Args:
+        labels: choice of the target images, source images then need a label too; None: all images, with or without.
 
     Raises:
-        UserError: a process's share of ``batch_size`` is odd.
+        UserError: ``batch_size`` is no multiple of twice the number of processes.
     """
-    _check_processes(batch_size, 2, "be half source, half target in each of")
+    _check_processes(batch_size, 2)
     sources, targets = records_of(source_names), records_of(target_names)
     if labels is not None:
         sources, targets = labeled_records(source_names), labels.of(targets)
@@ -100,25 +100,21 @@ class Shares:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Shares:
-        """SELF_TRAINING.{LABELED,UNLABELED,SOURCE}_RATIO times SOLVER.IMS_PER_BATCH.
+        """Return SELF_TRAINING.{LABELED,UNLABELED,SOURCE}_RATIO times SOLVER.IMS_PER_BATCH.
 
         Raises:
-            UserError: one is no whole number of images, or all are 0.
+            UserError: a product is no whole number, or all are 0.
         """
         images = []
         for key in ("LABELED_RATIO", "UNLABELED_RATIO", "SOURCE_RATIO"):
             share = cfg.SELF_TRAINING[key]
             exact = share * cfg.SOLVER.IMS_PER_BATCH
             if share < 0 or abs(exact - round(exact)) > 0.01:
-                raise UserError(
-                    f"SELF_TRAINING.{key} is {share}: times SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} "
-                    "it must be a whole number of images"
-                )
+                message = f"times SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} it must be a whole number of images"
+                raise UserError(message, key=f"SELF_TRAINING.{key}", value=share)
             images.append(round(exact))
         if not any(images):
-            raise UserError(
-                "SELF_TRAINING.LABELED_RATIO, UNLABELED_RATIO and SOURCE_RATIO are all 0: no image is in a batch"
-            )
+            raise UserError("are all 0", key="SELF_TRAINING.LABELED_RATIO, UNLABELED_RATIO and SOURCE_RATIO")
         return cls(*images)
 
 
@@ -134,34 +130,34 @@ def build_semi_supervised_loader(
     seed: int | None = None,
     num_workers: int = 0,
 ) -> DataLoader:
-    """Endless batches of labeled target, unlabeled target and labeled source images, in this order within a block.
+    """Build a loader of labeled target, unlabeled target and labeled source images, in this order within a block.
 
-    Items have ``domain``, and ``labeled``, False where the label must not be read. The unlabeled ones are all
-    pictures of ``target`` and ``unlabeled``, those that are also among the labeled ones included.
+    Items have ``domain``, and ``labeled``, False where the label must not be read. The unlabeled images are all of
+    ``target`` and ``unlabeled``, whether they are also among the labeled ones or not.
 
     Args:
         shares: images per step of each group over all processes.
         target, unlabeled, source: registered splits.
-        rare: how pictures with a label are drawn; None: one after the other.
+        rare: rare class sampling of labeled images; None: each once per epoch.
 
     Raises:
-        UserError: a group that has a share has no image.
+        UserError: a group with a share has no image.
     """
-    pictures = records_of(target)
-    chosen = labels.of(pictures) if shares.labeled else []
+    images = records_of(target)
+    chosen = labels.of(images) if shares.labeled else []
     more = records_of(unlabeled) if unlabeled else []
     sources = [record for record in records_of(source) if LABEL in record] if shares.source and source else []
-    if shares.unlabeled and len(pictures) == len(chosen) and not more:
+    if shares.unlabeled and len(images) == len(chosen) and not more:
         raise UserError(
-            f"no unlabeled picture: all {len(chosen)} of DATASETS.TRAIN are used with their labels; lower "
-            "TRANSFER.LABEL_COUNT or LABEL_FRACTION, or name splits in DATASETS.UNLABELED"
+            f"there is no unlabeled image: all {len(chosen)} of DATASETS.TRAIN are used with their labels",
+            hint="lower TRANSFER.LABEL_COUNT or LABEL_FRACTION, or name splits in DATASETS.UNLABELED",
         )
     if shares.source and not sources:
-        names = ", ".join(source) or "()"
-        raise UserError(f"SELF_TRAINING.SOURCE_RATIO is not 0: DATASETS.SOURCE_TRAIN {names} has no labeled image")
+        hint = "or set SELF_TRAINING.SOURCE_RATIO 0.0"
+        raise UserError("has no labeled image", key="DATASETS.SOURCE_TRAIN", value=tuple(source), hint=hint)
     groups = [
         Group(_marked(chosen, TARGET_DOMAIN), shares.labeled, rare.chooser(chosen) if rare and chosen else None),
-        Group([record | {"labeled": False} for record in _marked(pictures + more, TARGET_DOMAIN)], shares.unlabeled),
+        Group([record | {"labeled": False} for record in _marked(images + more, TARGET_DOMAIN)], shares.unlabeled),
         Group(_marked(sources, SOURCE_DOMAIN), shares.source, rare.chooser(sources) if rare and sources else None),
     ]
     counts = [f"{group.share} of {len(group.records)}" for group in groups]
@@ -171,7 +167,12 @@ def build_semi_supervised_loader(
 
 @dataclass(frozen=True)
 class Group:
-    """Records, and how many of them are in a step over all processes. chooser: draws them; None: all in turn."""
+    """Records of a batch.
+
+    Attributes:
+        share: number per step over all processes.
+        chooser: draws them; None: each once per epoch.
+    """
 
     records: list[Record]
     share: int
@@ -179,19 +180,17 @@ class Group:
 
 
 def build_group_loader(groups: Sequence[Group], mapper: Mapper, seed: int | None, num_workers: int) -> DataLoader:
-    """Endless batches of which each group has its share; see ``StepSampler``."""
+    """Build a loader of batches with the share of each group; see ``StepSampler``."""
     ends = list(itertools.accumulate((len(group.records) for group in groups), initial=0))
     places = list(itertools.starmap(range, itertools.pairwise(ends)))
     sampler = StepSampler(places, [group.share for group in groups], seed, [group.chooser for group in groups])
     return _loader([record for group in groups for record in group.records], mapper, sampler, num_workers)
 
 
-def _check_processes(batch_size: int, groups: int, what: str) -> None:
+def _check_processes(batch_size: int, groups: int) -> None:
     multiple = groups * comm.get_world_size()
     if batch_size < 1 or batch_size % multiple:
-        raise UserError(
-            f"batch size {batch_size} cannot {what} {comm.get_world_size()} process(es): use a multiple of {multiple}"
-        )
+        raise UserError(f"must be a multiple of {multiple}", key="batch size", value=batch_size)
 
 
 def _marked(records: Sequence[Record], domain: int) -> list[Record]:
@@ -200,27 +199,30 @@ def _marked(records: Sequence[Record], domain: int) -> list[Record]:
 
 @dataclass(frozen=True)
 class Draw:
-    """One sample to make: the record's index, the seed of its random draws, and the records it may be replaced by.
+    """Instruction for one sample.
 
-    wanted: the train id that its crop should show, if there is one.
+    Attributes:
+        index: of the record. seed: of its augmentation.
+        group: indices of the records that may replace it if it is unreadable.
+        rare_class: train id that the crop should show, if any.
     """
 
     index: int
     seed: int
     group: range
-    wanted: int | None = None
+    rare_class: int | None = None
 
 
 class StepSampler:
-    """What this process reads in each step: a function of (seed, step) that no earlier step need be asked for.
+    """Draws of this process in each step, as a function of (seed, step) alone.
 
-    A batch is made of blocks, which are as small as they can be if each is to hold every group in the proportion of
-    the shares; so blocks, and with them what is next to what, are the same however processes and micro-batches share
-    them. Each group is shuffled anew every time round. All processes together read what a single one would.
+    A batch consists of the smallest blocks that hold every group in the proportion of the shares. Processes and
+    micro-batches get whole blocks, so that neighbors in a block, and the images of all processes together, do not
+    depend on their number. Each group is shuffled again in every epoch.
 
     Attributes:
-        seed: of the whole run; a resumed run sets it to that of its first sitting.
-        first_step: where iteration starts.
+        seed: of the run; a resumed run sets the one it started with.
+        first_step: of the iteration.
     """
 
     def __init__(
@@ -232,8 +234,9 @@ class StepSampler:
     ) -> None:
         """
         Args:
-            groups: indices of the records of each group. shares: of each group the images per step over all processes.
-            choosers: of each group, how its records are drawn; None: shuffled.
+            groups: indices of the records of each group.
+            shares: images per step of each group over all processes.
+            choosers: of the records of each group; None: shuffled.
         """
         self.choosers = choosers or [None] * len(groups)
         self.rank, self.processes = comm.get_rank(), comm.get_world_size()
@@ -241,9 +244,8 @@ class StepSampler:
         self.blocks = math.gcd(*shares)
         if self.blocks < 1 or self.blocks % self.processes:
             raise UserError(
-                f"{self.processes} processes cannot share {' + '.join(map(str, shares))} images per step equally: each "
-                f"number, SOLVER.IMS_PER_BATCH times SELF_TRAINING.LABELED_RATIO, UNLABELED_RATIO and SOURCE_RATIO, "
-                f"must be a multiple of {self.processes}"
+                f"{' + '.join(map(str, shares))} images per step must be multiples of {self.processes} processes",
+                hint="change SOLVER.IMS_PER_BATCH, or SELF_TRAINING.LABELED_RATIO, UNLABELED_RATIO and SOURCE_RATIO",
             )
         self.seed = comm.shared_random_seed() if seed is None else seed
         self.first_step = 0
@@ -265,22 +267,23 @@ class StepSampler:
         records, seed = self.groups[group], derived_seed(self.seed, group, position)
         chooser = self.choosers[group]
         if chooser is not None:
-            index, wanted = chooser(self.seed, group, position, 1)
-            return Draw(records[index], seed, records, wanted)
+            index, rare_class = chooser(self.seed, group, position, 1)
+            return Draw(records[index], seed, records, rare_class)
         epoch, place = divmod(position, len(records))
-        known_for, order = self._orders.get(group, (None, None))
-        if known_for != (self.seed, epoch):
+        cached_epoch, order = self._orders.get(group, (None, None))
+        if cached_epoch != (self.seed, epoch):
             order = np.random.default_rng((self.seed, group, epoch)).permutation(len(records))
             self._orders[group] = (self.seed, epoch), order
         return Draw(records[int(order[place])], seed, records)
 
 
 class MappedRecords(Dataset):
-    """``Draw`` -> the mapped record with its ``seed``. A record that cannot be read is replaced by another one.
+    """``Draw`` -> the mapped record with its ``seed``. Unreadable records are replaced by others of their group.
 
-    What was replaced stands in the sample's ``bad_samples``, {file name: reason}; the trainer counts them.
+    A sample has the replaced records in ``bad_samples``, {file name: reason}.
 
-    Attributes: images: how many there are; a labeled one may also be among the unlabeled records.
+    Attributes:
+        images: number of different images; an image may be in several groups.
     """
 
     def __init__(self, records: list[Record], mapper: Mapper) -> None:
@@ -296,8 +299,8 @@ class MappedRecords(Dataset):
         index = draw.index
         for attempt in range(MAX_REPLACEMENTS):
             record = self.records[index]
-            if draw.wanted is not None:
-                record = record | {"wanted_class": draw.wanted}
+            if draw.rare_class is not None:
+                record = record | {"rare_class": draw.rare_class}
             try:
                 with seeded(draw.seed, attempt):
                     sample = dict(self.mapper(record))
@@ -306,9 +309,7 @@ class MappedRecords(Dataset):
                 index = draw.group[derived_seed(draw.seed, attempt, 1) % len(draw.group)]
             else:
                 return sample | {"seed": draw.seed} | ({"bad_samples": bad} if bad else {})
-        raise DataError(
-            f"{MAX_REPLACEMENTS} training images in a row cannot be used; the first: {next(iter(bad.values()))}"
-        )
+        raise DataError(f"{MAX_REPLACEMENTS} training images in a row are unreadable, e.g. {next(iter(bad.values()))}")
 
 
 def _loader(records: list[Record], mapper: Mapper, sampler: StepSampler, num_workers: int) -> DataLoader:
@@ -318,7 +319,7 @@ def _loader(records: list[Record], mapper: Mapper, sampler: StepSampler, num_wor
         num_workers=num_workers,
         collate_fn=_as_list,
         worker_init_fn=_outlive_stop_signals,
-        generator=torch.Generator(),  # else starting to read would draw from the global one
+        generator=torch.Generator(),  # the default draws from the global one
         persistent_workers=num_workers > 0,
     )
 
@@ -328,7 +329,7 @@ def _as_list(samples: list[Record]) -> list[Record]:
 
 
 def _outlive_stop_signals(worker: int) -> None:
-    """A signal to all processes asks the trainer to stop, which needs its workers until then; only it may end them."""
+    """Ignore signals to all processes: the trainer, which needs its workers until it stops, ends them itself."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

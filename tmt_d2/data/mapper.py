@@ -1,9 +1,8 @@
-"""From a data set record to what the model reads: one mapper for training, estimation and testing.
+"""Dataset mapper from a record to a model input, for training, estimation and testing.
 
-In training the scale and the crop are drawn first, and only the crop is resized, so the cost follows the
-crop's size, not the image's. The crops have the distribution of Detectron2's ``ResizeShortestEdge``
-followed by ``RandomCrop_CategoryAreaConstraint`` (the augmentations of Mask2Former's semantic mapper), and
-for a given state of NumPy's generator they are the same crops.
+In training, scale and crop are drawn first and only the crop is resized, so that the cost depends on the size of the
+crop, not of the image. For a given state of NumPy's generator, crops are those of Detectron2's ``ResizeShortestEdge``
+followed by ``RandomCrop_CategoryAreaConstraint``, as in Mask2Former's semantic mapper.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ from tmt_d2.data.maps import TransferabilityMaps
 from tmt_d2.data.reader import ChannelOrder
 from tmt_d2.errors import UserError
 
-CROP_ATTEMPTS = 10  # draws until no class fills more than SINGLE_CATEGORY_MAX_AREA of a crop
-PASSED_ON = ("file_name", "sem_seg_file_name", "image_id", "dataset", "domain", "labeled")
+CROP_ATTEMPTS = 10  # draws of a crop in which no class fills more than SINGLE_CATEGORY_MAX_AREA
+KEPT_KEYS = ("file_name", "sem_seg_file_name", "image_id", "dataset", "domain", "labeled")
 
 
 class SemanticMapper:
     """A record {"file_name", "sem_seg_file_name", "image_id", "dataset"} -> one model input.
 
     In training: ``image`` uint8 (3, h, w) and, unless ``with_label`` is off or the record's "labeled" is False,
-    ``sem_seg`` uint8 (h, w) of train ids, at most as large as the crop. Nothing is padded here, for padding must be
-    known as such; ``padded_size`` (H, W) is what the model shall pad to: of the crop, so that positions are encoded
-    alike in every micro-batch and process. In testing: ``image`` only, its shortest edge resized. Both carry
-    ``height`` and ``width`` of the label, or of a lone image, and the record's names.
+    ``sem_seg`` uint8 (h, w) of train ids, at most as large as the crop. The model pads them to ``padded_size`` (H, W),
+    that of a whole crop, so that position encodings are equal in every micro-batch and process. In testing: ``image``
+    only, with its shortest edge resized. Both have ``height`` and ``width`` of the label, or of an image without one,
+    and the names of the record.
     """
 
     @configurable
@@ -58,31 +57,31 @@ class SemanticMapper:
         image_format: ChannelOrder = "RGB",
         with_label: bool = True,
         maps: TransferabilityMaps | None = None,
-        wanted_area: float = 0.0,
+        rare_class_area: float = 0.0,
     ) -> None:
         """
         Args:
-            is_train: draw scale, crop, colours and flip; otherwise only resize to ``min_sizes[0]``.
-            label_spaces: registered data set name -> how its labels are read.
+            is_train: draw scale, crop, colors and flip; otherwise only resize to ``min_sizes[0]``.
+            label_spaces: by registered data set name.
             min_sizes: lengths of the shortest edge (two ends of a range for ``"range"``); 0 keeps the size.
             max_size: upper bound of the longest edge.
             min_size_sampling: ``"choice"`` or ``"range"``.
-            crop_size: (h, w) in pixels of the resized image, or None for all of it.
+            crop_size: (h, w) in pixels of the resized image; None for all of it.
             single_category_max_area: below 1, crops in which one class fills more are drawn again.
-            color_jitter: SSD's color augmentation, of images that are not marked "labeled": False.
-            horizontal_flip: mirror every other image.
+            color_jitter: SSD's color augmentation, except for records with "labeled" False.
+            horizontal_flip: mirror with probability 1/2.
             size_divisibility: ``padded_size`` is a multiple of it.
             image_format: ``"RGB"`` or ``"BGR"``.
-            with_label: False reads no label; of its file only the size, which tells whether the image lies on its side.
-            wanted_area: of a record with "wanted_class", a train id, crops in which it fills less are drawn again.
-            maps: in training also give ``transferability``, the crop of each level's map.
+            with_label: False reads no label, only the size of its file, for the orientation of the image.
+            rare_class_area: crops in which the "rare_class" (a train id) of a record fills less are drawn again.
+            maps: in training add ``transferability``, the crop of each level's map.
         """
         if min_size_sampling not in ("choice", "range"):
-            raise UserError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING={min_size_sampling!r}: use 'choice' or 'range'")
+            raise UserError("use 'choice' or 'range'", key="INPUT.MIN_SIZE_TRAIN_SAMPLING", value=min_size_sampling)
         if min_size_sampling == "range" and len(min_sizes) != 2:
-            raise UserError(f"INPUT.MIN_SIZE_TRAIN={tuple(min_sizes)}: 'range' sampling needs two lengths")
+            raise UserError("'range' sampling needs two lengths", key="INPUT.MIN_SIZE_TRAIN", value=tuple(min_sizes))
         if image_format not in ("RGB", "BGR"):
-            raise UserError(f"INPUT.FORMAT={image_format!r}: use 'RGB' or 'BGR'")
+            raise UserError("use 'RGB' or 'BGR'", key="INPUT.FORMAT", value=image_format)
         self.is_train = is_train
         self.label_spaces = dict(label_spaces)
         self.min_sizes = tuple(min_sizes)
@@ -96,13 +95,13 @@ class SemanticMapper:
         self.image_format = image_format
         self.with_label = with_label
         self.maps = maps
-        self.wanted_area = wanted_area
+        self.rare_class_area = rare_class_area
 
     @classmethod
     def from_config(
         cls, cfg: CfgNode, is_train: bool = True, with_label: bool = True, maps: TransferabilityMaps | None = None
     ) -> dict[str, Any]:
-        # The tables travel with the mapper: a loader process that is not forked knows the five data sets only.
+        # The mapper carries the label spaces: loader processes that are not forked know the five data sets only.
         spaces = {name: label_space_of(name) for name in cfg.DATASETS.TRAIN} if is_train and with_label else {}
         if spaces:
             spaces |= {name: label_space_of(name) for name in cfg.DATASETS.SOURCE_TRAIN if name in DatasetCatalog}
@@ -114,9 +113,9 @@ class SemanticMapper:
         if not is_train:
             return values | {"min_sizes": (cfg.INPUT.MIN_SIZE_TEST,), "max_size": cfg.INPUT.MAX_SIZE_TEST}
         if cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE != "absolute":
-            raise UserError(f"INPUT.CROP.TYPE={cfg.INPUT.CROP.TYPE!r}: only 'absolute' crops are supported")
+            raise UserError("only 'absolute' is supported", key="INPUT.CROP.TYPE", value=cfg.INPUT.CROP.TYPE)
         if cfg.INPUT.RANDOM_FLIP not in ("none", "horizontal"):
-            raise UserError(f"INPUT.RANDOM_FLIP={cfg.INPUT.RANDOM_FLIP!r}: use 'horizontal' or 'none'")
+            raise UserError("use 'horizontal' or 'none'", key="INPUT.RANDOM_FLIP", value=cfg.INPUT.RANDOM_FLIP)
         return values | {
             "min_sizes": cfg.INPUT.MIN_SIZE_TRAIN,
             "max_size": cfg.INPUT.MAX_SIZE_TRAIN,
@@ -128,11 +127,11 @@ class SemanticMapper:
             "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY,
             "with_label": with_label,
             "maps": maps,
-            "wanted_area": cfg.SELF_TRAINING.RARE_CLASS_AREA / 2,
+            "rare_class_area": cfg.SELF_TRAINING.RARE_CLASS_AREA / 2,
         }
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        sample = {key: record[key] for key in PASSED_ON if key in record}
+        sample = {key: record[key] for key in KEPT_KEYS if key in record}
         if not self.is_train:
             image = reader.read_image_of(record, self.image_format)
             return sample | model_input(image, self.min_sizes[0], self.max_size)
@@ -145,7 +144,7 @@ class SemanticMapper:
             pixels = crop_image(image, crop)
         size = crop.source
         sample |= {"height": size[0], "width": size[1], "padded_size": self._padded_size(pixels.shape[:2])}
-        # The teacher labels an unlabeled image as it is (arXiv 2111.14887); the student's view is made later.
+        # The teacher sees unlabeled images without it (arXiv 2111.14887); the student's view is made later.
         if self.color_jitter and record.get("labeled", True):
             pixels = ssd_colors(pixels, rgb=self.image_format == "RGB")
         mirrored = self.horizontal_flip and np.random.rand() < 0.5
@@ -157,11 +156,11 @@ class SemanticMapper:
         return sample
 
     def _read_crop(self, record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, Crop]:
-        """Pixels and labels of a random crop, and which it is; large JPEG files are only decoded in part."""
+        """Return pixels and labels of a random crop, and the crop. Large JPEG files are decoded at a reduced size."""
         space = self.label_spaces.get(record["dataset"]) or label_space_of(record["dataset"])
         label = reader.read_label(record["sem_seg_file_name"], space)
         size = label.shape[:2]
-        crop = self._draw_crop(size, label, record.get("wanted_class"))
+        crop = self._draw_crop(size, label, record.get("rare_class"))
         sem_seg = crop_label(label, crop)
         if crop.reduction > 1:
             reduced = _read_reduced(record["file_name"], self.image_format, size, crop.reduction)
@@ -169,7 +168,7 @@ class SemanticMapper:
                 return crop_image(reduced, crop, crop.reduction), sem_seg, crop
         return crop_image(reader.read_image_of(record, self.image_format, size), crop), sem_seg, crop
 
-    def _draw_crop(self, size: tuple[int, int], label: np.ndarray | None = None, wanted: int | None = None) -> Crop:
+    def _draw_crop(self, size: tuple[int, int], label: np.ndarray | None = None, rare_class: int | None = None) -> Crop:
         if self.min_size_sampling == "range":
             min_size = int(np.random.randint(self.min_sizes[0], self.min_sizes[1] + 1))
         else:
@@ -182,8 +181,8 @@ class SemanticMapper:
             top = int(np.random.randint(resized[0] - height + 1))
             left = int(np.random.randint(resized[1] - width + 1))
             crop = Crop(size, resized, top, left, height, width)
-            if label is not None and wanted is not None:
-                if np.mean(crop_label(label, crop) == wanted) >= self.wanted_area:
+            if label is not None and rare_class is not None:
+                if np.mean(crop_label(label, crop) == rare_class) >= self.rare_class_area:
                     break
                 continue
             if label is None or self.single_category_max_area >= 1:
@@ -199,7 +198,7 @@ class SemanticMapper:
 
 
 def model_input(image: np.ndarray, min_size: int, max_size: int) -> dict[str, Any]:
-    """What a model reads of an image in testing: ``image`` (3, h, w), and the ``height`` and ``width`` that were given.
+    """Return the model input of an image in testing: ``image`` (3, h, w), and its original ``height`` and ``width``.
 
     Args:
         image: (H, W, 3) uint8 in the model's channel order.
@@ -211,11 +210,11 @@ def model_input(image: np.ndarray, min_size: int, max_size: int) -> dict[str, An
 
 
 def _read_reduced(path: str, image_format: ChannelOrder, size: tuple[int, int], reduction: int) -> np.ndarray | None:
-    """A JPEG of ``size`` at 1 / ``reduction`` of it, or None for any other file, whole or not."""
+    """Return a JPEG of ``size`` at 1 / ``reduction`` of it; None for any other file, damaged or not."""
     data = Path(path).read_bytes() if os.path.isfile(path) else b""
     if b"\xff\xd9" not in data[-64:]:
         return None
-    if reader.stored_size(data) != size:  # a fraction of it, rounded up, may be that of another size
+    if reader.stored_size(data) != size:  # different sizes may have the same rounded fraction
         return None
     image = reader.decode_stored_jpeg(path, data, image_format, reduction)
     if image is None or image.shape[:2] != (-(-size[0] // reduction), -(-size[1] // reduction)):
@@ -224,7 +223,7 @@ def _read_reduced(path: str, image_format: ChannelOrder, size: tuple[int, int], 
 
 
 def resized_size(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
-    """(H, W) after ``ResizeShortestEdge``, at least one pixel also of an image that is far longer than wide."""
+    """Return (H, W) after ``ResizeShortestEdge``, at least one pixel each; min_size 0 keeps the size."""
     if not min_size:
         return size
     height, width = ResizeShortestEdge.get_output_shape(*size, min_size, max_size)
@@ -236,12 +235,12 @@ def _whole(size: tuple[int, int], resized: tuple[int, int]) -> Crop:
 
 
 def _is_varied(sem_seg: np.ndarray, max_area: float) -> bool:
-    """Whether at least two classes occur and none fills ``max_area`` of the labeled pixels or more."""
+    """Return whether at least two classes occur and none fills ``max_area`` of the labeled pixels or more."""
     counts = np.bincount(sem_seg.ravel(), minlength=IGNORE + 1)[:IGNORE]
     return bool(np.count_nonzero(counts) > 1 and counts.max() < counts.sum() * max_area)
 
 
 def _channels_first(pixels: np.ndarray, mirrored: bool = False) -> torch.Tensor:
-    """(h, w, C) -> contiguous (C, h, w), mirrored if asked."""
+    """Return (h, w, C) as contiguous (C, h, w)."""
     planes = (pixels[:, ::-1] if mirrored else pixels).transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(planes))

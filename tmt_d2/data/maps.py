@@ -1,7 +1,7 @@
-"""Maps of transferability on disk: made once of a whole picture, then read and cropped like a label.
+"""Cache of transferability maps: computed once per image, then read and cropped like a label.
 
-One file a picture holds the logits of E at the positions of every level, (h, w) float32 each, for the picture at the
-size of testing: as rounded probabilities a confident discriminator's would tie (see ``transferability.mask``).
+The file of an image holds the logits of E at the positions of every level, (h, w) float32 each, at the test size.
+Logits keep the order of positions that would tie as rounded probabilities (see ``transferability.mask``).
 """
 
 from __future__ import annotations
@@ -25,40 +25,42 @@ from tmt_d2.utils.files import atomic_write, read_npz
 
 
 class TransferabilityMaps:
-    """The maps in one folder; ``path`` names the file of a record."""
+    """Maps in one folder."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     def path(self, record: Mapping[str, Any]) -> Path:
-        """A picture that is replaced by another one under its name has another map."""
-        picture = os.stat(record["file_name"])
-        key = f"{os.path.abspath(record['file_name'])}\n{picture.st_size}\n{picture.st_mtime_ns}"
+        """Return the file of a record's map, which depends on the image's path, size in bytes and time of change."""
+        stat = os.stat(record["file_name"])
+        key = f"{os.path.abspath(record['file_name'])}\n{stat.st_size}\n{stat.st_mtime_ns}"
         return self.folder / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:24]}.npz"
 
     def write(self, record: Mapping[str, Any], logits: Sequence[Tensor], size: tuple[int, int]) -> None:
-        """logits: (ceil(h / stride), ceil(w / stride)) a level, of the picture resized to ``size`` (h, w)."""
+        """Write one map.
+
+        Args:
+            logits: (ceil(h / stride), ceil(w / stride)) per level, of the image resized to ``size`` (h, w).
+        """
         with atomic_write(self.path(record)) as file:
             arrays = {f"level{i}": level.float().cpu().numpy() for i, level in enumerate(logits)}
             np.savez_compressed(file, size=np.array(size), **arrays)  # type: ignore[arg-type]
 
     def crop(self, record: Mapping[str, Any], crop: Crop, mirrored: bool) -> list[Tensor]:
-        """Logits at the positions of a crop, (ceil(height / stride), ceil(width / stride)) a level.
+        """Return the logits at the positions of a crop, (ceil(height / stride), ceil(width / stride)) per level.
 
-        Each position takes the value at its middle, so regions keep their values, ties and all.
+        Each position takes the value at its center (nearest), so that ties stay ties.
 
         Raises:
-            DataError: the picture has no map, or a damaged one.
+            DataError: the image has no map, or a damaged one.
         """
         path = self.path(record)
         names = [f"level{i}" for i in range(len(STRIDES))]
         try:
             content = read_npz(path, ["size", *names])
         except (UserError, OSError) as error:
-            raise DataError(
-                f"{path}: the transferability map of {record['file_name']} cannot be read ({error}): delete that file, "
-                "the next start makes it anew"
-            ) from error
+            message = f"is no readable transferability map of {record['file_name']} ({error})"
+            raise DataError(message, key=path, hint="delete it, the next start computes it again") from error
         size, levels = content["size"].tolist(), [content[name] for name in names]
         result = []
         for level, stride in zip(levels, STRIDES):
@@ -70,7 +72,12 @@ class TransferabilityMaps:
 
 
 def _places(start: int, length: int, resized: int, size: int, stride: int, mirrored: bool) -> np.ndarray:
-    """Indices into a map of a picture ``size`` long, of the positions of a crop of it resized to ``resized``."""
+    """Return the indices, along one axis, of a crop's positions in the map.
+
+    Args:
+        start, length: of the crop, in pixels of the image resized to ``resized``.
+        size: of the image of the map, in pixels.
+    """
     edges = np.minimum(np.arange(math.ceil(length / stride) + 1) * stride, length)
     middles = (edges[:-1] + edges[1:]) / 2
     if mirrored:

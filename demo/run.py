@@ -23,12 +23,12 @@ from tmt_d2.projects.street_scenes.render import render
 from tmt_d2.utils.logs import log_to_screen
 
 SOURCE, TARGET = "cityscapes", "bdd100k"
-CONFIGS = Path(__file__).parents[1] / "configs" / "demo"
+MODEL = Path(__file__).parents[1] / "configs" / "models" / "demo.yaml"
 SHORT = ("SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2")
 
 
 def demo_units(output: Path, short: bool = False) -> list[Unit]:
-    return pair_units(CONFIGS, SOURCE, TARGET, ("full", "tmt"), output, SHORT if short else ())
+    return pair_units(MODEL, SOURCE, TARGET, ("full", "tmt"), output, SHORT if short else ())
 
 
 def fine_tuned(output: Path) -> dict[str, Path]:
@@ -49,8 +49,8 @@ def main() -> None:
     results = run_pair(demo_units(args.output, args.short), args.output)
     folders, pictures = fine_tuned(args.output), args.output / "pictures"
     show_attention.main(
-        ["--config-file", str(CONFIGS / "tmt.yaml"), "--weights", str(folders["tmt"] / "model_final.pth")]
-        + ["--compare", str(CONFIGS / "full.yaml"), str(folders["full"] / "model_final.pth")]
+        ["--config-file", str(folders["tmt"] / "config.yaml"), "--weights", str(folders["tmt"] / "model_final.pth")]
+        + ["--compare", str(folders["full"] / "config.yaml"), str(folders["full"] / "model_final.pth")]
         + ["--input", split_name(TARGET, "val"), "--limit", "1" if args.short else "4", "--output", str(pictures)]
         + ["--classes", "road", "car", "--json"]
     )

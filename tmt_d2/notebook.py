@@ -24,7 +24,6 @@ from matplotlib.figure import Figure
 
 from tmt_d2.adaptation.methods import method_of
 from tmt_d2.config import setup_cfg
-from tmt_d2.config.file import find_config
 from tmt_d2.data.datasets.registration import split_name
 from tmt_d2.engine.checkpoint.checkpointer import FINAL
 from tmt_d2.engine.hooks.evaluation_images import EvaluationImages
@@ -45,11 +44,11 @@ from tmt_d2.visualization.inspection import AttentionReport, Selector
 class Trained:
     """A model in the folder where it was trained.
 
-    configs: the folder of config files that it is of. results: {split: {"mIoU", "IoU-road", ...}} in percent.
+    config: the config file of the model. results: {split: {"mIoU", "IoU-road", ...}} in percent.
     """
 
     folder: Path
-    configs: Path
+    config: str
     results: Mapping[str, Mapping[str, float]]
 
     @property
@@ -103,7 +102,7 @@ class Trained:
 def train(
     data: str,
     output: str | Path,
-    config: str = "configs/lite0/source.yaml",
+    config: str = "configs/models/lite0.yaml",
     options: Mapping[str, Any] = {},
     hooks: Sequence[HookBase] = (),
 ) -> Trained:
@@ -113,12 +112,11 @@ def train(
         UserError: ``output`` holds a run of other data or options.
 
     Args:
-        config: a source.yaml; its folder is where ``adapt`` finds the methods. options: overrides of it, such as
-            {"SOLVER.MAX_ITER": 1000}. hooks: Detectron2's, of your own.
+        config: a file of configs/models. options: overrides of it, such as {"SOLVER.MAX_ITER": 1000}.
+        hooks: Detectron2's, of your own.
     """
     datasets = {"DATASETS.TRAIN": (split_name(data, "train"),), "DATASETS.TEST": (split_name(data, "val"),)}
-    path = find_config(config)
-    return _run(_cfg(path, output, datasets, options), path.parent, hooks)
+    return _run(_cfg(config, "source", output, datasets, options), config, hooks)
 
 
 def adapt(
@@ -139,22 +137,24 @@ def adapt(
         "DATASETS.SOURCE_TEST": tuple(before.TEST),
         "MODEL.WEIGHTS": source.weights,
     }
-    cfg = _cfg(source.configs / f"{method}.yaml", output, datasets, options)
+    cfg = _cfg(source.config, method, output, datasets, options)
     if method_of(cfg).starts_from == "estimator":
-        shared = _cfg(source.configs / "estimator.yaml", Path(output) / "estimator", datasets, options)
+        shared = _cfg(source.config, "estimator", Path(output) / "estimator", datasets, options)
         _, estimator = estimator_cfg(shared, cfg)
-        datasets["MODEL.WEIGHTS"] = _run(estimator, source.configs).weights
-        cfg = _cfg(source.configs / f"{method}.yaml", output, datasets, options)
-    return _run(cfg, source.configs, hooks)
+        datasets["MODEL.WEIGHTS"] = _run(estimator, source.config).weights
+        cfg = _cfg(source.config, method, output, datasets, options)
+    return _run(cfg, source.config, hooks)
 
 
-def _cfg(file: Path, output: str | Path, values: Mapping[str, Any], options: Mapping[str, Any]) -> CfgNode:
+def _cfg(
+    config: str, method: str, output: str | Path, values: Mapping[str, Any], options: Mapping[str, Any]
+) -> CfgNode:
     merged = {**values, **options, "OUTPUT_DIR": str(output)}
-    return setup_cfg(str(file), [item for pair in merged.items() for item in pair])
+    return setup_cfg(config, [item for pair in merged.items() for item in pair], method)
 
 
-def _run(cfg: CfgNode, configs: Path, hooks: Sequence[HookBase] = ()) -> Trained:
+def _run(cfg: CfgNode, config: str, hooks: Sequence[HookBase] = ()) -> Trained:
     log_to_screen()
     RunDir(cfg).check_same_settings()
     results = run_stage(cfg, resume=True, hooks=[EvaluationImages(cfg), *hooks])
-    return Trained(Path(cfg.OUTPUT_DIR), configs, results)
+    return Trained(Path(cfg.OUTPUT_DIR), config, results)

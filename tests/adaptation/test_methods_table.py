@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.helpers.checkout import ROOT
+from tests.helpers.checkout import BASE_CONFIG, ROOT, TINY_CONFIG
 from tests.helpers.models import Build
 from tmt_d2 import setup_cfg
 from tmt_d2.adaptation.alignment import SCORES
 from tmt_d2.adaptation.methods import BASELINE, METHODS, OURS, Method, method_of
+from tmt_d2.engine.run_dir import flat
 
-FOLDERS = [ROOT / "configs" / name for name in ("tiny", "lite0", "R50", "SwinL")]
+NAMES = sorted(path.stem for path in (ROOT / "configs" / "methods").glob("*.yaml"))
 STAGES = ("source", "estimator")  # files of the stages before fine-tuning
 OF_A_METHOD = {  # its keys
     "tmt": "MODEL.TMT.",
@@ -28,45 +28,33 @@ COMPARED = {  # (file, name) that is compared all the same
     ("tmt_d2/adaptation/alignment.py", "leep"): "names of scores, which are those of the methods that raise them",
     ("tmt_d2/adaptation/alignment.py", "otce"): "as above",
 }
-VARIANTS = [
-    path for folder in FOLDERS for path in sorted(folder.glob("*.yaml")) if path.stem not in (*METHODS, *STAGES, "Base")
-]
+VARIANTS = [name for name in NAMES if name not in (*METHODS, *STAGES)]
 
 
-def flat(values: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{place}{key}.")
-        else:
-            yield f"{place}{key}", value
-
-
-def changes(path: Path) -> dict[str, Any]:
-    """What a variant sets otherwise than the file of its method, but for OUTPUT_DIR."""
-    cfg = setup_cfg(str(path))
-    method = dict(flat(setup_cfg(str(path.parent / f"{cfg.TRANSFER.METHOD}.yaml"))))
-    return {key: value for key, value in flat(cfg) if value != method[key] and key != "OUTPUT_DIR"}
+def changes(name: str, model: Path) -> dict[str, Any]:
+    """Keys, other than OUTPUT_DIR, that a variant sets to other values than its method."""
+    cfg = setup_cfg(model, method=name)
+    method = flat(setup_cfg(model, method=cfg.TRANSFER.METHOD))
+    return {key: value for key, value in flat(cfg).items() if value != method[key] and key != "OUTPUT_DIR"}
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_every_method_has_its_config_file(folder: Path, method: Method) -> None:
-    cfg = setup_cfg(str(folder / f"{method.name}.yaml"))
+def test_every_method_has_its_config_file(method: Method) -> None:
+    cfg = setup_cfg(TINY_CONFIG, method=method.name)
     assert method_of(cfg) is method
     assert cfg.TRANSFER.STAGE == "finetune"
     assert method.architecture == cfg.MODEL.META_ARCHITECTURE
     assert bool(cfg.DATASETS.SOURCE_TRAIN) >= method.reads_source
-    assert f"output/{folder.name}/{method.name}" == cfg.OUTPUT_DIR
-    assert method.starts_from in STAGES and (folder / f"{method.starts_from}.yaml").is_file()
+    assert f"output/tiny/{method.name}" == cfg.OUTPUT_DIR
+    assert method.starts_from in STAGES and method.starts_from in NAMES
 
 
-@pytest.mark.parametrize("path", VARIANTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_a_variant_changes_keys_of_one_method_only(path: Path) -> None:
-    cfg, changed = setup_cfg(str(path)), changes(path)
-    assert path.stem.startswith(f"{cfg.TRANSFER.METHOD}-")
-    assert changed and all(key.startswith(OF_A_METHOD[cfg.TRANSFER.METHOD]) for key in changed)
-    assert f"output/{path.parent.name}/{path.stem}" == cfg.OUTPUT_DIR
-    assert changed == changes(ROOT / "configs" / "tiny" / path.name)  # the same whatever the model
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_changes_keys_of_one_method_only(name: str) -> None:
+    method, changed = setup_cfg(TINY_CONFIG, method=name).TRANSFER.METHOD, changes(name, TINY_CONFIG)
+    assert name.startswith(f"{method}-")
+    assert changed and all(key.startswith(OF_A_METHOD[method]) for key in changed)
+    assert changed == changes(name, BASE_CONFIG)  # the same for every model
 
 
 def test_rows_of_the_table(build_tiny: Build) -> None:

@@ -111,7 +111,7 @@ def test_a_split_with_two_models_side_by_side_as_pdf(folder: Path, tmp_path: Pat
 
 def test_a_plain_model_alone_and_overrides(folder: Path, tmp_path: Path) -> None:
     arguments = ["--input", str(folder / "images" / "wide.png"), "--top", "1", "--heads", "0", "2", "--layers", "2"]
-    run(folder, tmp_path, *arguments, "MODEL.TMT.P_T", "0.1", model=FULL)
+    run(folder, tmp_path, "MODEL.TMT.P_T", "0.1", *arguments, model=FULL)
     names = {file.name for file in tmp_path.iterdir()}
     assert len(names) == 2 and "wide_prediction.png" in names
 

@@ -48,9 +48,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         MODEL__TMT__ITERATIONS=1,
         INPUT__MIN_SIZE_TEST=32,
     )
-    for folder in ("configs/R50", "output/R50/tmt", "hub"):
+    for folder in ("configs/models", "output/R50/tmt", "hub"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "configs/R50/tmt.yaml").write_text(cfg.dump())
+    for file in ("configs/models/R50.yaml", "output/R50/tmt/config.yaml"):
+        (tmp_path / file).write_text(cfg.dump())
     model = build_model(cfg)
     with torch.no_grad():  # an untrained model sees one class everywhere
         model.sem_seg_head.predictor.class_embed.weight.normal_(0, 3)
@@ -77,7 +78,7 @@ def test_commands(workplace: Path) -> None:
     onnx, _ = examples("python")
     names: dict[str, Any] = {}
     exec(compile(onnx, PAGE.name, "exec"), names)
-    predictor = Predictor.from_config("configs/R50/tmt.yaml", "output/R50/tmt/model_final.pth")
+    predictor = Predictor.from_config("output/R50/tmt/config.yaml", "output/R50/tmt/model_final.pth")
     expected = predictor("street.png").labels.numpy()
     assert len(np.unique(expected)) > 1
     assert (names["labels"] == expected).mean() >= 0.99

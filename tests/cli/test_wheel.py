@@ -50,7 +50,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_commands_load_render_and_train_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     variables = environment(DETECTRON2_DATASETS="data") | {"PYTHONPATH": str(installed)}
-    lines = COMMANDS.replace("CONFIG", "configs/tiny/source.yaml")
+    lines = COMMANDS.replace("CONFIG", "configs/models/tiny.yaml")
     process = subprocess.run(
         [sys.executable, "-c", SCRIPT, lines], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300
     )

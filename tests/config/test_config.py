@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,10 @@ from fvcore.common.config import CfgNode as FvcoreNode
 import tmt_d2
 from tests.helpers.checkout import BASE_CONFIG, ROOT
 from tmt_d2.config.file import load_config_file
+from tmt_d2.errors import UserError
 
-CONFIGS = sorted(
-    str(path.relative_to(ROOT))
-    for path in (ROOT / "configs").rglob("*.yaml")
-    if path.parent.name not in ("matrix", "transfer")  # plans; what is merged over a model's settings
+MODELS, METHODS = (
+    sorted(path.stem for path in (ROOT / "configs" / folder).glob("*.yaml")) for folder in ("models", "methods")
 )
 OFFICIAL_SCALES = '!!python/object/apply:eval ["[int(x * 0.1 * 1024) for x in range(5, 21)]"]'
 
@@ -29,19 +29,22 @@ def write(folder: Path, text: str, name: str = "config.yaml") -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_loads(name: str) -> None:
-    cfg = tmt_d2.setup_cfg(str(ROOT / name))
-    assert cfg.MODEL.META_ARCHITECTURE in ("MaskFormer", "TransferableMaskFormer")
-    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 19
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_of_every_model_loads(method: str) -> None:
+    for model in MODELS:
+        cfg = tmt_d2.setup_cfg(f"configs/models/{model}.yaml", method=method)
+        assert cfg.MODEL.META_ARCHITECTURE in ("MaskFormer", "TransferableMaskFormer")
+        assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 19
+        assert f"output/{model}/{method}" == cfg.OUTPUT_DIR
 
 
 @pytest.mark.slow
 def test_every_model_of_the_configs_builds() -> None:
     """One build for each different model; of the large ones one block a stage, or the smallest of their kind."""
     models: dict[str, CfgNode] = {}
-    for name in CONFIGS:
-        cfg = tmt_d2.setup_cfg(str(ROOT / name), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
+    for model, method in itertools.product(MODELS, ("source", "tmt")):
+        file = ROOT / "configs" / "models" / f"{model}.yaml"
+        cfg = tmt_d2.setup_cfg(file, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""], method)
         cfg.MODEL.SWIN.DEPTHS = [1, 1, 1, 1]
         if "dinov2" in cfg.MODEL.TIMM.NAME:
             cfg.MODEL.TIMM.NAME = "vit_small_patch14_dinov2"
@@ -60,7 +63,7 @@ def test_every_model_of_the_configs_builds() -> None:
 def test_swin_has_official_feature_names() -> None:
     options = ["MODEL.DEVICE", "cpu", "MODEL.SWIN.DEPTHS", [1, 1, 1, 1], "MODEL.SWIN.EMBED_DIM", 24]
     options += ["MODEL.SWIN.NUM_HEADS", [1, 1, 2, 2]]
-    cfg = tmt_d2.setup_cfg(str(ROOT / "configs/Base-Mask2Former-SwinL.yaml"), options)
+    cfg = tmt_d2.setup_cfg(str(ROOT / "configs/models/SwinL.yaml"), options)
     backbone = build_model(cfg).backbone.eval()
     with torch.no_grad():
         features = backbone(torch.randn(1, 3, 64, 96))
@@ -124,15 +127,25 @@ def test_several_bases(tmp_path: Path) -> None:
         load_config_file(write(tmp_path, "_BASE_: [model.yaml, gone.yaml]\n", "leaf.yaml"))
 
 
-def test_what_a_method_changes_is_said_once() -> None:
-    """Each folder of models has each file of configs/transfer, and merges it over its own base."""
-    names = {path.name for path in (ROOT / "configs" / "transfer").glob("*.yaml")}
-    for folder in ("R50", "SwinL", "tiny"):
-        files = {path.name: path for path in (ROOT / "configs" / folder).glob("*.yaml") if path.stem != "Base"}
-        assert set(files) == names
-        for name, path in files.items():
-            assert f'"../transfer/{name}"]' in path.read_text()
-            assert f'OUTPUT_DIR: "output/{folder}/{path.stem}"' in path.read_text()
+def test_a_method_over_a_model(tmp_path: Path) -> None:
+    """_METHODS_ of the model are merged over the file of that method, and so hold for methods based on it."""
+    own = "_METHODS_: {full: {SOLVER: {MAX_ITER: 7, BASE_LR: 0.5}}, none: {SEED: 9}}"
+    model = write(tmp_path, f"_BASE_: {BASE_CONFIG}\nSOLVER: {{MAX_ITER: 5}}\n{own}\n", "model.yaml")
+    full = write(tmp_path, "SOLVER: {MAX_ITER: 6, IMS_PER_BATCH: 2}\nTRANSFER: {METHOD: linear}\n", "full.yaml")
+    mine = write(tmp_path, "_BASE_: full.yaml\nSOLVER: {BASE_LR: 0.25}\n", "mine.yaml")
+    cfg = tmt_d2.setup_cfg(model, method=mine)
+    solver = cfg.SOLVER
+    assert (solver.MAX_ITER, solver.IMS_PER_BATCH, solver.BASE_LR) == (7, 2, 0.25)
+    assert (cfg.TRANSFER.METHOD, cfg.SEED, cfg.OUTPUT_DIR) == ("linear", -1, "output/model/mine")
+    assert tmt_d2.setup_cfg(model, ["OUTPUT_DIR", "x", "SOLVER.MAX_ITER", "8"], full).OUTPUT_DIR == "x"
+    assert tmt_d2.setup_cfg(model).SOLVER.MAX_ITER == 5
+    with pytest.raises(UserError) as error:
+        tmt_d2.setup_cfg(model, method="tnt")
+    assert error.value.key == "method" and "did you mean tmt?" in str(error.value)
+    broken = write(tmp_path, "_METHODS_: {full: 3}\n", "broken.yaml")
+    with pytest.raises(UserError) as error:
+        tmt_d2.setup_cfg(broken)
+    assert error.value.key == broken
 
 
 def test_circle_of_bases(tmp_path: Path) -> None:

@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import default_argument_parser
 
-from tests.helpers.checkout import CONFIGS
+from tests.helpers.checkout import TINY_CONFIG
 from tests.helpers.small_runs import small_cfg, small_units
 from tmt_d2 import setup_cfg
-from tmt_d2.cli import score, train_matrix, train_pair
-from tmt_d2.cli.common import parse
+from tmt_d2.cli import score, train, train_matrix, train_pair
+from tmt_d2.cli.common import add_overrides, parse
 from tmt_d2.config.defaults import RENAMED, _keys
 from tmt_d2.data.datasets.label_spaces import CITYSCAPES_CLASSES, CLASSES
 from tmt_d2.data.datasets.registration import check_registered, label_space_of, records_of
@@ -29,7 +28,7 @@ from tmt_d2.experiments.running import check_names
 from tmt_d2.experiments.scoring import score_checkpoint
 from tmt_d2.inference.images import find_images
 
-TMT = str(CONFIGS / "tmt.yaml")
+TMT = str(TINY_CONFIG)
 
 
 def test_values_that_plainly_mean_another_kind() -> None:
@@ -65,7 +64,7 @@ def test_old_keys_are_answered_with_their_new_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "opts", "message"),
     [
-        ("", [], "there is no config file: name one, e.g. --config-file configs/tiny/source.yaml"),
+        ("", [], "--config-file configs/models/tiny.yaml"),
         (TMT, ["MODEL.TMT.PT", "0.3"], r"Non-existent key: MODEL.TMT.PT; did you mean MODEL.TMT.P_T\?"),
         (TMT, ["SEED"], "SEED has no value behind it: overrides are KEY VALUE"),
         (TMT, ["MODEL.TMT.ATTENTION", "ofd"], r"choose one of hard, off; did you mean off\?"),
@@ -80,17 +79,19 @@ def test_overrides_may_stand_anywhere() -> None:
     plain = argparse.ArgumentParser()
     plain.add_argument("--methods", nargs="+")
     plain.add_argument("--flag", action="store_true")
-    plain.add_argument("opts", nargs="*", default=[])
-    words = ["SEED", "-1", "--methods", "full", "tmt", "MODEL.TMT.P_T", "0", "--flag", "OUTPUT_DIR", "out"]
+    add_overrides(plain)
+    words = ["SEED", "-1", "--methods", "full", "tmt", "--flag", "MODEL.TMT.P_T", "0", "OUTPUT_DIR", "out"]
     args = parse(plain, words)
     assert args.methods == ["full", "tmt"] and args.flag
     assert args.opts == ["SEED", "-1", "MODEL.TMT.P_T", "0", "OUTPUT_DIR", "out"]
-    args = parse(default_argument_parser(), ["--config-file", "a.yaml", "SEED", "3", "--resume", "--num-gpus", "2"])
-    assert args.resume and args.num_gpus == 2 and args.opts == ["SEED", "3"]
-    assert parse(plain, ["--methods", "full", "--", "SEED", "3"]).opts == ["SEED", "3"]  # as it was written before
+    words = ["--config-file", "a.yaml", "NEW_SECTION.KEY", "3", "--resume", "--num-gpus", "2", "--method", "tmt"]
+    args = parse(train.parser(), words)
+    assert args.resume and args.num_gpus == 2 and args.method == "tmt" and args.opts == ["NEW_SECTION.KEY", "3"]
+    assert parse(plain, ["--methods", "full", "--", "SEED", "3"]).opts == ["SEED", "3"]
     for words in (["SEED"], ["SEED", "--flag"]):
-        with pytest.raises(UserError, match="SEED has no value behind it"):
+        with pytest.raises(UserError) as error:
             parse(plain, words)
+        assert error.value.key == "SEED"
 
 
 def test_the_nearest_name() -> None:
@@ -113,16 +114,16 @@ def test_commands_know_the_nearest_data_set(tmp_path: Path, monkeypatch: pytest.
         run(score, monkeypatch, *scoring, "--target", "cityscape")
     with pytest.raises(UserError, match="--sources.* bdd100k_sem_seg_train"):
         run(score, monkeypatch, *scoring, "--target", "gtav", "--sources", "bdd100")
-    pair = ["--configs", str(CONFIGS), "--output", str(tmp_path / "out"), "--source", "gta", "--target", "bdd100k"]
+    pair = ["--model", TMT, "--output", str(tmp_path / "out"), "--source", "gta", "--target", "bdd100k"]
     with pytest.raises(UserError, match="gta.* gtav_sem_seg_train"):
         run(train_pair, monkeypatch, *pair)
-    with pytest.raises(UserError, match="nowhere"):
-        run(train_pair, monkeypatch, *pair, "--configs", "nowhere")
-    (tmp_path / "matrix.yaml").write_text(f"configs: {CONFIGS}\npairs: [gtav-bdd100]\nmethods: [full]\n")
+    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
+        run(train_pair, monkeypatch, *pair, "--model", "nowhere.yaml")
+    (tmp_path / "matrix.yaml").write_text(f"model: {TMT}\npairs: [gtav-bdd100]\nmethods: [full]\n")
     matrix = ["--config", str(tmp_path / "matrix.yaml"), "--output", str(tmp_path / "out"), "--dry-run"]
     with pytest.raises(UserError, match="gtav-bdd100.* bdd100k_sem_seg_train"):
         run(train_matrix, monkeypatch, *matrix)
-    (tmp_path / "matrix.yaml").write_text(f"configs: {CONFIGS}\npairs: [gtav-bdd100k]\nmethods: [ful]\n")
+    (tmp_path / "matrix.yaml").write_text(f"model: {TMT}\npairs: [gtav-bdd100k]\nmethods: [ful]\n")
     with pytest.raises(UserError, match="did you mean full"):
         run(train_matrix, monkeypatch, *matrix)
     assert not (tmp_path / "out").exists()

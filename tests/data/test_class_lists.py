@@ -16,7 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from torch import nn
 
-from tests.helpers.checkout import CONFIGS
+from tests.helpers.checkout import TINY_CONFIG
 from tests.helpers.models import Build
 from tests.helpers.small_runs import options, small_cfg
 from tmt_d2.data import register_custom
@@ -274,7 +274,7 @@ def test_a_model_of_its_own_classes(tmp_path: Path, count: int) -> None:
     report = json.loads((Path(cfg.OUTPUT_DIR) / "inference/own_sem_seg_val/sem_seg_evaluation.json").read_text())
     assert report["absent_classes"] == names[100:]
     weights = f"{cfg.OUTPUT_DIR}/model_final.pth"
-    base = str(CONFIGS / "source.yaml")  # it says 19
+    base = str(TINY_CONFIG)  # it says 19
     plain = [*options(**queries), "DATASETS.TEST", "()", "DATASETS.TRAIN", "()"]
     predictor = Predictor.from_config(base, weights, plain)
     assert predictor.classes.names == tuple(names) and predictor.classes.colors[0] == (1, 2, 3)

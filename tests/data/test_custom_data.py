@@ -9,7 +9,7 @@ import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from tests.helpers.checkout import CONFIGS
+from tests.helpers.checkout import TINY_CONFIG
 from tests.helpers.custom_data import SPLITS, save, write
 from tests.helpers.small_runs import unit_options
 from tmt_d2 import add_tmt_config
@@ -299,7 +299,7 @@ def test_a_pair_of_custom_data_sets(
         }
         write(tmp_path / name, name=name, splits=splits)
     files = tuple(str(tmp_path / name / "town.yaml") for name in ("town", "village"))
-    command = ["train_pair.py", "--configs", str(CONFIGS), "--source", "town", "--target", "village", "--output"]
+    command = ["train_pair.py", "--model", str(TINY_CONFIG), "--source", "town", "--target", "village", "--output"]
     overrides = [*unit_options(SOLVER__MAX_ITER=1), "DATASETS.CUSTOM", str(files)]
     monkeypatch.setattr("sys.argv", [*command, str(tmp_path / "pair"), "--", *overrides])
     train_pair.main()

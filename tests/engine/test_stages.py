@@ -12,7 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from tests.helpers.checkout import CONFIGS
+from tests.helpers.checkout import TINY_CONFIG
 from tmt_d2 import setup_cfg
 from tmt_d2.adaptation.methods import METHODS
 from tmt_d2.engine.run_stage import apply_method, run_stage
@@ -39,9 +39,9 @@ def data_root(scenes, monkeypatch):
 
 
 def stage_cfg(name: str, folder: Path, start: Path | str = "", *opts: Any) -> CfgNode:
-    """configs/tiny/<name>.yaml, from cityscapes to bdd100k, in ``folder/<name>``, from the weights ``start``."""
+    """The tiny model by a method, from cityscapes to bdd100k, in ``folder/<name>``, from the weights ``start``."""
     paths = ["OUTPUT_DIR", str(folder / name), "MODEL.WEIGHTS", str(start)]
-    return setup_cfg(str(CONFIGS / f"{name}.yaml"), [*paths, *(part for item in SMALL.items() for part in item), *opts])
+    return setup_cfg(TINY_CONFIG, method=name, opts=[*paths, *(part for item in SMALL.items() for part in item), *opts])
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_damaged_checkpoint_is_named(stages, tmp_path):
 
 def test_one_line_errors_before_anything_is_built(tmp_path, monkeypatch):
     def cfg(name, *opts):
-        return setup_cfg(str(CONFIGS / f"{name}.yaml"), ["OUTPUT_DIR", str(tmp_path / "out"), *opts])
+        return setup_cfg(TINY_CONFIG, method=name, opts=["OUTPUT_DIR", str(tmp_path / "out"), *opts])
 
     with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty: stage finetune starts from a checkpoint"):
         run_stage(cfg("full"))
@@ -187,7 +187,7 @@ def test_one_line_errors_before_anything_is_built(tmp_path, monkeypatch):
 def test_an_estimator_is_not_measured_where_it_was_trained(tmp_path, key, split, eval_only):
     def cfg(stage, *names):
         paths = ["OUTPUT_DIR", str(tmp_path / "out"), "MODEL.WEIGHTS", "nowhere.pth"]
-        return setup_cfg(str(CONFIGS / f"{stage}.yaml"), [*paths, f"DATASETS.{key}", str(names)])
+        return setup_cfg(TINY_CONFIG, method=stage, opts=[*paths, f"DATASETS.{key}", str(names)])
 
     message = rf"^DATASETS.{key} names '{split}', on which the discriminators are trained: .*, name a held-out split$"
     with pytest.raises(ValueError, match=message):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.checkout import CONFIGS
+from tests.helpers.checkout import TINY_CONFIG
 from tests.helpers.small_runs import make_scenes, unit_options
 from tmt_d2.cli import train_pair
 from tmt_d2.engine.step import TrainingStep
@@ -39,7 +39,7 @@ def scenes(tmp_path_factory):
 def units_in(
     output: Path, *opts: str, methods: Sequence[str] = METHODS, source_weights: Path | None = None
 ) -> list[Unit]:
-    return pair_units(CONFIGS, *PAIR, methods, output, [*unit_options(SOLVER__MAX_ITER=1), *opts], source_weights)
+    return pair_units(TINY_CONFIG, *PAIR, methods, output, [*unit_options(SOLVER__MAX_ITER=1), *opts], source_weights)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_source_weights_that_cannot_be_used(tmp_path: Path) -> None:
 
 def command(output: Path, monkeypatch: pytest.MonkeyPatch, *opts: str, methods: str = "full") -> int | str | None:
     """Run the command and return its exit status."""
-    arguments = ["--configs", str(CONFIGS), "--source", PAIR[0], "--target", PAIR[1], "--methods", methods]
+    arguments = ["--model", str(TINY_CONFIG), "--source", PAIR[0], "--target", PAIR[1], "--methods", methods]
     overrides = [*unit_options(SOLVER__MAX_ITER=2), *opts]
     monkeypatch.setattr("sys.argv", ["train_pair.py", *arguments, "--output", str(output), "--", *overrides])
     with pytest.raises(SystemExit) as exit_info, one_line_errors():

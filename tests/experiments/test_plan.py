@@ -27,10 +27,11 @@ def sweep(**item: Any) -> dict[str, Any]:
     ("changes", "key"),
     [
         ({"method": ["full"]}, "method"),
-        ({"configs": "nowhere"}, "configs"),
-        ({"configs": 3}, "configs"),
-        ({"methods": ["magic"]}, "methods"),
-        ({"methods": ["Base"]}, "methods"),
+        ({"configs": "../tiny"}, "configs"),
+        ({"model": 3}, "model"),
+        ({"methods": ["magic"]}, "method"),
+        ({"methods": ["source"]}, "methods"),
+        ({"methods": ["full", "full"]}, "methods"),
         ({"methods": []}, "methods"),
         ({"methods": [3]}, "methods"),
         ({"seeds": [1, "two"]}, "seeds"),
@@ -68,7 +69,7 @@ def sweep(**item: Any) -> dict[str, Any]:
         (sweep(value=[1]), "sweeps.s.value"),
         (sweep(values=[]), "sweeps.s: values"),
         (sweep(values=["hard", False]), "sweeps.s: values"),
-        (sweep(methods=["no"]), "sweeps.s: methods"),
+        (sweep(methods=["no"]), "sweeps.s: method"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path: Path, changes: dict[str, Any], key: str) -> None:

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from tests.helpers.checkout import CONFIGS
+from tests.helpers.checkout import TINY_CONFIG
 from tests.helpers.small_runs import make_scenes, options, small_cfg, store_anew
 from tmt_d2.cli import score
 from tmt_d2.errors import UserError
@@ -70,7 +70,7 @@ def test_command_ranks_checkpoints(start, tmp_path, monkeypatch, capsys) -> None
     plain["sem_seg_head.predictor.class_embed.weight"] = -plain["sem_seg_head.predictor.class_embed.weight"]
     torch.save({"model": plain}, tmp_path / "second.pth")
     files = [str(tmp_path / "first.pth"), str(tmp_path / "second.pth")]
-    arguments = ["--config-file", str(CONFIGS / "source.yaml"), "--target", "bdd100k", "--images", "2"]
+    arguments = ["--config-file", str(TINY_CONFIG), "--target", "bdd100k", "--images", "2"]
     arguments += ["--checkpoints", *files]
     arguments += ["--sources", "cityscapes", "cityscapes", "--json", str(tmp_path / "scores.json")]
     monkeypatch.setattr("sys.argv", ["score.py", *arguments, "--pixels", "40", "--draws", "2", "--", *options()])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.checkout import CONFIGS
+from tests.helpers.checkout import ROOT, TINY_CONFIG
 from tests.helpers.small_runs import ONE_PAIR, small_cfg, small_units, write_plan, write_values
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.plan import Plan, read_plan
@@ -150,10 +150,10 @@ def test_an_estimator_is_shared_unless_regions_or_discriminators_differ() -> Non
 
 def test_seed_and_labels_are_those_of_the_config_files_where_a_plan_has_none(tmp_path) -> None:
     few = tmp_path / "few.yaml"
-    few.write_text(f'_BASE_: "{CONFIGS}/full.yaml"\nTRANSFER: {{LABEL_FRACTION: 0.5}}\n')
-    for name in ("source", "full"):
-        (tmp_path / f"{name}.yaml").write_text(f'_BASE_: "{CONFIGS}/{name}.yaml"\nSEED: 4\n')
-    plan = Plan(tmp_path, (("cityscapes", "bdd100k"),), ("full", "few"))
+    few.write_text(f'_BASE_: "{ROOT}/configs/methods/full.yaml"\nTRANSFER: {{LABEL_FRACTION: 0.5}}\n')
+    model = tmp_path / "model.yaml"
+    model.write_text(f'_BASE_: "{TINY_CONFIG}"\nSEED: 4\n')
+    plan = Plan(model, (("cityscapes", "bdd100k"),), ("full", str(few)))
     assert [unit.name for unit in units_of(plan, tmp_path)][2:] == [
         "finetune/cityscapes-bdd100k/full/labels1/seed4",
         "finetune/cityscapes-bdd100k/few/labels0.5/seed4",

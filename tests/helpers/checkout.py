@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "configs" / "tiny"
-BASE_CONFIG = ROOT / "configs" / "Base-Mask2Former-R50.yaml"
+TINY_CONFIG = ROOT / "configs" / "models" / "tiny.yaml"
+BASE_CONFIG = ROOT / "configs" / "models" / "R50.yaml"
 
 
 def environment(**more: str) -> dict[str, str]:

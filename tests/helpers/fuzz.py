@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tests.helpers.checkout import CONFIGS
+from tests.helpers.checkout import ROOT, TINY_CONFIG
 from tmt_d2 import setup_cfg
 from tmt_d2.data.datasets.cityscapes import CITYSCAPES
 from tmt_d2.data.datasets.custom import read_custom
@@ -61,11 +61,15 @@ def mutate(content: bytes, chance: random.Random) -> bytes:
 
 
 def try_config(folder: Path, chance: random.Random) -> None:
-    name = chance.choice(("Base", "source", "tmt", "estimator"))
-    for path in CONFIGS.glob("*.yaml"):
-        text = path.read_bytes().replace(b'"../', f'"{CONFIGS.parent}/'.encode())
-        (folder / path.name).write_bytes(mutate(text, chance) if path.stem == name else text)
-    check_stage(setup_cfg(str(folder / ("source.yaml" if name == "Base" else f"{name}.yaml"))))
+    model, method = (
+        TINY_CONFIG,
+        ROOT / "configs" / "methods" / chance.choice(("source.yaml", "tmt.yaml", "estimator.yaml")),
+    )
+    changed = chance.choice((model, method))
+    text = changed.read_bytes().replace(b'_BASE_: "', f'_BASE_: "{changed.parent}/'.encode())
+    (folder / changed.name).write_bytes(mutate(text, chance))
+    files = [folder / path.name if path == changed else path for path in (model, method)]
+    check_stage(setup_cfg(files[0], method=files[1]))
 
 
 def try_image_pair(folder: Path, chance: random.Random) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.helpers.checkout import CONFIGS
+from tests.helpers.checkout import TINY_CONFIG
 from tmt_d2 import setup_cfg
 from tmt_d2.data.datasets.label_spaces import CLASSES
 
@@ -35,9 +35,7 @@ def make_matrix(
 ) -> None:
     """An output folder as train_matrix.py leaves it, with invented figures; methods: their gain over full."""
     rng = np.random.default_rng(0)
-    texts = {
-        name: setup_cfg(str(CONFIGS / f"{name}.yaml")).dump() for name in {"source", "estimator", "full", *methods}
-    }
+    texts = {name: setup_cfg(TINY_CONFIG, method=name).dump() for name in {"source", "estimator", "full", *methods}}
     for seed in range(1, seeds + 1):
         for source in domains:
             folder = output / f"source/{source}/seed{seed}"

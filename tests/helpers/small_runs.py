@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from PIL import Image
 
-from tests.helpers.checkout import CONFIGS
+from tests.helpers.checkout import TINY_CONFIG
 from tmt_d2 import setup_cfg
 from tmt_d2.adaptation.estimator import DiscriminatorTraining
 from tmt_d2.experiments.plan import read_plan
@@ -59,9 +59,9 @@ def options(**changes: Any) -> list[str]:
 
 
 def small_cfg(stage: str, output: Path, weights: Path | str = "", **changes: Any) -> CfgNode:
-    """stage: a file of configs/tiny: "source", "estimator", "linear", "full", "tmt"."""
+    """stage: a method of configs/methods: "source", "estimator", "linear", "full", "tmt"."""
     paths = ["OUTPUT_DIR", str(output), "MODEL.WEIGHTS", "" if stage == "source" else str(weights)]
-    return setup_cfg(str(CONFIGS / f"{stage}.yaml"), [*paths, *options(**changes)])
+    return setup_cfg(TINY_CONFIG, method=stage, opts=[*paths, *options(**changes)])
 
 
 def tmt_cfg(output: Path, start: Path, **changes: Any) -> CfgNode:
@@ -120,7 +120,7 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-MATRIX = {"configs": str(CONFIGS), "sources": ["cityscapes", "bdd100k"], "methods": ["full", "tmt"]}
+MATRIX = {"model": str(TINY_CONFIG), "sources": ["cityscapes", "bdd100k"], "methods": ["full", "tmt"]}
 ONE_PAIR = {"sources": None, "pairs": ["cityscapes-bdd100k"]}
 
 

@@ -81,8 +81,8 @@ def test_a_plain_transformer_of_patch_14_has_patches_of_16() -> None:
 
 @pytest.mark.parametrize("name", ["vit_base_patch14_dinov2.lvd142m", "vit_large_patch14_dinov2.lvd142m"])
 def test_dinov2_configs(name: str) -> None:
-    folder = {"b": "DINOv2B", "l": "DINOv2L"}[name[4]]
-    cfg = setup_cfg(str(ROOT / "configs" / folder / "full.yaml"), ["MODEL.DEVICE", "cpu"])
+    model = {"b": "DINOv2B", "l": "DINOv2L"}[name[4]]
+    cfg = setup_cfg(ROOT / "configs" / "models" / f"{model}.yaml", ["MODEL.DEVICE", "cpu"])
     assert (name, f"timm://{name}") == (cfg.MODEL.TIMM.NAME, cfg.MODEL.WEIGHTS)
     with torch.device("meta"):
         backbone = build_backbone(cfg)

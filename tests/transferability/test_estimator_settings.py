@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers.checkout import CONFIGS
+from tests.helpers.checkout import TINY_CONFIG
 from tests.helpers.small_runs import contents, options, small_cfg
 from tmt_d2.cli.export import main as export
 from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer, keep_weights
@@ -121,8 +121,8 @@ def test_every_run_that_uses_an_estimator_looks(start: Path, tmp_path: Path) -> 
             run_stage(cfg, eval_only=eval_only)
     opts = options(**squares)
     with pytest.raises(ValueError, match=message):
-        Predictor.from_config(str(CONFIGS / "tmt.yaml"), str(start), opts)
-    command = ["--config-file", str(CONFIGS / "tmt.yaml"), "--weights", str(start), "--size", "64x64"]
+        Predictor.from_config(str(TINY_CONFIG), str(start), opts, "tmt")
+    command = ["--config-file", str(TINY_CONFIG), "--method", "tmt", "--weights", str(start), "--size", "64x64"]
     with pytest.raises(ValueError, match=message):
         export([*command, "--output", str(tmp_path / "x.onnx"), *opts])
     run_stage(small_cfg("full", tmp_path / "full", start, **squares, SOLVER__MAX_ITER=1))  # uses none

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers.checkout import CONFIGS
+from tests.helpers.checkout import TINY_CONFIG
 from tmt_d2 import setup_cfg
 from tmt_d2.data.datasets.custom import read_custom
 from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer
@@ -116,7 +116,6 @@ def test_configs_and_data_sets_execute_nothing(value: str) -> None:
 
 
 def test_overrides_execute_nothing() -> None:
-    config = CONFIGS / "source.yaml"
     with pytest.raises(UserError, match="SEED"):
-        setup_cfg(str(config), ["SEED", "__import__('os').system('touch ran')"])
+        setup_cfg(TINY_CONFIG, ["SEED", "__import__('os').system('touch ran')"])
     assert not Path("ran").exists()

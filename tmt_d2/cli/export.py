@@ -1,6 +1,6 @@
 """Export a trained model at a fixed image size to ONNX or torch.export, and compare the file with the model.
 
-    python -m tmt_d2.cli.export --config-file configs/R50/tmt.yaml --weights model_final.pth \\
+    python -m tmt_d2.cli.export --config-file configs/models/R50.yaml --method tmt --weights model_final.pth \\
         --size 512x1024 --format onnx --output tmt.onnx
 
 tmt_d2/inference/export.py describes the exported function and its agreement with the model. The file resizes nothing:
@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import torch
 
-from tmt_d2.cli.common import parse, run
+from tmt_d2.cli.common import add_config_arguments, parse, run
 from tmt_d2.data.mapper import resized_size
 from tmt_d2.data.reader import read_image_of
 from tmt_d2.errors import UserError
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if Path(args.output).is_dir():
         raise UserError("this is a folder", key="--output", value=args.output, hint="name a file in it")
     check_writable("--output", args.output)
-    predictor = Predictor.from_config(args.config_file, args.weights, ["MODEL.DEVICE", "cpu", *args.opts])
+    predictor = Predictor.from_config(args.config_file, args.weights, ["MODEL.DEVICE", "cpu", *args.opts], args.method)
     cfg = predictor.cfg
     resized = resized_size(given, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     size = given if args.size else resized
@@ -82,7 +82,7 @@ def _image_size(text: str) -> tuple[int, int]:
 def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = arguments.add_argument
-    add("--config-file", required=True, metavar="FILE")
+    add_config_arguments(arguments)
     add("--weights", default="", metavar="FILE", help="checkpoint, path or URL; default: MODEL.WEIGHTS")
     sizes = arguments.add_mutually_exclusive_group(required=True)
     sizes.add_argument(
@@ -93,7 +93,6 @@ def parser() -> argparse.ArgumentParser:
     sizes.add_argument("--size", metavar="HxW", help="input size of the file, e.g. 512x1024")
     add("--format", choices=FORMATS, help="default: from the suffix of --output, else onnx")
     add("--output", required=True, metavar="FILE")
-    add("opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides")
     return arguments
 
 

@@ -1,7 +1,7 @@
 """Predict the images of a folder, a list, a registered split or a video: label files, overlays, confidence, T.
 
-    python tools/predict.py --config-file configs/R50/tmt.yaml --weights output/R50/tmt/model_final.pth \\
-        --input photos --output predicted --write labels overlays confidence transferability
+    python tools/predict.py --config-file configs/models/R50.yaml --method tmt \\
+        --weights output/R50/tmt/model_final.pth --input photos --output predicted --write labels overlays
 
 --output receives, for an image NAME (its path below the common folder of all images; the number of a video frame)
 
@@ -22,7 +22,7 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
-from tmt_d2.cli.common import parse, run
+from tmt_d2.cli.common import add_config_arguments, parse, run
 from tmt_d2.config import setup_cfg
 from tmt_d2.data import register_data
 from tmt_d2.data.datasets.registration import split_name
@@ -41,7 +41,7 @@ TRAIN_IDS = "train"
 def parser():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = arguments.add_argument
-    add("--config-file", required=True, metavar="FILE")
+    add_config_arguments(arguments)
     add("--weights", default="", metavar="FILE", help="checkpoint; default: MODEL.WEIGHTS")
     add("--input", required=True, metavar="PLACE", help="a folder, a list, a registered split, a video, or an image")
     add("--output", required=True, type=Path, metavar="FOLDER", help="created if it does not exist")
@@ -53,7 +53,6 @@ def parser():
         help="write this data set's own ids to labels/; default: train ids",
     )
     add("--batch-size", type=int, default=8, metavar="N", help="maximum number of images in a forward pass")
-    add("opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides")
     return arguments
 
 
@@ -65,9 +64,10 @@ def main(arguments=None):
     if args.output.exists() and not args.output.is_dir():
         raise UserError("this is a file, not a folder", key="--output", value=str(args.output))
     check_outside(args.output, args.input, "--input")
-    register_data(setup_cfg(args.config_file, args.opts), missing_ok=True)  # --input may be a split of custom data
+    cfg = setup_cfg(args.config_file, args.opts, args.method)
+    register_data(cfg, missing_ok=True)  # --input may be a split of custom data
     images = find_images(args.input)
-    predictor = Predictor.from_config(args.config_file, args.weights, args.opts)
+    predictor = Predictor.from_config(args.config_file, args.weights, args.opts, args.method)
     if "transferability" in args.write and not isinstance(predictor.model, TransferableMaskFormer):
         raise UserError("the model is a plain Mask2Former, which has none", key="--write transferability")
     ids = None if args.ids == TRAIN_IDS else ids_table(predictor.label_space_of(split_name(args.ids, "val")))

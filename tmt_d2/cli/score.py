@@ -1,6 +1,6 @@
 """Which source checkpoint suits a target best? Ranks checkpoints by transferability scores, without training.
 
-    python tools/score.py --config-file configs/R50/source.yaml --target bdd100k --images 50 --json scores.json \\
+    python tools/score.py --config-file configs/models/R50.yaml --target bdd100k --images 50 --json scores.json \\
         --checkpoints cityscapes/model_final.pth gtav/model_final.pth --sources cityscapes gtav
 
 LEEP needs the checkpoint and labelled target images only. F-OTCE, JC-OTCE and PAD (proxy A-distance, of a linear
@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from tabulate import tabulate
 
-from tmt_d2.cli.common import parse, run
+from tmt_d2.cli.common import add_config_arguments, parse, run
 from tmt_d2.config import setup_cfg
 from tmt_d2.data import register_data
 from tmt_d2.data.datasets.registration import check_registered, split_name
@@ -29,7 +29,7 @@ from tmt_d2.utils.logs import log_to_screen
 
 def parser():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--config-file", required=True, help="config of the checkpoints' model")
+    add_config_arguments(arguments)
     arguments.add_argument("--target", required=True, help="data set name, e.g. bdd100k")
     arguments.add_argument("--checkpoints", nargs="+", required=True, type=Path)
     arguments.add_argument("--sources", nargs="+", default=[], help="data set name of each checkpoint")
@@ -38,7 +38,6 @@ def parser():
     arguments.add_argument("--draws", type=int, default=5)
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--json", type=Path, help="also write the scores and the rankings to this file")
-    arguments.add_argument("opts", nargs="*", default=[], help="KEY VALUE ... overrides of the config, anywhere")
     return arguments
 
 
@@ -52,7 +51,7 @@ def main():
             raise UserError(f"--{option} is {value}: it must be at least {least}")
     if args.json:
         check_writable("--json", args.json)
-    register_data(setup_cfg(args.config_file, args.opts))
+    register_data(setup_cfg(args.config_file, args.opts, args.method))
     for option, names in (("--target", [args.target]), ("--sources", args.sources)):
         for name in names:
             check_registered(split_name(name, "train"), f"{option} {name}")
@@ -65,7 +64,7 @@ def main():
         )
     results = {}
     for index, checkpoint in enumerate(args.checkpoints):
-        cfg = setup_cfg(args.config_file, [*args.opts, "MODEL.WEIGHTS", str(checkpoint)])
+        cfg = setup_cfg(args.config_file, [*args.opts, "MODEL.WEIGHTS", str(checkpoint)], args.method)
         source = [split_name(args.sources[index], "train")] if args.sources else []
         results[str(checkpoint)] = score_checkpoint(
             cfg,

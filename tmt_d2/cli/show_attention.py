@@ -1,7 +1,7 @@
 """Show what a model predicts, the transferability of the image, and what the queries attend to.
 
-    python demo/visualize_attention.py --config-file configs/lite0/tmt.yaml --input street.png --output figures \\
-        --weights output/tiny/tmt/model_final.pth --classes car person --json
+    python demo/visualize_attention.py --config-file configs/models/lite0.yaml --method tmt \\
+        --input street.png --output figures --weights output/lite0/tmt/model_final.pth --classes car person --json
 
 For each image NAME (its path below the common folder of all images) the output folder receives
 
@@ -27,7 +27,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
-from tmt_d2.cli.common import parse, run
+from tmt_d2.cli.common import add_config_arguments, parse, run
 from tmt_d2.config import setup_cfg
 from tmt_d2.data import register_data
 from tmt_d2.data.datasets.registration import check_registered
@@ -54,14 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError("nothing to show", hint="give --input, --statistics, or both")
     if args.output.exists() and not args.output.is_dir():
         raise UserError("this is a file, not a folder", key="--output", value=str(args.output))
-    register_data(setup_cfg(args.config_file, args.opts), missing_ok=True)  # for splits of custom data
+    cfg = setup_cfg(args.config_file, args.opts, args.method)
+    register_data(cfg, missing_ok=True)  # for splits of custom data
     images = None
     if args.input:
         check_outside(args.output, args.input, "--input")
         images = find_images(args.input)
     if args.statistics:
         check_registered(args.statistics, "--statistics")
-    predictors = [Predictor.from_config(args.config_file, args.weights, args.opts)]
+    predictors = [Predictor.from_config(args.config_file, args.weights, args.opts, args.method)]
     if args.compare:
         predictors.append(Predictor.from_config(*args.compare))
         if predictors[0].name == predictors[1].name:
@@ -122,7 +123,7 @@ def show_statistics(predictor: Predictor, split: str, limit: int | None, file: P
 def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = arguments.add_argument
-    add("--config-file", required=True, metavar="FILE")
+    add_config_arguments(arguments)
     add("--weights", default="", metavar="FILE", help="checkpoint; default: MODEL.WEIGHTS")
     add("--input", metavar="PLACE", help="a folder, a list, a registered split, a video, or an image")
     add("--output", required=True, type=Path, metavar="FOLDER", help="created if it does not exist")
@@ -137,7 +138,6 @@ def parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="write the numbers of the figures")
     add("--compare", nargs=2, metavar=("CONFIG", "WEIGHTS"), help="a second model to show beside the first")
     add("--statistics", metavar="SPLIT", help="classes excluded by T, over a registered split")
-    add("opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides for the first model")
     return arguments
 
 

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from tmt_d2.cli.common import parse, run
+from tmt_d2.cli.common import add_overrides, parse, run
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.plan import read_plan
 from tmt_d2.experiments.progress import Progress
@@ -40,7 +40,7 @@ def parser():
     arguments.add_argument(
         "--num-gpus", type=int, default=1, help="GPUs of this machine per unit (on a CPU: processes)"
     )
-    arguments.add_argument("opts", nargs="*", default=[], help="KEY VALUE ... overrides for every unit, anywhere")
+    add_overrides(arguments)
     return arguments
 
 

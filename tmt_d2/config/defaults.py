@@ -12,6 +12,7 @@ import importlib
 import os
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
@@ -281,10 +282,11 @@ def add_tmt_config(cfg: CfgNode) -> None:
     cfg.TEST.SLIDING_WINDOW.STRIDE = [768, 768]
 
 
-def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """Read a config file with its ``_BASE_`` files, then the ``KEY VALUE ...`` overrides, and check the result.
+def setup_cfg(config_file: str | Path, opts: Sequence[Any] = (), method: str | Path = "") -> CfgNode:
+    """Read a config file, that of a method over it, then the ``KEY VALUE ...`` overrides, and check the result.
 
-    Nothing in the file is executed: see ``config_file``, which also says where ``configs/...`` is found.
+    Nothing in a file is executed: see ``load_config_file``, which also describes ``_BASE_`` and ``_METHODS_``.
+    OUTPUT_DIR is output/<config file>/<method> if a method is given and neither file nor override has one.
 
     A whole number stands for a float, and a plain name for a list of one. The modules that the environment variable
     TMT_IMPORT names (with commas between them) are imported first: they register a user's own data sets, backbones, ...
@@ -294,11 +296,13 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         UserError: an unknown key, a value of a wrong type, or a value that no stage could run with.
     """
     if not config_file:
-        raise UserError("there is no config file: name one, e.g. --config-file configs/tiny/source.yaml")
+        raise UserError("there is no config file: name one, e.g. --config-file configs/models/tiny.yaml")
     _import_modules(os.environ.get("TMT_IMPORT", ""))
     cfg = get_cfg()
     add_tmt_config(cfg)
-    values = load_config_file(find_config(config_file))
+    values = load_config_file(find_config(config_file), method)
+    if method:
+        values.setdefault("OUTPUT_DIR", f"output/{Path(config_file).stem}/{Path(method).stem}")
     for key in (*_keys(values), *opts[::2]):
         if key in RENAMED:
             raise UserError(f"the key is now {RENAMED[key]}", key=key)

@@ -1,22 +1,24 @@
 """Reading a YAML config with its ``_BASE_`` files, without executing anything in it.
 
 Official Mask2Former configs write one value as a Python expression,
-``!!python/object/apply:eval ["[int(x * 0.1 * 1024) for x in range(5, 21)]"]``. That one form is recognised by a
+``!!python/object/apply:eval ["[int(x * 0.1 * 1024) for x in range(5, 21)]"]``. That one form is recognized by a
 pattern and computed here; every other Python tag is refused.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tmt_d2.errors import UserError
+from tmt_d2.errors import UserError, did_you_mean
 
 _SCALES = re.compile(r"\[\s*int\(\s*x \* ([0-9.]+) \* ([0-9]+)\s*\) for x in range\((\d+), (\d+)\)\s*\]")
 
+METHODS = "configs/methods"
 MERGE_KEY = "tag:yaml.org,2002:merge"
 
 
@@ -60,53 +62,87 @@ _Loader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _scale_lis
 
 
 def find_config(path: str | Path) -> Path:
-    """``path``, or what lies there in a checkout's ``configs`` or in those of an installed package; a file or a folder.
+    """Return ``path`` if it exists, else the file of that name in the checkout or in the installed package.
 
-    So ``configs/tiny/tmt.yaml`` is found from any working directory. What is nowhere is returned as it is.
+    So ``configs/models/tiny.yaml`` is found from any working directory. A path without a file is returned as it is.
     """
     path = Path(path)
-    if path.exists() or path.is_absolute():
+    if path.exists() or path.is_absolute() or path.parts[:1] != ("configs",):
         return path
     package = Path(__file__).parents[1]
     inside = (folder / path for folder in (package, package.parent))
-    return next((found for found in inside if path.parts[:1] == ("configs",) and found.exists()), path)
+    return next((found for found in inside if found.exists()), path)
 
 
-def load_config_file(path: str | Path, _including: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The file's keys merged over those of its ``_BASE_``, as nested dictionaries.
-
-    ``_BASE_`` is a file, relative to this one, or as in fvcore a list of them, of which later ones win.
+def find_method(method: str, folder: Path = Path()) -> Path:
+    """Return the config file of a method: a name of ``configs/methods``, or a YAML file, relative to ``folder``.
 
     Raises:
-        FileNotFoundError: the file or a base does not exist.
+        UserError: there is no method of that name.
+    """
+    if method.endswith(".yaml"):
+        return find_config(folder / method)
+    path = find_config(f"{METHODS}/{method}.yaml")
+    if not path.is_file():
+        known = sorted(each.stem for each in find_config(METHODS).glob("*.yaml"))
+        hint = f"choose one of {', '.join(known)}, or name a YAML file{did_you_mean(method, known)}"
+        raise UserError("there is no such method", key="method", value=method, hint=hint)
+    return path
+
+
+def load_config_file(path: str | Path, method: str | Path = "") -> dict[str, Any]:
+    """Return the keys of a config file as nested dictionaries.
+
+    ``_BASE_`` is a file, relative to this one, or as in fvcore a list of them, of which later ones win. The keys of a
+    method's file and of its bases are merged over those of ``path``. ``_METHODS_`` of ``path`` holds settings for
+    single methods, such as budgets: each is merged over the file of that method, and so holds for methods based on it.
+
+    Args:
+        method: as for ``find_method``; empty: ``path`` alone.
+
+    Raises:
+        FileNotFoundError: a file or a base does not exist.
         UserError: not YAML, not a mapping, an executable tag, or a circle of bases; the message names file and line.
     """
-    path = Path(path)
-    if path.resolve() in _including:
-        raise UserError(f"{path}: _BASE_ leads back to the file itself")
+    merged: dict[str, Any] = {}
+    for _, values in _layers(Path(path)):
+        _merge(merged, values)
+    own = merged.pop("_METHODS_", {})
+    if not isinstance(own, dict) or not all(isinstance(values, dict) for values in own.values()):
+        raise UserError("_METHODS_ must hold keys of the config by method", key=path)
+    for file, values in _layers(find_method(str(method))) if method else ():
+        _merge(merged, values)
+        _merge(merged, own.get(file.stem, {}))
+    return merged
+
+
+def _layers(path: Path, including: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield each base of a file, from the bottom up, and the file itself, with its own keys."""
+    if path.resolve() in including:
+        raise UserError("_BASE_ leads back to the file itself", key=path)
     if not path.is_file():
-        included_by = f" (the _BASE_ of {_including[-1]})" if _including else ""
+        included_by = f" (the _BASE_ of {including[-1]})" if including else ""
         raise FileNotFoundError(f"config file {path} does not exist{included_by}")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader subclass
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+        raise UserError(" ".join(str(error).split()), key=path) from error
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a config is a mapping of keys, this file holds {type(values).__name__}")
+        raise UserError(f"a config is a mapping of keys, this file holds {type(values).__name__}", key=path)
     bases = values.pop("_BASE_", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise UserError(f"{path}: _BASE_ must be a file name or a list of file names, got {bases!r}")
-    merged: dict[str, Any] = {}
+        raise UserError(f"_BASE_ must be a file name or a list of file names, got {bases!r}", key=path)
     for base in bases:
-        _merge(merged, load_config_file(path.parent / Path(base).expanduser(), (*_including, path.resolve())))
-    _merge(merged, values)
-    return merged
+        yield from _layers(path.parent / Path(base).expanduser(), (*including, path.resolve()))
+    yield path, values
 
 
 def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
     for key, value in values.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
+        if isinstance(value, dict):
+            if not isinstance(into.get(key), dict):
+                into[key] = {}
             _merge(into[key], value)
         else:
             into[key] = value

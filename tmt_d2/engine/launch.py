@@ -63,6 +63,8 @@ def _check(num_processes: int, num_machines: int, machine_rank: int, dist_url: s
             raise UserError("must be at least 1", key=option, value=value)
     if not 0 <= machine_rank < num_machines:
         raise UserError(f"must be from 0 to {num_machines - 1}", key="--machine-rank", value=machine_rank)
+    if num_machines > 1 and dist_url == "auto":
+        raise UserError("name a port of the first machine, tcp://HOST:PORT", key="--dist-url", value=dist_url)
     if dist_url.startswith("tcp://"):
         check_port("--dist-url", dist_url, dist_url.rpartition(":")[2])
 

@@ -8,7 +8,6 @@ from typing import TypedDict
 
 from tabulate import tabulate
 
-from tmt_d2.config.file import find_config
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import METRICS
 from tmt_d2.experiments.plan import Plan, check_methods
@@ -34,7 +33,7 @@ class PairResults(TypedDict):
 
 
 def pair_units(
-    configs: Path,
+    model: Path,
     source: str,
     target: str,
     methods: Sequence[str],
@@ -44,7 +43,8 @@ def pair_units(
 ) -> list[Unit]:
     """
     Args:
-        configs: folder with ``source.yaml``, ``estimator.yaml`` and a file for each method and variant.
+        model: a config file of ``configs/models``.
+        methods: names of ``configs/methods``, or YAML files.
         source, target: data set names such as "cityscapes"; their splits are ``<name>_sem_seg_train`` and ``_val``.
         opts: KEY VALUE ... overrides for every unit.
         source_weights: checkpoint of the source model; None: it is trained.
@@ -58,11 +58,8 @@ def pair_units(
         raise UserError(
             "overridden, although --source-weights is given", key="MODEL.WEIGHTS", hint="remove one of them"
         )
-    configs = find_config(configs)
-    if not configs.is_dir():
-        raise UserError("not a folder", key="--configs", value=str(configs))
-    check_methods(configs, methods)
-    plan = Plan(configs, ((source, target),), tuple(methods), source_weights=source_weights)
+    check_methods(model, methods)
+    plan = Plan(model, ((source, target),), tuple(methods), source_weights=source_weights)
     return units_of(plan, output, opts)
 
 

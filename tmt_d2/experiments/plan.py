@@ -12,7 +12,7 @@ import yaml
 
 from tmt_d2.config import setup_cfg
 from tmt_d2.config.checks import COUNT, NONNEGATIVE, SIZES, Range
-from tmt_d2.config.file import UniqueKeys, find_config
+from tmt_d2.config.file import UniqueKeys, find_config, find_method
 from tmt_d2.errors import UserError, did_you_mean
 
 # Config keys that follow from the unit.
@@ -61,10 +61,10 @@ class Plan:
     """Content of a matrix file; its keys are these attributes, and ``sources`` and ``targets`` instead of ``pairs``.
 
     Attributes:
-        configs: folder of ``source.yaml``, ``estimator.yaml`` and a file for each method and variant.
+        model: a config file of ``configs/models``.
         pairs: (source, target) in the order of the file.
-        methods: methods and variants, files of ``configs``.
-        seeds: SEED of the units; empty: that of ``source.yaml``.
+        methods: names of ``configs/methods``, or YAML files.
+        seeds: SEED of the units; empty: that of the model's config.
         label_fractions, label_counts: amounts of target labels; both and ``label_lists`` empty: as in the config files.
         label_lists: lists of labeled images by name; {source}, {target} and {seed} in a file name are filled in.
         options: KEY VALUE overrides for all units.
@@ -75,7 +75,7 @@ class Plan:
         source_weights: checkpoint of a source model that is not trained here; not a key of the file.
     """
 
-    configs: Path
+    model: Path
     pairs: tuple[tuple[str, str], ...]
     methods: tuple[str, ...]
     seeds: tuple[int, ...] = ()
@@ -91,17 +91,15 @@ class Plan:
     source_weights: Path | None = None
 
 
-def check_methods(configs: Path, methods: Sequence[str]) -> None:
+def check_methods(model: Path, methods: Sequence[str]) -> None:
     """
     Raises:
-        UserError: ``configs`` has no file for a method, or it is the file of another stage.
+        UserError: a method does not exist, is not a fine-tuning, or has the name of another one.
     """
-    known = sorted(path.stem for path in configs.glob("*.yaml") if path.stem not in ("Base", "source", "estimator"))
+    if len({Path(method).stem for method in methods}) < len(methods):
+        raise UserError("each needs a name of its own", key="methods", value=[*methods])
     for method in methods:
-        if method not in known:
-            hint = f"use {', '.join(known)}{did_you_mean(method, known)}"
-            raise UserError(f"no method or variant of {configs}", key="methods", value=method, hint=hint)
-        stage = setup_cfg(str(configs / f"{method}.yaml")).TRANSFER.STAGE
+        stage = setup_cfg(model, method=method).TRANSFER.STAGE
         if stage != "finetune":
             raise UserError(f"its TRANSFER.STAGE is {stage}, not finetune", key="methods", value=method)
 
@@ -122,12 +120,14 @@ def read_plan(path: str | Path) -> Plan:
 
 
 def _plan(content: Any, folder: Path) -> Plan:
+    if isinstance(content, dict) and "configs" in content:
+        raise UserError("the key is now model: a file of configs/models", key="configs")
     keys = [each.name for each in fields(Plan) if each.name != "source_weights"]
     _mapping(content, "", ["sources", "targets", *keys])
-    if not isinstance(content.get("configs"), str) or not (folder / content["configs"]).is_dir():
-        raise UserError("not a folder relative to this file", key="configs", value=content.get("configs"))
-    configs = folder / content["configs"]
-    methods = _methods(content, configs)
+    if not isinstance(content.get("model"), str):
+        raise UserError("not a config file, relative to this one", key="model", value=content.get("model"))
+    model = folder / content["model"]
+    methods = _methods(content, folder, model)
     counts = tuple(_list(content, "label_counts", int, ()))
     if min(counts, default=1) < 1:
         raise UserError("each must be at least 1", key="label_counts", value=counts, hint="methods may use no label")
@@ -135,7 +135,7 @@ def _plan(content: Any, folder: Path) -> Plan:
     sweeps = _mapping(content.get("sweeps", {}), "sweeps")
     render = content.get("render")
     return Plan(
-        configs=configs,
+        model=model,
         pairs=_pairs(content),
         methods=methods,
         seeds=tuple(_list(content, "seeds", int, [1])),
@@ -144,7 +144,7 @@ def _plan(content: Any, folder: Path) -> Plan:
         ),
         label_counts=counts,
         label_lists=_label_lists(content, folder),
-        sweeps=tuple(_sweep(str(name), item, configs, methods) for name, item in sweeps.items()),
+        sweeps=tuple(_sweep(str(name), item, folder, model, methods) for name, item in sweeps.items()),
         options=_options(content.get("options", {}), "options"),
         kind_options={kind: _options(options, f"kind_options.{kind}") for kind, options in kind_options.items()},
         scores=None if content.get("scores") is None else _numbers(content["scores"], "scores", SCORES),
@@ -180,10 +180,13 @@ def _pairs(content: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple(dict.fromkeys(pairs))
 
 
-def _methods(content: Mapping[str, Any], configs: Path, default: Sequence[str] | None = None) -> tuple[str, ...]:
-    methods = tuple(_list(content, "methods", str, default))
-    check_methods(configs, methods)
-    return methods
+def _methods(
+    content: Mapping[str, Any], folder: Path, model: Path, default: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    methods = _list(content, "methods", str, default)
+    methods = [str(find_method(each, folder)) if each.endswith(".yaml") else each for each in methods]
+    check_methods(model, methods)
+    return tuple(methods)
 
 
 def _label_lists(content: Mapping[str, Any], folder: Path) -> dict[str, str]:
@@ -199,7 +202,7 @@ def _label_lists(content: Mapping[str, Any], folder: Path) -> dict[str, str]:
     return {str(name): str(folder / str(file)) for name, file in lists.items()}
 
 
-def _sweep(name: str, item: Any, configs: Path, methods: Sequence[str]) -> Sweep:
+def _sweep(name: str, item: Any, folder: Path, model: Path, methods: Sequence[str]) -> Sweep:
     where = f"sweeps.{name}"
     _mapping(item, where, ["key", "values", "methods"])
     key = item.get("key")
@@ -212,7 +215,7 @@ def _sweep(name: str, item: Any, configs: Path, methods: Sequence[str]) -> Sweep
         values = tuple(_list(item, "values", object))
         if len({isinstance(value, bool) for value in values}) > 1:
             raise UserError("YAML reads on, off, yes and no as true and false: quote them", key="values", value=values)
-        return Sweep(name, key, values, _methods(item, configs, methods))
+        return Sweep(name, key, values, _methods(item, folder, model, methods))
     except UserError as error:
         raise UserError(str(error), key=where) from error
 

@@ -142,7 +142,7 @@ def units_of(plan: Plan, output: Path, opts: Sequence[str] = ()) -> list[Unit]:
         if key in PLANNED:
             raise UserError("overridden, although it follows from the unit", key=key)
     from_override = "SEED" in opts[::2] or not plan.seeds
-    for seed in (setup_cfg(str(plan.configs / "source.yaml"), opts).SEED,) if from_override else plan.seeds:
+    for seed in (setup_cfg(plan.model, opts, "source").SEED,) if from_override else plan.seeds:
         for source, target in plan.pairs:
             for unit in _PairUnits(plan, output, opts, source, target, seed).units():
                 if unit.name not in units:  # those it needs come first
@@ -209,7 +209,8 @@ class _PairUnits:
 
     def cell(self, method: str, labels: Sequence[Any], sweep: Sweep | None = None, value: Any = None) -> Iterator[Unit]:
         """labels: key and value of TRANSFER that set the amount; empty: as in file and overrides."""
-        part = method if sweep is None else f"{method}/{sweep.name}-{_plain(value)}"
+        method_name = Path(method).stem
+        part = method_name if sweep is None else f"{method_name}/{sweep.name}-{_plain(value)}"
         extra = [*labels, *([] if sweep is None else [sweep.key, str(value)])]
         cfg = self.cfg(method, "", "finetune", extra=extra)
         amount = label_amount(cfg, {file: name for name, file in self.lists.items()})
@@ -222,7 +223,7 @@ class _PairUnits:
             needs = str(Path(estimator.OUTPUT_DIR).relative_to(self.output))
             yield Unit(needs, estimator, (self.source_name,), {**self.about("estimator"), "variant": variant})
             cfg = self.cfg(method, name, "finetune", f"{estimator.OUTPUT_DIR}/model_final.pth", extra)
-        about: About = {**self.about("finetune"), "method": method}
+        about: About = {**self.about("finetune"), "method": method_name}
         about |= {"label_fraction": amount.fraction} if amount.fraction else {"label_count": amount.count}
         if amount.listed:
             names = sorted(listed_names("TRANSFER.LABEL_LIST", cfg.TRANSFER.LABEL_LIST))
@@ -233,9 +234,9 @@ class _PairUnits:
         yield Unit(name, cfg, (needs,), about)
 
     def cfg(
-        self, file: str, name: str, kind: str, weights: str = "", extra: Sequence[Any] = (), test: str = ""
+        self, method: str, name: str, kind: str, weights: str = "", extra: Sequence[Any] = (), test: str = ""
     ) -> CfgNode:
-        """weights: of the unit it needs, whatever the overrides say; empty: MODEL.WEIGHTS of file and overrides."""
+        """weights: of the unit it needs, whatever the overrides say; empty: MODEL.WEIGHTS of files and overrides."""
         train = self.source if kind == "source" else self.target
         values: list[Any] = ["DATASETS.TRAIN", (split_name(train, "train"),)]
         values += ["DATASETS.TEST", (split_name(test or self.target, "val"),)]
@@ -247,7 +248,7 @@ class _PairUnits:
         values += [*extra, "SEED", self.seed, *self.opts]
         if weights:
             values += ["MODEL.WEIGHTS", weights]
-        return setup_cfg(str(self.plan.configs / f"{file}.yaml"), [*values, "OUTPUT_DIR", str(self.output / name)])
+        return setup_cfg(self.plan.model, [*values, "OUTPUT_DIR", str(self.output / name)], method)
 
 
 def value_of(cfg: CfgNode, sweep: Sweep) -> Any:

@@ -63,7 +63,7 @@ class Prediction(NamedTuple):
 class Predictor:
     """A trained model with its config: labels, scores and transferability of images of any size.
 
-        predictor = Predictor.from_config("configs/R50/tmt.yaml", "output/R50/tmt/model_final.pth")
+        predictor = Predictor.from_config("output/R50/tmt/config.yaml", "output/R50/tmt/model_final.pth")
         labels = predictor("street.png").labels
         shares = {name: float((labels == i).float().mean()) for i, name in enumerate(predictor.classes.names)}
         for prediction in predictor.batch(["a.png", numpy_image, pil_image]): ...
@@ -90,7 +90,7 @@ class Predictor:
         self._batched = not (cfg.TEST.SLIDING_WINDOW.ENABLED or cfg.TEST.AUG.ENABLED)
 
     @classmethod
-    def from_config(cls, config_file: str, weights: str = "", opts: Sequence[str] = ()) -> Predictor:
+    def from_config(cls, config_file: str, weights: str = "", opts: Sequence[str] = (), method: str = "") -> Predictor:
         """Load a trained model, onto the CPU where there is no GPU.
 
         The config's custom data sets are registered if their files exist; the classes come from the checkpoint.
@@ -98,13 +98,14 @@ class Predictor:
         Args:
             weights: checkpoint, path or URL; MODEL.WEIGHTS by default.
             opts: KEY VALUE ... overrides of the config.
+            method: a method of ``configs/methods``, merged over the config file.
 
         Raises:
             FileNotFoundError, UserError: config or checkpoint cannot be used.
         """
         overrides = [*opts, *(["MODEL.WEIGHTS", weights] if weights else [])]
         # Also where attention does not use it ("w/o TMA").
-        cfg = setup_cfg(config_file, [*overrides, "MODEL.TMT.OUTPUT_TRANSFERABILITY", "True"])
+        cfg = setup_cfg(config_file, [*overrides, "MODEL.TMT.OUTPUT_TRANSFERABILITY", "True"], method)
         register_data(cfg, missing_ok=True)
         return cls(cfg, load_model(cfg))
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.checkout import CONFIGS
 from tests.helpers.invented_matrix import make_matrix, metrics, record, three_domains
 from tmt_d2 import setup_cfg
 from tmt_d2.data.datasets.synthia import SYNTHIA
@@ -113,7 +112,7 @@ def test_two_pairs_have_no_interval(matrix: Path, tmp_path: Path) -> None:
 
 def test_settings_name_the_timm_model(tmp_path: Path) -> None:
     record(tmp_path / "full", metrics(50, np.random.default_rng(0)), **RUN)
-    config = setup_cfg(str(CONFIGS.parent / "lite0" / "full.yaml"))
+    config = setup_cfg("configs/models/lite0.yaml", method="full")
     (tmp_path / "full" / "config.yaml").write_text(config.dump())
     (row,) = settings(ReportData(read_results(tmp_path))).blocks[0].rows
     assert "tf_efficientnet_lite0" in [cell.text for cell in row.cells]

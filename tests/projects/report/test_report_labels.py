@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.helpers.checkout import CONFIGS
+from tests.helpers.checkout import TINY_CONFIG
 from tests.helpers.invented_matrix import metrics, record
 from tmt_d2 import setup_cfg
 from tmt_d2.experiments.results import ALL, Labels, read_results
@@ -58,7 +58,7 @@ def test_numbers_of_labels_are_a_curve_that_ends_with_all_labels(tmp_path) -> No
 
 def write_runs(folder: Path, mious: Mapping[str, tuple[float, ...]], label_seed: int = -1, **more: Any) -> None:
     """Fine-tunings with four labels: mIoU of seeds 1, 2, ... by the name of a list; "" is drawn at random."""
-    config = setup_cfg(str(CONFIGS / "full.yaml"), ["TRANSFER.LABEL_SEED", str(label_seed)]).dump()
+    config = setup_cfg(TINY_CONFIG, method="full", opts=["TRANSFER.LABEL_SEED", str(label_seed)]).dump()
     for name, values in mious.items():
         for seed, miou in enumerate(values, 1):
             about = {"kind": "finetune", "source": "gtav", "target": "bdd100k", "seed": seed, "method": "full"}

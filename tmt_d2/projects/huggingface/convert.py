@@ -23,7 +23,7 @@ from typing import NoReturn
 
 import torch
 
-from tmt_d2.cli.common import parse, run
+from tmt_d2.cli.common import add_config_arguments, run
 from tmt_d2.config import setup_cfg
 from tmt_d2.engine.checkpoint.checkpointer import read_state
 from tmt_d2.engine.checkpoint.classes import CLASSES, encode_classes, read_classes
@@ -64,9 +64,7 @@ def convert_from_huggingface(source: str, output: str | Path) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    args = parse(parser(), arguments)
-    if args.opts and args.command != "to-hf":
-        raise UserError(f"{args.command} takes no config overrides", key=args.opts[0])
+    args = parser().parse_args(arguments)
     log_to_screen()
     if args.command == "from-hf":
         config_file = convert_from_huggingface(args.source, args.output)
@@ -74,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     state = read_state(args.weights)
     if args.command == "to-hf":
-        cfg = setup_cfg(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
+        cfg = setup_cfg(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts], args.method)
         write_huggingface(cfg, state, args.output, read_classes(args.weights))
         step = cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY
         if step > 1:
@@ -89,15 +87,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    arguments.set_defaults(opts=[])  # KEY VALUE, which `parse` takes out from anywhere
     commands = arguments.add_subparsers(dest="command", required=True)
     command = commands.add_parser("from-hf", help="Hugging Face -> checkpoint and config")
     command.add_argument("source", help="folder, or name on the hub (owner/model)")
     command.add_argument("output", help="checkpoint to write, .pth; its config goes beside it")
     command = commands.add_parser("to-hf", help="checkpoint and config -> Hugging Face folder")
-    command.add_argument("--config-file", required=True, metavar="FILE")
     command.add_argument("--weights", required=True, metavar="FILE")
     command.add_argument("output", help="folder to write")
+    add_config_arguments(command)
     command = commands.add_parser("strip", help="TMT checkpoint -> plain Mask2Former")
     command.add_argument("weights", help="checkpoint, .pth or .pkl")
     command.add_argument("output", help="file to write, .pth or .pkl")

@@ -1,7 +1,7 @@
 """Propose which images of a target to label next.
 
-    python tools/select_labels.py --config-file configs/lite0/full.yaml --weights output/lite0/full/model_final.pth \\
-        --target photos --budget 20 --output proposed
+    python tools/select_labels.py --config-file configs/models/lite0.yaml \\
+        --weights output/lite0/full/model_final.pth --target photos --budget 20 --output proposed
 
 Files in --output:
 
@@ -35,7 +35,7 @@ from typing import Any, NoReturn
 import numpy as np
 from detectron2.utils import comm
 
-from tmt_d2.cli.common import parse, run
+from tmt_d2.cli.common import add_config_arguments, parse, run
 from tmt_d2.config import model_settings, setup_cfg
 from tmt_d2.data import register_data
 from tmt_d2.engine.launch import launch
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     text = __doc__.format(auto=AUTO)
     arguments = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = arguments.add_argument
-    add("--config-file", required=True, metavar="FILE")
+    add_config_arguments(arguments)
     add("--weights", default="", metavar="FILE", help="checkpoint; default: MODEL.WEIGHTS")
     add("--target", required=True, metavar="PLACE", help="a folder, a list, or a registered split")
     add("--budget", required=True, type=int, metavar="N", help="number of images to propose")
@@ -68,7 +68,6 @@ def parser() -> argparse.ArgumentParser:
     add("--confidence", type=float, default=0.0, metavar="P", help="pre-labels are 255 where confidence is below P")
     add("--batch-size", type=int, default=8, metavar="N", help="maximum number of images in a forward pass")
     add("--num-gpus", type=int, default=1, help="number of processes, each on a GPU and with 256 images at a time")
-    add("opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides")
     return arguments
 
 
@@ -99,11 +98,12 @@ def strategy_of(args: argparse.Namespace) -> str:
 
 def pool_arguments(args: argparse.Namespace) -> tuple[Predictor, dict[str, Any]]:
     """The predictor, and the arguments of ``score_pool``."""
-    register_data(setup_cfg(args.config_file, args.opts), missing_ok=True)  # --target may be a split of custom data
+    cfg = setup_cfg(args.config_file, args.opts, args.method)
+    register_data(cfg, missing_ok=True)  # --target may be a split of custom data
     images = find_images(args.target)
     names, files = zip(*((each.name, str(each.record["file_name"])) for each in images))
     check_budget(args.budget, len(images) - len(labeled_indices(names, files, args.labeled) if args.labeled else ()))
-    predictor = Predictor.from_config(args.config_file, args.weights, args.opts)
+    predictor = Predictor.from_config(args.config_file, args.weights, args.opts, args.method)
     cfg = predictor.cfg
     if strategy_of(args) == "domain" and not isinstance(predictor.model, TransferableMaskFormer):
         raise UserError(DOMAIN_NEEDS, key="--strategy", value="domain")

@@ -22,7 +22,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from matplotlib.figure import Figure
 
-from tmt_d2.adaptation.methods import method_of
+from tmt_d2.adaptation import task_of
 from tmt_d2.config import setup_cfg
 from tmt_d2.data.datasets.registration import split_name
 from tmt_d2.engine.checkpoint.checkpointer import FINAL
@@ -138,7 +138,7 @@ def adapt(
         "MODEL.WEIGHTS": source.weights,
     }
     cfg = _cfg(source.config, method, output, datasets, options)
-    if method_of(cfg).starts_from == "estimator":
+    if task_of(cfg).starts_from == "estimator":
         shared = _cfg(source.config, "estimator", Path(output) / "estimator", datasets, options)
         _, estimator = estimator_cfg(shared, cfg)
         datasets["MODEL.WEIGHTS"] = _run(estimator, source.config).weights

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tests.helpers.models import make_records
 from tmt_d2.adaptation import estimator
-from tmt_d2.adaptation.estimator import DiscriminatorTraining, balanced_loss
+from tmt_d2.adaptation.estimator import Estimator, balanced_loss
 from tmt_d2.engine.step import TrainingStep, clipping
 from tmt_d2.modeling.ops.resize import resize, resize_level
 
@@ -21,21 +21,21 @@ TARGET = 0.2
 
 
 @pytest.fixture
-def training(build_tiny: Callable[..., nn.Module]) -> DiscriminatorTraining:
-    return DiscriminatorTraining(build_tiny(), TARGET).train()
+def training(build_tiny: Callable[..., nn.Module]) -> Estimator:
+    return Estimator(build_tiny(), TARGET).train()
 
 
-def make_step(training: DiscriminatorTraining, **options: Any) -> TrainingStep:
+def make_step(training: Estimator, **options: Any) -> TrainingStep:
     parameters = [parameter for parameter in training.parameters() if parameter.requires_grad]
     clip = clipping(True, "full_model", 1.0, 2.0)
     optimizer = torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1, fused=True)
     return TrainingStep(training, optimizer, clip=clip, **options)
 
 
-def run(training: DiscriminatorTraining, step: TrainingStep) -> tuple[dict[str, Tensor], Tensor, set[int]]:
+def run(training: Estimator, step: TrainingStep) -> tuple[dict[str, Tensor], Tensor, set[int]]:
     """One step -> its losses, the norm of the gradient, and the levels that moved; both sets move together."""
     batch = [record | {"domain": index % 2} for index, record in enumerate(make_records(((48, 64),) * 4))]
-    sets = (training.model.transferability.discriminators, training.progress.twin)
+    sets = (training.model.transferability.discriminators, training.state.twin)
     before = [[[p.detach().clone() for p in level.parameters()] for level in levels] for levels in sets]
     losses, norm = step.backward(batch)
     step.update()
@@ -52,24 +52,24 @@ def run(training: DiscriminatorTraining, step: TrainingStep) -> tuple[dict[str, 
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulation_steps": 2}, {"amp_dtype": torch.float16}])
-def test_a_level_below_the_target_error_takes_no_step(training: DiscriminatorTraining, options: dict[str, Any]) -> None:
+def test_a_level_below_the_target_error_takes_no_step(training: Estimator, options: dict[str, Any]) -> None:
     step = make_step(training, **options)
     if step.scaler.is_enabled():
         step.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
     losses, norm, moved = run(training, step)
     assert moved == {0, 1, 2}  # and AdamW has momentum now
-    training.progress.running_error[1] = 0.0
+    training.state.running_error[1] = 0.0
     _, smaller, moved = run(training, step)
     assert moved == {0, 2}  # neither momentum nor weight decay
-    for discriminators in (training.model.transferability.discriminators, training.progress.twin):
+    for discriminators in (training.model.transferability.discriminators, training.state.twin):
         assert all(p.grad is None for p in discriminators[1].parameters())
         assert all(p.grad is not None for p in discriminators[0].parameters())
-    training.progress.running_error.zero_()
+    training.state.running_error.zero_()
     losses, none, moved = run(training, step)
     assert moved == set()
     assert none == 0 and smaller > 0 and math.isfinite(norm)
     assert all(loss > 0 for loss in losses.values())  # what is logged goes on telling
-    training.progress.running_error[1] = 0.5
+    training.state.running_error[1] = 0.5
     assert run(training, step)[2] == {1}  # its error has risen again
 
 

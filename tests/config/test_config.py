@@ -95,7 +95,7 @@ def test_keys_are_added_to_a_detectron2_config() -> None:
     assert cfg.MODEL.TMT.MASK_RULE == "foreground"
     assert cfg.MODEL.TMT.LAMBDA_M == 0.5
     assert cfg.MODEL.MASK_FORMER.DEC_LAYERS == 6
-    assert cfg.TRANSFER.STAGE == "source"
+    assert cfg.TRANSFER.METHOD == "source"
 
 
 def test_file_and_overrides(tmp_path: Path) -> None:
@@ -232,7 +232,6 @@ def test_broken_overrides(options: list[Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("TRANSFER.STAGE", "train", r"TRANSFER.STAGE is 'train': choose one of source, estimator, finetune"),
         ("MODEL.TMT.MASK_RULE", "both", r"MODEL.TMT.MASK_RULE is 'both': choose one of foreground, uncertain"),
         (
             "MODEL.MASK_FORMER.IGNORED_PIXELS",

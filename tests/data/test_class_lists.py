@@ -19,6 +19,7 @@ from torch import nn
 from tests.helpers.checkout import TINY_CONFIG
 from tests.helpers.models import Build
 from tests.helpers.small_runs import options, small_cfg
+from tmt_d2.adaptation.checks import check_task
 from tmt_d2.data import register_custom
 from tmt_d2.data.class_lists import ClassList, unnamed, with_colors
 from tmt_d2.data.datasets.label_spaces import CITYSCAPES_CLASSES, CLASSES, PALETTE, class_list_of
@@ -26,7 +27,7 @@ from tmt_d2.data.datasets.registration import common_classes
 from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer
 from tmt_d2.engine.checkpoint.classes import read_classes
 from tmt_d2.engine.checkpoint.files import DamagedCheckpoint
-from tmt_d2.engine.run_stage import check_stage, run_stage
+from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.results import Run, classes_of
 from tmt_d2.inference import Predictor
@@ -233,13 +234,10 @@ def test_the_number_of_classes_follows_from_the_data_sets(tmp_path: Path) -> Non
     splits = on(train="one_sem_seg_train", test="one_sem_seg_val")
     for count in (2, 19):  # 19 is what the base configs say
         cfg = small_cfg("source", tmp_path, **splits, MODEL__SEM_SEG_HEAD__NUM_CLASSES=count)
-        assert check_stage(cfg).names == ("lawn", "pond")
+        assert check_task(cfg).names == ("lawn", "pond")
     with pytest.raises(UserError) as error:
-        check_stage(small_cfg("source", tmp_path, **splits, MODEL__SEM_SEG_HEAD__NUM_CLASSES=7))
-    assert str(error.value) == (
-        "MODEL.SEM_SEG_HEAD.NUM_CLASSES is 7, one_sem_seg_train has 2 classes (lawn, pond): set it to 2, or leave it "
-        "out, as it follows from the data sets"
-    )
+        check_task(small_cfg("source", tmp_path, **splits, MODEL__SEM_SEG_HEAD__NUM_CLASSES=7))
+    assert (error.value.key, error.value.value) == ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 7)
 
 
 def test_unlabeled_splits_serve_the_estimator_alone(tmp_path: Path) -> None:
@@ -249,10 +247,10 @@ def test_unlabeled_splits_serve_the_estimator_alone(tmp_path: Path) -> None:
     for stage, train, test in (("source", "more", "val"), ("source", "train", "more"), ("full", "more", "val")):
         splits = on(train=f"two_sem_seg_{train}", test=f"two_sem_seg_{test}")
         with pytest.raises(UserError, match=refused):
-            check_stage(small_cfg(stage, tmp_path, start, **splits))
+            check_task(small_cfg(stage, tmp_path, start, **splits))
     sources = {"DATASETS__SOURCE_TRAIN": ("one_sem_seg_train",), "DATASETS__SOURCE_TEST": ("one_sem_seg_val",)}
     splits = on(train="two_sem_seg_more", test="two_sem_seg_val")
-    assert len(check_stage(small_cfg("estimator", tmp_path, start, **splits, **sources))) == 2
+    assert len(check_task(small_cfg("estimator", tmp_path, start, **splits, **sources))) == 2
 
 
 def train(tmp_path: Path, stage: str, file: Path, start: Path | str = "", **changes: Any) -> CfgNode:
@@ -346,7 +344,7 @@ def test_self_training_on_images_without_labels(tmp_path: Path) -> None:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     weights = f"{start.OUTPUT_DIR}/model_final.pth"
-    with pytest.raises(UserError, match=r"SOURCE_TRAIN cityscapes_sem_seg_train: .*SELF_TRAINING.SOURCE_RATIO 0\.0"):
+    with pytest.raises(UserError, match=r"SOURCE_TRAIN.*SELF_TRAINING.SOURCE_RATIO"):
         run_stage(train(tmp_path, "self-training", file, weights, **splits))
     cfg = train(tmp_path, "self-training", file, weights, **splits, SELF_TRAINING__SOURCE_RATIO=0.0)
     assert set(run_stage(cfg)["own_sem_seg_val"]) >= {"IoU-lawn", "IoU-pond"}

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from tests.helpers.models import tiny_cfg
+from tmt_d2.adaptation.checks import warn_of_small_inputs
 from tmt_d2.data.datasets.label_spaces import TRAIN_IDS
 from tmt_d2.data.datasets.registration import register_split
-from tmt_d2.engine import run_stage as stages
 from tmt_d2.engine.loading import log_input_size
 
 
@@ -40,5 +40,5 @@ def test_training_warns_once_of_images_shrunk_more_than_four_times(
         INPUT__MIN_SIZE_TEST=64,
         INPUT__MAX_SIZE_TEST=512,
     )
-    stages._warn_of_small_inputs(cfg)
+    warn_of_small_inputs(cfg)
     assert len(caplog.records) == warnings

@@ -19,7 +19,7 @@ from torch import nn
 
 from tests.helpers.custom_data import save, write
 from tests.helpers.small_runs import small_cfg
-from tmt_d2.adaptation.alignment import build_alignment_loader
+from tmt_d2.adaptation.alignment import LeepAlignment
 from tmt_d2.adaptation.estimator import held_out_loader
 from tmt_d2.adaptation.map_cache import prepare_maps
 from tmt_d2.data import register_data
@@ -29,7 +29,7 @@ from tmt_d2.data.loaders import Shares, build_paired_loader, build_semi_supervis
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.rare_classes import RareClasses
 from tmt_d2.data.reader import read_label
-from tmt_d2.engine.trainer import evaluate_model
+from tmt_d2.engine.trainer import Trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("clean_catalogs")]
 
@@ -121,7 +121,7 @@ def test_every_loader_reads_custom_data(start_method: str, tmp_path: Path) -> No
     assert rare is not None
     batches = {
         "train": first(build_train_loader(target, mapper, 2, **choices)),
-        "alignment": first(build_alignment_loader(cfg, 0)),
+        "alignment": first(LeepAlignment.build_train_loader(cfg)),
         "self-training": first(
             build_semi_supervised_loader(
                 Shares(1, 1, 1),
@@ -144,7 +144,7 @@ def test_every_loader_reads_custom_data(start_method: str, tmp_path: Path) -> No
     assert [(sample["domain"], sample["dataset"]) for sample in estimator] == [(0, *source), (1, *target)]
     held_out = list(held_out_loader(cfg, target, 2))
     assert [batch[0]["image_id"] for batch in held_out] == ["a", "b"]
-    scores = evaluate_model(cfg, AllLawn())[cfg.DATASETS.TEST[0]]
+    scores = Trainer.test(cfg, AllLawn())[cfg.DATASETS.TEST[0]]
     assert (scores["ACC-lawn"], scores["IoU-lawn"], scores["IoU-path"]) == (100, 50, 0)
 
 

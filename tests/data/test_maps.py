@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from tests.helpers.small_runs import contents, tmt_cfg
 from tmt_d2.adaptation import map_cache as precompute
-from tmt_d2.adaptation.map_cache import prepare_maps
+from tmt_d2.adaptation.map_cache import maps_of, prepare_maps
 from tmt_d2.data.augmentation import Crop
 from tmt_d2.data.maps import TransferabilityMaps
 from tmt_d2.data.reader import DataError
-from tmt_d2.engine.run_stage import load_source_model, run_stage
+from tmt_d2.engine.run_stage import run_stage
+from tmt_d2.engine.trainer import load_weights
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.pixel_decoder import STRIDES
 
@@ -119,7 +121,7 @@ def test_a_process_whose_share_of_missing_maps_is_empty_makes_none(
             "comm",
             SimpleNamespace(get_rank=lambda rank=rank: rank, get_world_size=lambda: 2, synchronize=lambda: None),
         )
-        maps = prepare_maps(cfg, model, load_source_model)
+        maps = prepare_maps(cfg, model, partial(load_weights, cfg))
         assert maps is not None and len(list(maps.folder.glob("*.npz"))) == maps_made
 
 
@@ -161,7 +163,7 @@ def test_maps_are_made_once_and_anew_for_other_settings(tmp_path: Path, start: P
 
     def files(**changes: Any) -> set[Path]:
         cfg = tmt_cfg(tmp_path / "run", start, TRANSFER__MAP_CACHE=str(tmp_path / "maps"), **changes)
-        maps = prepare_maps(cfg, build_model(cfg), load_source_model)
+        maps = prepare_maps(cfg, build_model(cfg), partial(load_weights, cfg))
         assert maps is not None
         return set(maps.folder.glob("*.npz"))
 
@@ -174,11 +176,5 @@ def test_maps_are_made_once_and_anew_for_other_settings(tmp_path: Path, start: P
     for other in ({"INPUT__MIN_SIZE_TEST": 72}, {"MODEL__RESNETS__STRIDE_IN_1X1": True}):
         assert not files(**other) & second
     assert not files(MODEL__MASK_FORMER__SIZE_DIVISIBILITY=128) & second
-    assert (
-        prepare_maps(
-            tmt_cfg(tmp_path, start, TRANSFER__MAP_CACHE=""), build_model(tmt_cfg(tmp_path, start)), load_source_model
-        )
-        is None
-    )
-    live = tmt_cfg(tmp_path, start, MODEL__TMT__FEATURES="live")
-    assert prepare_maps(live, build_model(live), load_source_model) is None
+    assert maps_of(tmt_cfg(tmp_path, start, TRANSFER__MAP_CACHE="")) is None
+    assert maps_of(tmt_cfg(tmp_path, start, MODEL__TMT__FEATURES="live")) is None

@@ -14,11 +14,11 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from tests.helpers.small_runs import contents, differences, small_cfg
-from tmt_d2.engine import run_stage as stages
 from tmt_d2.engine.best import Best
 from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer, keep_weights
 from tmt_d2.engine.environment import environment
 from tmt_d2.engine.run_stage import run_stage
+from tmt_d2.engine.trainer import Trainer
 from tmt_d2.errors import UserError
 
 SPLIT = "bdd100k_sem_seg_val"
@@ -32,7 +32,7 @@ class Killed(BaseException):
 def measuring(values: Callable[[int, nn.Module], float]) -> Callable[..., dict[str, Any]]:
     """An evaluation with invented results; values: number of the call, model -> mIoU."""
     calls = iter(range(10**6))
-    return lambda cfg, model: {SPLIT: {"mIoU": values(next(calls), model)}}
+    return staticmethod(lambda cfg, model: {SPLIT: {"mIoU": values(next(calls), model)}})
 
 
 def weights(path: Path) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class TestRuns:
         caplog.set_level(logging.INFO, logger="tmt_d2")
 
     def test_the_best_weights_are_kept(self, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(stages, "evaluate_model", measuring(lambda call, _: [5, 7, 6, 6.5, 0][call]))
+        monkeypatch.setattr(Trainer, "test", measuring(lambda call, _: [5, 7, 6, 6.5, 0][call]))
         run_stage(small_cfg("full", tmp_path, start, **EVERY_STEP))
         best = tmp_path / "model_best.pth"
         assert weights(best) == weights(tmp_path / "model_0000001.pth") != weights(tmp_path / "model_final.pth")
@@ -87,13 +87,13 @@ class TestRuns:
     def test_early_stopping(self, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         cfg = small_cfg("full", tmp_path, start, **EVERY_STEP, TEST__BEST__PATIENCE=2, SOLVER__MAX_ITER=9)
         values = [5, 7, 6, 6.5, 8]
-        monkeypatch.setattr(stages, "evaluate_model", measuring(lambda call, _: values[call]))
+        monkeypatch.setattr(Trainer, "test", measuring(lambda call, _: values[call]))
         assert run_stage(cfg) == {SPLIT: {"mIoU": 6.5}}
         final = tmp_path / "model_final.pth"
         assert weights(final) == weights(tmp_path / "model_0000003.pth")
         assert "TEST.BEST.PATIENCE" in (tmp_path / "log.txt").read_text()
         before = weights(final)
-        monkeypatch.setattr(stages, "evaluate_model", measuring(lambda *_: 6.5))
+        monkeypatch.setattr(Trainer, "test", measuring(lambda *_: 6.5))
         assert run_stage(cfg, resume=True) == {SPLIT: {"mIoU": 6.5}}
         keep_weights(tmp_path)
         assert run_stage(cfg, resume=True) == {SPLIT: {"mIoU": 6.5}}
@@ -112,12 +112,12 @@ class TestRuns:
             return value(call, model)
 
         options = {**EVERY_STEP, "SOLVER__CHECKPOINT_PERIOD": 2, "TEST__BEST__PATIENCE": 4}
-        monkeypatch.setattr(stages, "evaluate_model", measuring(value))
+        monkeypatch.setattr(Trainer, "test", measuring(value))
         run_stage(small_cfg("full", tmp_path / "straight", start, **options))
-        monkeypatch.setattr(stages, "evaluate_model", measuring(until_killed))
+        monkeypatch.setattr(Trainer, "test", measuring(until_killed))
         with pytest.raises(Killed):
             run_stage(small_cfg("full", tmp_path / "killed", start, **options))
-        monkeypatch.setattr(stages, "evaluate_model", measuring(value))
+        monkeypatch.setattr(Trainer, "test", measuring(value))
         run_stage(small_cfg("full", tmp_path / "killed", start, **options), resume=True)
         assert (tmp_path / "killed" / "best.json").read_text() == (tmp_path / "straight" / "best.json").read_text()
         for name in ("model_best.pth", "model_final.pth"):

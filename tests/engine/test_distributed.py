@@ -12,8 +12,7 @@ from tests.helpers.checkout import run_python
 from tests.helpers.custom_data import write
 from tests.helpers.distributed_driver import STAGES, changes, run_stages, with_statistics
 from tests.helpers.small_runs import contents, make_scenes, save_start, small_cfg
-from tmt_d2.adaptation.alignment import SCORES
-from tmt_d2.adaptation.methods import METHODS
+from tmt_d2.adaptation import TASKS
 from tmt_d2.data.datasets.label_spaces import CLASSES
 from tmt_d2.engine.run_stage import run_stage
 
@@ -92,7 +91,7 @@ def test_a_discriminator_that_has_reached_its_target_stands_still(
 def test_alignment_goes_through_in_two_processes(runs: Path, two: subprocess.CompletedProcess[str]) -> None:
     """Each process draws pixels of its own: the scores are near, not equal."""
     start = contents(runs / "start.pth")
-    for method in SCORES:
+    for method in ("leep", "otce"):
         single, double = (
             [line["loss_score"] for line in metrics(runs / of / method / "alignment")] for of in ("one", "two")
         )
@@ -154,9 +153,8 @@ def test_one_labelled_image_is_enough_for_several_processes(runs: Path, processe
     output = f"one_label_{processes}"
     ended = drive(runs, "one_label", output, processes=processes)
     assert not ended.returncode, ended.stderr
-    for name in METHODS:
-        assert (runs / output / name / "evaluation.json").is_file(), name
-    assert (runs / output / "estimator" / "estimator.json").is_file()
+    for name, task in TASKS.items():
+        assert (runs / output / name / task.results).is_file(), name
     assert json.loads((runs / output / "own" / "evaluation.json").read_text())["own_sem_seg_val"]["mIoU"] >= 0
 
 

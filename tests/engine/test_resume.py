@@ -15,7 +15,8 @@ from tests.helpers.small_runs import contents, differences, small_cfg
 from tmt_d2.data import loaders
 from tmt_d2.engine import trainer
 from tmt_d2.engine.run_stage import run_stage
-from tmt_d2.engine.trainer import StageTrainer
+from tmt_d2.engine.trainer import Trainer
+from tmt_d2.errors import UserError
 from tmt_d2.modeling import precision
 from tmt_d2.utils.randomness import seeded
 
@@ -172,8 +173,9 @@ def test_another_max_iter_goes_on_or_is_refused(start: Path, tmp_path: Path) -> 
     rates = {line["iteration"]: line["lr"] for line in lines if "lr" in line}
     assert rates[2] == pytest.approx(1e-3 * (1 - 2 / 3) ** 0.9)  # of the new schedule, not of the old one
     run_stage(small_cfg("full", folder, start, SOLVER__MAX_ITER=3), resume=True)  # nothing left: evaluates only
-    with pytest.raises(ValueError, match=r"after 3 iterations, but SOLVER.MAX_ITER is 1: raise it"):
+    with pytest.raises(UserError) as error:
         run_stage(small_cfg("full", folder, start, SOLVER__MAX_ITER=1), resume=True)
+    assert error.value.key == "SOLVER.MAX_ITER"
 
 
 def test_metrics_of_repeated_iterations_are_written_once(start: Path, tmp_path: Path) -> None:
@@ -189,7 +191,7 @@ def test_gradients_do_not_depend_on_the_split(start: Path, tmp_path: Path) -> No
     def gradients(steps: int) -> tuple[dict[str, float], list[torch.Tensor]]:
         cfg = small_cfg("tmt", tmp_path, start, SOLVER__ACCUMULATION_STEPS=steps, SOLVER__IMS_PER_BATCH=16)
         run, batch = trainer_of(cfg)
-        for name, parameter in run.module.named_parameters():
+        for name, parameter in run.task.named_parameters():
             if name.endswith("sampling_offsets.bias"):
                 parameter.data += 0.3  # initially all samples lie on cell borders, where rounding chooses the gradient
         values, _ = run.step.backward(batch)
@@ -200,31 +202,31 @@ def test_gradients_do_not_depend_on_the_split(start: Path, tmp_path: Path) -> No
     assert max(float((a - b).abs().max()) for a, b in zip(whole, split)) < 1e-5
     assert max(float(a.abs().max()) for a in whole) > 1e-3  # there is a gradient
     with pytest.MonkeyPatch.context() as patch:  # control: without the counts of the whole step
-        patch.setattr(trainer.TrainingStep, "_normalisers", lambda self, batches: {})
+        patch.setattr(trainer.TrainingStep, "_mean_count", lambda self, batches: None)
         _, wrong = gradients(16)
     assert max(float((a - b).abs().max()) for a, b in zip(whole, wrong)) > 1e-4
 
 
-def trainer_of(cfg: Any) -> tuple[StageTrainer, list[dict[str, Any]]]:
+def trainer_of(cfg: Any) -> tuple[Trainer, list[dict[str, Any]]]:
     """The trainer of a stage, not started, and its first batch."""
-    found: list[StageTrainer] = []
+    found: list[Trainer] = []
 
-    def keep(self: StageTrainer) -> dict[str, Any]:
-        self.module.train()
+    def keep(self: Trainer) -> dict[str, Any]:
+        self.task.train()
         found.append(self)
         return {}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StageTrainer, "train", keep)
+        patch.setattr(Trainer, "train", keep)
         run_stage(cfg)
     return found[0], next(iter(found[0].data_loader))
 
 
 def test_accumulation_that_does_not_divide_is_refused(start: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"SOLVER.ACCUMULATION_STEPS 3 does not divide a process's 4 image\(s\)$"):
-        run_stage(small_cfg("full", tmp_path, start, SOLVER__ACCUMULATION_STEPS=3))
-    with pytest.raises(ValueError, match=r"SOLVER.ACCUMULATION_STEPS 4 .* 2 \+ 2 images of its groups$"):
-        run_stage(small_cfg("estimator", tmp_path, start, SOLVER__ACCUMULATION_STEPS=4))
+    for name, steps in (("full", 3), ("estimator", 4)):
+        with pytest.raises(UserError) as error:
+            run_stage(small_cfg(name, tmp_path, start, SOLVER__ACCUMULATION_STEPS=steps))
+        assert error.value.key == "SOLVER.ACCUMULATION_STEPS"
 
 
 def test_three_runs_with_one_seed_tell_the_same_losses(
@@ -264,5 +266,4 @@ def test_other_settings_of_a_resumed_run_are_said(start: Path, tmp_path: Path) -
     run_killed(small_cfg("full", tmp_path, start), 2)
     run_stage(small_cfg("full", tmp_path, start, SOLVER__BASE_LR=0.5, SOLVER__MAX_ITER=5), resume=True)
     log = (tmp_path / "log.txt").read_text()
-    assert "--resume: the run began with other settings: SOLVER.BASE_LR 0.001, now 0.5; learning rate and" in log
-    assert "SOLVER.MAX_ITER" not in log.split("began with other settings: ")[1].splitlines()[0]
+    assert "SOLVER.BASE_LR 0.001, now 0.5" in log and "SOLVER.MAX_ITER" not in log

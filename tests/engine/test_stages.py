@@ -14,8 +14,9 @@ from detectron2.modeling import build_model
 
 from tests.helpers.checkout import TINY_CONFIG
 from tmt_d2 import setup_cfg
-from tmt_d2.adaptation.methods import METHODS
-from tmt_d2.engine.run_stage import apply_method, run_stage
+from tmt_d2.adaptation import task_of
+from tmt_d2.engine.run_stage import run_stage
+from tmt_d2.errors import UserError
 from tmt_d2.projects.street_scenes.render import render
 
 SMALL: dict[str, Any] = {
@@ -129,56 +130,50 @@ def test_eval_only_of_an_estimator_gives_its_figures_or_says_what_is_unknown(sta
 
 
 @pytest.mark.slow
-def test_tmt_without_an_estimator_is_refused(stages, tmp_path):
-    cfg = stage_cfg("tmt", tmp_path, stages / "source" / "model_final.pth")
-    with pytest.raises(ValueError, match=r"source/model_final.pth"):
-        run_stage(cfg)
-    assert not list((tmp_path / "tmt").glob("*.pth"))
-
-
-@pytest.mark.slow
-def test_checkpoint_of_another_architecture_is_refused(stages, tmp_path):
-    wider = ("MODEL.MASK_FORMER.HIDDEN_DIM", 64)
-    cfg = stage_cfg("full", tmp_path, stages / "source" / "model_final.pth", *wider)
-    with pytest.raises(ValueError, match=r"source/model_final.pth.*predictor"):
-        run_stage(cfg)
-
-
-@pytest.mark.slow
-def test_deeper_checkpoint_is_refused_although_it_holds_every_name(stages, tmp_path):
-    shallow = ("MODEL.MASK_FORMER.DEC_LAYERS", 3)
-    cfg = stage_cfg("full", tmp_path, stages / "source" / "model_final.pth", *shallow)
-    with pytest.raises(ValueError, match=r"layers\.2\..* is not in the model"):
-        run_stage(cfg)
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("tmt", (), r"source/model_final.pth.*estimator"),
+        ("full", ("MODEL.MASK_FORMER.HIDDEN_DIM", 64), r"predictor.*\(.*32.*\).*\(.*64.*\)"),
+        ("full", ("MODEL.MASK_FORMER.DEC_LAYERS", 3), r"layers\.2\."),  # the file has every name of the model
+    ],
+)
+def test_a_checkpoint_of_another_architecture_is_refused(stages, tmp_path, name, changes, message):
+    with pytest.raises(UserError, match=message):
+        run_stage(stage_cfg(name, tmp_path, stages / "source" / "model_final.pth", *changes))
+    assert not list((tmp_path / name).glob("*.pth"))
 
 
 @pytest.mark.slow
 def test_damaged_checkpoint_is_named(stages, tmp_path):
     content = (stages / "source" / "model_final.pth").read_bytes()
     (tmp_path / "damaged.pth").write_bytes(content[: len(content) // 2])
-    cfg = stage_cfg("full", tmp_path, tmp_path / "damaged.pth")
-    with pytest.raises(ValueError, match="damaged.pth"):
-        run_stage(cfg)
+    with pytest.raises(UserError, match="damaged.pth"):
+        run_stage(stage_cfg("full", tmp_path, tmp_path / "damaged.pth"))
 
 
-def test_one_line_errors_before_anything_is_built(tmp_path, monkeypatch):
-    def cfg(name, *opts):
-        return setup_cfg(TINY_CONFIG, method=name, opts=["OUTPUT_DIR", str(tmp_path / "out"), *opts])
+@pytest.mark.parametrize(
+    ("name", "opts", "key"),
+    [
+        ("full", (), "MODEL.WEIGHTS"),
+        ("full", ("TRANSFER.METHOD", "tmt", "MODEL.WEIGHTS", "x.pth"), "MODEL.META_ARCHITECTURE"),
+        ("full", ("TRANSFER.METHOD", "magic", "MODEL.WEIGHTS", "x.pth"), "TRANSFER.METHOD"),
+        ("source", ("DATASETS.TRAIN", "('paris_sem_seg_train',)"), "DATASETS.TRAIN"),
+    ],
+)
+def test_errors_before_anything_is_built(tmp_path, name, opts, key):
+    with pytest.raises(UserError, match=key):
+        run_stage(setup_cfg(TINY_CONFIG, method=name, opts=["OUTPUT_DIR", str(tmp_path / "out"), *opts]))
+    assert not (tmp_path / "out").exists()
 
-    with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty: stage finetune starts from a checkpoint"):
-        run_stage(cfg("full"))
-    with pytest.raises(FileNotFoundError, match="nowhere.pth does not exist"):
-        run_stage(cfg("full", "MODEL.WEIGHTS", "nowhere.pth"))
-    with pytest.raises(ValueError, match="METHOD tmt needs MODEL.META_ARCHITECTURE TransferableMaskFormer"):
-        run_stage(cfg("full", "TRANSFER.METHOD", "tmt", "MODEL.WEIGHTS", "x.pth"))
-    with pytest.raises(ValueError, match=r"TRANSFER.METHOD is 'magic': choose one of linear, full, leep"):
-        run_stage(cfg("full", "TRANSFER.METHOD", "magic", "MODEL.WEIGHTS", "x.pth"))
-    with pytest.raises(ValueError, match="DATASETS.TRAIN is 'paris_sem_seg_train'"):
-        run_stage(cfg("source", "DATASETS.TRAIN", "('paris_sem_seg_train',)"))
+
+def test_missing_files_are_named(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="nowhere.pth"):
+        run_stage(stage_cfg("full", tmp_path, "nowhere.pth"))
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "empty"))
     with pytest.raises(FileNotFoundError, match="DETECTRON2_DATASETS"):
-        run_stage(cfg("source"))
-    assert not (tmp_path / "out").exists()
+        run_stage(stage_cfg("source", tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("eval_only", [False, True])
@@ -189,18 +184,19 @@ def test_an_estimator_is_not_measured_where_it_was_trained(tmp_path, key, split,
         paths = ["OUTPUT_DIR", str(tmp_path / "out"), "MODEL.WEIGHTS", "nowhere.pth"]
         return setup_cfg(TINY_CONFIG, method=stage, opts=[*paths, f"DATASETS.{key}", str(names)])
 
-    message = rf"^DATASETS.{key} names '{split}', on which the discriminators are trained: .*, name a held-out split$"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError) as error:
         run_stage(cfg("estimator", "bdd100k_sem_seg_val", split), eval_only=eval_only)
+    assert (error.value.key, error.value.value) == (f"DATASETS.{key}", split)
     with pytest.raises(FileNotFoundError, match="nowhere"):  # control: the next thing to be refused
         run_stage(cfg("estimator", "bdd100k_sem_seg_val"), eval_only=eval_only)
     with pytest.raises(FileNotFoundError, match="nowhere"):  # on which pictures a model is tested is up to you
         run_stage(cfg("tmt", split), eval_only=eval_only)
 
 
-def test_every_method_freezes_the_estimator(tmp_path):
-    model = build_model(stage_cfg("tmt", tmp_path, "x.pth"))
-    apply_method(model, METHODS["tmt"])
+def test_fine_tuning_freezes_the_estimator(tmp_path):
+    cfg = stage_cfg("tmt", tmp_path, "x.pth")
+    model = build_model(cfg)
+    task_of(cfg).from_config(cfg, model)
     assert not any(parameter.requires_grad for parameter in model.transferability.parameters())
     assert model.backbone.stem.conv1.weight.requires_grad
 
@@ -220,7 +216,6 @@ def test_without_a_gpu_it_trains_on_the_cpu_and_says_so(
     monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes))
     with caplog.at_level("INFO"):
         run_stage(stage_cfg("source", tmp_path, "", "MODEL.DEVICE", "cuda", "SOLVER.MAX_ITER", 1))
-    assert "MODEL.DEVICE is cuda and there is no GPU here: running on the CPU" in caplog.text
+    assert "MODEL.DEVICE" in caplog.text
     log = (tmp_path / "source" / "log.txt").read_text()
-    assert "bdd100k_sem_seg_val, in percent" in log and "mIoU" in log
-    assert f"results: {tmp_path}/source/evaluation.json" in log
+    assert "bdd100k_sem_seg_val" in log and "mIoU" in log and f"{tmp_path}/source/evaluation.json" in log

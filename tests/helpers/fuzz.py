@@ -19,11 +19,11 @@ from torch import nn
 
 from tests.helpers.checkout import ROOT, TINY_CONFIG
 from tmt_d2 import setup_cfg
+from tmt_d2.adaptation.checks import check_task
 from tmt_d2.data.datasets.cityscapes import CITYSCAPES
 from tmt_d2.data.datasets.custom import read_custom
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer
-from tmt_d2.engine.run_stage import check_stage
 from tmt_d2.errors import one_line_errors
 
 SECONDS = 20  # per input
@@ -69,7 +69,7 @@ def try_config(folder: Path, chance: random.Random) -> None:
     text = changed.read_bytes().replace(b'_BASE_: "', f'_BASE_: "{changed.parent}/'.encode())
     (folder / changed.name).write_bytes(mutate(text, chance))
     files = [folder / path.name if path == changed else path for path in (model, method)]
-    check_stage(setup_cfg(files[0], method=files[1]))
+    check_task(setup_cfg(files[0], method=files[1]))
 
 
 def try_image_pair(folder: Path, chance: random.Random) -> None:

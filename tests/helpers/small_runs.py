@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.helpers.checkout import TINY_CONFIG
 from tmt_d2 import setup_cfg
-from tmt_d2.adaptation.estimator import DiscriminatorTraining
+from tmt_d2.adaptation.estimator import Estimator
 from tmt_d2.experiments.plan import read_plan
 from tmt_d2.experiments.units import Unit, units_of
 from tmt_d2.projects.street_scenes.render import render
@@ -73,7 +73,7 @@ def save_start(path: Path) -> Path:
     """Weights, discriminators included, that every stage after the first may start from."""
     torch.manual_seed(0)
     model = build_model(small_cfg("tmt", path.parent))
-    progress = DiscriminatorTraining(model, 0.0).progress  # what a checkpoint of the estimator stage has
+    progress = Estimator(model, 0.0).state  # in a checkpoint of the estimator
     torch.save({"model": model.state_dict(), "estimator_training": progress.state_dict()}, path)
     return path
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tmt_d2.adaptation.estimator import DiscriminatorTraining
+from tmt_d2.adaptation.estimator import Estimator
 from tmt_d2.data.datasets.label_spaces import TRAIN_IDS
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.modeling.mask_former import valid_positions
@@ -86,7 +86,7 @@ def test_the_excluded_share_of_real_positions_is_p_t(tmp_path: Path, build_tiny)
 
 def test_discriminators_never_see_padding(tmp_path: Path, build_tiny) -> None:
     model = build_tiny()
-    training = DiscriminatorTraining(model, target_error=0.0)
+    training = Estimator(model, target_error=0.0)
     sample = sample_of(tmp_path, 128, CROP, (720, 960))
     width = sample["image"].shape[2]
     both = [sample | {"domain": 0}, padded_in_silence(sample) | {"domain": 1}]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tmt_d2.adaptation import Task
 from tmt_d2.engine.step import TrainingStep
 from tmt_d2.modeling.ops import deformable_attention
 
@@ -32,7 +33,7 @@ def test_points_and_levels_of_a_bfloat16_step_are_in_float32(
     decoder = model.sem_seg_head.pixel_decoder
     seen: list[tuple[dict[str, Tensor], Any]] = []
     decoder.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
-    step = TrainingStep(model, torch.optim.SGD(model.parameters(), lr=1e-3), amp_dtype=torch.bfloat16)
+    step = TrainingStep(Task(model), torch.optim.SGD(model.parameters(), lr=1e-3), amp_dtype=torch.bfloat16)
     losses, norm = step.backward(records)
     assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in losses.values())
     assert torch.isfinite(norm) and norm > 0

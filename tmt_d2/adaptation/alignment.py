@@ -1,16 +1,17 @@
-"""The alignment step of ``leep`` and ``otce``: raise a transferability score of the source model by gradient.
+"""LEEP and OTCE fine-tuning: a transferability score of the source model is first raised by gradient ("alignment").
 
-It runs before fine-tuning, on labelled pixels. The two steps are those of Tan et al. (arXiv 2207.05510); what no
-publication fixes is a key of TRANSFER.ALIGNMENT and is our reading. Normalisation statistics stay those of the source:
-the score is that of the model as it predicts.
+Both steps follow Tan et al. (arXiv 2207.05510). What no publication fixes is a key of TRANSFER.ALIGNMENT. Normalization
+statistics stay those of the source model.
 
-Letters: B images, N labelled pixels, K classes, C channels.
+Letters: B images, N labeled pixels, K classes, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
@@ -18,22 +19,18 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tmt_d2.adaptation.methods import method_of
+from tmt_d2.adaptation.supervised import FineTuning
+from tmt_d2.adaptation.task import Record, Split, Task, Test, loader_options
 from tmt_d2.data.datasets.label_spaces import IGNORE
-from tmt_d2.data.labeled import LabelChoice
-from tmt_d2.data.loaders import TARGET_DOMAIN, build_paired_loader, build_train_loader
-from tmt_d2.data.mapper import SemanticMapper
+from tmt_d2.data.loaders import TARGET_DOMAIN, build_paired_loader
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.mask_former import MaskFormer, semantic_scores
 from tmt_d2.modeling.mask_logits import DecoderOutputs, QueryOutputs
 from tmt_d2.transferability.scores import leep_objective, relative_cost, squared_distances, target_given_source_entropy
 
-SCORES = ("leep", "otce")  # that can be raised
-
 
 class Pixels(NamedTuple):
-    """Labelled pixels of a batch: image, row, column and train id of each, (N,) long; rows and columns are those of
-    the padded input."""
+    """Labeled pixels of a batch: image, row and column in the padded input, and train id of each, (N,) long."""
 
     image: Tensor
     row: Tensor
@@ -41,13 +38,17 @@ class Pixels(NamedTuple):
     label: Tensor
 
 
-class AlignmentTraining(nn.Module):
-    """Labelled batches -> "loss_score", and "loss_segmentation" where the score has not all the weight."""
+class Alignment(FineTuning):
+    """Labeled batches -> "loss_score", and "loss_segmentation" if the score has not all the weight."""
+
+    fine_tunes = False
+    measures_splits = False
+    requires_head = True
+    model: MaskFormer
 
     def __init__(
         self,
         model: MaskFormer,
-        score: str,
         *,
         weight: float,
         pixels: int,
@@ -57,70 +58,143 @@ class AlignmentTraining(nn.Module):
     ):
         """
         Args:
-            score: "leep": batches of target images. "otce": half source, half target, told apart by "domain".
-            pixels: labelled ones per domain and call, see ``pixels_of_a_call``.
+            pixels: labeled ones per domain and call, see ``pixels_of_a_call``.
             weight, ...: the keys of TRANSFER.ALIGNMENT.
         """
-        super().__init__()
-        if score not in SCORES:
-            raise UserError(f"score is {score!r}: choose {' or '.join(SCORES)}")
-        if score == "otce" and weight == 1:
-            model.sem_seg_head.predictor.requires_grad_(False)  # the score is on features before it
-        self.model, self.score, self.weight, self.pixels = model, score, weight, pixels
+        super().__init__(model)
+        self.weight, self.pixels = weight, pixels
         self.epsilon, self.sinkhorn_iterations = epsilon, sinkhorn_iterations
         self.differentiate_plan = differentiate_plan
 
-    def train(self, mode: bool = True) -> AlignmentTraining:
+    @classmethod
+    def from_config(cls, cfg: CfgNode, model: nn.Module) -> Task:
+        alignment = cfg.TRANSFER.ALIGNMENT
+        assert isinstance(model, MaskFormer)
+        return cls(
+            model,
+            weight=alignment.WEIGHT,
+            pixels=pixels_of_a_call(cfg),
+            epsilon=alignment.EPSILON,
+            sinkhorn_iterations=alignment.SINKHORN_ITERATIONS,
+            differentiate_plan=alignment.DIFFERENTIATE_PLAN,
+        )
+
+    def train(self, mode: bool = True) -> Alignment:
         super().train(mode)
         self.model.eval()
         return self
 
-    def count_masks(self, batched_inputs: Sequence[Mapping[str, Any]]) -> int:
-        return self.model.count_masks(batched_inputs)
-
-    def forward(
-        self, batched_inputs: Sequence[Mapping[str, Any]], num_masks: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """num_masks: of the segmentation loss, see ``MaskFormer``."""
+    def losses(self, records: Sequence[Record], num_masks: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the losses of target images; OTCE: half source, half target by "domain"."""
         model = self.model
-        images = model.preprocess(batched_inputs)
+        images = model.preprocess(records)
         outputs: DecoderOutputs | None = None
-        if self.score == "leep" or self.weight < 1:
-            passed = model.run(images, batched_inputs)
+        if self.weight < 1 or self.scores_predictions:
+            passed = model.run(images, records)
             inputs, outputs = passed.inputs, passed.outputs
         else:
-            inputs = model.encode(images)  # F-OTCE is on features before the decoder
-        labels = model.padded_labels(batched_inputs, images)
-        domain = [record.get("domain", TARGET_DOMAIN) for record in batched_inputs]
-        target = torch.tensor([value == TARGET_DOMAIN for value in domain], device=model.device)
-        chosen = draw_pixels(labels.where(target[:, None, None], IGNORE), self.pixels)
-        if not len(chosen.label):  # crops without a labelled pixel
+            inputs = model.encode(images)
+        labels = model.padded_labels(records, images)
+        domain = [record.get("domain", TARGET_DOMAIN) for record in records]
+        is_target = torch.tensor([value == TARGET_DOMAIN for value in domain], device=model.device)[:, None, None]
+        pixels = draw_pixels(labels.where(is_target, IGNORE), self.pixels)
+        if len(pixels.label):
+            score = self.score(inputs.mask_features, outputs, pixels, labels.where(~is_target, IGNORE))
+        else:  # crops without a labeled pixel
             score = _zero(inputs.mask_features, outputs)
-        elif self.score == "leep":
-            assert outputs is not None
-            score = leep_objective(class_probabilities(outputs, chosen, images.tensor.shape[-2:]), chosen.label)
-        else:
-            others = draw_pixels(labels.where(~target[:, None, None], IGNORE), self.pixels)
-            score = self._f_otce(inputs.mask_features, others, chosen, images.tensor.shape[-2:])
         losses = {"loss_score": -self.weight * score}
         if self.weight < 1:
             assert outputs is not None
-            segmentation = torch.stack(list(model.losses(outputs, batched_inputs, images, num_masks).values())).sum()
+            segmentation = torch.stack(list(model.losses(outputs, records, images, num_masks).values())).sum()
             losses["loss_segmentation"] = (1 - self.weight) * segmentation
         return losses
 
-    def _f_otce(self, mask_features: Tensor, source: Pixels, target: Pixels, size: Sequence[int]) -> Tensor:
+    scores_predictions: ClassVar[bool]  # the score needs the decoder's outputs
+
+    @abstractmethod
+    def score(
+        self, mask_features: Tensor, outputs: DecoderOutputs | None, pixels: Pixels, source_labels: Tensor
+    ) -> Tensor:
+        """
+        Args:
+            mask_features: (B, C, h, w). pixels: of target images.
+            source_labels: (B, H, W) train ids; ``IGNORE`` in target images.
+        """
+
+    def evaluate(self, cfg: CfgNode, test: Test) -> dict[str, Any]:
+        return {}
+
+
+class LeepAlignment(Alignment):
+    scores_predictions = True
+
+    def score(
+        self, mask_features: Tensor, outputs: DecoderOutputs | None, pixels: Pixels, source_labels: Tensor
+    ) -> Tensor:
+        assert outputs is not None
+        return leep_objective(class_probabilities(outputs, pixels, source_labels.shape[-2:]), pixels.label)
+
+
+class OtceAlignment(Alignment):
+    """F-OTCE, on the features before the decoder."""
+
+    scores_predictions = False
+
+    def __init__(self, model: MaskFormer, *, weight: float, **settings: Any):
+        super().__init__(model, weight=weight, **settings)
+        if weight == 1:
+            model.sem_seg_head.predictor.requires_grad_(False)  # the score does not depend on it
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
+        data, images = cfg.DATASETS, cfg.SOLVER.IMS_PER_BATCH
+        options = loader_options(cfg) | {"labels": cls.label_choice(cfg)}
+        return build_paired_loader(data.SOURCE_TRAIN, data.TRAIN, cls.build_mapper(cfg), images, **options)
+
+    def score(
+        self, mask_features: Tensor, outputs: DecoderOutputs | None, pixels: Pixels, source_labels: Tensor
+    ) -> Tensor:
+        source = draw_pixels(source_labels, self.pixels)
         if not len(source.label):
             return _zero(mask_features)
-        features = [pixel_features(mask_features, pixels, size) for pixels in (source, target)]
+        features = [pixel_features(mask_features, each, source_labels.shape[-2:]) for each in (source, pixels)]
         with torch.autocast(mask_features.device.type, enabled=False):
             cost = relative_cost(squared_distances(features[0].float(), features[1].float()))
             plan = sinkhorn_plan(cost, self.epsilon, self.sinkhorn_iterations, self.differentiate_plan)
-            return -target_given_source_entropy(plan, source.label, target.label)
+            return -target_given_source_entropy(plan, source.label, pixels.label)
+
+
+class Leep(FineTuning):
+    name = "leep"
+    about = "raise LEEP first, then as full"
+    alignment: ClassVar[type[Alignment]] = LeepAlignment
+
+    @classmethod
+    def preparation(cls, cfg: CfgNode) -> tuple[type[Task], CfgNode] | None:
+        """Return the alignment in OUTPUT_DIR/alignment, or None if TRANSFER.ALIGNMENT.ITERATIONS is 0."""
+        alignment = cfg.TRANSFER.ALIGNMENT
+        if not alignment.ITERATIONS:
+            return None
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / "alignment")
+        cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.TEST.EVAL_PERIOD = alignment.ITERATIONS, alignment.BASE_LR, 0
+        cfg.freeze()
+        return cls.alignment, cfg
+
+
+class Otce(Leep):
+    name = "otce"
+    about = "raise F-OTCE first, then as full"
+    alignment = OtceAlignment
+
+    @classmethod
+    def training_splits(cls, cfg: CfgNode) -> list[Split]:
+        return [Split("TRAIN"), Split("SOURCE_TRAIN")]
 
 
 def _zero(mask_features: Tensor, outputs: DecoderOutputs | None = None) -> Tensor:
-    """0 with the gradient 0 for all that a score would have one for: data-parallel training waits for each."""
+    """Return 0 with gradient 0 for all that a score has a gradient for; data-parallel training waits for each."""
     zero = mask_features.sum() * 0
     if outputs is not None:
         zero = zero + outputs["pred_logits"].sum() * 0 + outputs["pred_masks"].embeddings.sum() * 0
@@ -128,10 +202,10 @@ def _zero(mask_features: Tensor, outputs: DecoderOutputs | None = None) -> Tenso
 
 
 def sinkhorn_plan(cost: Tensor, epsilon: float, iterations: int, differentiate: bool) -> Tensor:
-    """Entropic transport with uniform marginals, (M, N), by a fixed number of iterations in the log domain.
+    """Return the entropic transport plan with uniform marginals, (M, N), by a fixed number of log-domain iterations.
 
     Args:
-        differentiate: gradients through the iterations, or else with the dual potentials as constants.
+        differentiate: gradients through the iterations; False: the dual potentials are constants.
     """
     import ot  # POT is slow to import and only scores need it
 
@@ -146,7 +220,7 @@ def sinkhorn_plan(cost: Tensor, epsilon: float, iterations: int, differentiate: 
 
 
 def draw_pixels(labels: Tensor, number: int, generator: torch.Generator | None = None) -> Pixels:
-    """At most ``number`` labelled pixels of (B, H, W), each set of them equally likely."""
+    """Draw at most ``number`` labeled pixels of (B, H, W), each subset equally likely."""
     places = (labels != IGNORE).nonzero()
     chosen = torch.randperm(len(places), generator=generator)[:number]  # on the CPU: the same on every device
     image, row, column = places[chosen.to(places.device)].unbind(1)
@@ -160,7 +234,7 @@ def pixel_features(features: Tensor, pixels: Pixels, size: Sequence[int]) -> Ten
 
 
 def class_probabilities(outputs: QueryOutputs, pixels: Pixels, size: Sequence[int]) -> Tensor:
-    """(N, K): the model's semantic scores at the pixels, each row divided by its sum."""
+    """Return the model's semantic scores at the pixels, (N, K), each row divided by its sum."""
     masks = outputs["pred_masks"]
     features = pixel_features(masks.features, pixels, size)
     scores = features.new_zeros(len(features), outputs["pred_logits"].shape[-1] - 1, dtype=torch.float32)
@@ -173,24 +247,13 @@ def class_probabilities(outputs: QueryOutputs, pixels: Pixels, size: Sequence[in
 
 
 def pixels_of_a_call(cfg: CfgNode) -> int:
-    """The share that a micro-batch of a process has of TRANSFER.ALIGNMENT.PIXELS, which are a step's."""
+    """Return the share of TRANSFER.ALIGNMENT.PIXELS, which are per step, of one micro-batch of a process."""
     pixels, calls = cfg.TRANSFER.ALIGNMENT.PIXELS, comm.get_world_size() * cfg.SOLVER.ACCUMULATION_STEPS
     if pixels < calls:
         raise UserError(
-            f"TRANSFER.ALIGNMENT.PIXELS is {pixels}: {comm.get_world_size()} process(es) times "
-            f"SOLVER.ACCUMULATION_STEPS {cfg.SOLVER.ACCUMULATION_STEPS} share them, so it must be at least {calls}"
+            "processes times SOLVER.ACCUMULATION_STEPS share them",
+            key="TRANSFER.ALIGNMENT.PIXELS",
+            value=pixels,
+            hint=f"set it to at least {calls}",
         )
     return pixels // calls
-
-
-def build_alignment_loader(cfg: CfgNode, seed: int | None) -> DataLoader:
-    """Labelled target images that ``LabelChoice`` admits; for ``otce`` half of a batch is labelled source images."""
-    mapper, batch_size = SemanticMapper(cfg, is_train=True), cfg.SOLVER.IMS_PER_BATCH
-    choices: dict[str, Any] = {
-        "labels": LabelChoice.from_config(cfg),
-        "seed": seed,
-        "num_workers": cfg.DATALOADER.NUM_WORKERS,
-    }
-    if method_of(cfg).reads_source:
-        return build_paired_loader(cfg.DATASETS.SOURCE_TRAIN, cfg.DATASETS.TRAIN, mapper, batch_size, **choices)
-    return build_train_loader(cfg.DATASETS.TRAIN, mapper, batch_size, **choices)

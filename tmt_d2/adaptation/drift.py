@@ -1,4 +1,4 @@
-"""How far transferability moves while a model is fine-tuned: T of held-out pictures, now and before the first step."""
+"""Drift: how far T of held-out images moves while the features that it is made of are fine-tuned."""
 
 from __future__ import annotations
 
@@ -11,69 +11,86 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from tmt_d2.adaptation.estimator import existing_regions, held_out_loader, spearman
 from tmt_d2.modeling.modes import evaluation_mode
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.transferability import proxy_a_distance
-from tmt_d2.utils.files import atomic_write, read_npz
+from tmt_d2.utils.files import atomic_write, read_npz, write_json
 from tmt_d2.utils.signals import Stoppable
 
 logger = logging.getLogger(__name__)
 
-DRIFT = "transferability"  # of the results in metrics.json, and the name of the file with the last of them
+DRIFT = "transferability"  # prefix of the scalars, and name of the file with the last values
 STEP_0 = "transferability_step0.npz"
+
+Shapes = list[list[tuple[int, ...]]]
 
 
 class Drift:
-    """Measures T on fixed pictures of both domains; ``begin`` before the first step, ``measure`` whenever wanted."""
+    """T of fixed images of both domains, compared with T before the first step."""
 
     def __init__(
         self, model: TransferableMaskFormer, loaders: Mapping[str, Iterable[list[dict[str, Any]]]], folder: str | Path
     ) -> None:
         """
         Args:
-            loaders: "target" and, where there are held-out source pictures, "source" -> batches of one record.
-            folder: where T before the first step is kept, for a run that is resumed.
+            loaders: "target" and, if there are held-out source images, "source" -> batches of one record.
+            folder: of the run; keeps T before the first step, for a resumed run, and the last values.
         """
-        self.model, self.loaders, self.file = model, loaders, Path(folder) / STEP_0
+        self.model, self.loaders, self.folder = model, loaders, Path(folder)
         self.step_0: list[list[np.ndarray]] | None = None
 
-    def begin(self, start: int) -> None:
-        """Before the first step of this sitting, which is step ``start`` of the run: T of step 0 is made or read."""
-        if start:
-            if not self.file.is_file():
-                logger.warning("%s is not there: how T has moved since step 0 is not known", self.file)
-                return
-            content = read_npz(self.file, remedy="delete it; how T has moved since step 0 is then not known")
-            levels = range(len(self.model.transferability.discriminators))
-            names = [[f"{level}_{i}" for i in range(len(content) // len(levels))] for level in levels]
-            if {name for level in names for name in level} != {*content}:
-                logger.warning("%s is of another model: how T has moved since step 0 is not known", self.file)
-                return
-            self.step_0 = [[content[name] for name in level] for level in names]
+    def begin(self, start_iter: int) -> None:
+        """Measure T before the first step, or read it where the run is resumed."""
+        file = self.folder / STEP_0
+        if start_iter:
+            self.step_0 = self._read(file)
             return
-        maps, _ = self._look()
+        maps, _ = self._measure_maps()
         self.step_0 = [[t.numpy() for t in level] for level in maps]
         if comm.is_main_process():
-            with atomic_write(self.file) as file:
-                arrays = {f"{level}_{i}": t for level, each in enumerate(self.step_0) for i, t in enumerate(each)}
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+            arrays = {f"{level}_{i}": t for level, each in enumerate(self.step_0) for i, t in enumerate(each)}
+            with atomic_write(file) as stream:
+                np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+
+    def _read(self, file: Path) -> list[list[np.ndarray]] | None:
+        """T before the first step per level; None where ``file`` is missing or of another number of levels."""
+        levels = len(self.model.transferability.discriminators)
+        content = read_npz(file, remedy="delete it; the drift of T is then not known") if file.is_file() else {}
+        names = [[f"{level}_{i}" for i in range(len(content) // levels)] for level in range(levels)]
+        if not content or {name for level in names for name in level} != {*content}:
+            logger.warning("%s is missing or of another model: the drift of T is not known", file)
+            return None
+        return [[content[name] for name in level] for level in names]
+
+    def log(self) -> None:
+        """Write ``measure`` to the event storage and to a file of the run."""
+        values = self.measure()
+        for name, levels in values.items():
+            for level, value in enumerate(levels):
+                get_event_storage().put_scalar(f"{DRIFT}/{name}/{level}", value, smoothing_hint=False)
+        if comm.is_main_process():
+            write_json(self.folder / f"{DRIFT}.json", values)
 
     def measure(self) -> dict[str, list[float]]:
-        """One value a level: "mean" of T and its "spread" within a picture (standard deviation), both means over the
-        target's pictures; "spearman_to_step_0", of the ranks of T in each picture, their mean; "error" of E on the
-        regions of both domains, balanced. Where step 0 or the source's pictures are missing there is no such entry.
+        """Return one value per level of:
+
+        - "mean" and "spread" (standard deviation within an image) of T, means over the target's images;
+        - "spearman_to_step_0": rank correlation of T with T before the first step, mean over the target's images;
+          missing if that is not known;
+        - "error": balanced error of E on regions of both domains; missing without source images.
         """
-        maps, errors = self._look()
+        maps, errors = self._measure_maps()
         t = [[1 - logits.sigmoid() for logits in level] for level in maps]
         result = {
             "mean": [float(np.mean([each.mean() for each in level])) for level in t],
             "spread": [float(np.mean([each.std(correction=0) for each in level])) for level in t],
         }
-        if self.step_0 is not None and shapes(maps) != shapes(self.step_0):
-            logger.warning("%s is of other pictures or sizes: how T has moved since step 0 is not known", self.file)
+        if self.step_0 is not None and _shapes(maps) != _shapes(self.step_0):
+            logger.warning("%s is of other images or sizes: the drift of T is not known", self.folder / STEP_0)
             self.step_0 = None
         if self.step_0 is not None:
             result["spearman_to_step_0"] = [
@@ -83,8 +100,8 @@ class Drift:
         return result | ({"error": errors} if errors else {})
 
     @torch.no_grad()
-    def _look(self) -> tuple[list[list[Tensor]], list[float]]:
-        """Per level the logits of the target's pictures (h, w), and the balanced errors of E."""
+    def _measure_maps(self) -> tuple[list[list[Tensor]], list[float]]:
+        """Logits of the target's images, (h, w), and the balanced error of E, per level."""
         estimator = self.model.transferability
         levels = range(len(estimator.discriminators))
         maps: list[list[Tensor]] = [[] for _ in levels]
@@ -93,23 +110,23 @@ class Drift:
             for domain, loader in self.loaders.items():
                 for batch in loader:
                     images = self.model.preprocess(batch)
-                    for level, found in enumerate(self.model.estimate(images, self.model.encode(images))):
-                        exists = existing_regions(found.regions, found.valid, estimator.cell_sizes[level])
-                        regions[domain][level].append(found.region_logits[exists].cpu())
+                    for level, t in enumerate(self.model.estimate(images, self.model.encode(images))):
+                        exists = existing_regions(t.regions, t.valid, estimator.cell_sizes[level])
+                        regions[domain][level].append(t.region_logits[exists].cpu())
                         if domain == "target":
-                            maps[level].append(found.logits_of(0).float().cpu())
+                            maps[level].append(t.logits_of(0).float().cpu())
         if "source" not in regions:
             return maps, []
         both = zip(regions["source"], regions["target"])
         return maps, [(1 - proxy_a_distance(torch.cat(source), torch.cat(target)) / 2) / 2 for source, target in both]
 
 
-def shapes(maps: Sequence[Sequence[Tensor | np.ndarray]]) -> list[list[tuple[int, ...]]]:
+def _shapes(maps: Sequence[Sequence[Tensor | np.ndarray]]) -> Shapes:
     return [[tuple(each.shape) for each in level] for level in maps]
 
 
 def build_drift(cfg: CfgNode, model: nn.Module) -> Drift | None:
-    """None where T cannot move (plain Mask2Former, MODEL.TMT.FEATURES "source"), or TRANSFER.DRIFT_IMAGES is 0."""
+    """Return None where T cannot move (MODEL.TMT.FEATURES "source"), or TRANSFER.DRIFT_IMAGES is 0."""
     limit = cfg.TRANSFER.DRIFT_IMAGES
     if not isinstance(model, TransferableMaskFormer) or cfg.MODEL.TMT.FEATURES == "source" or not limit:
         return None

@@ -1,4 +1,4 @@
-"""T of every training picture, made once by the frozen source model before fine-tuning begins."""
+"""Cache of T: computed once per training image by the frozen source model, before fine-tuning begins."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from tmt_d2.adaptation.task import Load
 from tmt_d2.data.datasets.registration import records_of
 from tmt_d2.data.labeled import LabelChoice
 from tmt_d2.data.mapper import SemanticMapper
@@ -31,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "transferability"
 SECONDS_BETWEEN_LINES = 10
-# What T of a picture depends on, besides the weights.
+# Keys that T of an image depends on, besides the weights.
 KEYS = (
     "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD",
     "MODEL.MASK_FORMER.SIZE_DIVISIBILITY", "MODEL.BACKBONE", "MODEL.RESNETS", "MODEL.SWIN", "MODEL.TIMM",
@@ -40,47 +42,50 @@ KEYS = (
 TMT_KEYS = ("REGIONS", "CELL_SIZES", "ITERATIONS", "KAPPA", "DISCRIMINATOR")
 
 
-def prepare_maps(
-    cfg: CfgNode, model: nn.Module, load: Callable[[CfgNode, nn.Module], None]
-) -> TransferabilityMaps | None:
-    """The maps of the labelled pictures of DATASETS.TRAIN, those that are missing made now by all processes together.
+def reads_maps(cfg: CfgNode) -> bool:
+    """Return True if training reads T from disk: T acts there, the features are fixed and TRANSFER.MAP_CACHE is set."""
+    tmt = cfg.MODEL.TMT
+    has_t = issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), TransferableMaskFormer)
+    acts = tmt.ATTENTION != "off" and tmt.TRAIN_ATTENTION
+    return has_t and acts and tmt.FEATURES == "source" and bool(cfg.TRANSFER.MAP_CACHE)
+
+
+def maps_of(cfg: CfgNode) -> TransferabilityMaps | None:
+    """Return the maps that training reads, whether they are there yet or not; None where it reads none."""
+    if not reads_maps(cfg):
+        return None
+    weights = PathManager.get_local_path(cfg.MODEL.WEIGHTS)
+    parent = Path(weights).parent / FOLDER if cfg.TRANSFER.MAP_CACHE == "auto" else Path(cfg.TRANSFER.MAP_CACHE)
+    return TransferabilityMaps(parent / _fingerprint(cfg, weights))
+
+
+def prepare_maps(cfg: CfgNode, model: nn.Module, load: Load) -> TransferabilityMaps | None:
+    """Compute the missing maps of the labeled images of DATASETS.TRAIN, shared by all processes.
 
     Args:
-        load: puts the weights of MODEL.WEIGHTS into the model.
-
-    Returns:
-        None where maps are not read.
+        load: (path, model), puts the weights of a file into the model.
 
     Raises:
         OSError: the folder cannot be written to.
     """
-    if not reads_maps(model, cfg):
+    maps = maps_of(cfg)
+    if maps is None:
         return None
-    weights = PathManager.get_local_path(cfg.MODEL.WEIGHTS)
-    parent = Path(weights).parent / FOLDER if cfg.TRANSFER.MAP_CACHE == "auto" else Path(cfg.TRANSFER.MAP_CACHE)
-    maps = TransferabilityMaps(parent / _fingerprint(cfg, weights))
+    assert isinstance(model, TransferableMaskFormer)
     records = LabelChoice.from_config(cfg).of(records_of(cfg.DATASETS.TRAIN))
     missing = [record for record in records if os.path.isfile(record["file_name"]) and not maps.path(record).is_file()]
-    comm.synchronize()  # everybody has looked before anybody writes
+    comm.synchronize()  # every process has looked before any writes
     if missing:
         maps.folder.mkdir(parents=True, exist_ok=True)
-        logger.info("transferability of %d pictures, made once, in %s", len(missing), maps.folder)
-        load(cfg, model)
+        logger.info("computing transferability of %d images once, in %s", len(missing), maps.folder)
+        load(cfg.MODEL.WEIGHTS, model)
         _write(cfg, model, missing, maps)
     comm.synchronize()
     return maps
 
 
-def reads_maps(model: nn.Module, cfg: CfgNode) -> TypeGuard[TransferableMaskFormer]:
-    """Return True if training reads T from disk: T acts there, the features are fixed and TRANSFER.MAP_CACHE is set."""
-    tmt = cfg.MODEL.TMT
-    if not isinstance(model, TransferableMaskFormer) or tmt.FEATURES != "source" or not cfg.TRANSFER.MAP_CACHE:
-        return False
-    return tmt.ATTENTION != "off" and tmt.TRAIN_ATTENTION
-
-
 class _Readable:
-    """Nothing of a picture that cannot be read: training will name it and take another one."""
+    """A mapper that returns {} for an unreadable image: training names it and replaces it."""
 
     def __init__(self, mapper: SemanticMapper) -> None:
         self.mapper = mapper
@@ -97,7 +102,7 @@ def _write(
     cfg: CfgNode, model: TransferableMaskFormer, records: list[dict[str, Any]], maps: TransferabilityMaps
 ) -> None:
     own = records[comm.get_rank() :: comm.get_world_size()]
-    loader: Iterable[list[dict[str, Any]]] = []  # Detectron2 has no loader of nothing, a process's share may be that
+    loader: Iterable[list[dict[str, Any]]] = []  # Detectron2 has no loader of an empty list
     if own:
         loader = build_detection_test_loader(
             own,
@@ -105,7 +110,7 @@ def _write(
             sampler=range(len(own)),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
-    start = said = time.perf_counter()
+    start = logged = time.perf_counter()
     with evaluation_mode(model):
         for done, (batch, record) in enumerate(zip(Stoppable(loader), own), 1):
             if batch[0]:
@@ -113,13 +118,13 @@ def _write(
                 levels = model.estimate(images, model.encode(images))
                 maps.write(record, [level.logits_of(0) for level in levels], images.image_sizes[0])
             now = time.perf_counter()
-            if now - said > SECONDS_BETWEEN_LINES:
-                left, said = (now - start) / done * (len(own) - done), now
+            if now - logged > SECONDS_BETWEEN_LINES:
+                left, logged = (now - start) / done * (len(own) - done), now
                 logger.info("transferability: %d of %d images, about %.0f s left", done, len(own), left)
 
 
 def _fingerprint(cfg: CfgNode, weights: str) -> str:
-    """A name for what T depends on: the file of the weights, and the settings."""
+    """Return a name for all that T depends on: the file of the weights and the settings."""
     settings: dict[str, Any] = {key: cfg.MODEL.TMT[key] for key in TMT_KEYS}
     for key in KEYS:
         node: Any = cfg

@@ -155,7 +155,6 @@ _TRAINING = {
 RANGES |= {f"SELF_TRAINING.{key}": each for each, keys in _TRAINING.items() for key in keys.split()}
 
 CHOICES: dict[str, Sequence[Any]] = {
-    "TRANSFER.STAGE": ("source", "estimator", "finetune"),
     "SELF_TRAINING.MIX": ("classmix", "none"),
     "SELF_TRAINING.WEIGHT_BY": ("none", "pixel", "image"),
     "MODEL.TMT.MASK_RULE": ("foreground", "uncertain"),

@@ -45,6 +45,7 @@ _SELF_TRAINING = {
 }
 _UNCHANGED = ("BURN_IN", "WARM_UP", "IGNORE_UNCONFIDENT", "WEIGHT_BY", "MIX", "FDA_BETA", "RARE_CLASS_AREA")
 RENAMED = {  # old key: new key
+    "TRANSFER.STAGE": "TRANSFER.METHOD",
     "TRANSFER.LABELLED": "TRANSFER.LABEL_LIST",
     "TRANSFER.MAPS": "TRANSFER.MAP_CACHE",
     "TRANSFER.DETECT_ANOMALY": "SOLVER.DETECT_ANOMALY",
@@ -175,8 +176,7 @@ def add_tmt_config(cfg: CfgNode) -> None:
     cfg.MODEL.TMT.OUTPUT_TRANSFERABILITY = False  # add "transferability" (per-level maps T) to each output
 
     transfer = cfg.TRANSFER = CfgNode()
-    transfer.STAGE = "source"
-    transfer.METHOD = "full"  # of the fine-tuning stage: a row of adaptation/methods.py
+    transfer.METHOD = "source"  # the task: source, estimator, or a method of fine-tuning, see adaptation/
     transfer.LABEL_FRACTION = 1.0  # share of the target's labelled training images that fine-tuning may use
     transfer.LABEL_COUNT = 0  # so many labelled images instead; 0 = the fraction
     # Which images these are; a smaller fraction or count is a subset of a larger one. -1: SEED, each run its own.

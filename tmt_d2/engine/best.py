@@ -39,9 +39,9 @@ class Best:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Best | None:
-        """Return None if TEST.BEST.METRIC is empty, and in the estimator stage, which measures no split."""
+        """Return None if TEST.BEST.METRIC is empty."""
         best = cfg.TEST.BEST
-        if not best.METRIC or cfg.TRANSFER.STAGE == "estimator":
+        if not best.METRIC:
             return None
         return cls(Path(cfg.OUTPUT_DIR), best.METRIC, best.SPLIT or cfg.DATASETS.TEST[0], best.PATIENCE)
 

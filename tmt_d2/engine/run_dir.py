@@ -17,6 +17,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
 
+from tmt_d2.adaptation import TASKS
 from tmt_d2.config.file import load_config_file
 from tmt_d2.engine.best import Best
 from tmt_d2.engine.checkpoint.checkpointer import FINAL, TMTCheckpointer, ended_after
@@ -25,7 +26,6 @@ from tmt_d2.utils.files import atomic_write, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
-RESULTS = {"source": "evaluation.json", "estimator": "estimator.json", "finetune": "evaluation.json"}
 CONFIG = "config.yaml"
 RUNTIME = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "SOLVER.CHECKPOINT")  # change no result
 RESUMABLE = (*RUNTIME, "MODEL.WEIGHTS", "SOLVER.MAX_ITER", "TEST.")  # may change when a run is resumed
@@ -45,12 +45,13 @@ class RunDir:
         """Compare the config with the run in the folder, if there is one, and warn of differences.
 
         Raises:
-            UserError: a run of another stage or method, or one that has ended with other settings, cannot be resumed.
+            UserError: a run of another method, or one that has ended with other settings, cannot be resumed.
         """
         if resume:
             self._check_resume()
         elif not eval_only and comm.is_main_process():
-            files = [*self.checkpoints(), *(self.folder / name for name in ("metrics.json", *RESULTS.values()))]
+            results = sorted({task.results for task in TASKS.values()})
+            files = [*self.checkpoints(), *(self.folder / name for name in ("metrics.json", *results))]
             names = dict.fromkeys(file.name for file in files if file.is_file())
             if names:
                 logger.warning(
@@ -61,9 +62,8 @@ class RunDir:
 
     def _check_resume(self) -> None:
         changed = self._changed_settings()
-        for key in ("TRANSFER.STAGE", "TRANSFER.METHOD"):
-            if key in changed and (key == "TRANSFER.STAGE" or self.cfg.TRANSFER.STAGE == "finetune"):
-                raise self._refusal(f"--resume: it holds a run with {_differences(changed, [key])}")
+        if "TRANSFER.METHOD" in changed:
+            raise self._refusal(f"--resume: it holds a run with {_differences(changed, ['TRANSFER.METHOD'])}")
         kept = [key for key in changed if not key.startswith(RESUMABLE)]
         if not kept:
             return

@@ -1,8 +1,8 @@
-"""The trainer of every stage: Detectron2's loop and hooks around a model that returns weighted losses.
+"""Detectron2's training loop around a task.
 
 Step i is a function of the weights after step i - 1, of the seed and of i: its images, their augmentation and all other
-random draws are made from (seed, i). A checkpoint therefore holds no random state, only the seed and the iteration,
-and a resumed run goes on bit for bit.
+random draws are made from (seed, i). So a checkpoint holds no random state, and a resumed run equals an uninterrupted
+one bit for bit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -20,12 +20,18 @@ from typing import Any, cast
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import TrainerBase, create_ddp_model, hooks
+from detectron2.engine import HookBase, TrainerBase, create_ddp_model
+from detectron2.engine.hooks import EvalHook, IterationTimer, LRScheduler, PeriodicWriter
+from detectron2.modeling import build_model
+from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from tmt_d2.adaptation.checks import class_list_of
+from tmt_d2.adaptation.map_cache import reads_maps
+from tmt_d2.adaptation.task import Scores, Task, task_of
 from tmt_d2.data.datasets.registration import labeled_records
 from tmt_d2.data.loaders import MappedRecords, StepSampler
 from tmt_d2.data.mapper import SemanticMapper
@@ -33,7 +39,7 @@ from tmt_d2.data.reader import DataError
 from tmt_d2.engine.anomaly import find_anomalies
 from tmt_d2.engine.bad_samples import BadSamples
 from tmt_d2.engine.best import BEST, Best
-from tmt_d2.engine.checkpoint.checkpointer import FINAL, TMTCheckpointer
+from tmt_d2.engine.checkpoint.checkpointer import FINAL, TMTCheckpointer, refuse_another_estimator
 from tmt_d2.engine.optimizer import build_lr_scheduler, build_optimizer
 from tmt_d2.engine.step import TrainingStep, clipping
 from tmt_d2.engine.writers import build_writers
@@ -42,112 +48,185 @@ from tmt_d2.evaluation.inference import build_inference
 from tmt_d2.evaluation.semantic import SemanticEvaluator, evaluate_split, metrics_table
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.precision import bfloat16_where_faster
+from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.utils import signals
 from tmt_d2.utils.files import atomic_write, write_json
+from tmt_d2.utils.logs import log_file
 from tmt_d2.utils.randomness import seed_everything
 
 logger = logging.getLogger(__name__)
 
 COARSEST = 32  # stride of a backbone's last map
 ONE_VALUE = "Expected more than 1 value per channel"  # PyTorch's batch normalization
-STEP_STREAM = 1_000_003  # keeps the draws of steps apart from those of samples
+STEP_STREAM = 1_000_003  # separates the random draws of steps from those of samples
+GRADIENT_NORM, STOP = "gradient norm", "stop"  # beside the losses of a step
 
 
-class StageTrainer(TrainerBase):
-    """Trains ``training_module``, checkpoints ``model``; they differ in the estimator stage only."""
+class Trainer(TrainerBase):
+    """Trains the task that TRANSFER.METHOD names. Override the class methods to use parts of your own.
 
-    def __init__(
-        self,
-        cfg: CfgNode,
-        *,
-        model: nn.Module,
-        data_loader: DataLoader,
-        training_module: nn.Module | None = None,
-        evaluate: Callable[[], dict[str, Any]] | None = None,
-        require_estimator: bool = False,
-        extra_hooks: Sequence[hooks.HookBase] = (),
-    ):
+    Attributes:
+        task: the module that is trained. model: its part that is saved and evaluated.
+    """
+
+    def __init__(self, cfg: CfgNode, hooks: Sequence[HookBase] = (), task: type[Task] | None = None) -> None:
         """
         Args:
-            model: what is saved and evaluated.
-            training_module: batch -> dict of weighted losses; ``model`` itself by default.
-            data_loader: of ``data.loaders``; its sampler's seed is that of the whole run.
-            evaluate: -> nested results for the logs, every TEST.EVAL_PERIOD iterations and at the end; the metrics of
-                DATASETS.TEST by default.
-            require_estimator: refuse to start from a checkpoint without trained discriminators.
-            extra_hooks: a user's own, called behind the evaluation and before the storage is written.
+            cfg: checked, with the number of classes of the data sets; see ``run_stage``.
+            hooks: called after the evaluation and before scalars are written.
+            task: instead of the one of ``cfg``, such as one that prepares it.
         """
         super().__init__()
-        self.extra_hooks = list(extra_hooks)
-        self.sampler = cast(StepSampler, data_loader.batch_sampler)
-        records = cast(MappedRecords, data_loader.dataset)
-        _check_share(self.sampler, cfg.SOLVER.ACCUMULATION_STEPS)
-        module = model if training_module is None else training_module
-        # what a module around the model has of its own, counts and running means, was made on the CPU
-        module.to(next(model.parameters()).device)
-        _check_normalization(cfg, module, self.sampler)
-        optimizer = build_optimizer(cfg, module)
+        self.cfg, self.extra_hooks = cfg, list(hooks)
+        self.model = cast(MaskFormer, self.build_model(cfg))
+        self.model.classes = class_list_of(cfg)
+        self.task = (task or task_of(cfg)).from_config(cfg, self.model)
+        self.data_loader = self.build_train_loader(cfg) if task is None else task.build_train_loader(cfg)
+        self.sampler = cast(StepSampler, self.data_loader.batch_sampler)
+        records = cast(MappedRecords, self.data_loader.dataset)
+        _check_micro_batches(self.sampler, cfg.SOLVER.ACCUMULATION_STEPS)
+        self.task.to(next(self.model.parameters()).device)  # its own state was made on the CPU
+        _check_normalization(cfg, self.task, self.sampler)
+        self.optimizer = self.build_optimizer(cfg, self.task)
+        self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
         if cfg.SOLVER.DETECT_ANOMALY:
-            find_anomalies(module)
+            find_anomalies(self.task)
         devices = None if cfg.MODEL.DEVICE == "cpu" else [comm.get_local_rank()]
         clip = cfg.SOLVER.CLIP_GRADIENTS
         self.step = TrainingStep(
-            create_ddp_model(module, broadcast_buffers=False, device_ids=devices),
-            optimizer,
+            create_ddp_model(self.task, broadcast_buffers=False, device_ids=devices),
+            self.optimizer,
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
             amp_dtype=_amp_dtype(cfg),
             clip=clipping(clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE),
         )
-        self.model = model  # where Detectron2's hooks find it
-        self.module, self.optimizer, self.data_loader, self.cfg = module, optimizer, data_loader, cfg
-        self.scheduler = build_lr_scheduler(cfg, optimizer)
         self.bad_samples = BadSamples(records.images, cfg.DATALOADER.MAX_BAD_FRACTION)
         self.checkpointer = TMTCheckpointer(
-            model,
+            self.model,
             cfg.OUTPUT_DIR,
             save_to_disk=comm.is_main_process(),
-            require_estimator=require_estimator,
+            require_estimator=isinstance(self.model, TransferableMaskFormer) and not self.task.requires_head,
+            require_head=self.task.requires_head,
             keep=cfg.SOLVER.CHECKPOINTS_KEPT,
             reinit_class_head=cfg.TRANSFER.REINIT_CLASS_HEAD,
             trainer=weakref.proxy(self),
         )
+        if self.task.state is not None:
+            self.checkpointer.add_checkpointable(self.task.state_name, self.task.state)
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
-        self._final_is_of = -1
-        self.done = self.saved = -1  # the last iteration that was completed, and that a checkpoint has
-        self._evaluate = evaluate or (lambda: evaluate_model(cfg, model))
-        self.best = Best.from_config(cfg)
+        self.done = self.saved = -1  # the last iteration that is completed, and that is in a checkpoint
+        self._final_iteration = -1  # the one after which training was stopped early
+        self.best = Best.from_config(cfg) if self.task.measures_splits else None
+        self._writer: PeriodicWriter | None = None
         self._results: dict[str, Any] = {}
 
-    def build_hooks(self) -> list[hooks.HookBase]:
-        registered: list[hooks.HookBase] = [hooks.IterationTimer(), hooks.LRScheduler(), _Save()]
-        registered.append(hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_and_flatten))
+    # --- parts to override
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        return build_model(cfg)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
+        """Return endless batches of ``MappedRecords``, whose order is a ``StepSampler``'s."""
+        return task_of(cfg).build_train_loader(cfg)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """model: the task."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        return build_detection_test_loader(
+            labeled_records([dataset_name]),
+            mapper=SemanticMapper(cfg, is_train=False),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str) -> SemanticEvaluator:
+        return SemanticEvaluator(dataset_name, output_folder)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, folder: str = "inference", title: str = "") -> Scores:
+        """Return the metrics of every split of DATASETS.TEST.
+
+        folder: below OUTPUT_DIR, for other files of the evaluator. title: name of the model in the log.
+        """
+        results = {}
+        for name in cfg.DATASETS.TEST:
+            evaluator = cls.build_evaluator(cfg, name, f"{cfg.OUTPUT_DIR}/{folder}/{name}")
+            loader = signals.Stoppable(cls.build_test_loader(cfg, name))
+            results[name] = evaluate_split(build_inference(cfg, model), loader, evaluator).get("sem_seg", {})
+            if results[name]:
+                table = metrics_table(results[name], evaluator.classes)
+                logger.info("%s%s, in percent:\n%s", name, title and f" by the {title}", table)
+        return results
+
+    def build_hooks(self) -> list[HookBase]:
+        registered: list[HookBase] = [IterationTimer(), LRScheduler(), _Save()]
+        registered.append(EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate))
         registered += self.extra_hooks
         if comm.is_main_process():
-            writers = build_writers(self.cfg)
-            registered.append(hooks.PeriodicWriter(writers, period=20))
+            self._writer = PeriodicWriter(build_writers(self.cfg), period=20)
+            registered.append(self._writer)
         return registered
 
+    # --- a run
+
     def resume_or_load(self, resume: bool = True) -> None:
-        """Go on from the newest usable checkpoint in OUTPUT_DIR, or else begin with the weights of MODEL.WEIGHTS.
+        """Resume from the newest usable checkpoint in OUTPUT_DIR; if there is none, load MODEL.WEIGHTS.
+
+        A task with a preparation is prepared first, and starts from the result.
 
         Raises:
             UserError: the checkpoint holds no state of a trainer, or is beyond SOLVER.MAX_ITER.
         """
-        resume = resume and self.checkpointer.has_checkpoint()
-        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        if not resume:
+        cfg = self.cfg
+        resumes = resume and self.checkpointer.has_checkpoint()
+        if resumes and self.task.fine_tunes and reads_maps(cfg):
+            refuse_another_estimator(cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR)
+        self.task.load_references(cfg, partial(load_weights, cfg))
+        weights = cfg.MODEL.WEIGHTS if resumes else self._prepare(resume)
+        self.checkpointer.resume_or_load(weights, resume=resumes)
+        if resumes:
+            self._resume()
+        else:
             if self.best and comm.is_main_process():
                 self.best.forget()
-            return
+            if self.task.starts_from and not self.checkpointer.found_head:
+                logger.warning("MODEL.WEIGHTS %s holds no segmentation head: it begins with a random one", weights)
+        self.task.begin(self.start_iter)
+
+    def _prepare(self, resume: bool) -> str:
+        """Run the task's preparation, if it has one; return the file with the weights to start from."""
+        preparation = self.task.preparation(self.cfg)
+        if preparation is None:
+            return self.cfg.MODEL.WEIGHTS
+        task, cfg = preparation
+        with log_file(cfg.OUTPUT_DIR):
+            trainer = type(self)(cfg, task=task)
+            trainer.resume_or_load(resume)
+            trainer.train()
+        return f"{cfg.OUTPUT_DIR}/{FINAL}.pth"
+
+    def _resume(self) -> None:
         if self.done < 0:
-            raise UserError(f"{self.cfg.OUTPUT_DIR}: its checkpoint holds weights only, there is nothing to resume")
+            raise UserError("its checkpoint holds weights only, so it cannot be resumed", key=self.cfg.OUTPUT_DIR)
         self.start_iter, self.saved = self.done + 1, self.done
         if self.best:
-            self.best.read(self.done + 1)
+            self.best.read(self.start_iter)
         if self.start_iter > self.max_iter:
             raise UserError(
-                f"{self.cfg.OUTPUT_DIR} holds a checkpoint after {self.start_iter} iterations, but SOLVER.MAX_ITER is "
-                f"{self.max_iter}: raise it, or choose another OUTPUT_DIR"
+                f"{self.cfg.OUTPUT_DIR} holds a checkpoint after {self.start_iter} iterations",
+                key="SOLVER.MAX_ITER",
+                value=self.max_iter,
+                hint="raise it, or choose another OUTPUT_DIR",
             )
         for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_lr()):
             group["lr"] = lr  # MAX_ITER may have changed
@@ -155,19 +234,19 @@ class StageTrainer(TrainerBase):
             logger.info("iteration %d of %d: nothing left to train", self.start_iter, self.max_iter)
 
     def train(self) -> dict[str, Any]:
-        """Train to the end and return the final results (evaluated once, by the hook after the last step).
+        """Train to the end and return the final results.
 
         Raises:
             Stopped: on SIGTERM or SIGUSR1, with a checkpoint of the last step on disk.
             FloatingPointError: a loss or the gradient is not finite; the state before that step is on disk.
-            DataError: too many training images cannot be read.
+            DataError: too many training images are unreadable.
         """
         if not self.start_iter:
             self.checkpointer.supersede()
         if comm.is_main_process():
             _forget_metrics(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
         self.register_hooks(self.build_hooks())
-        self.module.train()
+        self.task.train()
         self.seed, self.sampler.first_step = self.sampler.seed, self.start_iter
         self._batches: Iterator[list[dict[str, Any]]] = iter(())
         if self.start_iter < self.max_iter:
@@ -176,7 +255,7 @@ class StageTrainer(TrainerBase):
         with EventStorage(self.start_iter) as self.storage:
             try:
                 self.before_train()
-                self._make_up_for_an_evaluation()
+                self._repeat_evaluation()
                 for iteration in range(self.start_iter, self.max_iter):
                     if self._is_stopped_early():
                         break
@@ -184,20 +263,20 @@ class StageTrainer(TrainerBase):
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                if not (self._is_stopped_early() and self._results):  # else the last evaluation is that of the end
+                if not (self._is_stopped_early() and self._results):  # else the last evaluation is the final one
                     self.iter = self.max_iter
                 self.after_train()
             except signals.Stopped:
                 self.save_checkpoint()
                 logger.warning(
-                    "%s: stopping after %d of %d iterations; they are saved, and a run resumed in %s continues there",
+                    "%s: stopping after %d of %d iterations; they are saved in %s, --resume continues there",
                     signals.reason(),
                     self.done + 1,
                     self.max_iter,
                     self.cfg.OUTPUT_DIR,
                 )
-                if comm.is_main_process():
-                    self._hooks[-1].after_train()  # the writers
+                if self._writer is not None:
+                    self._writer.after_train()
                 raise
             except USER_ERRORS:
                 raise
@@ -206,33 +285,33 @@ class StageTrainer(TrainerBase):
                 raise
             finally:
                 del self._batches  # ends the loader's processes
-        self._summarise_bad_samples()
+        self._summarize_bad_samples()
         return self._results
 
-    def _make_up_for_an_evaluation(self) -> None:
-        """A run may be stopped between a checkpoint and the evaluation after the same step."""
+    def _repeat_evaluation(self) -> None:
+        """Evaluate if the run was stopped between a checkpoint and the evaluation after the same step."""
         period = self.cfg.TEST.EVAL_PERIOD
         due = self.best and period > 0 and 0 < self.start_iter < self.max_iter and self.start_iter % period == 0
         if self.best and due and self.start_iter not in self.best.values:
-            self._evaluate_and_flatten()
-            self.module.train()
+            self._evaluate()
+            self.task.train()
 
     def _is_stopped_early(self) -> bool:
-        """Whether TEST.BEST.PATIENCE has run out; the weights are then final, and are saved as such once."""
+        """Return True if TEST.BEST.PATIENCE has run out; then the weights are final, and are saved as such once."""
         if self.best is None or not self.best.exhausted or self.done + 1 >= self.max_iter:
             return False
-        if self._final_is_of != self.done:
+        if self._final_iteration != self.done:
             logger.info(
-                "stopping after %d of %d iterations: %d evaluations brought nothing better (TEST.BEST.PATIENCE)",
+                "stopping after %d of %d iterations: no better evaluation among the last %d (TEST.BEST.PATIENCE)",
                 self.done + 1,
                 self.max_iter,
                 self.best.patience,
             )
-            self._final_is_of = self.done
+            self._final_iteration = self.done
             self.save_checkpoint(FINAL)
         return True
 
-    def _summarise_bad_samples(self) -> None:
+    def _summarize_bad_samples(self) -> None:
         for reasons in comm.gather(self.bad_samples.reasons):
             self.bad_samples.reasons.update(reasons)
         if self.bad_samples.reasons and comm.is_main_process():
@@ -253,42 +332,39 @@ class StageTrainer(TrainerBase):
         except ValueError as error:
             if ONE_VALUE not in str(error):
                 raise
-            raise UserError(f"iteration {self.iter}: {_one_value_per_channel(self.cfg)}") from error
-        *values, norm_value, stop = self._over_processes([*losses.values(), norm])
-        named = dict(zip(losses, values))
-        if not math.isfinite(sum(values)) or not (math.isfinite(norm_value) or self.step.may_overflow()):
+            raise _one_value_per_channel(self.cfg) from error
+        stop = torch.full_like(norm, float(signals.requested()))
+        means = _mean_over_processes(losses | {GRADIENT_NORM: norm, STOP: stop})
+        self.stop_agreed, gradient_norm = means.pop(STOP) > 0, means.pop(GRADIENT_NORM)
+        total = sum(means.values())
+        if not math.isfinite(total) or not (math.isfinite(gradient_norm) or self.step.may_overflow()):
             self._refuse(batch, losses)
         self.step.update()
-        self.done, self.stop_agreed = self.iter, stop > 0
-        self.storage.put_scalars(total_loss=sum(values), gradient_norm=norm_value, data_time=waited, **named)
-
-    def _over_processes(self, values: list[Tensor]) -> list[float]:
-        """Means of ``values`` and then of "was asked to stop": one transfer, the same numbers in every process."""
-        together = torch.stack([*values, torch.full_like(values[0], float(signals.requested()))]).float()
-        if comm.get_world_size() > 1:
-            torch.distributed.all_reduce(together)
-            together /= comm.get_world_size()
-        return together.tolist()
+        self.done = self.iter
+        self.storage.put_scalars(total_loss=total, gradient_norm=gradient_norm, data_time=waited, **means)
 
     def _refuse(self, batch: list[dict[str, Any]], losses: dict[str, Tensor]) -> None:
         wrong = [name for name, value in losses.items() if not torch.isfinite(value)]
         if not wrong:
-            gradients = ((name, p.grad) for name, p in self.module.named_parameters() if p.grad is not None)
+            gradients = ((name, p.grad) for name, p in self.task.named_parameters() if p.grad is not None)
             wrong = [f"the gradient of {name}" for name, value in gradients if not torch.isfinite(value).all()]
-        told = comm.all_gather((wrong, _file_names(batch)))
-        wrong = list(dict.fromkeys(name for each, _ in told for name in each))
+        processes = comm.all_gather((wrong, _file_names(batch)))
+        wrong = list(dict.fromkeys(name for each, _ in processes for name in each))
         self.step.take_back()
         name = f"not_finite_{self.iter:07d}"
         self.save_checkpoint(name)
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise FloatingPointError(
             f"iteration {self.iter}: {wrong[0] if wrong else 'the loss'}{more} is not finite; images: "
-            f"{', '.join(files for _, files in told)}; the state before this step is in "
+            f"{', '.join(files for _, files in processes)}; the state before this step is in "
             f"{self.cfg.OUTPUT_DIR}/{name}.pth; --detect-anomaly finds the module"
         )
 
     def save_checkpoint(self, name: str | None = None) -> None:
-        """Save the state after the last completed step, in all processes together; by default where it is not saved."""
+        """Save the state after the last completed step, in all processes together.
+
+        name: by default that of the step, and nothing is written if that is saved already.
+        """
         if name is None:
             if self.saved == self.done:
                 return
@@ -296,20 +372,20 @@ class StageTrainer(TrainerBase):
             self.saved = self.done
         self._share_buffers()
         self.checkpointer.save(name)
-        comm.synchronize()  # a process that left before the file is whole would take the others with it
+        comm.synchronize()  # a process that exits before the file is complete would end the others
 
     def _share_buffers(self) -> None:
-        """Normalisation statistics are gathered by each process alone; those of the first one count."""
+        """Give all processes the normalization statistics of the first one."""
         if comm.get_world_size() > 1:
-            for buffer in self.module.buffers():
+            for buffer in self.task.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
-    def _evaluate_and_flatten(self) -> dict[str, Any]:
+    def _evaluate(self) -> dict[str, Any]:
         self._share_buffers()
         try:
-            self._results = self._evaluate()
+            self._results = self.task.evaluate(self.cfg, partial(self.test, self.cfg))
         except DataError:
-            if comm.get_world_size() == 1:  # other processes may have read their images
+            if comm.get_world_size() == 1:  # other processes may not have failed, and would not save
                 self.save_checkpoint()
             raise
         if self.best:
@@ -340,8 +416,8 @@ def _file_names(batch: list[dict[str, Any]]) -> str:
     return ", ".join(record.get("file_name", "?") for record in batch)
 
 
-class _Save(hooks.HookBase):
-    """Saves every SOLVER.CHECKPOINT_PERIOD steps and after the last one, and is where a run stops when asked to."""
+class _Save(HookBase):
+    """Saves every SOLVER.CHECKPOINT_PERIOD steps and after the last one; stops the run on a signal."""
 
     def after_step(self) -> None:
         trainer = self.trainer
@@ -364,34 +440,57 @@ def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     return torch.float16
 
 
-def _check_share(sampler: StepSampler, accumulation_steps: int) -> None:
+def _check_micro_batches(sampler: StepSampler, accumulation_steps: int) -> None:
     shares = [share // sampler.processes for share in sampler.shares if share]
     if any(share % accumulation_steps for share in shares):
-        own = " + ".join(map(str, shares)) + (" images of its groups" if len(shares) > 1 else " image(s)")
-        raise UserError(f"SOLVER.ACCUMULATION_STEPS {accumulation_steps} does not divide a process's {own}")
+        raise UserError(
+            f"it does not divide the {' + '.join(map(str, shares))} images of a process",
+            key="SOLVER.ACCUMULATION_STEPS",
+            value=accumulation_steps,
+        )
 
 
-def _check_normalization(cfg: CfgNode, module: nn.Module, sampler: StepSampler) -> None:
-    """Batch normalization needs more than one value per channel, in the coarsest map too."""
+def _check_normalization(cfg: CfgNode, task: Task, sampler: StepSampler) -> None:
+    """Refuse batch normalization that would have one value per channel in the coarsest map."""
     images = sum(sampler.shares) // sampler.processes // cfg.SOLVER.ACCUMULATION_STEPS
     one_position = cfg.INPUT.CROP.ENABLED and max(cfg.INPUT.CROP.SIZE) <= COARSEST
-    learns = isinstance(module, MaskFormer) and any(
-        isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training
-        for part in module.train().backbone.modules()
-    )
+    backbone = task.train().model.backbone
+    learns = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in backbone.modules())
     if images == 1 and one_position and learns:
-        raise UserError(_one_value_per_channel(cfg))
+        raise _one_value_per_channel(cfg)
 
 
-def _one_value_per_channel(cfg: CfgNode) -> str:
-    return (
-        f"INPUT.CROP.SIZE is {tuple(cfg.INPUT.CROP.SIZE)} and a forward pass has one image: batch normalization of the "
-        f"coarsest map, at 1/{COARSEST}, needs more than one value; take larger crops or more SOLVER.IMS_PER_BATCH"
+def _one_value_per_channel(cfg: CfgNode) -> UserError:
+    return UserError(
+        f"a forward pass has one image, and batch normalization of the map at 1/{COARSEST} needs more than one value",
+        key="INPUT.CROP.SIZE",
+        value=tuple(cfg.INPUT.CROP.SIZE),
+        hint="choose larger crops or more SOLVER.IMS_PER_BATCH",
     )
+
+
+def load_weights(cfg: CfgNode, path: str, model: nn.Module, backbone_only: bool = False) -> None:
+    """Put the weights of a file into a model; without ``backbone_only`` it must be a trained one."""
+    TMTCheckpointer(
+        model,
+        require_estimator=not backbone_only,
+        require_head=not backbone_only,
+        reinit_class_head=cfg.TRANSFER.REINIT_CLASS_HEAD,
+        backbone_only=backbone_only,
+    ).load(path, checkpointables=[])
+
+
+def _mean_over_processes(values: dict[str, Tensor]) -> dict[str, float]:
+    """Return the means of scalars over processes, the same in each, by one transfer."""
+    together = torch.stack(list(values.values())).float()
+    if comm.get_world_size() > 1:
+        torch.distributed.all_reduce(together)
+        together /= comm.get_world_size()
+    return dict(zip(values, together.tolist()))
 
 
 def _forget_metrics(path: Path, start: int) -> None:
-    """Drop the lines of iterations that are about to be repeated, and one that a kill cut short."""
+    """Drop the lines of iterations that are about to be repeated, and an incomplete last line."""
     if not path.is_file():
         return
     lines = path.read_text().splitlines(keepends=True)
@@ -409,34 +508,7 @@ def _is_before(line: str, start: int) -> bool:
 
 
 def _nested_scalars(value: Any) -> Any:
-    """Lists as dictionaries by position: what Detectron2's event storage can log."""
+    """Turn lists into dictionaries by position, which Detectron2's event storage can log."""
     if isinstance(value, list):
         value = {str(index): item for index, item in enumerate(value)}
     return {key: _nested_scalars(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-
-def evaluate_model(
-    cfg: CfgNode, model: nn.Module, folder: str = "inference", which: str = ""
-) -> dict[str, dict[str, float]]:
-    """Metrics of every split of DATASETS.TEST: {split: {"mIoU", "fwIoU", "mACC", "pACC", "IoU-road", ...}}.
-
-    folder: in OUTPUT_DIR, for what else the evaluator writes. which: name of the model in the log.
-    """
-    results = {}
-    for name in cfg.DATASETS.TEST:
-        loader = build_detection_test_loader(
-            labeled_records([name]),
-            mapper=SemanticMapper(cfg, is_train=False),
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-        )
-        evaluator = SemanticEvaluator(name, f"{cfg.OUTPUT_DIR}/{folder}/{name}")
-        scores = evaluate_split(build_inference(cfg, model), signals.Stoppable(loader), evaluator)
-        results[name] = scores.get("sem_seg", {})
-        if results[name]:
-            logger.info(
-                "%s%s, in percent:\n%s",
-                name,
-                which and f" by the {which}",
-                metrics_table(results[name], evaluator.classes),
-            )
-    return results

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from tmt_d2.adaptation import task_of
 from tmt_d2.config import setup_cfg
 from tmt_d2.config.checks import COUNT, NONNEGATIVE, SIZES, Range
 from tmt_d2.config.file import UniqueKeys, find_config, find_method
@@ -18,7 +19,6 @@ from tmt_d2.errors import UserError, did_you_mean
 # Config keys that follow from the unit.
 PLANNED = (
     "OUTPUT_DIR",
-    "TRANSFER.STAGE",
     "TRANSFER.METHOD",
     "DATASETS.TRAIN",
     "DATASETS.TEST",
@@ -99,9 +99,9 @@ def check_methods(model: Path, methods: Sequence[str]) -> None:
     if len({Path(method).stem for method in methods}) < len(methods):
         raise UserError("each needs a name of its own", key="methods", value=[*methods])
     for method in methods:
-        stage = setup_cfg(model, method=method).TRANSFER.STAGE
-        if stage != "finetune":
-            raise UserError(f"its TRANSFER.STAGE is {stage}, not finetune", key="methods", value=method)
+        task = task_of(setup_cfg(model, method=method))
+        if not task.fine_tunes:
+            raise UserError(f"its TRANSFER.METHOD is {task.name}, which is no fine-tuning", key="methods", value=method)
 
 
 def read_plan(path: str | Path) -> Plan:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
-from tmt_d2.adaptation.methods import METHODS
+from tmt_d2.adaptation import TASKS, Task
+from tmt_d2.adaptation.estimator import Estimator
 from tmt_d2.config.file import load_config_file
-from tmt_d2.engine.run_dir import RESULTS
 from tmt_d2.errors import UserError
 from tmt_d2.utils.files import read_json, read_json_lines
 
@@ -90,7 +90,7 @@ def read_record(folder: Path) -> StageRecord:
 
 def read_values(folder: Path, kind: str) -> Mapping[str, Any]:
     """Scores of kind "scores", measurements of kind "estimator", {split: metrics} of every other kind."""
-    file = SCORES_FILE if kind == "scores" else RESULTS.get(kind, RESULTS["source"])
+    file = {"scores": SCORES_FILE, "estimator": Estimator.results}.get(kind, Task.results)
     return read_json(folder / file, remedy=DAMAGED)
 
 
@@ -155,7 +155,7 @@ class Results:
 
     def methods(self) -> list[str]:
         names = {run.method for run in self.fine_tuned}
-        return [name for name in METHODS if name in names] + sorted(names - METHODS.keys())
+        return [name for name in TASKS if name in names] + sorted(names - TASKS.keys())
 
     def pairs(self) -> list[Pair]:
         return sorted({run.pair for run in self.fine_tuned + self.evaluation})

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tmt_d2.adaptation.checks import check_task
 from tmt_d2.data import register_data
 from tmt_d2.data.datasets.registration import check_registered
 from tmt_d2.engine.hooks.evaluation_images import EvaluationImages
 from tmt_d2.engine.launch import launch
-from tmt_d2.engine.run_stage import check_stage, run_stage
+from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.errors import USER_ERRORS, UserError, one_line
 from tmt_d2.experiments.progress import Progress, clock, headline
 from tmt_d2.experiments.results import SCORES_FILE
@@ -142,5 +143,5 @@ def check_units(units: Sequence[Unit]) -> None:
         settings = unit.kind, cfg.TRANSFER.METHOD, cfg.DATASETS.dump(), labels
         if settings not in seen:
             register_data(cfg)
-            check_stage(cfg, eval_only=unit.trains_nothing and unit.kind != "scores")
+            check_task(cfg, eval_only=unit.trains_nothing and unit.kind != "scores")
         seen.add(settings)

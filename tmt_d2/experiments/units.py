@@ -12,7 +12,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from tmt_d2.adaptation.methods import method_of
+from tmt_d2.adaptation import task_of
 from tmt_d2.config import setup_cfg
 from tmt_d2.data.datasets.registration import split_name
 from tmt_d2.data.image_lists import listed_names
@@ -217,7 +217,7 @@ class _PairUnits:
         name = f"finetune/{self.cell_name}/{part}/{_folder(amount)}/seed{self.seed}"
         cfg = self.cfg(method, name, "finetune", self.weights, extra)
         needs = self.source_name
-        if method_of(cfg).starts_from == "estimator":
+        if task_of(cfg).starts_from == "estimator":
             shared = self.cfg("estimator", f"estimator/{self.cell_name}/seed{self.seed}", "estimator", self.weights)
             variant, estimator = estimator_cfg(shared, cfg)
             needs = str(Path(estimator.OUTPUT_DIR).relative_to(self.output))
@@ -295,7 +295,7 @@ def label_amount(cfg: CfgNode, names: Mapping[str, str] = {}) -> Labels:
         UserError: TRANSFER.LABEL_LIST cannot be read.
     """
     transfer, file = cfg.TRANSFER, cfg.TRANSFER.LABEL_LIST
-    if method_of(cfg).mixes_groups and not cfg.SELF_TRAINING.LABELED_RATIO:
+    if not task_of(cfg).learns_from_target_labels(cfg):
         return Labels(0.0, 0)
     if file:
         return Labels(0.0, len(listed_names("TRANSFER.LABEL_LIST", file)), names.get(file, Path(file).stem))

@@ -85,7 +85,7 @@ class Predictor:
         self.model = model.eval()
         self.classes = class_list_of(model)
         self.image_format: ChannelOrder = cfg.INPUT.FORMAT
-        self.name: str = cfg.TRANSFER.METHOD if cfg.TRANSFER.STAGE == "finetune" else cfg.TRANSFER.STAGE
+        self.name: str = cfg.TRANSFER.METHOD
         self._inference = cast(SinglePass, build_inference(cfg, WithTransferability(model)).eval())
         self._batched = not (cfg.TEST.SLIDING_WINDOW.ENABLED or cfg.TEST.AUG.ENABLED)
 

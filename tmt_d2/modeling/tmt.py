@@ -74,8 +74,8 @@ class TransferableMaskFormer(MaskFormer):
         arguments = super().from_config(cfg)
         tmt = cfg.MODEL.TMT
         encoder = (arguments["backbone"], arguments["sem_seg_head"].pixel_decoder)
-        # The estimator stage needs no copy: there the model's own features are those of the source model.
-        copies_encoder = tmt.FEATURES == "source" and cfg.TRANSFER.STAGE != "estimator"
+        # The estimator's training needs no copy: there the model's own features are those of the source model.
+        copies_encoder = tmt.FEATURES == "source" and cfg.TRANSFER.METHOD != "estimator"
         return {
             **arguments,
             "transferability": TransferabilityEstimator(

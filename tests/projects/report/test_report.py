@@ -259,7 +259,7 @@ def test_a_folder_without_results_is_refused(tmp_path) -> None:
 def test_runs_of_train_net_are_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     for method, value in (("full", 41.25), ("tmt", 43.0)):
         (tmp_path / method).mkdir()
-        text = f"TRANSFER: {{STAGE: finetune, METHOD: {method}, LABEL_COUNT: 4}}\nSEED: 3\n"
+        text = f"TRANSFER: {{METHOD: {method}, LABEL_COUNT: 4}}\nSEED: 3\n"
         (tmp_path / method / "config.yaml").write_text(text)
         (tmp_path / method / "evaluation.json").write_text(json.dumps({"a_val": {"mIoU": value, "fwIoU": None}}))
     folders = [str(tmp_path / method) for method in ("full", "tmt")]

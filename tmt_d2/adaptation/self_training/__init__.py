@@ -1,1 +1,1 @@
-"""Self-training: a teacher labels the pictures that nobody has labelled; one ingredient a file."""
+"""Self-training: a teacher labels the images that have no label. One ingredient per file."""

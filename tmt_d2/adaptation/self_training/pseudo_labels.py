@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.utils import comm
@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 
 MEMORY = 0.99  # factor of the counts after a step
 STEPS_BETWEEN_CHECKS = 20
-SUSPICIOUS = 0.5  # a collapse: a class has gained this share of what it lacks among the labels
+SUSPICIOUS = 0.5  # a collapse: share - expected share > 0.5 * (1 - expected share)
 
 
 def marginals(outputs: QueryOutputs) -> Tensor:
-    """(B, N, h, w): sum over queries of class times mask probability, divided by its sum over the classes.
+    """Return the sum over queries of class times mask probability, divided by its sum over the classes, (B, N, h, w).
 
-    Undivided it is no probability: queries overlap, and some pixels belong to none.
+    The sum alone is no probability: queries overlap, and some pixels belong to none.
     """
     with torch.autocast(outputs["pred_logits"].device.type, enabled=False):
         masks = outputs["pred_masks"]
@@ -45,6 +45,14 @@ def labels_and_confidence(probabilities: Tensor, size: tuple[int, int]) -> Itera
         yield labels, confidence
 
 
+class PseudoLabel(NamedTuple):
+    """Class of each pixel, (H, W) uint8; where it is confident, bool; and its weight, float."""
+
+    label: Tensor
+    confident: Tensor
+    weights: Tensor
+
+
 @dataclass(frozen=True)
 class PseudoLabelPolicy:
     """Which pseudo-labels count, and how much.
@@ -52,26 +60,18 @@ class PseudoLabelPolicy:
     Attributes:
         threshold: a pixel is confident if its probability is at least this.
         ignores: pixels that are not confident are ignored.
-        weight_by: weight of a mask, the mean over its pixels of: 1 ("none"); 1 where confident, else 0
-            ("pixel"); the share of confident pixels in the image ("image"; DAFormer, arXiv 2111.14887).
+        weight_by: weight of a mask, the mean over its pixels of: 1 ("none"); 1 where confident, else 0 ("pixel"); the
+            share of confident pixels in the image ("image"; DAFormer, arXiv 2111.14887).
     """
 
     threshold: float = 0.0
     ignores: bool = False
     weight_by: str = "none"
 
-    @property
-    def uses_confidence(self) -> bool:
-        return self.ignores or self.weight_by != "none"
-
-    def entries(self, labels: Tensor, confident: Tensor, weights: Tensor) -> dict[str, Any]:
-        """Return the entries of a record that ``MaskFormer.losses`` reads. labels: (H, W) uint8."""
-        if not self.uses_confidence:
-            return {"sem_seg": labels}
-        return {
-            "sem_seg": labels.masked_fill(~confident, IGNORE) if self.ignores else labels,
-            "mask_weights": mask_weights(labels, weights),
-        }
+    def pseudo_label(self, label: Tensor, confidence: Tensor) -> PseudoLabel:
+        """label, confidence: (H, W), as of ``labels_and_confidence``."""
+        confident = confidence >= self.threshold
+        return PseudoLabel(label.to(torch.uint8), confident, self.weights(confident))
 
     def weights(self, confident: Tensor) -> Tensor:
         """(H, W) bool -> (H, W) float, the weight of each pixel."""
@@ -80,9 +80,16 @@ class PseudoLabelPolicy:
         weights = confident.float()
         return weights if self.weight_by == "pixel" else weights.mean().expand_as(weights)
 
+    def entries(self, pseudo: PseudoLabel) -> dict[str, Any]:
+        """Return the entries of a record that ``MaskFormer.losses`` reads."""
+        label = pseudo.label.masked_fill(~pseudo.confident, IGNORE) if self.ignores else pseudo.label
+        if not self.ignores and self.weight_by == "none":
+            return {"sem_seg": label}
+        return {"sem_seg": label, "mask_weights": mask_weights(pseudo.label, pseudo.weights)}
+
 
 def mask_weights(labels: Tensor, weights: Tensor) -> Tensor:
-    """(256,): by class the mean weight of its pixels, 0 where it has none. labels: (H, W) uint8."""
+    """Return the mean weight of the pixels of each class, (256,), 0 where it has none. labels: (H, W) uint8."""
     flat = labels.flatten().long()
     pixels = torch.bincount(flat, minlength=256)
     sums = torch.bincount(flat, weights.flatten().double(), minlength=256)  # float32 is 0.5 % off on large images
@@ -90,25 +97,24 @@ def mask_weights(labels: Tensor, weights: Tensor) -> Tensor:
 
 
 class CollapseMonitor(nn.Module):
-    """Warns once when one class takes over the pseudo-labels: a teacher that only agrees with itself.
+    """Warns once when one class takes over the pseudo-labels.
 
-    Counts of a step are added up over micro-batches and processes, so that they do not depend on how it is shared.
+    Counts of a step are summed over micro-batches and processes. Both are running sums, (N,).
     """
 
     predicted: Tensor
-    labelled: Tensor
+    labelled: Tensor  # as in checkpoints
 
-    def __init__(self, names: Sequence[str]):
-        """names: of the classes."""
+    def __init__(self, class_names: Sequence[str]):
         super().__init__()
-        self.names, self.steps, self.has_warned = names, 0, False
+        self.class_names, self.steps, self.has_warned = class_names, 0, False
         for name in ("predicted", "labelled"):
-            self.register_buffer(name, torch.zeros(len(names), dtype=torch.float64))
-            self.register_buffer(f"_{name}_now", torch.zeros(len(names), dtype=torch.float64), persistent=False)
+            self.register_buffer(name, torch.zeros(len(class_names), dtype=torch.float64))
+            self.register_buffer(f"_{name}_now", torch.zeros(len(class_names), dtype=torch.float64), persistent=False)
 
     def add(self, name: str, labels: Tensor) -> None:
         """Count the classes of one image, (H, W). name: "predicted" or "labelled"."""
-        counts = torch.bincount(labels.flatten().int(), minlength=IGNORE + 1)[: len(self.names)]
+        counts = torch.bincount(labels.flatten().int(), minlength=IGNORE + 1)[: len(self.class_names)]
         now = self.get_buffer(f"_{name}_now")
         now += counts.to(now.device)
 
@@ -124,18 +130,18 @@ class CollapseMonitor(nn.Module):
             self._check()
 
     def _check(self) -> None:
-        predicted, labelled = self.predicted.tolist(), self.labelled.tolist()
+        predicted, labeled = self.predicted.tolist(), self.labelled.tolist()
         if not sum(predicted):
             return
         shares = [count / sum(predicted) for count in predicted]
-        expected = [count / sum(labelled) if sum(labelled) else 0.0 for count in labelled]
+        expected = [count / sum(labeled) if sum(labeled) else 0.0 for count in labeled]
         worst = max(range(len(shares)), key=shares.__getitem__)
         if shares[worst] > expected[worst] + SUSPICIOUS * (1 - expected[worst]):
             self.has_warned = True
             logger.warning(
-                "collapse? %.0f %% of the pseudo-labels are %s, of the labels %.0f %%: the teacher may only agree with "
-                "itself; try SELF_TRAINING.PSEUDO_LABEL_WEIGHT or another BURN_IN",
+                "%.0f %% of the pseudo-labels are %s, but only %.0f %% of the labels: self-training may be collapsing; "
+                "try another SELF_TRAINING.PSEUDO_LABEL_WEIGHT or BURN_IN",
                 100 * shares[worst],
-                self.names[worst],
+                self.class_names[worst],
                 100 * expected[worst],
             )

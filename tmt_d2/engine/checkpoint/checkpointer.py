@@ -241,7 +241,7 @@ class TMTCheckpointer(DetectionCheckpointer):
             found.missing_keys[:] = [name for name in found.missing_keys if name.startswith("backbone.")]
         if self.require_estimator and any(n.startswith(f"{ESTIMATOR}discriminators.") for n in found.missing_keys):
             message = f"it has no estimator ({ESTIMATOR}discriminators.*)"
-            raise self._refusal(message, "train one with TRANSFER.STAGE estimator and use its model_final.pth")
+            raise self._refusal(message, "train one with TRANSFER.METHOD estimator and use its model_final.pth")
         for keys in (found.missing_keys, found.unexpected_keys):
             keys[:] = [name for name in keys if not name.startswith(ESTIMATOR)]
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tmt_d2.adaptation.methods import BASELINE
+from tmt_d2.adaptation import BASELINE
 from tmt_d2.evaluation.semantic import METRICS
 from tmt_d2.experiments.results import ALL, Labels, Pair, Results, Run, by_cell
 from tmt_d2.experiments.statistics import Difference, gains_by_pair, paired_difference

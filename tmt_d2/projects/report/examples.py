@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tmt_d2.adaptation.methods import BASELINE, OURS
+from tmt_d2.adaptation import BASELINE, OURS
 from tmt_d2.config import setup_cfg
 from tmt_d2.data.datasets.label_spaces import IGNORE, LabelSpace
 from tmt_d2.data.datasets.registration import labeled_records

@@ -9,9 +9,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from tmt_d2.adaptation.methods import BASELINE
+from tmt_d2.adaptation import BASELINE, Task
 from tmt_d2.config.file import load_config_file
-from tmt_d2.engine.run_dir import RESULTS
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import METRICS
 from tmt_d2.experiments.results import IOU, Labels, Results, by_cell, by_pair, classes_of
@@ -80,7 +79,7 @@ def _escape(text: str) -> str:
 
 
 def is_run(folder: Path) -> bool:
-    return (folder / RESULTS["finetune"]).is_file()
+    return (folder / Task.results).is_file()
 
 
 def runs_table(folders: Sequence[Path]) -> str:
@@ -92,12 +91,12 @@ def runs_table(folders: Sequence[Path]) -> str:
     rows: list[list[Any]] = []
     for folder in folders:
         if not is_run(folder):
-            raise UserError(f"no {RESULTS['finetune']}", key=folder, hint="name folders of runs that have ended")
+            raise UserError(f"no {Task.results}", key=folder, hint="name folders of runs that have ended")
         cfg = load_config_file(folder / "config.yaml")
         transfer, solver = cfg.get("TRANSFER", {}), cfg.get("SOLVER", {})
-        method = transfer.get("METHOD", "") if transfer.get("STAGE") == "finetune" else transfer.get("STAGE", "")
+        method = transfer.get("METHOD", "")
         labels = transfer.get("LABEL_LIST") or transfer.get("LABEL_COUNT") or transfer.get("LABEL_FRACTION", "")
-        for split, values in read_json(folder / RESULTS["finetune"]).items():
+        for split, values in read_json(folder / Task.results).items():
             about = [str(folder), method, labels, solver.get("MAX_ITER", ""), cfg.get("SEED", ""), split]
             rows.append([*about, *(values.get(metric) for metric in METRICS)])
     headers = ("run", "method", "labels", "iterations", "seed", "evaluated on", *METRICS)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tmt_d2.adaptation.methods import BASELINE, OURS
+from tmt_d2.adaptation import BASELINE, OURS
 from tmt_d2.inference import Predictor
 from tmt_d2.projects.viewer.pixel_view import pixel_html
 from tmt_d2.visualization.inspection import attention_report, masking_p_t

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from markupsafe import Markup
 
-from tmt_d2.adaptation.methods import BASELINE, METHODS, OURS
+from tmt_d2.adaptation import BASELINE, OURS, TASKS, Task
+from tmt_d2.adaptation.alignment import Leep
 from tmt_d2.evaluation.semantic import METRICS
 from tmt_d2.experiments.results import ALL, Labels, by_pair
 from tmt_d2.experiments.statistics import Difference
@@ -43,7 +44,7 @@ def _lead(data: ReportData) -> Markup:
             " <i>Paper</i>: arXiv 2504.05774 for the pair of that name, with other models, budgets and, for embedded "
             "scenes, other images: compare the direction only."
         )
-    unpublished = [name for name in data.methods if name in METHODS and METHODS[name].raises]
+    unpublished = [name for name in data.methods if issubclass(TASKS.get(name, Task), Leep)]
     if unpublished:
         lead += Markup(" {} follow our reading of methods that are not published in full.").format(
             " and ".join(unpublished)

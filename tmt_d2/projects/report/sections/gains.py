@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from markupsafe import Markup
 
-from tmt_d2.adaptation.methods import BASELINE, METHODS
+from tmt_d2.adaptation import BASELINE, TASKS
 from tmt_d2.experiments.results import IOU, by_cell, classes_of
 from tmt_d2.experiments.statistics import Difference
 from tmt_d2.projects.report.charts import IntervalChart
@@ -28,7 +28,7 @@ def differences(data: ReportData) -> Section:
         rows = [(method, difference) for method, difference in by_method.items() if difference is not None]
         if rows:
             # A method that trains a part of the model loses so much that it would set the scale.
-            charted = [row for row in rows if row[0] not in METHODS or not METHODS[row[0]].trains] or rows
+            charted = [row for row in rows if row[0] not in TASKS or not TASKS[row[0]].trains] or rows
             chart = IntervalChart(charted, f"points of mIoU, minus {BASELINE}")
             panes.append((str(labels), [chart, Note("; ".join(_text(*row) for row in rows))]))
     return Section("differences", f"Minus {BASELINE}", DIFFERENCES, [Tabs("differences", panes)] if panes else [])

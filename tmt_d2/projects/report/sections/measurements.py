@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from markupsafe import Markup
 
+from tmt_d2.adaptation import BASELINE
 from tmt_d2.adaptation.drift import DRIFT
-from tmt_d2.adaptation.methods import BASELINE
 from tmt_d2.experiments.results import by_cell, classes_of
 from tmt_d2.experiments.scoring import SCORES
 from tmt_d2.experiments.statistics import correlation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tmt_d2.adaptation.methods import BASELINE, OURS
+from tmt_d2.adaptation import BASELINE, OURS
 from tmt_d2.experiments.results import by_cell
 from tmt_d2.projects.report.data import MIOU, ReportData
 

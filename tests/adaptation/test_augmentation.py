@@ -8,27 +8,27 @@ import pytest
 import torch
 
 from tests.helpers.models import random
-from tmt_d2.adaptation.self_training.views import MaskedView, StrongView
+from tmt_d2.adaptation.self_training.augmentation import BlockMasking, StrongAugmentation
 from tmt_d2.utils.randomness import seeded
 
 
 def test_strong_views() -> None:
     image = (random(3, 9, 13).sigmoid() * 255).to(torch.uint8)
     with seeded(1):
-        assert torch.equal(StrongView(0, 0.2, 0)(image).round(), image.float())  # control: nothing
+        assert torch.equal(StrongAugmentation(0, 0.2, 0)(image).round(), image.float())  # control: nothing
     with seeded(1):
-        coloured = StrongView(1, 0.2, 0)(image)
+        coloured = StrongAugmentation(1, 0.2, 0)(image)
     with seeded(1):
-        swapped = StrongView(1, 0.2, 0, bgr=True)(image.flip(0)).flip(0)
+        swapped = StrongAugmentation(1, 0.2, 0, bgr=True)(image.flip(0)).flip(0)
     torch.testing.assert_close(coloured, swapped)
     assert (coloured - image).abs().mean() > 2 and coloured.min() >= 0 and coloured.max() <= 255
     with seeded(3):
-        blurred = StrongView(0, 0.2, 1)(image)
+        blurred = StrongAugmentation(0, 0.2, 1)(image)
     assert blurred.std() < 0.95 * image.float().std()
     changed = []
     for seed in range(300):
         with seeded(seed):
-            changed.append(not torch.equal(StrongView(0.8, 0.2, 0)(image).round(), image.float()))
+            changed.append(not torch.equal(StrongAugmentation(0.8, 0.2, 0)(image).round(), image.float()))
     assert 0.72 < sum(changed) / 300 < 0.88
 
 
@@ -37,7 +37,7 @@ def test_masked_view_hides_whole_blocks() -> None:
     shares = []
     for seed in range(30):
         with seeded(seed):
-            view = MaskedView(0.7, 0.25, fill)(image)
+            view = BlockMasking(0.7, 0.25, fill)(image)
         hidden = (view == -1).all(0)
         assert torch.equal(view[:, ~hidden], image[:, ~hidden].float())
         for row, column in itertools.product(range(0, 40, 10), range(0, 70, 10)):  # a quarter of the shorter side

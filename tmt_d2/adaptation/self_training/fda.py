@@ -1,4 +1,4 @@
-"""A picture in the style of another: its low frequencies have the other's amplitudes (FDA, arXiv 2004.05498)."""
+"""Fourier domain adaptation (FDA, arXiv 2004.05498): an image takes over the low-frequency amplitudes of another."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor
 from tmt_d2.modeling.ops.resize import resize
 
 
-def in_style_of(image: Tensor, other: Tensor, beta: float) -> Tensor:
+def fda(image: Tensor, style: Tensor, beta: float) -> Tensor:
     """
     Args:
-        image: (3, h, w) in [0, 255], whose phases stay. other: (3, H, W), whose amplitudes it takes.
-        beta: of the frequencies up to this share of the shorter side, in both directions; the paper's beta.
+        image: (3, h, w) in [0, 255]; keeps its phases. style: (3, H, W); gives the amplitudes.
+        beta: largest frequency to replace, as a share of the shorter side, in both directions.
 
     Returns:
         (3, h, w) float in [0, 255].
@@ -20,7 +20,7 @@ def in_style_of(image: Tensor, other: Tensor, beta: float) -> Tensor:
     height, width = image.shape[-2:]
     reach = int(min(height, width) * beta)
     spectrum = torch.fft.fft2(image.float())
-    amplitudes = torch.fft.fft2(resize(other.float(), (height, width))).abs()
+    amplitudes = torch.fft.fft2(resize(style.float(), (height, width))).abs()
     rows, columns = (torch.fft.fftfreq(length, 1 / length).abs() <= reach for length in (height, width))
     low = (rows[:, None] & columns).to(image.device)
     mixed = torch.polar(torch.where(low, amplitudes, spectrum.abs()), spectrum.angle())

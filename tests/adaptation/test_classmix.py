@@ -7,30 +7,29 @@ from typing import Any
 
 import torch
 
-from tmt_d2.adaptation.self_training.mixing import paste, pasted
-from tmt_d2.adaptation.self_training.training import neighbour
+from tmt_d2.adaptation.self_training.classmix import classmix_mask, donor_of, paste
 from tmt_d2.utils.randomness import seeded
 
 
-def test_half_of_the_classes_are_pasted() -> None:
+def test_half_of_the_classes_are_classmix_mask() -> None:
     label = torch.tensor([[3, 3, 5], [7, 255, 9], [11, 11, 11]])
     counts = []
     for seed in range(20):
         with seeded(seed):
-            mask = pasted(label, torch.Size((3, 3)))
+            mask = classmix_mask(label, torch.Size((3, 3)))
         chosen = set(label[mask].tolist())
         assert torch.equal(mask, torch.isin(label, torch.tensor(sorted(chosen))))  # whole classes
         assert 255 not in chosen
         counts.append(len(chosen))
     assert set(counts) == {3}  # of five
     with seeded(0):
-        assert not pasted(torch.full((2, 2), 255), torch.Size((2, 2))).any()
+        assert not classmix_mask(torch.full((2, 2), 255), torch.Size((2, 2))).any()
 
 
 def test_pixels_and_labels_are_pasted_together_where_both_pictures_are() -> None:
     below, above = torch.zeros(1, 2, 4), torch.ones(1, 3, 2)
     with seeded(0):
-        mask = pasted(torch.full((3, 2), 4), torch.Size((2, 4)))
+        mask = classmix_mask(torch.full((3, 2), 4), torch.Size((2, 4)))
     assert mask.tolist() == [[True, True, False, False]] * 2
     assert paste(below, above, mask)[0].tolist() == [[1, 1, 0, 0]] * 2
     assert not below.any()
@@ -43,10 +42,10 @@ def test_donors_lie_in_the_same_block() -> None:
         donors: Any = [(block, i) for block in range(blocks) for i in range(per_block)]
         seen = set()
         for place, seed in itertools.product(range(blocks * pictures), range(30)):
-            whole = neighbour(place, seed, donors, blocks * pictures)
+            whole = donor_of(place, blocks * pictures, donors, seed)
             block = place // pictures
             assert whole[0] == block
-            alone = neighbour(place - block * pictures, seed, donors[block * per_block :][:per_block], pictures)
+            alone = donor_of(place - block * pictures, pictures, donors[block * per_block :][:per_block], seed)
             assert alone == whole  # whatever the batch is split into
             seen.add(whole)
         assert len(seen) == len(donors)

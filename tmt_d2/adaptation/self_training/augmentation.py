@@ -1,6 +1,6 @@
-"""How the student sees a picture whose label the teacher gave: in other colours, blurred, or only in part.
+"""What the student sees of an image with a pseudo-label; the teacher has seen the original.
 
-The teacher has seen it as it is. What is random comes from the CPU's generator, which the caller seeds.
+Random numbers come from the CPU's generator, which the caller seeds.
 """
 
 from __future__ import annotations
@@ -17,45 +17,50 @@ SIGMA = (0.15, 1.15)  # of the blur, in pixels (DACS, arXiv 2007.08702, and DAFo
 
 
 @dataclass(frozen=True)
-class StrongView:
-    """colour, blur: probabilities. strength: of brightness, contrast, saturation and hue. bgr: order of channels."""
+class StrongAugmentation:
+    """Color jitter and blur.
 
-    colour: float = 0.8
-    strength: float = 0.2
-    blur: float = 0.5
+    color_prob, blur_prob: probabilities. color_strength: of brightness, contrast, saturation and hue.
+    bgr: order of channels.
+    """
+
+    color_prob: float = 0.8
+    color_strength: float = 0.2
+    blur_prob: float = 0.5
     bgr: bool = False
 
     def __call__(self, image: Tensor) -> Tensor:
         """(3, h, w) in [0, 255] -> float, the same size and range."""
-        in_colour, is_blurred, place = torch.rand(3).tolist()
+        color_draw, blur_draw, sigma_draw = torch.rand(3).tolist()
         image = image.float() / 255
-        if in_colour < self.colour and self.strength:
+        if color_draw < self.color_prob and self.color_strength:
+            strength = self.color_strength
             rgb = image.flip(0) if self.bgr else image
-            rgb = ColorJitter(self.strength, self.strength, self.strength, min(self.strength, 0.5))(rgb)
+            rgb = ColorJitter(strength, strength, strength, min(strength, 0.5))(rgb)
             image = rgb.flip(0) if self.bgr else rgb
-        if is_blurred < self.blur:
-            sigma = SIGMA[0] + place * (SIGMA[1] - SIGMA[0])
+        if blur_draw < self.blur_prob:
+            sigma = SIGMA[0] + sigma_draw * (SIGMA[1] - SIGMA[0])
             width = 2 * min(math.ceil(4 * sigma), *(length - 1 for length in image.shape[1:])) + 1
             image = gaussian_blur(image, [width, width], [sigma, sigma])
         return image * 255
 
 
 @dataclass(frozen=True)
-class MaskedView:
-    """What is left of a picture when blocks of it are hidden (MIC, arXiv 2212.01322).
+class BlockMasking:
+    """Hide random blocks of an image (MIC, arXiv 2212.01322).
 
-    ratio: of blocks that are hidden, each with this probability. block: its side, as a share of the picture's shorter
-    one. fill: (3, 1, 1), the colour of what is hidden.
+    ratio: probability of each block to be hidden. block_size: side of a block as a share of the image's shorter side.
+    fill: (3, 1, 1), the color of hidden pixels.
     """
 
     ratio: float
-    block: float
+    block_size: float
     fill: Tensor
 
     def __call__(self, image: Tensor) -> Tensor:
         """(3, h, w) -> the same size."""
         height, width = image.shape[-2:]
-        side = max(1, round(min(height, width) * self.block))
+        side = max(1, round(min(height, width) * self.block_size))
         hidden = torch.rand(-(-height // side), -(-width // side)) < self.ratio
         hidden = hidden.repeat_interleave(side, 0).repeat_interleave(side, 1)[:height, :width]
         return torch.where(hidden.to(image.device), self.fill, image.float())

@@ -1,0 +1,81 @@
+"""Settings of SELF_TRAINING that contradict each other or the data sets."""
+
+from __future__ import annotations
+
+import logging
+
+from detectron2.config import CfgNode
+
+from tmt_d2.data.datasets.registration import label_space_of
+from tmt_d2.data.labeled import LabelChoice
+from tmt_d2.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+FOUNDATION_MODELS = ("dinov2", "dinov3", "clip", "siglip", "eva", "mae")  # in timm's names
+
+
+def check_settings(cfg: CfgNode) -> None:
+    """
+    Raises:
+        UserError: a setting has no effect, or needs images or labels that no batch has.
+    """
+    keys, data = cfg.SELF_TRAINING, cfg.DATASETS
+
+    def refuse(key: str, message: str, hint: str = "") -> None:
+        raise UserError(message, key=f"SELF_TRAINING.{key}", value=keys[key], hint=hint)
+
+    has_labels = keys.LABELED_RATIO or keys.SOURCE_RATIO
+    if keys.MIX == "classmix" and keys.UNLABELED_RATIO and not has_labels:
+        refuse("MIX", "it pastes from labeled images, and LABELED_RATIO and SOURCE_RATIO are 0", "set MIX none")
+    if keys.WARM_UP and not has_labels:
+        refuse("WARM_UP", "it is training on labels alone, and LABELED_RATIO and SOURCE_RATIO are 0")
+    if keys.FDA_BETA and not (keys.SOURCE_RATIO and keys.UNLABELED_RATIO):
+        refuse("FDA_BETA", "it needs source and unlabeled images, and SOURCE_RATIO or UNLABELED_RATIO is 0")
+    if keys.CONFIDENCE_THRESHOLD and not keys.IGNORE_UNCONFIDENT and keys.WEIGHT_BY == "none":
+        hint = "set IGNORE_UNCONFIDENT True, or WEIGHT_BY pixel or image"
+        refuse("CONFIDENCE_THRESHOLD", "nothing depends on the confidence", hint)
+    if keys.FEATURE_DISTANCE_WEIGHT:
+        _check_feature_distance(cfg)
+    if not keys.LABELED_RATIO and LabelChoice.from_config(cfg).is_limited:
+        logger.warning("SELF_TRAINING.LABELED_RATIO is 0: no label of the target is used, however many it has")
+    if keys.UNLABELED_RATIO and (tested := {*data.UNLABELED} & {*data.TEST}):
+        names = ", ".join(sorted(tested))
+        logger.warning("DATASETS.UNLABELED and TEST both name %s: it is trained on, so it is no unseen test", names)
+
+
+def _check_feature_distance(cfg: CfgNode) -> None:
+    keys, key = cfg.SELF_TRAINING, "SELF_TRAINING.FEATURE_DISTANCE"
+    names = label_space_of(cfg.DATASETS.TRAIN[0]).classes.names
+    if not keys.FEATURE_DISTANCE_CHECKPOINT:
+        hint = "name the pretrained backbone, MODEL.WEIGHTS of source training"
+        raise UserError("it is empty", key=f"{key}_CHECKPOINT", hint=hint)
+    if not keys.SOURCE_RATIO:
+        raise UserError("it is for source images, and SOURCE_RATIO is 0", key=f"{key}_WEIGHT", hint="set it to 0.0")
+    if not {*names} & {*keys.FEATURE_DISTANCE_CLASSES}:
+        raise UserError("none is a class of the data sets", key=f"{key}_CLASSES", value=keys.FEATURE_DISTANCE_CLASSES)
+    if cfg.MODEL.BACKBONE.NAME == "timm" and any(word in cfg.MODEL.TIMM.NAME for word in FOUNDATION_MODELS):
+        logger.warning("%s_WEIGHT with %s: it is known to harm foundation models", key, cfg.MODEL.TIMM.NAME)
+
+
+def check_source_classes(cfg: CfgNode) -> None:
+    """Warn of classes of the target that the source lacks.
+
+    Raises:
+        UserError: it lacks all of them.
+    """
+    target, source = (
+        set().union(*({*space.train_ids.values()} - {*space.never_occurs} for space in map(label_space_of, names)))
+        for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.SOURCE_TRAIN)
+    )
+    names = label_space_of(cfg.DATASETS.TRAIN[0]).classes.names
+    lacking = ", ".join(names[index] for index in sorted(target - source))
+    if not target & source:
+        raise UserError(
+            f"none of them has any of the target's classes ({lacking})",
+            key="DATASETS.SOURCE_TRAIN",
+            value=cfg.DATASETS.SOURCE_TRAIN,
+            hint="name another source, or set SELF_TRAINING.SOURCE_RATIO 0.0",
+        )
+    if lacking:
+        logger.warning("the source has no %s: only labels of the target can teach them", lacking)

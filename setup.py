@@ -4,7 +4,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
-# Imports of Detectron2, which is installed without its dependencies (docs/installation.md).
+# Imports of Detectron2, which is installed without its dependencies (docs/commands.md).
 DETECTRON2_NEEDS = [
     "cloudpickle",
     "fvcore",

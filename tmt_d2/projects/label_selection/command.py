@@ -17,7 +17,7 @@ Files in --output:
 No label is read. --target is a folder (searched recursively), a text file with one path a line, or a registered
 split. Images of --labeled LIST are not proposed again, and count in strategies that compare features. Strategies:
 
-    auto       the best one in docs/labelling.md: {auto}
+    auto       the best one in docs/results.md: {auto}
     random     random images                      entropy    most uncertain predictions
     margin     smallest margin of two classes     kcenter    farthest from all labeled and selected images
     kmeans     one image of each cluster          clue       k-means weighted by uncertainty

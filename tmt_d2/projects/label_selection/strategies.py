@@ -1,4 +1,4 @@
-"""Strategies: which images of a pool to label next. Measurements: docs/labelling.md.
+"""Strategies: which images of a pool to label next. Measurements: docs/results.md.
 
 Letters: n images of the pool.
 """

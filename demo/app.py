@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Of a checkout: tmt_d2/projects/viewer/command.py."""
+"""Command of a checkout, see tmt_d2/projects/viewer/command.py."""
 
 from tmt_d2.projects.viewer.command import command
 

@@ -1,4 +1,4 @@
-"""In a notebook: train, adapt, predict, and see T and attention, in a line each.
+"""Training, adaptation, prediction and figures in one line each, for notebooks.
 
     from tmt_d2 import notebook
     source = notebook.train("cityscapes", "output/source")
@@ -7,7 +7,7 @@
     model.show_transferability("street.png")
     model.show_attention("street.png", pixel=(200, 90))
 
-The same in several processes, or for many pairs, is the commands' business.
+Use the commands for several processes or many pairs.
 """
 
 from __future__ import annotations
@@ -42,9 +42,12 @@ from tmt_d2.visualization.inspection import AttentionReport, Selector
 
 @dataclass(frozen=True)
 class Trained:
-    """A model in the folder where it was trained.
+    """A trained model.
 
-    config: the config file of the model. results: {split: {"mIoU", "IoU-road", ...}} in percent.
+    Attributes:
+        folder: output folder of the run.
+        config: config file of the model.
+        results: {split: {"mIoU", "IoU-road", ...}} in percent.
     """
 
     folder: Path
@@ -56,47 +59,37 @@ class Trained:
         return str(self.folder / f"{FINAL}.pth")
 
     @cached_property
-    def cfg(self) -> CfgNode:
-        return setup_cfg(str(self.folder / "config.yaml"))
-
-    @cached_property
     def predictor(self) -> Predictor:
         return Predictor.from_config(str(self.folder / "config.yaml"), self.weights)
 
     def predict(self, image: ImageLike) -> Prediction:
-        """image: a path, a PIL image, or an (H, W, 3) uint8 array in RGB."""
+        """Predict a path, a PIL image, or an (H, W, 3) uint8 array in RGB."""
         return self.predictor(image)
 
     def show_prediction(self, path: str | Path) -> Figure:
         return prediction_figure([self._report(path)], Path(path).name)
 
     def show_transferability(self, path: str | Path) -> Figure:
-        """T of each level, what p_T excludes, and the regions.
+        """Draw T of each level, the excluded positions and the regions.
 
         Raises:
             UserError: the model is a plain Mask2Former.
         """
         report = self._report(path)
         if not report.levels:
-            raise UserError(f"{self.weights} is a plain Mask2Former, which has no T: adapt(..., method='tmt') has")
+            raise UserError("a plain Mask2Former has no T", key=self.weights, hint="use adapt(..., method='tmt')")
         return transferability_figure(report, f"{Path(path).name}: transferability")
 
     def show_attention(
         self, path: str | Path, pixel: tuple[int, int] | None = None, layers: Sequence[int] | None = None
     ) -> Figure:
-        """What one query may attend to and does: the owner of ``pixel`` (x, y), or the most confident one."""
-        report = self._report(path, [] if pixel is None else [pixel], 1 if pixel is None else 0, layers)
+        """Draw the attention of one query: the owner of ``pixel`` (x, y), or the most confident query."""
+        report = self._report(path, [pixel] if pixel else [], top=0 if pixel else 1, layers=layers)
         query = report.queries[0]
         return query_figure([report], [query], f"{Path(path).name}: {query.name}, query {query.selected.query}", ())
 
-    def _report(
-        self,
-        path: str | Path,
-        selectors: Sequence[Selector] = (),
-        top: int = 0,
-        layers: Sequence[int] | None = None,
-    ) -> AttentionReport:
-        return report_image(self.predictor, InputImage.of({"file_name": str(path)}), selectors, top, layers)
+    def _report(self, path: str | Path, selectors: Sequence[Selector] = (), **selection: Any) -> AttentionReport:
+        return report_image(self.predictor, InputImage.of({"file_name": str(path)}), selectors, **selection)
 
 
 def train(
@@ -106,14 +99,15 @@ def train(
     options: Mapping[str, Any] = {},
     hooks: Sequence[HookBase] = (),
 ) -> Trained:
-    """A source model of a data set such as "cityscapes"; goes on where a run in ``output`` was interrupted.
+    """Train a source model on a data set such as "cityscapes"; resume a run in ``output`` that was interrupted.
 
     Raises:
         UserError: ``output`` holds a run of other data or options.
 
     Args:
-        config: a file of configs/models. options: overrides of it, such as {"SOLVER.MAX_ITER": 1000}.
-        hooks: Detectron2's, of your own.
+        config: a file of configs/models.
+        options: overrides of the config, such as {"SOLVER.MAX_ITER": 1000}.
+        hooks: further hooks of Detectron2.
     """
     datasets = {"DATASETS.TRAIN": (split_name(data, "train"),), "DATASETS.TEST": (split_name(data, "val"),)}
     return _run(_cfg(config, "source", output, datasets, options), config, hooks)
@@ -127,9 +121,11 @@ def adapt(
     options: Mapping[str, Any] = {},
     hooks: Sequence[HookBase] = (),
 ) -> Trained:
-    """``source`` fine-tuned to a target data set by a method or variant; what it needs before is made in
-    ``output/estimator``. Arguments as of ``train``."""
-    before = source.cfg.DATASETS
+    """Fine-tune ``source`` to a target data set by a method or variant; arguments as in ``train``.
+
+    The estimator that TMT needs is trained in ``output/estimator``.
+    """
+    before = setup_cfg(str(source.folder / "config.yaml")).DATASETS
     datasets = {
         "DATASETS.TRAIN": (split_name(target, "train"),),
         "DATASETS.TEST": (split_name(target, "val"),),

@@ -1,4 +1,4 @@
-"""demo/notebook.ipynb is run cell by cell, small; hooks of one's own, pictures in TensorBoard, Weights & Biases."""
+"""Runs demo/notebook.ipynb cell by cell with small models; further hooks, images in TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -61,8 +61,9 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert isinstance(values[3], Prediction) and values[3].labels.shape == (64, 128)
     assert isinstance(values[4], Figure) and isinstance(values[5], Figure)
     assert isinstance(names["model"].show_prediction(names["street"]), Figure)
-    with pytest.raises(UserError, match=r"is a plain Mask2Former, which has no T: adapt\(..., method='tmt'\) has"):
+    with pytest.raises(UserError) as error:
         names["source"].show_transferability(names["street"])
+    assert error.value.key == names["source"].weights
 
 
 class Counting(HookBase):

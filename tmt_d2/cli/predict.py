@@ -19,6 +19,7 @@ status: 0 all images predicted; 1 some images are unreadable, one line each; 2 a
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,7 +39,7 @@ from tmt_d2.utils.logs import log_to_screen
 TRAIN_IDS = "train"
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = arguments.add_argument
     add_config_arguments(arguments)
@@ -56,7 +57,7 @@ def parser():
     return arguments
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(parser(), arguments)
     log_to_screen()
     if args.batch_size < 1:

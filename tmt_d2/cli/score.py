@@ -1,11 +1,11 @@
-"""Which source checkpoint suits a target best? Ranks checkpoints by transferability scores, without training.
+"""Rank source checkpoints for a target by transferability scores, without training.
 
     python tools/score.py --config-file configs/models/R50.yaml --target bdd100k --images 50 --json scores.json \\
         --checkpoints cityscapes/model_final.pth gtav/model_final.pth --sources cityscapes gtav
 
-LEEP needs the checkpoint and labelled target images only. F-OTCE, JC-OTCE and PAD (proxy A-distance, of a linear
-classifier) compare with the data that the checkpoint was trained on: name it by --sources, one for each checkpoint.
-Higher is better, but for PAD. The images are of the training splits, below $DETECTRON2_DATASETS.
+LEEP needs the checkpoint and labeled target images only. F-OTCE, JC-OTCE and PAD (proxy A-distance of a linear
+classifier) also need the data that each checkpoint was trained on: name it by --sources, one for each checkpoint.
+Higher is better, except for PAD. Images come from the training splits below $DETECTRON2_DATASETS.
 """
 
 from __future__ import annotations
@@ -26,29 +26,54 @@ from tmt_d2.experiments.scoring import SCORES, ranked, score_checkpoint
 from tmt_d2.utils.files import check_writable, write_json
 from tmt_d2.utils.logs import log_to_screen
 
+logger = logging.getLogger(__name__)
 
-def parser():
+
+def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = arguments.add_argument
     add_config_arguments(arguments)
-    arguments.add_argument("--target", required=True, help="data set name, e.g. bdd100k")
-    arguments.add_argument("--checkpoints", nargs="+", required=True, type=Path)
-    arguments.add_argument("--sources", nargs="+", default=[], help="data set name of each checkpoint")
-    arguments.add_argument("--images", type=int, default=50, help="labelled images per data set")
-    arguments.add_argument("--pixels", type=int, default=1000, help="labelled pixels per data set and draw")
-    arguments.add_argument("--draws", type=int, default=5)
-    arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--json", type=Path, help="also write the scores and the rankings to this file")
+    add("--target", required=True, help="data set name, e.g. bdd100k")
+    add("--checkpoints", nargs="+", required=True, type=Path)
+    add("--sources", nargs="+", default=[], help="data set name of each checkpoint")
+    add("--images", type=int, default=50, help="labeled images per data set")
+    add("--pixels", type=int, default=1000, help="labeled pixels per data set and draw")
+    add("--draws", type=int, default=5)
+    add("--seed", type=int, default=0)
+    add("--json", type=Path, help="also write the scores and the rankings to this file")
     return arguments
 
 
-def main():
+def main() -> None:
     args = parse(parser())
     log_to_screen()
+    check_arguments(args)
+    target = [split_name(args.target, "train")]
+    amounts = {name: getattr(args, name) for name in ("images", "pixels", "draws", "seed")}
+    results = {}
+    for index, checkpoint in enumerate(args.checkpoints):
+        cfg = setup_cfg(args.config_file, [*args.opts, "MODEL.WEIGHTS", str(checkpoint)], args.method)
+        source = [split_name(args.sources[index], "train")] if args.sources else []
+        results[str(checkpoint)] = score_checkpoint(cfg, target, source, **amounts)
+    rankings = ranked(results)
+    columns = [name for name in SCORES if name in rankings]
+    rows = [
+        (name, *(f"{results[name][score]:.3f}  (#{rankings[score].index(name) + 1})" for score in columns))
+        for name in next(iter(rankings.values()))
+    ]
+    print(tabulate(rows, headers=("checkpoint", *columns)))
+    if args.json:
+        write_json(args.json, {"target": args.target, "scores": results, "rankings": rankings})
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse wrong arguments before a model is loaded."""
     if args.sources and len(args.sources) != len(args.checkpoints):
-        raise UserError(f"--sources names {len(args.sources)} data sets for {len(args.checkpoints)} checkpoints")
-    for option, value, least in (("images", args.images, 2), ("pixels", args.pixels, 2), ("draws", args.draws, 1)):
-        if value < least:
-            raise UserError(f"--{option} is {value}: it must be at least {least}")
+        message = f"{len(args.sources)} data sets for {len(args.checkpoints)} checkpoints"
+        raise UserError(message, key="--sources", value=args.sources)
+    for option, least in (("images", 2), ("pixels", 2), ("draws", 1)):
+        if getattr(args, option) < least:
+            raise UserError(f"must be at least {least}", key=f"--{option}", value=getattr(args, option))
     if args.json:
         check_writable("--json", args.json)
     register_data(setup_cfg(args.config_file, args.opts, args.method))
@@ -59,32 +84,7 @@ def main():
         if ":/" not in str(checkpoint) and not checkpoint.is_file():
             raise FileNotFoundError(f"--checkpoints {checkpoint} does not exist")
     if args.target in args.sources:
-        logging.getLogger("tmt_d2.score").warning(
-            "--target and --sources both name %s: its scores are those of one domain", args.target
-        )
-    results = {}
-    for index, checkpoint in enumerate(args.checkpoints):
-        cfg = setup_cfg(args.config_file, [*args.opts, "MODEL.WEIGHTS", str(checkpoint)], args.method)
-        source = [split_name(args.sources[index], "train")] if args.sources else []
-        results[str(checkpoint)] = score_checkpoint(
-            cfg,
-            [split_name(args.target, "train")],
-            source,
-            images=args.images,
-            pixels=args.pixels,
-            draws=args.draws,
-            seed=args.seed,
-        )
-    rankings = ranked(results)
-    order = next(iter(rankings.values()))
-    columns = [name for name in SCORES if name in rankings]
-    rows = [
-        (name, *(f"{results[name][score]:.3f}  (#{rankings[score].index(name) + 1})" for score in columns))
-        for name in order
-    ]
-    print(tabulate(rows, headers=("checkpoint", *columns)))
-    if args.json:
-        write_json(args.json, {"target": args.target, "scores": results, "rankings": rankings})
+        logger.warning("--target and --sources both name %s: the scores are those of one domain", args.target)
 
 
 def command() -> NoReturn:

@@ -1,4 +1,4 @@
-"""Pre-labels: decoded back, areas and scores by hand, outlines, commands."""
+"""Pre-labels: decoded masks, areas and scores by hand, outlines, files, the command."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tmt_d2.projects.label_selection.prelabels import POLYGONS, mask_annotations
 
 
 def painted(annotations: list[dict[str, Any]], size: tuple[int, int]) -> np.ndarray:
-    """(H, W) uint8, the ids of what lies on top."""
+    """(H, W) uint8, ids of the annotations drawn one over the other."""
     labels = np.full(size, 255, np.uint8)
     for each in annotations:
         segmentation = each["segmentation"]
@@ -39,8 +39,10 @@ def painted(annotations: list[dict[str, Any]], size: tuple[int, int]) -> np.ndar
 def test_masks_by_hand() -> None:
     labels = np.array([[7, 7, 255, 0], [255, 255, 7, 255], [0, 0, 255, 255]], np.uint8)
     confidence = np.array([[0.9, 0.6, 0.1, 0.5], [0.1, 0.1, 0.3, 0.1], [0.2, 0.3, 0.1, 0.1]])
-    found = [{key: each[key] for key in each if key != "segmentation"} for each in mask_annotations(labels, confidence)]
-    assert found == [  # the three 7 touch at a corner; the largest comes first
+    annotations = [
+        {key: each[key] for key in each if key != "segmentation"} for each in mask_annotations(labels, confidence)
+    ]
+    assert annotations == [  # the three 7 touch at a corner; the largest comes first
         {"category_id": 8, "bbox": [0, 0, 3, 2], "area": 3, "iscrowd": 1, "score": 0.6},
         {"category_id": 1, "bbox": [0, 2, 2, 1], "area": 2, "iscrowd": 1, "score": 0.25},
         {"category_id": 1, "bbox": [3, 0, 1, 1], "area": 1, "iscrowd": 1, "score": 0.5},
@@ -48,60 +50,62 @@ def test_masks_by_hand() -> None:
     assert mask_annotations(np.full((2, 3), 255, np.uint8), np.ones((2, 3))) == []
 
 
-def test_masks_decoded_are_the_labels_and_do_not_overlap() -> None:
+def test_decoded_masks_are_the_labels_and_do_not_overlap() -> None:
     rng = np.random.default_rng(0)
     labels = cv2.resize(rng.choice([0, 3, 18, 253, 255], (7, 11)).astype(np.uint8), (53, 31), interpolation=0)
-    found = mask_annotations(labels, rng.random(labels.shape))
-    assert np.array_equal(painted(found, labels.shape), labels)
-    masks = [coco_mask.decode(each["segmentation"]) for each in found]
+    annotations = mask_annotations(labels, rng.random(labels.shape))
+    assert np.array_equal(painted(annotations, labels.shape), labels)
+    masks = [coco_mask.decode(each["segmentation"]) for each in annotations]
     assert np.array_equal(sum(masks), (labels != 255).astype(int))
-    for each, mask in zip(found, masks):
+    for each, mask in zip(annotations, masks):
         assert each["area"] == mask.sum() and cv2.connectedComponents(mask, connectivity=8)[0] == 2
         assert each["bbox"] == coco_mask.toBbox(each["segmentation"]).tolist()
-    assert [each["area"] for each in found] == sorted((each["area"] for each in found), reverse=True)
+    assert [each["area"] for each in annotations] == sorted((each["area"] for each in annotations), reverse=True)
 
 
 @pytest.mark.parametrize("box", [(4, 2, 9, 7), (0, 0, 1, 1), (3, 5, 15, 6), (14, 0, 15, 12)])
-def test_the_outline_of_a_rectangle_runs_along_the_edges_of_its_pixels(box: tuple[int, int, int, int]) -> None:
+def test_the_outline_of_a_rectangle_runs_along_pixel_edges(box: tuple[int, int, int, int]) -> None:
     left, top, right, bottom = box
     labels = np.full((12, 15), 255, np.uint8)
     labels[top:bottom, left:right] = 2
-    (found,) = mask_annotations(labels, np.ones(labels.shape), POLYGONS)
-    corners = set(zip(found["segmentation"][0][::2], found["segmentation"][0][1::2]))
-    assert corners == {(left, top), (left, bottom), (right, top), (right, bottom)} and found["iscrowd"] == 0
-    assert np.array_equal(painted([found], labels.shape), labels)
+    (annotation,) = mask_annotations(labels, np.ones(labels.shape), POLYGONS)
+    corners = set(zip(annotation["segmentation"][0][::2], annotation["segmentation"][0][1::2]))
+    assert corners == {(left, top), (left, bottom), (right, top), (right, bottom)} and annotation["iscrowd"] == 0
+    assert np.array_equal(painted([annotation], labels.shape), labels)
 
 
-def test_outlines_have_few_corners_and_what_lies_in_a_hole_lies_on_top() -> None:
+def test_outlines_have_few_corners_and_a_class_in_a_hole_is_drawn_later() -> None:
     labels = np.full((80, 90), 255, np.uint8)
     cv2.circle(labels, (45, 40), 30, 4, -1)
     cv2.circle(labels, (40, 35), 10, 9, -1)
-    found = mask_annotations(labels, np.ones(labels.shape), POLYGONS)
-    assert [each["category_id"] for each in found] == [5, 10]
-    assert all(8 <= len(each["segmentation"][0]) <= 80 for each in found)
-    drawn = painted(found, labels.shape)
+    annotations = mask_annotations(labels, np.ones(labels.shape), POLYGONS)
+    assert [each["category_id"] for each in annotations] == [5, 10]
+    assert all(8 <= len(each["segmentation"][0]) <= 80 for each in annotations)
+    drawn = painted(annotations, labels.shape)
     for train_id in (4, 9):
         both = ((drawn == train_id) & (labels == train_id)).sum() / ((drawn == train_id) | (labels == train_id)).sum()
         assert both > 0.93
-    assert (painted(found[::-1], labels.shape) == 9).sum() == 0  # the other way round it would be covered
+    assert (painted(annotations[::-1], labels.shape) == 9).sum() == 0  # in the reverse order it would be covered
 
 
-def test_a_thin_ring_lies_below_the_larger_area_within_it() -> None:
+def test_a_thin_ring_is_drawn_before_the_larger_area_within_it() -> None:
     labels = np.full((40, 40), 3, np.uint8)
     labels[1:-1, 1:-1] = 5  # 1444 pixels in a ring of 156
-    found = mask_annotations(labels, np.ones(labels.shape), POLYGONS)
-    assert [(each["category_id"], each["area"]) for each in found] == [(4, 156), (6, 1444)]
-    assert np.array_equal(painted(found, labels.shape), labels)
+    annotations = mask_annotations(labels, np.ones(labels.shape), POLYGONS)
+    assert [(each["category_id"], each["area"]) for each in annotations] == [(4, 156), (6, 1444)]
+    assert np.array_equal(painted(annotations, labels.shape), labels)
 
 
-def test_polygons_leave_out_the_unsure_pixels_that_they_surround() -> None:
+def test_polygons_leave_out_enclosed_ignored_pixels() -> None:
     labels = np.full((24, 36), 2, np.uint8)
     for top, left, height, width in ((3, 4, 6, 5), (12, 4, 8, 9), (5, 20, 10, 10)):
         labels[top : top + height, left : left + width] = 255
     labels[8:12, 23:27] = 7  # an island in the third hole
-    found = mask_annotations(labels, np.ones(labels.shape), POLYGONS)
-    assert [each["category_id"] for each in found] == [3, 8]
-    assert (painted(found, labels.shape) != labels).sum() < 10  # of 186 in holes: bays of one pixel may be covered
+    annotations = mask_annotations(labels, np.ones(labels.shape), POLYGONS)
+    assert [each["category_id"] for each in annotations] == [3, 8]
+    assert (
+        painted(annotations, labels.shape) != labels
+    ).sum() < 10  # of 186 in holes: bays of one pixel may be covered
 
 
 def test_polygons_of_noise_cover_nothing_far_from_their_labels() -> None:
@@ -147,7 +151,7 @@ def png(path: Path) -> np.ndarray:
     return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
 
 
-def test_files_of_the_chosen_pictures(tmp_path: Path) -> None:
+def test_files_of_the_selected_images(tmp_path: Path) -> None:
     pool = pool_of(tmp_path / "p", ["a/1", "b/1", "c"])
     write_prelabels(tmp_path, pool, [2, 0], Halves())  # type: ignore[arg-type]
     assert sorted(str(file.relative_to(tmp_path)) for file in (tmp_path / "prelabels").rglob("*.png")) == [
@@ -160,9 +164,9 @@ def test_files_of_the_chosen_pictures(tmp_path: Path) -> None:
     assert [(each["id"], each["file_name"]) for each in coco.loadImgs([1, 2])] == [(1, "c.jpg"), (2, "a/1.jpg")]
     assert (coco.imgs[1]["width"], coco.imgs[1]["height"]) == (8, 5)
     assert [(each["id"], each["name"]) for each in coco.cats.values()] == [(1, "class 0"), (2, "class 1")]
-    found = coco.loadAnns(coco.getAnnIds(imgIds=1))
-    assert [(each["category_id"], each["area"], each["score"]) for each in found] == [(1, 20, 0.9), (2, 20, 0.6)]
-    assert np.array_equal(painted(found, (5, 8)), expected)
+    annotations = coco.loadAnns(coco.getAnnIds(imgIds=1))
+    assert [(each["category_id"], each["area"], each["score"]) for each in annotations] == [(1, 20, 0.9), (2, 20, 0.6)]
+    assert np.array_equal(painted(annotations, (5, 8)), expected)
     assert len(coco.getAnnIds()) == len(set(coco.getAnnIds())) == 4
 
 
@@ -187,7 +191,7 @@ def test_a_killed_run_starts_again_and_a_finished_one_is_kept(tmp_path: Path) ->
     assert error.value.key == str(tmp_path / "prelabels")
 
 
-def test_pixels_that_are_not_confident_are_255_in_both_files(tmp_path: Path) -> None:
+def test_unconfident_pixels_are_255_in_both_files(tmp_path: Path) -> None:
     pool = pool_of(tmp_path / "p", ["c"])
     expected = np.array([[0] * 4 + [255] * 4] * 5)
     settings = tmp_path / "town.yaml"
@@ -196,8 +200,8 @@ def test_pixels_that_are_not_confident_are_255_in_both_files(tmp_path: Path) -> 
     write_prelabels(tmp_path, pool, [0], Halves(), confidence=0.7)  # type: ignore[arg-type]
     label = read_label(str(tmp_path / "prelabels" / "c.png"), read_custom(settings).label_space)
     assert np.array_equal(label, expected)
-    found = json.loads((tmp_path / "prelabels.json").read_text())["annotations"]
-    assert np.array_equal(painted(found, (5, 8)), expected)
+    annotations = json.loads((tmp_path / "prelabels.json").read_text())["annotations"]
+    assert np.array_equal(painted(annotations, (5, 8)), expected)
 
 
 def command(folder: Path, *more: str) -> int:

@@ -31,7 +31,7 @@ from tmt_d2.engine.loading import load_model
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.experiments.scoring import score_checkpoint
 from tmt_d2.inference.predictor import Predictor
-from tmt_d2.projects.label_selection.pool import ImageScorer
+from tmt_d2.projects.label_selection.pool import image_statistics
 from tmt_d2.visualization.inspection import attention_report
 
 SOURCE_TEST = {"DATASETS__SOURCE_TEST": ("cityscapes_sem_seg_val",)}
@@ -157,7 +157,7 @@ class Tasks:
         attention_report(self.predictor().model, make_records([(64, 96)])[0], pixels(), top=2).numbers()
 
     def select(self) -> None:
-        ImageScorer(self.predictor())([pixels(), pixels()])
+        image_statistics(self.predictor(), [pixels(), pixels()])
 
     def score(self) -> dict[str, float]:
         splits = ("bdd100k_sem_seg_val", "bdd100k_sem_seg_train"), ("cityscapes_sem_seg_train",)

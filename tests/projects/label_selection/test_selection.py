@@ -19,7 +19,7 @@ from tmt_d2.inference.images import find_images
 from tmt_d2.inference.predictor import Predictor
 from tmt_d2.projects.label_selection import command as select_labels
 from tmt_d2.projects.label_selection import pool as pool_module
-from tmt_d2.projects.label_selection.pool import ImageScorer, Pool, score_pool, write_scores
+from tmt_d2.projects.label_selection.pool import Pool, image_statistics, score_pool
 from tmt_d2.projects.label_selection.proposal import labeled_indices, selected_images, write_page, write_table
 from tmt_d2.projects.label_selection.strategies import AUTO, STRATEGIES, Selection
 
@@ -115,26 +115,26 @@ def write_images(folder: Path, count: int = 5, size: tuple[int, int] = (37, 91))
         cv2.imwrite(str(folder / f"{index}.png"), rng.integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
-def scorer_of(model: Any) -> ImageScorer:
-    return ImageScorer(Predictor(tiny_cfg(INPUT__MIN_SIZE_TEST=0), model))
+def predictor_of(model: Any) -> Predictor:
+    return Predictor(tiny_cfg(INPUT__MIN_SIZE_TEST=0), model)
 
 
 @pytest.fixture
-def scorer(build_tiny: Build) -> ImageScorer:
+def predictor(build_tiny: Build) -> Predictor:
     torch.manual_seed(0)
-    return scorer_of(build_tiny("MaskFormer"))
+    return predictor_of(build_tiny("MaskFormer"))
 
 
-def test_statistics_by_brute_force_for_any_batch_size(scorer: ImageScorer, tmp_path: Path) -> None:
+def test_statistics_by_brute_force_for_any_batch_size(predictor: Predictor, tmp_path: Path) -> None:
     write_images(tmp_path / "p")
     images = find_images(str(tmp_path / "p"))
-    pool = score_pool(scorer, images, tmp_path / "a", {}, batch_size=2)
-    alone = score_pool(scorer, images, tmp_path / "b", {}, batch_size=1)
+    pool = score_pool(predictor, images, tmp_path / "a", {}, batch_size=2)
+    alone = score_pool(predictor, images, tmp_path / "b", {}, batch_size=1)
     for key in ("features", "entropy", "margin", "classes"):
         assert np.allclose(getattr(pool, key), getattr(alone, key), atol=1e-5)
     assert np.allclose(np.linalg.norm(pool.features, axis=1), np.sqrt(2), atol=1e-5)  # two maps of unit length
     assert np.allclose(pool.classes.sum(1), 1) and np.isnan(pool.domain).all()
-    model = scorer.model
+    model = predictor.model
     image = torch.from_numpy(cv2.imread(str(tmp_path / "p" / "0.png"))[..., ::-1].transpose(2, 0, 1).copy())
     with torch.no_grad():
         images = model.preprocess([{"image": image}])
@@ -152,8 +152,8 @@ def test_statistics_by_brute_force_for_any_batch_size(scorer: ImageScorer, tmp_p
 
 def test_domain_logits_of_a_model_with_an_estimator(build_tiny: Build, tmp_path: Path) -> None:
     write_images(tmp_path / "p", 2)
-    scorer = scorer_of(build_tiny("TransferableMaskFormer"))
-    pool = score_pool(scorer, find_images(str(tmp_path / "p")), tmp_path / "a", {})
+    predictor = predictor_of(build_tiny("TransferableMaskFormer"))
+    pool = score_pool(predictor, find_images(str(tmp_path / "p")), tmp_path / "a", {})
     assert np.isfinite(pool.domain).all() and pool.domain[0] != pool.domain[1]
 
 
@@ -162,7 +162,7 @@ def first_files(folder: Path) -> dict[Path, int]:
 
 
 def test_resume_after_a_kill_and_broken_images(
-    scorer: ImageScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_images(tmp_path / "p")
     (tmp_path / "p" / "3.png").write_bytes(b"no image")
@@ -170,59 +170,48 @@ def test_resume_after_a_kill_and_broken_images(
     images, folder = find_images(str(tmp_path / "p")), tmp_path / "pool"
     calls: list[int] = []
 
-    def killed(pixels: Any) -> Any:
+    def killed(predictor: Predictor, pixels: Any) -> Any:
         calls.append(len(pixels))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return scorer(pixels)
+        return image_statistics(predictor, pixels)
 
-    killing = type("Killing", (), {"image_format": "RGB", "__call__": lambda self, pixels: killed(pixels)})()
-    with pytest.raises(KeyboardInterrupt):
-        score_pool(killing, images, folder, {"weights": "w"})
-    assert not scorer.model.backbone._forward_hooks
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pool_module, "image_statistics", killed)
+        score_pool(predictor, images, folder, {"weights": "w"})
+    assert not predictor.model.backbone._forward_hooks
     before = first_files(folder)
     assert len(before) == 1 and len(list(folder.iterdir())) == 2  # and pool.json
-    pool = score_pool(scorer, images, folder, {"weights": "w"})
+    pool = score_pool(predictor, images, folder, {"weights": "w"})
     assert first_files(folder) == before
     assert pool.names == ["0", "1", "2", "4"] and list(pool.broken) == ["3"]
-    whole = score_pool(scorer, images, tmp_path / "whole", {"weights": "w"})
+    whole = score_pool(predictor, images, tmp_path / "whole", {"weights": "w"})
     assert np.array_equal(pool.features, whole.features) and pool.broken == whole.broken
     with pytest.raises(UserError) as error:
-        score_pool(scorer, images, folder, {"weights": "other"})
+        score_pool(predictor, images, folder, {"weights": "other"})
     assert error.value.key == str(folder)
 
 
-def test_a_pool_without_a_readable_image(scorer: ImageScorer, tmp_path: Path) -> None:
+def test_a_pool_without_a_readable_image(predictor: Predictor, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "a.png").write_bytes(b"")
     with pytest.raises(UserError) as error:
-        score_pool(scorer, find_images(str(tmp_path / "none")), tmp_path / "n", {})
+        score_pool(predictor, find_images(str(tmp_path / "none")), tmp_path / "n", {})
     assert error.value.key == str(tmp_path / "none")
 
 
-def test_changed_images_are_scored_again(scorer: ImageScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_images_are_scored_again(predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(tmp_path / "p")
     sound = (tmp_path / "p" / "1.png").read_bytes()
     (tmp_path / "p" / "1.png").write_bytes(b"no image")
     monkeypatch.setattr(pool_module, "IMAGES_PER_FILE", 2)
     images, folder = find_images(str(tmp_path / "p")), tmp_path / "pool"
-    assert list(score_pool(scorer, images, folder, {}).broken) == ["1"]
+    assert list(score_pool(predictor, images, folder, {}).broken) == ["1"]
     (tmp_path / "p" / "1.png").write_bytes(sound)
     kept = {file: file.stat().st_mtime_ns for file in folder.glob("pool_0000[12]*")}
-    pool = score_pool(scorer, images, folder, {})
+    pool = score_pool(predictor, images, folder, {})
     assert pool.names == ["0", "1", "2", "3", "4"] and not pool.broken
     assert len(first_files(folder)) == 1 and all(file.stat().st_mtime_ns == time for file, time in kept.items())
-
-
-def test_processes_share_the_files(scorer: ImageScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_images(tmp_path / "p")
-    monkeypatch.setattr(pool_module, "IMAGES_PER_FILE", 2)
-    images, shared = find_images(str(tmp_path / "p")), tmp_path / "shared"
-    names = [[file.name[:10] for file in write_scores(scorer, images, shared, {}, 8, rank, 2)] for rank in (0, 1)]
-    assert names == [["pool_00000", "pool_00002"], ["pool_00001"]]
-    pool = score_pool(None, images, shared, {})  # type: ignore[arg-type]  # nothing is left to score
-    whole = score_pool(scorer, images, tmp_path / "alone", {})
-    assert pool.names == whole.names and np.array_equal(pool.features, whole.features)
 
 
 def test_statistics_of_selected_images_and_their_table(tmp_path: Path) -> None:

@@ -33,17 +33,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from detectron2.utils import comm
+from detectron2.config import CfgNode
 
 from tmt_d2.cli.common import add_config_arguments, parse, run
 from tmt_d2.config import model_settings, setup_cfg
 from tmt_d2.data import register_data
-from tmt_d2.engine.launch import launch
 from tmt_d2.errors import UserError
 from tmt_d2.inference.images import VIDEOS, check_outside, find_images
 from tmt_d2.inference.predictor import Predictor
 from tmt_d2.modeling.tmt import TransferableMaskFormer
-from tmt_d2.projects.label_selection.pool import ImageScorer, score_pool, write_scores
+from tmt_d2.projects.label_selection.pool import Pool, score_pool
 from tmt_d2.projects.label_selection.prelabels import MASKS, SEGMENTATIONS, check_no_prelabels, write_prelabels
 from tmt_d2.projects.label_selection.proposal import labeled_indices, names_in_lists, write_proposal
 from tmt_d2.projects.label_selection.strategies import AUTO, DOMAIN_NEEDS, STRATEGIES
@@ -67,12 +66,11 @@ def parser() -> argparse.ArgumentParser:
     add("--prelabels", nargs="?", const=MASKS, choices=SEGMENTATIONS, help="write predictions for annotators")
     add("--confidence", type=float, default=0.0, metavar="P", help="pre-labels are 255 where confidence is below P")
     add("--batch-size", type=int, default=8, metavar="N", help="maximum number of images in a forward pass")
-    add("--num-gpus", type=int, default=1, help="number of processes, each on a GPU and with 256 images at a time")
     return arguments
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    for name, least in {"budget": 1, "batch_size": 1, "num_gpus": 1, "seed": 0}.items():
+    for name, least in {"budget": 1, "batch_size": 1, "seed": 0}.items():
         if getattr(args, name) < least:
             option = f"--{name.replace('_', '-')}"
             raise UserError(f"it must be at least {least}", key=option, value=getattr(args, name))
@@ -92,63 +90,47 @@ def check_budget(budget: int, unlabeled: int) -> None:
         raise UserError(f"there are {unlabeled} images without a label", key="--budget", value=budget)
 
 
-def strategy_of(args: argparse.Namespace) -> str:
-    return AUTO if args.strategy == "auto" else args.strategy
-
-
-def pool_arguments(args: argparse.Namespace) -> tuple[Predictor, dict[str, Any]]:
-    """The predictor, and the arguments of ``score_pool``."""
-    cfg = setup_cfg(args.config_file, args.opts, args.method)
-    register_data(cfg, missing_ok=True)  # --target may be a split of custom data
-    images = find_images(args.target)
-    names, files = zip(*((each.name, str(each.record["file_name"])) for each in images))
-    check_budget(args.budget, len(images) - len(labeled_indices(names, files, args.labeled) if args.labeled else ()))
-    predictor = Predictor.from_config(args.config_file, args.weights, args.opts, args.method)
-    cfg = predictor.cfg
-    if strategy_of(args) == "domain" and not isinstance(predictor.model, TransferableMaskFormer):
-        raise UserError(DOMAIN_NEEDS, key="--strategy", value="domain")
+def pool_identity(cfg: CfgNode) -> dict[str, Any]:
     weights = Path(cfg.MODEL.WEIGHTS)
-    identity = {
+    return {
         "weights": str(weights),
         "changed": weights.stat().st_mtime_ns if weights.is_file() else 0,
         "model": hashlib.sha256(model_settings(cfg).encode()).hexdigest()[:16],
         **{key: cfg.INPUT[key] for key in ("FORMAT", "MIN_SIZE_TEST", "MAX_SIZE_TEST")},
     }
-    scoring = {"scorer": ImageScorer(predictor), "images": images, "folder": args.output / "pool"}
-    return predictor, scoring | {"identity": identity, "batch_size": args.batch_size}
-
-
-def write_share(args: argparse.Namespace) -> None:
-    """Write this process's share of the statistics."""
-    _, arguments = pool_arguments(args)
-    write_scores(**arguments, rank=comm.get_rank(), processes=comm.get_world_size())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(parser(), arguments)
     log_to_screen()
     check_arguments(args)
-    predictor, scoring = pool_arguments(args)
+    cfg = setup_cfg(args.config_file, args.opts, args.method)
+    register_data(cfg, missing_ok=True)  # --target may be a split of custom data
+    images = find_images(args.target)
+    names, files = zip(*((each.name, str(each.record["file_name"])) for each in images))
+    check_budget(args.budget, len(images) - len(labeled_indices(names, files, args.labeled) if args.labeled else ()))
+    predictor = Predictor.from_config(args.config_file, args.weights, args.opts, args.method)
+    if args.strategy == "domain" and not isinstance(predictor.model, TransferableMaskFormer):
+        raise UserError(DOMAIN_NEEDS, key="--strategy", value="domain")
     with folder_lock(args.output, "--output"):
         remove_temporaries(args.output)
-        if args.num_gpus > 1:
-            launch(write_share, args.num_gpus, args=(args,))
-        return propose(args, predictor, scoring)
+        folder, identity = args.output / "pool", pool_identity(predictor.cfg)
+        return propose(args, predictor, score_pool(predictor, images, folder, identity, args.batch_size))
 
 
-def propose(args: argparse.Namespace, predictor: Predictor, scoring: dict[str, Any]) -> int:
-    pool = score_pool(**scoring)
+def propose(args: argparse.Namespace, predictor: Predictor, pool: Pool) -> int:
     for name, reason in pool.broken.items():
         print(f"left out: {name}: {reason}")
     labeled = np.zeros(0, np.int64)
     if args.labeled:
         labeled = labeled_indices(pool.names, pool.files, args.labeled)
     check_budget(args.budget, len(pool) - len(labeled))
-    selection = STRATEGIES[strategy_of(args)](pool, args.budget, labeled, np.random.default_rng(args.seed))
+    strategy = AUTO if args.strategy == "auto" else args.strategy
+    selection = STRATEGIES[strategy](pool, args.budget, labeled, np.random.default_rng(args.seed))
     facts = {
         "proposed": f"{len(selection.indices)} of {len(pool)} images",
         "target": args.target,
-        "strategy": strategy_of(args),
+        "strategy": strategy,
         "already labeled": len(labeled),
         "model": predictor.cfg.MODEL.WEIGHTS,
     }

@@ -60,59 +60,68 @@ class Pool:
         return len(self.names)
 
 
-class ImageScorer:
-    """Statistics of images of one size from one forward pass."""
+@torch.no_grad()
+def image_statistics(predictor: Predictor, pixels: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """(H, W, 3) uint8 RGB arrays of one size -> the arrays of ``Pool``, from one forward pass."""
+    model = predictor.model
+    images = model.preprocess([predictor.model_input(each) for each in pixels])
+    features: dict[str, Tensor] = {}
+    hook = model.backbone.register_forward_hook(lambda module, inputs, outputs: features.update(outputs))
+    try:
+        passed = model.run(images)
+    finally:
+        hook.remove()
 
-    def __init__(self, predictor: Predictor) -> None:
-        self.predictor, self.model = predictor, predictor.model
+    def without_padding(maps: Tensor) -> Tensor:
+        rows, columns = real_positions(images.image_sizes[0], images.tensor.shape[-2:], maps.shape[-2:])
+        return maps[..., :rows, :columns].float()
 
-    @torch.no_grad()
-    def __call__(self, pixels: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """(H, W, 3) uint8 RGB arrays of one size -> the arrays of ``Pool``."""
-        items = [self.predictor.model_input(each) for each in pixels]
-        images = self.model.preprocess(items)
-        features: dict[str, Tensor] = {}
-        hook = self.model.backbone.register_forward_hook(lambda module, inputs, outputs: features.update(outputs))
-        try:
-            passed = self.model.run(images)
-        finally:
-            hook.remove()
-
-        def without_padding(maps: Tensor) -> Tensor:
-            rows, columns = real_positions(images.image_sizes[0], images.tensor.shape[-2:], maps.shape[-2:])
-            return maps[..., :rows, :columns].float()
-
-        means = [without_padding(features[name]).mean((2, 3)) for name in FEATURES]
-        probabilities = without_padding(marginals(passed.outputs))
-        count = probabilities.shape[1]
-        best = probabilities.topk(2, dim=1)
-        entropy = torch.special.entr(probabilities).sum(1).mean((1, 2)) / math.log(count)
-        labels = best.indices[:, 0].flatten(1)
-        classes = torch.stack([torch.bincount(each, minlength=count) for each in labels]) / labels.shape[1]
-        domain = torch.full((len(items),), float("nan"))
-        levels = getattr(passed, "transferability", None)
-        if levels is not None:
-            domain = torch.stack([without_padding(level.logits).mean((1, 2)) for level in levels]).mean(0)
-        return {
-            "features": torch.cat([torch.nn.functional.normalize(mean) for mean in means], 1).cpu().numpy(),
-            "entropy": entropy.cpu().numpy(),
-            "margin": (best.values[:, 0] - best.values[:, 1]).mean((1, 2)).cpu().numpy(),
-            "classes": classes.float().cpu().numpy(),
-            "domain": domain.float().cpu().numpy(),
-        }
+    means = [without_padding(features[name]).mean((2, 3)) for name in FEATURES]
+    probabilities = without_padding(marginals(passed.outputs))
+    count = probabilities.shape[1]
+    best = probabilities.topk(2, dim=1)
+    entropy = torch.special.entr(probabilities).sum(1).mean((1, 2)) / math.log(count)
+    labels = best.indices[:, 0].flatten(1)
+    classes = torch.stack([torch.bincount(each, minlength=count) for each in labels]) / labels.shape[1]
+    domain = torch.full((len(pixels),), float("nan"))
+    levels = getattr(passed, "transferability", None)
+    if levels is not None:
+        domain = torch.stack([without_padding(level.logits).mean((1, 2)) for level in levels]).mean(0)
+    return {
+        "features": torch.cat([torch.nn.functional.normalize(mean) for mean in means], 1).cpu().numpy(),
+        "entropy": entropy.cpu().numpy(),
+        "margin": (best.values[:, 0] - best.values[:, 1]).mean((1, 2)).cpu().numpy(),
+        "classes": classes.float().cpu().numpy(),
+        "domain": domain.float().cpu().numpy(),
+    }
 
 
 def score_pool(
-    scorer: ImageScorer, images: InputImages, folder: Path, identity: dict[str, Any], batch_size: int = 8
+    predictor: Predictor, images: InputImages, folder: Path, identity: dict[str, Any], batch_size: int = 8
 ) -> Pool:
-    """Read the statistics of all images from ``folder``; compute those that are missing.
+    """Return the statistics of all images; files of ``folder`` that are up to date are read instead of computed.
+
+    Args:
+        identity: values that the statistics depend on, such as the weights.
+        batch_size: maximum number of images in a forward pass.
 
     Raises:
-        UserError: as ``write_scores``, or no image can be read.
+        UserError: ``folder`` belongs to other images or to another model, or no image can be read.
     """
-    written = write_scores(scorer, images, folder, identity, batch_size)
+    listing = json.dumps([each.record["file_name"] for each in images])
+    claim(folder / "pool.json", identity | {"images": hashlib.sha256(listing.encode()).hexdigest()[:16]})
     keys = ("names", "files", "broken", "reasons")  # and ARRAYS, if any image could be read
-    parts = [read_npz(file, keys, "delete it, its images are read again") for file in written]
+    parts = []
+    with tqdm(total=images.count or None, unit="image", desc=images.place) as progress:
+        for number, chunk in enumerate(_chunks(images)):
+            file = folder / f"pool_{number:05d}_{_file_state(chunk)}.npz"
+            if not file.is_file():
+                for old in folder.glob(f"pool_{number:05d}*.npz"):  # its images have changed
+                    old.unlink()
+                with atomic_write(file) as stream:
+                    np.savez(stream, **_statistics(predictor, chunk, batch_size))  # type: ignore[arg-type]
+            parts.append(read_npz(file, keys, "delete it, its images are read again"))
+            progress.update(len(chunk))
     broken = {str(name): str(why) for part in parts for name, why in zip(part["broken"], part["reasons"])}
     parts = [part for part in parts if len(part["names"])]
     if not parts:
@@ -120,45 +129,6 @@ def score_pool(
     arrays = {key: np.concatenate([part[key] for part in parts]) for key in ARRAYS}
     names, files = ([str(name) for part in parts for name in part[key]] for key in ("names", "files"))
     return Pool(names, files, **arrays, broken=broken)
-
-
-def write_scores(
-    scorer: ImageScorer,
-    images: InputImages,
-    folder: Path,
-    identity: dict[str, Any],
-    batch_size: int = 8,
-    rank: int = 0,
-    processes: int = 1,
-) -> list[Path]:
-    """Write the statistics to files of ``IMAGES_PER_FILE`` images; files that exist and are up to date are kept.
-
-    Args:
-        identity: values that the statistics depend on, such as the weights.
-        batch_size: maximum number of images in a forward pass.
-        rank, processes: this process writes every ``processes``-th file, from number ``rank``.
-
-    Returns:
-        the files of this process.
-
-    Raises:
-        UserError: ``folder`` belongs to other images or to another model.
-    """
-    listing = json.dumps([each.record["file_name"] for each in images])
-    claim(folder / "pool.json", identity | {"images": hashlib.sha256(listing.encode()).hexdigest()[:16]})
-    files = []
-    with tqdm(total=images.count or None, unit="image", desc=images.place, disable=rank > 0) as progress:
-        for number, part in enumerate(_chunks(images)):
-            if number % processes == rank:
-                file = folder / f"pool_{number:05d}_{_file_state(part)}.npz"
-                if not file.is_file():
-                    for old in folder.glob(f"pool_{number:05d}*.npz"):  # its images have changed
-                        old.unlink()
-                    with atomic_write(file) as stream:
-                        np.savez(stream, **_scores(scorer, part, batch_size))  # type: ignore[arg-type]
-                files.append(file)
-            progress.update(len(part))
-    return files
 
 
 def _chunks(images: InputImages) -> Iterator[list[InputImage]]:
@@ -174,8 +144,8 @@ def _file_state(images: Sequence[InputImage]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _scores(scorer: ImageScorer, images: Sequence[InputImage], batch_size: int) -> dict[str, np.ndarray]:
-    scores: list[dict[str, np.ndarray]] = []
+def _statistics(predictor: Predictor, images: Sequence[InputImage], batch_size: int) -> dict[str, np.ndarray]:
+    statistics: list[dict[str, np.ndarray]] = []
     names, files = list[str](), list[str]()
     broken: dict[str, str] = {}
     batch: list[np.ndarray] = []
@@ -186,13 +156,13 @@ def _scores(scorer: ImageScorer, images: Sequence[InputImage], batch_size: int) 
             broken[image.name] = " ".join(str(error).split())
             continue
         if batch and (len(batch) == batch_size or batch[0].shape != pixels.shape):
-            scores.append(scorer(batch))
+            statistics.append(image_statistics(predictor, batch))
             batch = []
         batch.append(pixels)
         names.append(image.name)
         files.append(str(image.record["file_name"]))
     if batch:
-        scores.append(scorer(batch))
-    arrays = {key: np.concatenate([each[key] for each in scores]) for key in ARRAYS} if scores else {}
+        statistics.append(image_statistics(predictor, batch))
+    arrays = {key: np.concatenate([each[key] for each in statistics]) for key in ARRAYS} if statistics else {}
     texts = {"names": names, "files": files, "broken": list(broken), "reasons": list(broken.values())}
     return arrays | {key: np.array(values, dtype=np.str_) for key, values in texts.items()}

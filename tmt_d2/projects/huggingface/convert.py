@@ -9,7 +9,7 @@ from-hf   Mask2Former of Hugging Face, a folder or a model on the hub -> NAME.pt
 to-hf     checkpoint and config -> a folder for transformers (model.safetensors, config.json, preprocessor_config.json)
 strip     TMT checkpoint -> plain Mask2Former for the official code: .pth, or .pkl as in its model zoo
 
-to-hf takes KEY VALUE overrides of the config anywhere. Existing files are overwritten. The estimator
+KEY VALUE overrides of the config follow FOLDER. Existing files are overwritten. The estimator
 (transferability.*) is left out.
 """
 

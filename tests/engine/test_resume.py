@@ -14,6 +14,7 @@ import torch
 from tests.helpers.small_runs import contents, differences, small_cfg
 from tmt_d2.data import loaders
 from tmt_d2.engine import trainer
+from tmt_d2.engine.hooks.saving import PeriodicSaving
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.engine.trainer import Trainer
 from tmt_d2.errors import UserError
@@ -26,7 +27,7 @@ FINAL = "model_final.pth"
 
 
 class Killed(BaseException):
-    """Nothing in the run may react to it."""
+    """An error that nothing in the run handles."""
 
 
 def run_killed(cfg: Any, iteration: int) -> None:
@@ -37,9 +38,9 @@ def run_killed(cfg: Any, iteration: int) -> None:
             raise Killed
         save(self)
 
-    save = trainer._Save.after_step
+    save = PeriodicSaving.after_step
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(trainer._Save, "after_step", die)
+        patch.setattr(PeriodicSaving, "after_step", die)
         run_stage(cfg)
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from detectron2.utils import comm
+
 from tmt_d2.data.reader import DataError
+from tmt_d2.utils.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -38,5 +42,10 @@ class BadSamples:
                 value=self.max_fraction,
             )
 
-    def summary(self) -> str:
-        return f"{len(self.reasons)} of {self.images} training images could not be used and were replaced"
+    def write_summary(self, folder: str) -> None:
+        """Write the reasons of all processes to ``folder/bad_samples.json``, if there are any."""
+        for reasons in comm.gather(self.reasons):
+            self.reasons.update(reasons)
+        if self.reasons and comm.is_main_process():
+            logger.warning("%d of %d training images were unreadable and replaced", len(self.reasons), self.images)
+            write_json(Path(folder) / "bad_samples.json", self.reasons)

@@ -7,21 +7,19 @@ one bit for bit.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
 import weakref
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import HookBase, TrainerBase, create_ddp_model
-from detectron2.engine.hooks import EvalHook, IterationTimer, LRScheduler, PeriodicWriter
+from detectron2.engine.hooks import IterationTimer, LRScheduler, PeriodicWriter
 from detectron2.modeling import build_model
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
@@ -35,14 +33,15 @@ from tmt_d2.adaptation.task import Scores, Task, task_of
 from tmt_d2.data.datasets.registration import labeled_records
 from tmt_d2.data.loaders import MappedRecords, StepSampler
 from tmt_d2.data.mapper import SemanticMapper
-from tmt_d2.data.reader import DataError
 from tmt_d2.engine.anomaly import find_anomalies
 from tmt_d2.engine.bad_samples import BadSamples
-from tmt_d2.engine.best import BEST, Best
+from tmt_d2.engine.best import Best
 from tmt_d2.engine.checkpoint.checkpointer import FINAL, TMTCheckpointer, refuse_another_estimator
+from tmt_d2.engine.hooks.evaluation import Evaluation
+from tmt_d2.engine.hooks.saving import PeriodicSaving
 from tmt_d2.engine.optimizer import build_lr_scheduler, build_optimizer
 from tmt_d2.engine.step import TrainingStep, clipping
-from tmt_d2.engine.writers import build_writers
+from tmt_d2.engine.writers import build_writers, forget_metrics
 from tmt_d2.errors import USER_ERRORS, UserError
 from tmt_d2.evaluation.inference import build_inference
 from tmt_d2.evaluation.semantic import SemanticEvaluator, evaluate_split, metrics_table
@@ -50,7 +49,6 @@ from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.precision import bfloat16_where_faster
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.utils import signals
-from tmt_d2.utils.files import atomic_write, write_json
 from tmt_d2.utils.logs import log_file
 from tmt_d2.utils.randomness import seed_everything
 
@@ -115,10 +113,10 @@ class Trainer(TrainerBase):
             self.checkpointer.add_checkpointable(self.task.state_name, self.task.state)
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.done = self.saved = -1  # the last iteration that is completed, and that is in a checkpoint
-        self._final_iteration = -1  # the one after which training was stopped early
         self.best = Best.from_config(cfg) if self.task.measures_splits else None
+        evaluate = partial(self.task.evaluate, cfg, partial(self.test, cfg))
+        self.evaluation = Evaluation(cfg.TEST.EVAL_PERIOD, evaluate, self.best)
         self._writer: PeriodicWriter | None = None
-        self._results: dict[str, Any] = {}
 
     # --- parts to override
 
@@ -169,9 +167,8 @@ class Trainer(TrainerBase):
         return results
 
     def build_hooks(self) -> list[HookBase]:
-        registered: list[HookBase] = [IterationTimer(), LRScheduler(), _Save()]
-        registered.append(EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate))
-        registered += self.extra_hooks
+        saving = PeriodicSaving(self.cfg.SOLVER.CHECKPOINT_PERIOD)
+        registered: list[HookBase] = [IterationTimer(), LRScheduler(), saving, self.evaluation, *self.extra_hooks]
         if comm.is_main_process():
             self._writer = PeriodicWriter(build_writers(self.cfg), period=20)
             registered.append(self._writer)
@@ -244,7 +241,7 @@ class Trainer(TrainerBase):
         if not self.start_iter:
             self.checkpointer.supersede()
         if comm.is_main_process():
-            _forget_metrics(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
+            forget_metrics(self.cfg.OUTPUT_DIR, self.start_iter)
         self.register_hooks(self.build_hooks())
         self.task.train()
         self.seed, self.sampler.first_step = self.sampler.seed, self.start_iter
@@ -255,15 +252,17 @@ class Trainer(TrainerBase):
         with EventStorage(self.start_iter) as self.storage:
             try:
                 self.before_train()
-                self._repeat_evaluation()
                 for iteration in range(self.start_iter, self.max_iter):
-                    if self._is_stopped_early():
+                    if self.evaluation.stops_early():
+                        self.save_checkpoint(FINAL)
                         break
                     self.iter = iteration
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                if not (self._is_stopped_early() and self._results):  # else the last evaluation is the final one
+                if not (
+                    self.evaluation.stopped and self.evaluation.results
+                ):  # else the last evaluation is the final one
                     self.iter = self.max_iter
                 self.after_train()
             except signals.Stopped:
@@ -285,38 +284,8 @@ class Trainer(TrainerBase):
                 raise
             finally:
                 del self._batches  # ends the loader's processes
-        self._summarize_bad_samples()
-        return self._results
-
-    def _repeat_evaluation(self) -> None:
-        """Evaluate if the run was stopped between a checkpoint and the evaluation after the same step."""
-        period = self.cfg.TEST.EVAL_PERIOD
-        due = self.best and period > 0 and 0 < self.start_iter < self.max_iter and self.start_iter % period == 0
-        if self.best and due and self.start_iter not in self.best.values:
-            self._evaluate()
-            self.task.train()
-
-    def _is_stopped_early(self) -> bool:
-        """Return True if TEST.BEST.PATIENCE has run out; then the weights are final, and are saved as such once."""
-        if self.best is None or not self.best.exhausted or self.done + 1 >= self.max_iter:
-            return False
-        if self._final_iteration != self.done:
-            logger.info(
-                "stopping after %d of %d iterations: no better evaluation among the last %d (TEST.BEST.PATIENCE)",
-                self.done + 1,
-                self.max_iter,
-                self.best.patience,
-            )
-            self._final_iteration = self.done
-            self.save_checkpoint(FINAL)
-        return True
-
-    def _summarize_bad_samples(self) -> None:
-        for reasons in comm.gather(self.bad_samples.reasons):
-            self.bad_samples.reasons.update(reasons)
-        if self.bad_samples.reasons and comm.is_main_process():
-            logger.warning(self.bad_samples.summary())
-            write_json(Path(self.cfg.OUTPUT_DIR) / "bad_samples.json", self.bad_samples.reasons)
+        self.bad_samples.write_summary(self.cfg.OUTPUT_DIR)
+        return self.evaluation.results
 
     def run_step(self) -> None:
         seed_everything(self.seed, STEP_STREAM, self.iter, comm.get_rank())
@@ -370,29 +339,15 @@ class Trainer(TrainerBase):
                 return
             name = FINAL if self.done + 1 == self.max_iter else f"model_{self.done:07d}"
             self.saved = self.done
-        self._share_buffers()
+        self.share_buffers()
         self.checkpointer.save(name)
         comm.synchronize()  # a process that exits before the file is complete would end the others
 
-    def _share_buffers(self) -> None:
+    def share_buffers(self) -> None:
         """Give all processes the normalization statistics of the first one."""
         if comm.get_world_size() > 1:
             for buffer in self.task.buffers():
                 torch.distributed.broadcast(buffer, 0)
-
-    def _evaluate(self) -> dict[str, Any]:
-        self._share_buffers()
-        try:
-            self._results = self.task.evaluate(self.cfg, partial(self.test, self.cfg))
-        except DataError:
-            if comm.get_world_size() == 1:  # other processes may not have failed, and would not save
-                self.save_checkpoint()
-            raise
-        if self.best:
-            save = partial(self.checkpointer.save_weights, BEST, iterations=self.done + 1)
-            self.best.note(self.done + 1, self._results, save)
-            comm.synchronize()
-        return _nested_scalars(self._results)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -414,19 +369,6 @@ class Trainer(TrainerBase):
 
 def _file_names(batch: list[dict[str, Any]]) -> str:
     return ", ".join(record.get("file_name", "?") for record in batch)
-
-
-class _Save(HookBase):
-    """Saves every SOLVER.CHECKPOINT_PERIOD steps and after the last one; stops the run on a signal."""
-
-    def after_step(self) -> None:
-        trainer = self.trainer
-        period = trainer.cfg.SOLVER.CHECKPOINT_PERIOD
-        after = trainer.done + 1
-        if after == trainer.max_iter or (period > 0 and after % period == 0):
-            trainer.save_checkpoint()
-        if trainer.stop_agreed:
-            raise signals.Stopped
 
 
 def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
@@ -487,28 +429,3 @@ def _mean_over_processes(values: dict[str, Tensor]) -> dict[str, float]:
         torch.distributed.all_reduce(together)
         together /= comm.get_world_size()
     return dict(zip(values, together.tolist()))
-
-
-def _forget_metrics(path: Path, start: int) -> None:
-    """Drop the lines of iterations that are about to be repeated, and an incomplete last line."""
-    if not path.is_file():
-        return
-    lines = path.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("}\n") and _is_before(line, start)]
-    if len(kept) < len(lines):
-        with atomic_write(path, "w") as file:
-            file.writelines(kept)
-
-
-def _is_before(line: str, start: int) -> bool:
-    try:
-        return json.loads(line)["iteration"] < start
-    except (ValueError, KeyError):
-        return False
-
-
-def _nested_scalars(value: Any) -> Any:
-    """Turn lists into dictionaries by position, which Detectron2's event storage can log."""
-    if isinstance(value, list):
-        value = {str(index): item for index, item in enumerate(value)}
-    return {key: _nested_scalars(item) for key, item in value.items()} if isinstance(value, dict) else value

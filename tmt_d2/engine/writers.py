@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,7 +19,9 @@ from detectron2.utils.events import (
 )
 
 from tmt_d2.errors import UserError
-from tmt_d2.utils.files import finite
+from tmt_d2.utils.files import atomic_write, finite
+
+METRICS = "metrics.json"
 
 
 def build_writers(cfg: CfgNode) -> list[EventWriter]:
@@ -29,7 +32,7 @@ def build_writers(cfg: CfgNode) -> list[EventWriter]:
     """
     folder = cfg.OUTPUT_DIR
     os.makedirs(folder, exist_ok=True)
-    writers = [CommonMetricPrinter(cfg.SOLVER.MAX_ITER), StrictJSONWriter(os.path.join(folder, "metrics.json"))]
+    writers = [CommonMetricPrinter(cfg.SOLVER.MAX_ITER), StrictJSONWriter(os.path.join(folder, METRICS))]
     if cfg.LOGGING.WANDB_PROJECT:
         writers.append(WandbWriter(cfg))
     return [*writers, TensorboardXWriter(folder)]  # the last, as it clears the images
@@ -93,3 +96,22 @@ class _Strict:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
+
+
+def forget_metrics(folder: str, start: int) -> None:
+    """Remove the lines of ``folder/metrics.json`` of iterations from ``start`` on, and an incomplete last line."""
+    path = Path(folder) / METRICS
+    if not path.is_file():
+        return
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("}\n") and _is_before(line, start)]
+    if len(kept) < len(lines):
+        with atomic_write(path, "w") as file:
+            file.writelines(kept)
+
+
+def _is_before(line: str, start: int) -> bool:
+    try:
+        return json.loads(line)["iteration"] < start
+    except (ValueError, KeyError):
+        return False

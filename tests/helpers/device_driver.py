@@ -72,9 +72,8 @@ class Tasks:
             "tmt in bfloat16": partial(self.autocast, self.stage, "tmt", dtype="bfloat16"),
             "leep in float16": partial(self.autocast, self.stage, "leep", dtype="float16"),
         }
-        for dtype in ("bfloat16", "float16"):
-            train = partial(self.self_training, settings=CAREFUL)
-            tasks[f"careful in {dtype}"] = partial(self.autocast, train, f"careful_{dtype}", dtype=dtype)
+        train = partial(self.self_training, settings=CAREFUL)
+        tasks["careful in bfloat16"] = partial(self.autocast, train, "careful_bfloat16", dtype="bfloat16")
         return tasks
 
     def controls(self) -> dict[str, Callable[[], Any]]:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from tmt_d2.data.datasets.label_spaces import CLASSES, PALETTE, TRAIN_IDS
 from tmt_d2.data.datasets.registration import register_split
 from tmt_d2.data.mapper import SemanticMapper
+from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import (
     SemanticEvaluator,
     confusion_matrix,
@@ -229,7 +230,7 @@ def test_files(make_split: Any, tmp_path: Path) -> None:
         class_subsets={"16 classes": tuple(c for c in range(19) if c not in (9, 14, 16))}
     )
     out = tmp_path / "out"
-    evaluator = SemanticEvaluator(split.name, str(out), per_image=True)
+    evaluator = SemanticEvaluator(split.name, str(out))
     outputs = [{"sem_seg": s} for s in random_scores(rng, split.labels)]
     evaluator.process(split.inputs, outputs)
     result = evaluator.evaluate()["sem_seg"]
@@ -240,11 +241,7 @@ def test_files(make_split: Any, tmp_path: Path) -> None:
     with np.load(out / "confusion_matrix.npz") as saved:
         assert saved["matrix"].sum() == sum((a != 255).sum() for a in split.labels)
         assert metrics(saved["matrix"], saved["classes"])["mIoU"] == pytest.approx(result["mIoU"])
-    per_image = json.loads((out / "sem_seg_per_image.json").read_text())
-    assert list(per_image) == ["0.jpg", "1.jpg", "2.jpg"]
-    assert sorted(p.name for p in out.iterdir()) == [
-        "confusion_matrix.npz", "sem_seg_evaluation.json", "sem_seg_per_image.json",
-    ]  # fmt: skip
+    assert sorted(p.name for p in out.iterdir()) == ["confusion_matrix.npz", "sem_seg_evaluation.json"]
 
 
 def test_a_failed_write_leaves_the_old_report(make_split: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,12 +262,15 @@ def test_a_failed_write_leaves_the_old_report(make_split: Any, tmp_path: Path, m
 def test_wrong_inputs_are_named(make_split: Any) -> None:
     split = make_split([np.zeros((2, 3), np.uint8)])
     evaluator = SemanticEvaluator(split.name)
-    with pytest.raises(ValueError, match=r"0\.jpg: prediction is \(3, 2\), its label .* is \(2, 3\)"):
+    with pytest.raises(UserError, match=r"0\.jpg") as error:
         evaluator.process(split.inputs, [{"sem_seg_labels": torch.zeros(3, 2).long()}])
-    with pytest.raises(ValueError, match=r"x\.jpg is not an image of split_"):
+    assert error.value.key == evaluator.label_files["0.jpg"]
+    with pytest.raises(UserError, match=r"x\.jpg") as error:
         evaluator.process([{"file_name": "x.jpg"}], [{"sem_seg_labels": torch.zeros(2, 3).long()}])
-    with pytest.raises(ValueError, match=r"0\.jpg: predicted class 19"):
+    assert (error.value.key, error.value.value) == ("DATASETS.TEST", split.name)
+    with pytest.raises(UserError, match=r"0\.jpg") as error:
         evaluator.process(split.inputs, [{"sem_seg_labels": torch.full((2, 3), 19)}])
+    assert error.value.key == "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
 
 
 def test_evaluate_split_runs_the_model_over_the_loader(make_split: Any) -> None:
@@ -361,7 +361,5 @@ def test_scores_that_are_no_numbers_are_no_prediction_of_the_first_class(value: 
     scores = torch.rand(3, 4, 5)
     assert labels_at_size(scores, (8, 10)).shape == (8, 10)
     scores[:, 1, 1] = value
-    with pytest.raises(
-        FloatingPointError, match="scores of the model are not finite: its weights hold NaN or infinity"
-    ):
+    with pytest.raises(FloatingPointError):
         labels_at_size(scores, (8, 10))

@@ -12,6 +12,7 @@ from detectron2.evaluation import DatasetEvaluator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tmt_d2.errors import UserError
 from tmt_d2.evaluation import inference
 from tmt_d2.evaluation.inference import MultiScaleFlip, SinglePass, SlidingWindow, build_inference
 from tmt_d2.evaluation.semantic import evaluate_split, labels_at_size
@@ -145,13 +146,15 @@ def test_small_outputs_are_the_models_own() -> None:
 
 @pytest.mark.parametrize("stride", [(17, 16), (16, 0)])
 def test_stride_that_leaves_gaps_is_named(stride: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=r"STRIDE=.* at most SIZE="):
+    with pytest.raises(UserError) as error:
         SlidingWindow(Pointwise(), (16, 16), stride)
+    assert (error.value.key, error.value.value) == ("TEST.SLIDING_WINDOW.STRIDE", stride)
 
 
 def test_no_scale_is_named() -> None:
-    with pytest.raises(ValueError, match=r"TEST\.AUG\.MIN_SIZES is empty"):
+    with pytest.raises(UserError) as error:
         MultiScaleFlip(Pointwise(), (), 99, True)
+    assert error.value.key == "TEST.AUG.MIN_SIZES"
 
 
 def test_config_chooses_the_wrappers() -> None:

@@ -15,6 +15,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from tests.helpers.checkout import TINY_CONFIG
+from tests.helpers.models import TINY
 from tmt_d2 import setup_cfg
 from tmt_d2.adaptation.estimator import Estimator
 from tmt_d2.experiments.plan import read_plan
@@ -22,18 +23,9 @@ from tmt_d2.experiments.units import Unit, units_of
 from tmt_d2.projects.street_scenes.render import render
 
 TINIEST: dict[str, Any] = {
-    "MODEL.RESNETS.NORM": "FrozenBN",  # batch normalisation would tie the images of a batch together
-    "MODEL.RESNETS.DEPTH": 50,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 16,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
-    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
-    "MODEL.SEM_SEG_HEAD.MASK_DIM": 32,
-    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
-    "MODEL.MASK_FORMER.HIDDEN_DIM": 32,
-    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 32,
+    **{key: value for key, value in TINY.items() if key not in ("MODEL.DEVICE", "MODEL.WEIGHTS")},
+    "MODEL.RESNETS.NORM": "FrozenBN",  # batch normalization would tie the images of a batch together
     "MODEL.MASK_FORMER.DEC_LAYERS": 2,
-    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 64,
     "INPUT.MIN_SIZE_TRAIN": (64, 72),
     "INPUT.CROP.SIZE": (64, 64),
     "INPUT.MIN_SIZE_TEST": 64,

@@ -18,10 +18,8 @@ from tmt_d2.modeling.backbones.lora import LoRALinear, adapters_without_gradient
 from tmt_d2.modeling.backbones.timm_backbone import TimmBackbone
 
 ADAPTERS = {  # of each block one for queries, keys and values together, or three, or (PVT) two
-    "vit_tiny_patch16_224": 12,
     "vit_small_patch14_dinov2": 12,
     "vit_small_patch16_dinov3": 12,
-    "eva02_tiny_patch14_224": 12,
     "eva02_base_patch14_448": 36,
     "samvit_base_patch16": 12,
     "swin_tiny_patch4_window7_224": 12,

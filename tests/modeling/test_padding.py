@@ -1,4 +1,4 @@
-"""Mapper and model together: padding is known as padding, to attention, regions, quantile and discriminators."""
+"""Mapper and model together: attention, regions, quantile and discriminators know padding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.modeling.mask_former import valid_positions
 
 CROP = (128, 256)
-REAL = (128, 228)  # of a 720 x 1280 picture at short edge 128
+REAL = (128, 228)  # of a 90 x 160 image at short edge 128
 
 
 def sample_of(folder: Path, short_edge: int, crop: tuple[int, int], size: tuple[int, int]) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def sample_of(folder: Path, short_edge: int, crop: tuple[int, int], size: tuple[
 
 
 def padded_in_silence(sample: dict[str, Any]) -> dict[str, Any]:
-    """What the mapper used to give: padding that looks like picture."""
+    """A record whose padding looks like part of the image."""
     height, width = sample["image"].shape[-2:]
     image = torch.full((3, *sample["padded_size"]), 128, dtype=torch.uint8)
     image[:, :height, :width] = sample["image"]
@@ -47,7 +47,7 @@ def padded_in_silence(sample: dict[str, Any]) -> dict[str, Any]:
     return {"image": image, "sem_seg": label}
 
 
-def test_a_bdd_picture_at_the_official_crop_is_padded_and_known_to_be(tmp_path: Path, build_tiny) -> None:
+def test_a_bdd_image_at_the_official_crop_is_padded_and_known_to_be(tmp_path: Path, build_tiny) -> None:
     sample = sample_of(tmp_path, 512, (512, 1024), (720, 1280))
     assert tuple(sample["image"].shape) == (3, 512, 910)
     images = build_tiny("MaskFormer").preprocess([sample])
@@ -65,7 +65,7 @@ def test_a_bdd_picture_at_the_official_crop_is_padded_and_known_to_be(tmp_path: 
 
 def test_the_excluded_share_of_real_positions_is_p_t(tmp_path: Path, build_tiny) -> None:
     model = build_tiny(MODEL__TMT__P_T=0.3, MODEL__TMT__CELL_SIZES=[1, 1, 1])  # a region a position: no two of one T
-    sample = sample_of(tmp_path, 128, CROP, (720, 1280))
+    sample = sample_of(tmp_path, 128, CROP, (90, 160))
     assert tuple(sample["image"].shape[1:]) == REAL
     whole = sample | {"image": torch.rand(3, *CROP) * 255}
 
@@ -87,7 +87,7 @@ def test_the_excluded_share_of_real_positions_is_p_t(tmp_path: Path, build_tiny)
 def test_discriminators_never_see_padding(tmp_path: Path, build_tiny) -> None:
     model = build_tiny()
     training = Estimator(model, target_error=0.0)
-    sample = sample_of(tmp_path, 128, CROP, (720, 960))
+    sample = sample_of(tmp_path, 128, CROP, (90, 120))
     width = sample["image"].shape[2]
     both = [sample | {"domain": 0}, padded_in_silence(sample) | {"domain": 1}]
     for stride, cell, (_, exists) in zip((32, 16, 8), (1, 2, 4), training._regions(both)):
@@ -100,7 +100,7 @@ def test_discriminators_never_see_padding(tmp_path: Path, build_tiny) -> None:
 def test_padding_does_not_change_with_the_rest_of_the_batch(architecture: str, tmp_path: Path, build_tiny) -> None:
     """Every micro-batch and process pads to the crop, on which the encoding of positions depends."""
     model = build_tiny(architecture)
-    small, large = (sample_of(tmp_path, 128, CROP, size) for size in ((720, 1280), (720, 1500)))
+    small, large = (sample_of(tmp_path, 128, CROP, size) for size in ((90, 160), (90, 188)))
     with torch.no_grad():
         alone = model([small])[0]["sem_seg"]
         together = model([small, large])[0]["sem_seg"]

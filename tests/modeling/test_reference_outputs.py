@@ -20,7 +20,7 @@ from tmt_d2.modeling.targets import semantic_targets
 
 REFERENCE = Path(__file__).parent / "reference"
 TOLERANCE = 2e-3
-SEEDS = 8
+SEEDS = 4
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Inference beyond one forward pass: large outputs, sliding windows, several scales and mirror images.
 
-Each wrapper takes and returns what the model does, so it stands in for the model in ``inference_on_dataset``.
+Each wrapper has the inputs and outputs of the model, so it replaces the model in ``inference_on_dataset``.
 Scores are kept for at most ``MAX_SCORE_PIXELS`` pixels at once: at 5248 x 3936, K = 19 maps of float32 would be
 1.6 GB. A larger output comes as ``sem_seg_labels`` alone, its scores taken at 1/2, 1/4, ... of the input; the masks
 of a Mask2Former have 1/4 of the input's size in the first place.
@@ -26,14 +26,14 @@ MAX_SCORE_PIXELS = 2048 * 2048  # 19 maps: 319 MB
 
 
 def build_inference(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """``model`` with what ``TEST.PRECISION``, ``TEST.SLIDING_WINDOW`` and ``TEST.AUG`` ask for around it."""
+    """Wrap ``model`` as ``TEST.PRECISION``, ``TEST.SLIDING_WINDOW`` and ``TEST.AUG`` say."""
     window, augmentation = cfg.TEST.SLIDING_WINDOW, cfg.TEST.AUG
     if cfg.TEST.PRECISION == "bfloat16":
         model = _InBFloat16(model)
-    wrapped = SlidingWindow(model, tuple(window.SIZE), tuple(window.STRIDE)) if window.ENABLED else SinglePass(model)
-    if not augmentation.ENABLED:
-        return wrapped
-    return MultiScaleFlip(wrapped, augmentation.MIN_SIZES, augmentation.MAX_SIZE, augmentation.FLIP)
+    model = SlidingWindow(model, tuple(window.SIZE), tuple(window.STRIDE)) if window.ENABLED else SinglePass(model)
+    if augmentation.ENABLED:
+        model = MultiScaleFlip(model, augmentation.MIN_SIZES, augmentation.MAX_SIZE, augmentation.FLIP)
+    return model
 
 
 class _InBFloat16(nn.Module):
@@ -51,7 +51,7 @@ class _InBFloat16(nn.Module):
 
 
 class SinglePass(nn.Module):
-    """The model itself for outputs of up to ``MAX_SCORE_PIXELS``; larger ones in bounded memory."""
+    """One forward pass for outputs of up to ``MAX_SCORE_PIXELS``; larger ones are labels, in bounded memory."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -66,27 +66,29 @@ class SinglePass(nn.Module):
         Returns:
             for each item ``sem_seg`` (K, height, width), or for large outputs ``sem_seg_labels`` (height, width).
         """
-        return [self._one(item) for item in batched_inputs]
-
-    def _one(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        height, width = _output_size(item)
-        if height * width <= MAX_SCORE_PIXELS:
-            return self._small(item, (height, width))
-        return {"sem_seg_labels": labels_at_size(self.scores(item), (height, width))}
+        results = []
+        for item in batched_inputs:
+            height, width = item["image"].shape[1:]
+            size = (item.get("height", height), item.get("width", width))
+            if size[0] * size[1] <= MAX_SCORE_PIXELS:
+                results.append(self._small(item, size))
+            else:
+                results.append({"sem_seg_labels": labels_at_size(self.scores(item), size)})
+        return results
 
     def _small(self, item: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         return self.model([item])[0]
 
     def scores(self, item: Mapping[str, Any]) -> Tensor:
-        """(K, h', w') at the input's size, or a fraction of it that has at most ``MAX_SCORE_PIXELS``."""
-        return self._ask(item["image"], _score_size(item["image"])[0])
+        """Return (K, h', w') at the input's size, or a fraction of it that has at most ``MAX_SCORE_PIXELS``."""
+        return self._scores_at(item["image"], _score_size(item["image"])[0])
 
-    def _ask(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+    def _scores_at(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         return self.model([{"image": image, "height": size[0], "width": size[1]}])[0]["sem_seg"]
 
 
 class _Mean(SinglePass):
-    """A mean of the scores of several passes, at whatever size the output has."""
+    """Base of the means over several passes, for outputs of any size."""
 
     def _small(self, item: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         return {"sem_seg": resize(self.scores(item), size)}
@@ -103,7 +105,9 @@ class SlidingWindow(_Mean):
         """
         super().__init__(model)
         if not all(0 < step <= length for step, length in zip(stride, size)):
-            raise UserError(f"TEST.SLIDING_WINDOW.STRIDE={stride} must be positive and at most SIZE={size}")
+            raise UserError(
+                f"must be positive and at most SIZE, {size}", key="TEST.SLIDING_WINDOW.STRIDE", value=stride
+            )
         self.size = size
         self.stride = stride
 
@@ -115,7 +119,7 @@ class SlidingWindow(_Mean):
             for left, right in _spans(image.shape[2], self.size[1], self.stride[1], step):
                 rows, columns = slice(top // step, -(-bottom // step)), slice(left // step, -(-right // step))
                 size = (rows.stop - rows.start, columns.stop - columns.start)
-                part = self._ask(image[:, top:bottom, left:right], size)
+                part = self._scores_at(image[:, top:bottom, left:right], size)
                 if total is None:
                     total, count = part.new_zeros(len(part), height, width), part.new_zeros(height, width)
                 total[:, rows, columns] += part
@@ -136,7 +140,7 @@ class MultiScaleFlip(_Mean):
         """
         super().__init__(model)
         if not min_sizes:
-            raise UserError("TEST.AUG.MIN_SIZES is empty: give at least one length of the shortest edge")
+            raise UserError("give at least one length of the shortest edge", key="TEST.AUG.MIN_SIZES", value=min_sizes)
         self.min_sizes = tuple(min_sizes)
         self.max_size = max_size
         self.flip = flip
@@ -149,19 +153,15 @@ class MultiScaleFlip(_Mean):
             scaled = resized_size((image.shape[1], image.shape[2]), min_size, self.max_size)
             view = F.interpolate(image[None].float(), scaled, mode="bilinear", align_corners=False, antialias=True)[0]
             for mirrored in (False, True)[: 1 + self.flip]:
-                part = self._ask(view.flip(-1) if mirrored else view, size)
+                part = self._scores_at(view.flip(-1) if mirrored else view, size)
                 part = part.flip(-1) if mirrored else part
                 total = part.clone() if total is None else total.add_(part)
         assert total is not None  # there is always a scale
         return total.div_(len(self.min_sizes) * (1 + self.flip))
 
 
-def _output_size(item: Mapping[str, Any]) -> tuple[int, int]:
-    return item.get("height", item["image"].shape[1]), item.get("width", item["image"].shape[2])
-
-
 def _score_size(image: Tensor) -> tuple[tuple[int, int], int]:
-    """The size at which scores of ``image`` (3, h, w) are kept, and the power of two it is divided by."""
+    """Return the size at which scores of ``image`` (3, h, w) are kept, and the power of two that divides it."""
     height, width = image.shape[1:]
     step = 1
     while -(-height // step) * -(-width // step) > MAX_SCORE_PIXELS:
@@ -170,7 +170,7 @@ def _score_size(image: Tensor) -> tuple[tuple[int, int], int]:
 
 
 def _spans(length: int, window: int, stride: int, step: int) -> list[tuple[int, int]]:
-    """(start, end) of windows that cover ``length``; starts are multiples of ``step``, the last one ends at the end."""
+    """Return (start, end) of windows that cover ``length``; starts are multiples of ``step``."""
     last = max(length - window, 0) // step * step
     starts = [start // step * step for start in range(0, last, stride)] + [last]
     return [(start, length if start == last else start + window) for start in starts]

@@ -1,8 +1,7 @@
-"""mIoU and its relatives, from one confusion matrix that stays on the device of the predictions.
+"""mIoU, fwIoU, mACC and pACC from one confusion matrix that stays on the device of the predictions.
 
-The numbers mean what Detectron2's ``SemSegEvaluator`` means by them. What differs: labels are read through
-the data set's table (no converted copies), nothing is run-length encoded, and no array of all scores at the
-size of the image is ever made here.
+The numbers equal those of Detectron2's ``SemSegEvaluator``. Differences: labels are read through the data set's table
+(no converted copies), nothing is run-length encoded, and K score maps of the image's size are never made here.
 """
 
 from __future__ import annotations
@@ -37,18 +36,19 @@ METRICS = ("mIoU", "fwIoU", "mACC", "pACC")  # over all classes, in percent
 
 
 def labels_at_size(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    """The best class of each pixel after bilinear interpolation of ``scores`` to ``size``.
+    """Return ``resize(scores, size).argmax(0)``, computed plane by plane: two maps of ``size`` in memory instead of K.
 
-    ``resize(scores, size).argmax(0)``, plane by plane: two maps of
-    ``size`` are in memory instead of K. (PyTorch may round one plane and K planes differently in the last bit, which
-    shows only where two classes are equally good.)
+    PyTorch may round one plane and K planes differently in the last bit, so ties may be resolved differently.
 
     Args:
         scores: (K, h, w) float, K <= 255.
         size: (H, W).
 
     Returns:
-        (H, W) uint8; the first class where several are best.
+        (H, W) uint8; the first class in a tie.
+
+    Raises:
+        FloatingPointError: a score is NaN or infinite.
     """
     labels = torch.zeros(size, dtype=torch.uint8, device=scores.device)
     best = torch.full(size, -torch.inf, dtype=scores.dtype, device=scores.device)
@@ -63,7 +63,7 @@ def labels_at_size(scores: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def confusion_matrix(prediction: Tensor, truth: Tensor, num_classes: int, ignore: int = IGNORE) -> Tensor:
-    """(K, K) long counts, row = true class, column = predicted class; pixels whose truth is ``ignore`` are left out.
+    """Return (K, K) long counts, row = true class, column = predicted class, without pixels whose truth is ``ignore``.
 
     Args:
         prediction: (H, W) integer, each value in [0, K).
@@ -76,7 +76,7 @@ def confusion_matrix(prediction: Tensor, truth: Tensor, num_classes: int, ignore
 
 
 def metrics(matrix: np.ndarray, classes: Sequence[str], subsets: Mapping[str, Iterable[int]] = {}) -> dict[str, float]:
-    """Percentages by the names of the paper's table, in Detectron2's sense.
+    """Return percentages by the names of the paper's table, as Detectron2 defines them.
 
     A class counts in mIoU, fwIoU and mACC when it occurs in the ground truth, and is NaN otherwise. For each
     entry of ``subsets`` there is an ``mIoU-<name>`` over those of its classes that occur.
@@ -109,14 +109,14 @@ def metrics(matrix: np.ndarray, classes: Sequence[str], subsets: Mapping[str, It
 
 
 def metric_names(dataset_name: str) -> list[str]:
-    """What is measured on a registered split: the keys of ``metrics``."""
+    """Return the keys of ``metrics`` for a registered split."""
     metadata = MetadataCatalog.get(dataset_name)
     size = len(metadata.stuff_classes)
     return list(metrics(np.zeros((size, size)), metadata.stuff_classes, metadata.get("class_subsets", {})))
 
 
 def metrics_table(values: Mapping[str, float | None], classes: Sequence[str]) -> str:
-    """IoU and accuracy of every class, in three columns of classes, and a line with the four means."""
+    """Return IoU and accuracy of every class, in three columns of classes, and a line with the four means."""
 
     def shown(name: str) -> str:
         value = values.get(name)
@@ -130,27 +130,25 @@ def metrics_table(values: Mapping[str, float | None], classes: Sequence[str]) ->
 
 
 class SemanticEvaluator(DatasetEvaluator):
-    """Scores predictions of train ids against the label files of a registered split.
+    """Compare predictions with the label files of a registered split.
 
-    A model's output per image is ``sem_seg_labels`` (H, W) integer, or else ``sem_seg`` (K, H, W) scores, of
+    The output of a model for an image is ``sem_seg_labels`` (H, W) integer, or else ``sem_seg`` (K, H, W) scores, of
     the size of the label file.
 
     Attributes:
         absent_classes: after ``evaluate``, the classes that never occur in the ground truth.
     """
 
-    def __init__(self, dataset_name: str, output_dir: str | None = None, per_image: bool = False) -> None:
+    def __init__(self, dataset_name: str, output_dir: str | None = None) -> None:
         """
         Args:
             dataset_name: a registered split, of which the labelled images count; its metadata names the classes and
                 the subsets.
             output_dir: where ``confusion_matrix.npz`` and ``sem_seg_evaluation.json`` go; None writes nothing.
-            per_image: also write ``sem_seg_per_image.json``, the metrics of each image.
         """
         metadata = MetadataCatalog.get(dataset_name)
         self.dataset_name = dataset_name
         self.output_dir = output_dir
-        self.per_image = per_image
         self.classes = tuple(metadata.stuff_classes)
         self.subsets: Mapping[str, Iterable[int]] = getattr(metadata, "class_subsets", {})
         self.label_space = label_space_of(dataset_name)
@@ -160,41 +158,38 @@ class SemanticEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         self.matrix: Tensor | None = None
-        self.images: dict[str, dict[str, float]] = {}
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
         for item, output in zip(inputs, outputs):
             file_name = item["file_name"]
             if file_name not in self.label_files:
-                raise UserError(f"{file_name} is not an image of {self.dataset_name}: check DATASETS.TEST")
+                raise UserError(
+                    f"{file_name} is not an image of this split", key="DATASETS.TEST", value=self.dataset_name
+                )
             truth = torch.from_numpy(reader.read_label(self.label_files[file_name], self.label_space))
             prediction = output.get("sem_seg_labels")
             if prediction is None:
                 prediction = labels_at_size(output["sem_seg"], tuple(output["sem_seg"].shape[1:]))
             if prediction.shape != truth.shape:
-                raise UserError(
-                    f"{file_name}: prediction is {tuple(prediction.shape)}, its label {self.label_files[file_name]} "
-                    f"is {tuple(truth.shape)}"
-                )
+                sizes = f"{tuple(truth.shape)}, the prediction {tuple(prediction.shape)}"
+                raise UserError(f"label of {file_name} has size {sizes}", key=self.label_files[file_name])
             if prediction.numel() and int(prediction.max()) >= len(self.classes):
                 raise UserError(
-                    f"{file_name}: predicted class {int(prediction.max())}, but {self.dataset_name} has "
-                    f"{len(self.classes)} classes: check MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+                    f"class {int(prediction.max())} was predicted in {file_name}, but {self.dataset_name} has "
+                    f"{len(self.classes)} classes",
+                    key="MODEL.SEM_SEG_HEAD.NUM_CLASSES",
                 )
             matrix = confusion_matrix(prediction, truth.to(prediction.device), len(self.classes))
             self.matrix = matrix if self.matrix is None else self.matrix + matrix
-            if self.per_image:
-                self.images[file_name] = metrics(matrix.cpu().numpy(), self.classes)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
-        """{"sem_seg": {"mIoU", "fwIoU", "mACC", "pACC", "IoU-<class>", ...}} in percent; None in other processes."""
+        """Return {"sem_seg": {"mIoU", ..., "IoU-<class>", ...}} in percent; None in processes other than the first."""
         size = len(self.classes)
         own = np.zeros((size, size), np.int64) if self.matrix is None else self.matrix.cpu().numpy()
-        gathered = comm.gather((own, self.images), dst=0)
+        gathered = comm.gather(own, dst=0)
         if not comm.is_main_process():
             return None
-        matrix = np.sum([each for each, _ in gathered], axis=0)
-        images = {name: values for _, each in gathered for name, values in each.items()}
+        matrix = np.sum(gathered, axis=0)
         result = metrics(matrix, self.classes, self.subsets)
         self.absent_classes = [name for name, count in zip(self.classes, matrix.sum(1)) if not count]
         if self.absent_classes:
@@ -202,27 +197,21 @@ class SemanticEvaluator(DatasetEvaluator):
                 "%s: not in the ground truth, and in no mean: %s", self.dataset_name, ", ".join(self.absent_classes)
             )
         if self.output_dir:
-            self._write(Path(self.output_dir), matrix, result, images)
+            self._write(Path(self.output_dir), matrix, result)
         return OrderedDict(sem_seg=result)
 
-    def _write(self, folder: Path, matrix: np.ndarray, result: Mapping[str, float], images: Mapping[str, Any]) -> None:
+    def _write(self, folder: Path, matrix: np.ndarray, result: Mapping[str, float]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / "confusion_matrix.npz") as file:
             np.savez(file, matrix=matrix, classes=np.array(self.classes))
-        report = {"dataset": self.dataset_name, "absent_classes": self.absent_classes, **_without_nan(result)}
+        without_nan = {name: None if np.isnan(value) else value for name, value in result.items()}  # JSON has no NaN
+        report = {"dataset": self.dataset_name, "absent_classes": self.absent_classes, **without_nan}
         write_json(folder / "sem_seg_evaluation.json", report)
-        if self.per_image:
-            per_image = {name: _without_nan(values) for name, values in sorted(images.items())}
-            write_json(folder / "sem_seg_per_image.json", per_image)
 
 
 def evaluate_split(
     model: nn.Module | Callable[..., Any], loader: Iterable[Any], evaluator: DatasetEvaluator
 ) -> dict[str, dict[str, float]]:
-    """Runs ``model`` over ``loader``; what ``evaluator`` says, and {} in processes other than the first."""
+    """Run ``model`` over ``loader`` and return the results of ``evaluator``; {} in processes other than the first."""
     with evaluation_mode(model) if isinstance(model, nn.Module) else nullcontext():
         return inference_on_dataset(model, loader, evaluator)
-
-
-def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: None if np.isnan(value) else value for name, value in values.items()}  # JSON has no NaN

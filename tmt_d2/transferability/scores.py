@@ -57,26 +57,18 @@ def otce(
     target_features: Tensor,
     target_labels: Tensor,
     regularization: float = 0.1,
-    weights: tuple[float, float, float] = (0.0, -1.0, 0.0),
 ) -> float:
-    """OTCE = l1 W_D + l2 W_T + b; the default weights give F-OTCE = -W_T = -H(Y_t | Y_s), which needs no fitting.
+    """F-OTCE = -H(Y_t | Y_s), in [-log(number of target classes), 0]; higher = more transferable.
 
     The optimal transport plan couples source and target samples by the cost ||f_s - f_t||^2 with uniform marginals.
 
     Args:
         source_features: (M, D); source_labels: (M,). target_features: (N, D); target_labels: (N,).
         regularization: entropic epsilon, relative to the mean cost (Sinkhorn in the log domain); 0 = exact plan.
-        weights: (l1, l2, b).
-
-    Returns:
-        the score; F-OTCE lies in [-log(number of target classes), 0], higher = more transferable. W_D is in the units
-        of the squared features.
     """
     cost = squared_distances(torch.as_tensor(source_features).double(), torch.as_tensor(target_features).double())
     plan = transport_plan(cost, regularization)
-    conditional_entropy = target_given_source_entropy(plan, source_labels, target_labels)
-    l1, l2, bias = weights
-    return float(l1 * (cost * plan).sum() + l2 * conditional_entropy + bias)
+    return -float(target_given_source_entropy(plan, source_labels, target_labels))
 
 
 def jc_otce(
@@ -127,7 +119,7 @@ def squared_distances(source: Tensor, target: Tensor) -> Tensor:
 
 
 def transport_plan(cost: Tensor, regularization: float) -> Tensor:
-    """The coupling of uniform marginals with the least cost, (M, N); see ``otce`` for the regularisation."""
+    """The coupling of uniform marginals with the least cost, (M, N); see ``otce`` for the regularization."""
     import ot  # POT is slow to import and only scores need it
 
     relative = relative_cost(cost)

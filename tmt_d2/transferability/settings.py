@@ -1,4 +1,4 @@
-"""What an estimator was trained under, kept beside its weights: with other regions its T would be another one.
+"""Settings of an estimator, stored with its weights, which are only valid for the regions it was trained on.
 
 Settings are the values of keys below MODEL.TMT, such as {"KAPPA": 10.0}.
 """
@@ -16,14 +16,15 @@ from tmt_d2.errors import UserError
 
 
 def encode_settings(settings: Mapping[str, Any]) -> Tensor:
-    """-> (N,) uint8, the bytes of JSON: a checkpoint holds tensors only."""
+    """Return (N,) uint8, the bytes of JSON: a checkpoint holds tensors only."""
     return torch.tensor(list(json.dumps(settings).encode()), dtype=torch.uint8)
 
 
 def decode_settings(state: Any) -> dict[str, Any]:
-    """
+    """Inverse of ``encode_settings``.
+
     Raises:
-        ValueError: ``state`` is nothing that ``encode_settings`` made.
+        ValueError: ``state`` is not encoded settings.
     """
     try:
         settings = json.loads(bytes(torch.as_tensor(state).flatten().tolist()))
@@ -35,17 +36,14 @@ def decode_settings(state: Any) -> dict[str, Any]:
 
 
 def refuse_other_settings(there: Mapping[str, Any], here: Mapping[str, Any], name: str) -> None:
-    """
-    Args:
-        there: of the estimator in the checkpoint ``name``. here: of the run that wants to use it; only keys that both
-            have are compared.
+    """Compare settings of an estimator, ``there``, in the checkpoint ``name``, with those of a run, ``here``.
 
     Raises:
-        UserError: they differ.
+        UserError: they differ in a key that both have.
     """
     different = [key for key in here if key in there and there[key] != here[key]]
     if not different:
         return
-    listed = "; ".join(f"MODEL.TMT.{key} {there[key]}, here it is {here[key]}" for key in different)
-    anew = "fine-tune from the estimator stage's checkpoint" if different == ["FEATURES"] else "run the estimator stage"
-    raise UserError(f"{name}: its estimator was trained with {listed}: set it so, or {anew} with yours")
+    listed = ", ".join(f"MODEL.TMT.{key} {there[key]} (here {here[key]})" for key in different)
+    retrain = "fine-tune from the estimator's checkpoint" if different == ["FEATURES"] else "train the estimator again"
+    raise UserError(f"its estimator was trained with {listed}", key=name, hint=f"use the same values, or {retrain}")

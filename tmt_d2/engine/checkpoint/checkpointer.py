@@ -263,7 +263,7 @@ class TMTCheckpointer(DetectionCheckpointer):
             # The discriminators have seen the frozen source model, which is still in the file, so both values of
             # FEATURES start from its features. After fine-tuning they mean different ones.
             there.pop("FEATURES", None)
-        refuse_other_settings(there, estimator.settings, f"checkpoint {self._loading}")
+        refuse_other_settings(there, estimator.settings, str(self._loading))
 
     def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
         """Do nothing: the load report names them."""

@@ -20,6 +20,7 @@ from tests.helpers.criterion import (
     seeded,
     sigmoid,
 )
+from tmt_d2.errors import UserError
 from tmt_d2.modeling.mask_logits import MaskLogits
 from tmt_d2.modeling.targets import MaskTargets
 
@@ -182,8 +183,9 @@ def test_diverged_outputs_give_a_loss_that_says_so(value: float) -> None:
 
 
 def test_more_targets_than_queries() -> None:
-    with pytest.raises(ValueError, match=r"3 classes but there are 2 queries: raise MODEL.MASK_FORMER.NUM_OBJECT"):
+    with pytest.raises(UserError) as error:
         make_criterion()(make_outputs(layers=1, B=1, Q=2), make_targets([0, 1, 2]))
+    assert (error.value.key, error.value.value) == ("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 2)
 
 
 def test_costs_travel_to_the_host_once(monkeypatch: pytest.MonkeyPatch) -> None:

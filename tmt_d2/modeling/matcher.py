@@ -80,10 +80,8 @@ def match(costs: Sequence[Tensor]) -> list[np.ndarray]:
     for cost in costs:
         outputs, queries, targets = cost.shape
         if targets > queries:
-            raise UserError(
-                f"an image has {targets} classes but there are {queries} queries: raise "
-                "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"
-            )
+            message = f"an image has {targets} classes, and each needs a query of its own"
+            raise UserError(message, key="MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", value=queries)
         block = flat[start : start + cost.numel()].reshape(outputs, queries, targets)
         start += cost.numel()
         chosen = np.empty((outputs, targets), np.int64)

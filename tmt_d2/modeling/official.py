@@ -120,7 +120,7 @@ def plain_state(state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
     """
     plain = OrderedDict((name, value) for name, value in state.items() if not name.startswith(ESTIMATOR))
     if not any(name.startswith(HEAD) for name in plain):
-        raise UserError(f"no entry begins with {HEAD}: this is no checkpoint of a Mask2Former")
+        raise UserError(f"no entry begins with {HEAD}: the checkpoint holds no Mask2Former")
     plain._metadata = OrderedDict((module, {"version": version}) for module, version in _VERSIONS.items())  # type: ignore[attr-defined]
     return plain
 
@@ -141,7 +141,7 @@ def write_official(state: Mapping[str, Tensor], path: str | Path) -> None:
         with atomic_write(path) as file:
             _ZooPickler(file, protocol=3).dump({"model": arrays, "__author__": "tmt_d2"})
     else:
-        raise UserError(f"{path}: write a .pth or a .pkl file")
+        raise UserError("the suffix must be .pth or .pkl", key=path)
 
 
 _PythonPickler: Any = pickle._Pickler  # type: ignore[attr-defined]  # the C class writes names as it likes

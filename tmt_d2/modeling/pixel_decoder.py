@@ -143,8 +143,10 @@ class MSDeformAttnPixelDecoder(nn.Module):
         lateral = [name for name in by_stride if name not in transformer_in_features]
         if len(lateral) != 1 or input_shape[lateral[0]].stride * 2 != input_shape[self.level_names[-1]].stride:
             raise UserError(
-                f"MODEL.SEM_SEG_HEAD: IN_FEATURES {by_stride} must be DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES "
-                f"{list(transformer_in_features)} and one feature of half the finest stride among them"
+                f"must be {list(transformer_in_features)}, DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES, and one feature "
+                "of half the finest stride among them",
+                key="MODEL.SEM_SEG_HEAD.IN_FEATURES",
+                value=by_stride,
             )
         self.lateral_name = lateral[0]
         self.input_proj = nn.ModuleList(

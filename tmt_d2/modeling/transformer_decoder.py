@@ -174,11 +174,11 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
     def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
         former = cfg.MODEL.MASK_FORMER
         if former.PRE_NORM:
-            raise UserError("MODEL.MASK_FORMER.PRE_NORM is True: only post-norm, as in all official models, is built")
+            message = "only post-norm is built, as in all official models"
+            raise UserError(message, key="MODEL.MASK_FORMER.PRE_NORM", value=former.PRE_NORM)
         if former.DEC_LAYERS < 2:
-            raise UserError(
-                f"MODEL.MASK_FORMER.DEC_LAYERS is {former.DEC_LAYERS}: it counts decoder layers + 1, so it must be >= 2"
-            )
+            message = "it is the number of decoder layers + 1, so at least 2"
+            raise UserError(message, key="MODEL.MASK_FORMER.DEC_LAYERS", value=former.DEC_LAYERS)
         return {
             "in_channels": in_channels,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,

@@ -161,7 +161,7 @@ def test_the_estimator_is_left_out_and_the_rest_returns_exactly(build_tiny: Call
     tmt = build_tiny("TransferableMaskFormer")
     config, tensors = to_huggingface(tiny_cfg(MODEL__META_ARCHITECTURE="TransferableMaskFormer"), tmt.state_dict())
     assert not any("transferability" in name for name in tensors)
-    assert config["backbone_config"]["layer_type"] == "basic"
+    assert config["backbone_config"]["layer_type"] == "bottleneck"
     state, settings = from_huggingface(json.loads(json.dumps(config)), tensors)
     plain = {name: value for name, value in tmt.state_dict().items() if not name.startswith("transferability.")}
     assert set(state) == set(plain)

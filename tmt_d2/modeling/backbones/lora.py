@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685): y = W x + (alpha / r) B A x, where W stays and A and B learn."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685): y = W x + (alpha / r) B A x, where W is frozen and A and B learn."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ PROJECTIONS = ("qkv", "q", "k", "v", "kv", "q_proj", "k_proj", "v_proj")  # to q
 
 
 class LoRALinear(nn.Linear):
-    """A linear layer with an adapter. Its own weight and bias keep their names and do not learn; at first B is 0.
+    """Linear layer with an adapter. Its own weight and bias keep their names and are frozen; B starts at 0.
 
-    Who reads ``weight`` instead of calling the layer, as EVA, BEiT and SwinV2 do, reads W + (alpha / r) B A.
+    The attribute ``weight`` is W + (alpha / r) B A, for modules that do not call the layer: EVA, BEiT and SwinV2.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float):
@@ -40,9 +40,9 @@ class LoRALinear(nn.Linear):
 
 
 def add_lora(module: nn.Module, rank: int, alpha: float | None = None) -> int:
-    """Put an adapter on every linear layer below ``module`` whose name is one of ``PROJECTIONS``; returns how many.
+    """Put an adapter on every linear layer below ``module`` whose name is in ``PROJECTIONS``; return their number.
 
-    alpha: 2 x rank.
+    alpha: None = 2 x rank.
     """
     count = 0
     for parent in list(module.modules()):
@@ -54,6 +54,6 @@ def add_lora(module: nn.Module, rank: int, alpha: float | None = None) -> int:
 
 
 def adapters_without_gradient(module: nn.Module) -> list[str]:
-    """Names of the adapters that the backward pass before did not reach."""
+    """Return the names of adapters that got no gradient."""
     adapters = ((name, layer) for name, layer in module.named_modules() if isinstance(layer, LoRALinear))
     return [name for name, layer in adapters if layer.lora_a.grad is None or layer.lora_b.grad is None]

@@ -1,10 +1,10 @@
-"""``MODEL.BACKBONE.NAME timm``: any model of the library timm that gives features, as a Detectron2 backbone.
+"""``MODEL.BACKBONE.NAME timm``: models of the library timm as Detectron2 backbones.
 
-Hierarchical networks (EfficientNet, ConvNeXt, MobileNetV4, Swin, PVT, RegNet, ...) give res2 ... res5 themselves.
-Plain Vision Transformers (DINOv2, DINOv3, EVA-02, ...) have one map at 1/16 of the image; four are made of it by
-Detectron2's ``SimpleFeaturePyramid`` (ViTDet, arXiv 2203.16527). Where their patches are of another size, 14 in DINOv2,
-timm resamples the patch embedding to 16 when weights are read, as Rein does (arXiv 2312.04265), and the position
-embeddings to the image's size in every pass.
+Hierarchical networks (EfficientNet, ConvNeXt, MobileNetV4, Swin, PVT, RegNet, ...) have features res2 ... res5.
+Plain Vision Transformers (DINOv2, DINOv3, EVA-02, ...) have one map at 1/16 of the image; Detectron2's
+``SimpleFeaturePyramid`` (ViTDet, arXiv 2203.16527) makes four maps of it. If their patches have another size, 14 in
+DINOv2, timm resamples the patch embedding to 16 when weights are loaded, as Rein does (arXiv 2312.04265), and the
+position embeddings to the size of the image in every pass.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ logger = logging.getLogger(__name__)
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 PATCH = 16
-TRIED_SIZE = (96, 160)
+PROBE_SIZE = (96, 160)
 SHOWN = 4  # names in an error
 TIMM_WEIGHTS = "timm://"  # of MODEL.WEIGHTS, see ``engine/checkpoint/pretrained.py``
 Normalization = tuple[list[float], list[float]]  # mean and standard deviation, RGB, in 0 ... 255
-# What MODEL.PIXEL_MEAN and PIXEL_STD are where a user has not set them: Detectron2's defaults and those of configs/.
-HELD_BY_CONFIGS: tuple[Normalization, ...] = (
+# MODEL.PIXEL_MEAN and PIXEL_STD that no user has set: Detectron2's defaults and those of configs/.
+DEFAULT_NORMALIZATIONS: tuple[Normalization, ...] = (
     ([103.53, 116.28, 123.675], [1.0, 1.0, 1.0]),
     ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
     ([127.5, 127.5, 127.5], [127.5, 127.5, 127.5]),
@@ -47,9 +47,9 @@ class TimmBackbone(Backbone):
 
     Attributes:
         net: timm's ``features_only`` model, whose names the state dict has.
-        normalization: mean and standard deviation per RGB channel that the weights ``name`` were trained with, in
+        normalization: mean and standard deviation per RGB channel with which the weights ``name`` were trained, in
             0 ... 255.
-        blocks: of a plain Vision Transformer, how many; 0 for any other.
+        blocks: number of blocks of a plain Vision Transformer, 0 for other networks.
     """
 
     def __init__(self, name: str, drop_path_rate: float = 0.0, frozen: bool = False, lora_rank: int = 0):
@@ -57,11 +57,12 @@ class TimmBackbone(Backbone):
         Args:
             name: timm's, with or without a tag, such as ``convnextv2_tiny`` or ``vit_base_patch14_dinov2.lvd142m``.
             drop_path_rate: stochastic depth (arXiv 1603.09382).
-            frozen: nothing of ``net`` learns, but adapters do.
-            lora_rank: adapters (LoRA, arXiv 2106.09685) on every projection to queries, keys and values; 0: none.
+            frozen: freeze ``net``, except for adapters.
+            lora_rank: rank of adapters (LoRA, arXiv 2106.09685) on every projection to queries, keys and values; 0:
+                none.
 
         Raises:
-            UserError: timm is not installed or knows no such model, it has no features of these strides, or no
+            UserError: timm is not installed or has no such model, the model has no features of these strides, or no
                 projections that can be adapted.
         """
         super().__init__()
@@ -74,24 +75,22 @@ class TimmBackbone(Backbone):
                 self._options["patch_size"] = PATCH
                 probe = create_model(name, features_only=True, **self._options)
         reductions, channels = probe.feature_info.reduction(), probe.feature_info.channels()
-        wanted = {"last": PATCH} if plain else STRIDES
-        if not set(wanted.values()) <= set(reductions):
-            raise UserError(
-                f"MODEL.TIMM.NAME {name} has features at strides {', '.join(map(str, reductions))}: "
-                f"{', '.join(map(str, wanted.values()))} are needed"
-            )
-        indices = [len(reductions) - 1 - reductions[::-1].index(stride) for stride in wanted.values()]
-        # timm says it; the shape does not, where a map has as many rows as channels.
+        strides = {"last": PATCH} if plain else STRIDES
+        if not set(strides.values()) <= set(reductions):
+            message = f"it has features at strides {reductions}, {[*strides.values()]} are needed"
+            raise UserError(message, key="MODEL.TIMM.NAME", value=name)
+        indices = [len(reductions) - 1 - reductions[::-1].index(stride) for stride in strides.values()]
+        # The shape is ambiguous if a map has as many rows as channels.
         self._channels_last = getattr(probe, "output_fmt", "NCHW") == "NHWC"
-        _try(probe, name, indices, lora_rank)
+        _check(probe, name, indices, lora_rank)
         drop_path = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
         self.net: Any = create_model(
             name, features_only=True, out_indices=[-1] if plain else indices, **drop_path, **self._options
         )
-        self._out_features = list(wanted)
+        self._out_features = list(strides)
         self._shapes = {
             out: ShapeSpec(channels=channels[index], stride=stride)
-            for index, (out, stride) in zip(indices, wanted.items())
+            for index, (out, stride) in zip(indices, strides.items())
         }
         self.normalization = _normalization(self.net.pretrained_cfg)
         self.blocks = len(self.net.model.blocks) if plain else 0
@@ -111,7 +110,7 @@ class TimmBackbone(Backbone):
     def train(self, mode: bool = True) -> TimmBackbone:
         super().train(mode)
         if self.frozen:
-            self.net.eval()  # frozen means statistics and stochastic depth too
+            self.net.eval()  # frozen includes statistics and stochastic depth
         return self
 
     def output_shape(self) -> dict[str, ShapeSpec]:
@@ -122,44 +121,42 @@ class TimmBackbone(Backbone):
         return 32
 
     def convert(self, weights: Mapping[str, Tensor], file: str) -> dict[str, Tensor]:
-        """The entries of a pretrained timm model, of its authors' original, or of the same layers in the same order
-        under other names -> those of this module's state dict. Other parts, such as the classifier, are left out.
+        """Convert pretrained weights to entries of this module's state dict.
+
+        Args:
+            weights: of a timm model, of its authors' original, or of the same layers in the same order under other
+                names. Other parts, such as the classifier, are left out.
 
         Raises:
-            UserError: something is missing or of another shape; ``file`` is named.
+            UserError: an entry is missing or has another shape; its key is ``file``.
         """
         with torch.device("meta"):
             whole = _timm().create_model(self.name, **self._options)
         entrypoint = sys.modules[_timm().model_entrypoint(self.name.split(".")[0]).__module__]
-        by_timm = getattr(entrypoint, "checkpoint_filter_fn", None)
+        convert = getattr(entrypoint, "checkpoint_filter_fn", None)
         weights = dict(weights)
         if not set(weights) & set(whole.state_dict()):
             in_order = _by_order(weights, whole.state_dict())
             if in_order:
-                logger.warning(
-                    "%s has none of timm's names, but arrays of the same shapes: the %d weights of %s are taken in "
-                    "order, e.g. %s for %s",
-                    file, len(weights), self.name, next(iter(weights)), next(iter(in_order)),
-                )  # fmt: skip
+                message = "%s has none of timm's names, but arrays of the same shapes: loaded in order, e.g. %s as %s"
+                logger.warning(message, file, next(iter(weights)), next(iter(in_order)))
             weights = in_order or weights
-        if by_timm is not None:
+        if convert is not None:
             try:
-                weights = by_timm(weights, whole)
-            except (KeyError, RuntimeError, TypeError, ValueError) as error:  # it looks for what is not there
-                logger.info("%s: timm's conversion for %s does not know it (%s)", file, self.name, error)
+                weights = convert(weights, whole)
+            except (KeyError, RuntimeError, TypeError, ValueError) as error:  # an entry that it needs is missing
+                logger.info("%s: timm's conversion for %s does not apply (%s)", file, self.name, error)
         left = {_plain(name): name for name in weights}
         own = {name: value for name, value in self.net.state_dict().items() if ".lora_" not in name}
         fitting = {}
         for name, value in own.items():
-            there = left.get(_plain(name))
-            if there is not None and weights[there].shape == value.shape:
+            source = left.get(_plain(name))
+            if source is not None and weights[source].shape == value.shape:
                 fitting[name] = weights[left.pop(_plain(name))]
         missing = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
         if missing:
-            raise UserError(
-                f"checkpoint {file} does not fit MODEL.TIMM.NAME {self.name}: {_some(missing)} not in it or of another "
-                f"shape; left over: {_some(list(left.values()))}"
-            )
+            message = f"does not fit MODEL.TIMM.NAME {self.name}: missing or of another shape: {_some(missing)}"
+            raise UserError(message, key=file, hint=f"left over: {_some(list(left.values()))}")
         return {f"net.{name}": value for name, value in fitting.items()}
 
 
@@ -181,64 +178,55 @@ class TimmPyramid(SimpleFeaturePyramid):
 
 @BACKBONE_REGISTRY.register()
 def timm(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """The backbone that ``MODEL.TIMM`` describes."""
+    """Build the backbone of ``MODEL.TIMM``."""
     settings = cfg.MODEL.TIMM
     if cfg.INPUT.FORMAT != "RGB":
-        raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}: timm's models were trained on RGB")
+        raise UserError("timm's models were trained on RGB", key="INPUT.FORMAT", value=cfg.INPUT.FORMAT)
     net = TimmBackbone(settings.NAME, settings.DROP_PATH_RATE, settings.FROZEN, settings.LORA_RANK)
     net.normalization = _chosen_normalization(cfg, net.normalization)
     return TimmPyramid(net, settings.PYRAMID_CHANNELS) if net.blocks else net
 
 
-def _chosen_normalization(cfg: CfgNode, of_name: Normalization) -> Normalization:
-    """The config's mean and standard deviation where they are a user's own, else ``of_name``, those of the weights that
-    MODEL.TIMM.NAME names.
+def _chosen_normalization(cfg: CfgNode, pretrained: Normalization) -> Normalization:
+    """Return the config's mean and standard deviation where a user has set them, else those of MODEL.TIMM.NAME.
 
-    The values that the files in configs/ hold are not a user's own: they were chosen for other backbones.
+    Values that the files in configs/ hold for other backbones do not count as set by a user.
 
     Raises:
-        UserError: MODEL.WEIGHTS names weights of timm with others. The weights of later stages are a checkpoint, so
-            MODEL.TIMM.NAME alone can say it in all of them.
+        UserError: MODEL.WEIGHTS names weights of timm that were trained with others than those of MODEL.TIMM.NAME.
+            Later stages start from a checkpoint, so MODEL.TIMM.NAME must name the weights in all of them.
     """
-    name, weights = cfg.MODEL.TIMM.NAME, cfg.MODEL.WEIGHTS
-    here: Normalization = ([*cfg.MODEL.PIXEL_MEAN], [*cfg.MODEL.PIXEL_STD])
-    if not any(_alike(here, held) for held in (of_name, *HELD_BY_CONFIGS)):
-        logger.warning(
-            "MODEL.PIXEL_MEAN %s and PIXEL_STD %s are taken, though %s has learned with %s and %s",
-            *here,
-            name,
-            *of_name,
-        )
-        return here
-    if weights.startswith(TIMM_WEIGHTS):
+    weights = cfg.MODEL.WEIGHTS
+    configured: Normalization = ([*cfg.MODEL.PIXEL_MEAN], [*cfg.MODEL.PIXEL_STD])
+    is_default = any(_alike(configured, each) for each in (pretrained, *DEFAULT_NORMALIZATIONS))
+    if is_default and weights.startswith(TIMM_WEIGHTS):
         settings = _timm().get_pretrained_cfg(weights.removeprefix(TIMM_WEIGHTS))
-        if settings is not None and not _alike(_normalization(settings.to_dict()), of_name):
+        if settings is not None and not _alike(_normalization(settings.to_dict()), pretrained):
             raise UserError(
-                f"MODEL.WEIGHTS {weights} has learned with another mean and standard deviation than MODEL.TIMM.NAME "
-                f"{name}: set MODEL.TIMM.NAME {weights.removeprefix(TIMM_WEIGHTS)}, in all stages"
+                f"{weights} was trained with another mean and standard deviation",
+                key="MODEL.TIMM.NAME",
+                value=cfg.MODEL.TIMM.NAME,
+                hint=f"set it to {weights.removeprefix(TIMM_WEIGHTS)} in all stages",
             )
-    if not _alike(here, of_name):
-        logger.warning(
-            "MODEL.PIXEL_MEAN %s and PIXEL_STD %s: %s has learned with %s and %s, which are taken",
-            *here,
-            name,
-            *of_name,
-        )
-    return of_name
+    chosen = pretrained if is_default else configured
+    if not _alike(configured, pretrained):
+        message = "MODEL.PIXEL_MEAN %s, PIXEL_STD %s: %s was trained with %s and %s; the model uses %s and %s"
+        logger.warning(message, *configured, cfg.MODEL.TIMM.NAME, *pretrained, *chosen)
+    return chosen
 
 
 def _alike(one: Normalization, other: Normalization) -> bool:
-    return all(abs(a - b) <= 0.5 for mine, its in zip(one, other) for a, b in zip(mine, its))
+    return all(abs(a - b) <= 0.5 for ours, theirs in zip(one, other) for a, b in zip(ours, theirs))
 
 
 def _normalization(settings: Mapping[str, Any]) -> Normalization:
-    """Mean and standard deviation of timm's settings of pretrained weights, in 0 ... 255."""
+    """Return mean and standard deviation of timm's settings of pretrained weights, in 0 ... 255."""
     mean, std = ([255.0 * value for value in settings[key]] for key in ("mean", "std"))
     return mean, std
 
 
 def timm_part(model: nn.Module) -> tuple[str, TimmBackbone] | None:
-    """Name and module of a model's timm backbone, if it has one."""
+    """Return name and module of the model's timm backbone, None if it has another backbone."""
     return next(((name, module) for name, module in model.named_modules() if isinstance(module, TimmBackbone)), None)
 
 
@@ -246,66 +234,62 @@ def _timm() -> Any:
     try:
         import timm as library
     except ImportError as error:
-        raise UserError("MODEL.BACKBONE.NAME is timm, which is not installed: pip install timm") from error
+        raise UserError(
+            "it is not installed", key="MODEL.BACKBONE.NAME", value="timm", hint="pip install timm"
+        ) from error
     return library
 
 
 def _options(name: str) -> dict[str, Any]:
-    """What lets this model see images of any size."""
-    library = _timm()
+    """Return the arguments with which this model takes images of any size."""
+    library, key = _timm(), "MODEL.TIMM.NAME"
     known = library.list_models()
     if name.split(".")[0] not in known:
         near = difflib.get_close_matches(name.split(".")[0], known, 3, 0.5)
-        raise UserError(
-            f"MODEL.TIMM.NAME is {name!r}, which timm {library.__version__} does not know"
-            + (f"; near: {', '.join(near)}" if near else "; timm.list_models() lists all")
-        )
+        hint = f"near: {', '.join(near)}" if near else "timm.list_models() lists all"
+        raise UserError(f"timm {library.__version__} has no such model", key=key, value=name, hint=hint)
     with torch.device("meta"):
         try:
             whole = library.create_model(name, num_classes=0)
         except RuntimeError as error:  # an unknown tag
-            raise UserError(f"MODEL.TIMM.NAME {name}: {' '.join(str(error).split())}") from error
+            raise UserError(" ".join(str(error).split()), key=key, value=name) from error
     accepted = inspect.signature(type(whole).__init__).parameters
-    options: dict[str, Any] = {}
     if "dynamic_img_size" in accepted:
-        options["dynamic_img_size"] = True
-    elif "strict_img_size" in accepted:
-        options["strict_img_size"] = False
-    return options
+        return {"dynamic_img_size": True}
+    return {"strict_img_size": False} if "strict_img_size" in accepted else {}
 
 
-def _try(probe: nn.Module, name: str, indices: Sequence[int], lora_rank: int) -> None:
-    """One pass without numbers, of the maps that are used.
+def _check(probe: nn.Module, name: str, indices: Sequence[int], lora_rank: int) -> None:
+    """Run one pass on the meta device.
 
     Raises:
-        UserError: the model takes images of one size only, or has adapters that would not learn, or none.
+        UserError: the model takes images of one size only, has no adapters, or some that its features do not use.
     """
     with torch.device("meta"):
         adapters = add_lora(probe, lora_rank) if lora_rank else 0
         try:
-            maps = probe.eval()(torch.empty(1, 3, *TRIED_SIZE))
+            maps = probe.eval()(torch.empty(1, 3, *PROBE_SIZE))
         except (AssertionError, RuntimeError) as error:
-            raise UserError(f"MODEL.TIMM.NAME {name} takes pictures of one size only") from error
+            raise UserError("the model takes images of one size only", key="MODEL.TIMM.NAME", value=name) from error
     if not lora_rank:
         return
     torch.stack([maps[index].sum() for index in indices]).sum().backward()
     idle = adapters_without_gradient(probe)
     if idle or not adapters:
-        why = (
-            f"an adapter on {idle[0]} would not learn"
-            if idle
-            else "no linear layer projects to queries, keys or values"
+        message = (
+            f"the adapter on {idle[0]} would not learn" if idle else "no layer projects to queries, keys or values"
         )
-        raise UserError(f"MODEL.TIMM.LORA_RANK is {lora_rank}: in {name} {why}; set it to 0")
+        raise UserError(f"in {name} {message}", key="MODEL.TIMM.LORA_RANK", value=lora_rank, hint="set it to 0")
 
 
 def _plain(name: str) -> str:
-    """``features_only`` models write ``stages_0`` for ``stages.0``, and put ``model.`` in front of others."""
+    """Return the name as in a whole model: ``features_only`` models have ``stages_0`` for ``stages.0``, or ``model.``
+    in front."""
     return name.removeprefix("model.").replace(".", "_")
 
 
 def _by_order(weights: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """The same layers in the same order under other names, such as those of lukemelas' EfficientNet."""
+    """Rename weights of the same layers in the same order, such as those of lukemelas' EfficientNet; else None."""
 
     def kinds(state: Mapping[str, Tensor]) -> list[tuple[str, torch.Size]]:
         return [(name.rsplit(".", 1)[-1], value.shape) for name, value in state.items()]

@@ -157,7 +157,7 @@ class MSDeformAttn(nn.Module):
     def __init__(self, d_model: int = 256, n_levels: int = 4, n_heads: int = 8, n_points: int = 4):
         super().__init__()
         if d_model % n_heads:
-            raise UserError(f"d_model {d_model} must be a multiple of n_heads {n_heads}")
+            raise UserError(f"must divide {d_model} channels", key="MODEL.MASK_FORMER.NHEADS", value=n_heads)
         self.n_levels, self.n_heads, self.n_points = n_levels, n_heads, n_points
         self.sampling_offsets = Linear(d_model, n_heads * n_levels * n_points * 2)
         self.attention_weights = Linear(d_model, n_heads * n_levels * n_points)

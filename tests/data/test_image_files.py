@@ -14,7 +14,6 @@ from tmt_d2.data.image_files import image_files
 from tmt_d2.data.mapper import model_input
 from tmt_d2.errors import UserError
 from tmt_d2.utils.files import atomic_write
-from tmt_d2.utils.lock import folder_lock
 
 
 def touch(*paths: Path) -> None:
@@ -62,29 +61,7 @@ def test_an_image_far_longer_than_wide_has_a_pixel_left(size: tuple[int, int]) -
     assert min(shape[1:]) == 1 and max(shape[1:]) == 96
 
 
-def test_files_with_the_longest_names_are_written(tmp_path: Path) -> None:
-    path = tmp_path / ("n" * 251 + ".png")
-    with atomic_write(path) as file:
-        file.write(b"x")
-    assert [path] == list(tmp_path.iterdir())
-
-
 def test_text_may_mention_names_that_are_not_utf8(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "t.csv", "w") as file:
         file.write(os.fsdecode(b"stra\xdfe.jpg"))
     assert "stra" in (tmp_path / "t.csv").read_text(encoding="utf-8")
-
-
-def test_a_folder_in_use_is_named_by_its_option(tmp_path: Path) -> None:
-    child = os.fork()
-    if not child:  # a lock of POSIX belongs to a process
-        with folder_lock(tmp_path, "--output"):
-            os.kill(os.getpid(), 19)  # SIGSTOP
-        os._exit(0)
-    os.waitpid(child, os.WUNTRACED)
-    try:
-        with pytest.raises(UserError, match="--output"), folder_lock(tmp_path, "--output"):
-            pass
-    finally:
-        os.kill(child, 9)
-        os.waitpid(child, 0)

@@ -62,10 +62,6 @@ def ids(items: list[dict[str, Any]]) -> list[str]:
     return [item["image_id"] for item in items]
 
 
-def test_domains_are_named_once() -> None:
-    assert (SOURCE_DOMAIN, TARGET_DOMAIN) == (0, 1)
-
-
 @pytest.mark.parametrize(("fraction", "expected"), [(1, 2975), (1 / 8, 372), (1 / 16, 186), (1e-9, 1)])
 def test_subset_sizes_by_hand(fraction: float, expected: int) -> None:
     assert len(label_subset(records(2975), fraction, 0)) == expected
@@ -202,11 +198,6 @@ def test_train_loader_only_serves_the_subset_and_all_of_it(split: Any) -> None:
     assert all(set(served[i : i + 4]) == expected for i in range(0, 16, 4))  # each epoch has each image once
 
 
-def test_single_image_fills_a_batch(split: Any) -> None:
-    loader = build_train_loader([split(3)], keep, 4, labels=LabelChoice(0.01), seed=0)
-    assert len(next(iter(loader))) == 4
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_order_and_augmentation_follow_the_seed(split: Any, workers: int) -> None:
@@ -223,10 +214,9 @@ def test_order_and_augmentation_follow_the_seed(split: Any, workers: int) -> Non
     assert len(set(noise)) == len(noise)  # workers do not repeat one another
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_paired_batches_are_half_source_half_target(split: Any, workers: int) -> None:
+def test_paired_batches_are_half_source_half_target(split: Any) -> None:
     source, target = split(3), split(11)
-    loader = build_paired_loader([source], [target], keep, 6, seed=0, num_workers=workers)
+    loader = build_paired_loader([source], [target], keep, 6, seed=0)
     seen: set[tuple[str, str]] = set()
     for batch in itertools.islice(loader, 8):
         domains = [item["domain"] for item in batch]
@@ -235,19 +225,6 @@ def test_paired_batches_are_half_source_half_target(split: Any, workers: int) ->
             assert item["dataset"] == (source if item["domain"] == SOURCE_DOMAIN else target)
             seen.add((item["dataset"], item["image_id"]))
     assert len(seen) == 3 + 11
-
-
-def test_unpaired_loader_is_not_balanced(split: Any) -> None:
-    source, target = split(3), split(11)
-    loader = build_train_loader([source, target], keep, 6, seed=0)
-    counts = [sum(item["dataset"] == source for item in batch) for batch in itertools.islice(loader, 8)]
-    assert counts != [3] * 8
-
-
-def test_the_catalog_is_not_changed_by_domains(split: Any) -> None:
-    name = split(2)
-    next(iter(build_paired_loader([name], [name], keep, 2, seed=0)))
-    assert all("domain" not in record for record in DatasetCatalog.get(name))
 
 
 @pytest.mark.parametrize(("batch_size", "processes", "multiple"), [(5, 1, 2), (6, 2, 4)])

@@ -13,51 +13,6 @@ from tests.data.test_reader import picture, save_label
 from tmt_d2.data.datasets.cityscapes import CITYSCAPES
 from tmt_d2.data.reader import DataError, SizeError, exif_orientation, read_image, read_image_of, read_pair
 
-RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-
-
-def turned_jpeg(path: Path, orientation: int) -> str:
-    """6 wide and 4 high as stored: left third red, middle green, right blue."""
-    stored = np.zeros((32, 48, 3), np.uint8)
-    stored[:, :16], stored[:, 16:32], stored[:, 32:] = RED, GREEN, BLUE
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(stored).save(path, exif=exif, quality=100, subsampling=0)
-    return str(path)
-
-
-@pytest.mark.parametrize(("orientation", "top", "bottom"), [(6, RED, BLUE), (8, BLUE, RED)])
-def test_the_exif_orientation_is_applied_only_where_the_label_is_turned(
-    tmp_path: Path, orientation: int, top: tuple[int, int, int], bottom: tuple[int, int, int]
-) -> None:
-    record = {"file_name": turned_jpeg(tmp_path / "image.jpg", orientation)}
-
-    record["sem_seg_file_name"] = save_label(tmp_path / "stored.png", np.zeros((32, 48)))
-    image, label = read_pair(record, CITYSCAPES)
-    assert image.shape == (32, 48, 3) and label.shape == (32, 48)
-    assert np.allclose(image[16, 4], RED, atol=8)
-
-    record["sem_seg_file_name"] = save_label(tmp_path / "turned.png", np.zeros((48, 32)))
-    image, label = read_pair(record, CITYSCAPES)
-    assert image.shape == (48, 32, 3) and label.shape == (48, 32) and image.flags.c_contiguous
-    assert np.allclose(image[4, 16], top, atol=8) and np.allclose(image[44, 16], bottom, atol=8)
-
-    image, _ = read_pair(record, CITYSCAPES, "BGR")
-    assert np.allclose(image[4, 16], top[::-1], atol=8)
-
-
-def test_half_a_turn_does_not_change_an_image_whose_label_fits(tmp_path: Path) -> None:
-    record = {"file_name": turned_jpeg(tmp_path / "image.jpg", 3)}
-    record["sem_seg_file_name"] = save_label(tmp_path / "label.png", np.zeros((32, 48)))
-    assert np.allclose(read_pair(record, CITYSCAPES)[0][16, 4], RED, atol=8)
-
-
-def test_a_label_on_its_side_without_an_exif_orientation_is_an_error(tmp_path: Path) -> None:
-    record = {"file_name": turned_jpeg(tmp_path / "image.jpg", 1)}
-    record["sem_seg_file_name"] = save_label(tmp_path / "label.png", np.zeros((48, 32)))
-    with pytest.raises(SizeError, match="48x32.*32x48"):
-        read_pair(record, CITYSCAPES)
-
 
 def with_orientation(path: Path, orientation: int | None, size: tuple[int, int] = (32, 48), **options: object) -> str:
     """A picture of `size` (height, width) as stored, with no two corners alike."""

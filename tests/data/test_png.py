@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from tests.helpers.fuzz import mutate
 from tmt_d2.data import png, reader
-from tmt_d2.data.datasets.label_spaces import IGNORE, LabelSpace
+from tmt_d2.data.datasets.label_spaces import LabelSpace
 from tmt_d2.data.png import END, SIGNATURE
 from tmt_d2.data.reader import DataError, read_image, read_label
 
@@ -172,14 +172,6 @@ def test_mutated_files_are_read_alike_or_end_in_the_same_error(same: Callable[[b
     chance = random.Random(0)
     counts = [same(mutate(chance.choice([*PLAIN.values()]), chance)) for _ in range(300)]
     assert any(by_kornia for _, by_kornia in counts) and any(read == 0 for read, _ in counts)
-
-
-def test_labels_are_those_ids(tmp_path: Path) -> None:
-    pytest.importorskip("kornia_rs")
-    path = tmp_path / "label.png"
-    path.write_bytes(stored(np.array([[7, 255], [0, 20]], np.uint8)))
-    assert png.decode_plain(path.read_bytes(), "GREY").tolist() == [[7, 255], [0, 20]]
-    assert read_label(str(path), ANY_ID).tolist() == [[7, IGNORE], [0, 1]]
 
 
 def test_without_kornia_nothing_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

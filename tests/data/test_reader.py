@@ -56,19 +56,6 @@ def test_the_order_of_the_channels(tmp_path: Path) -> None:
         read_image(path, "L")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16"])
-def test_other_kinds_of_images_become_three_channels(tmp_path: Path, mode: str) -> None:
-    path = str(tmp_path / "image.png")
-    if mode == "I;16":
-        Image.fromarray(np.full((4, 5), 0x8000, np.uint16)).save(path)
-    else:
-        image = Image.new("RGB", (5, 4), (128, 128, 128))
-        (image.quantize() if mode == "P" else image.convert(mode)).save(path)
-        assert Image.open(path).mode == mode
-    assert (np.abs(read_image(path).astype(int) - 128) <= 1).all()
-    assert read_image(path).shape == (4, 5, 3)
-
-
 def test_jpeg_pixels_are_those_of_pillow(tmp_path: Path) -> None:
     (tmp_path / "image.jpg").write_bytes(encoded("JPEG", quality=90))
     expected = np.asarray(Image.open(tmp_path / "image.jpg").convert("RGB")).astype(int)
@@ -219,12 +206,6 @@ def test_an_original_of_another_task_names_the_right_one(
     image.save(tmp_path / "label.png")
     with pytest.raises(DataError, match=files):
         read_label(str(tmp_path / "label.png"), space)
-
-
-def test_a_png_of_nothing_but_its_ends_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "label.png").write_bytes(b"\x89PNG\r\n\x1a\nIEND")
-    with pytest.raises(DataError, match="label.png"):
-        read_label(str(tmp_path / "label.png"), CITYSCAPES)
 
 
 def test_a_jpeg_is_no_label(tmp_path: Path) -> None:

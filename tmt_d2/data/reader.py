@@ -180,19 +180,10 @@ def exif_orientation(path: str) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def has_header(path: str) -> bool:
-    """Return whether Pillow can read the file's header."""
+def stored_size(file: str | Path | bytes) -> tuple[int, int] | None:
+    """Return (H, W), as stored, in the header of an image file, or of its bytes; None if it has none."""
     try:
-        with Image.open(path):
-            return True
-    except Exception:  # as above
-        return False
-
-
-def stored_size(data: bytes) -> tuple[int, int] | None:
-    """Return (H, W), as stored, in the header of an encoded image; None if it has none."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             return image.height, image.width
     except Exception:  # as above
         return None

@@ -22,7 +22,7 @@ from tmt_d2.data.datasets import bdd100k, cityscapes, gtav, mapillary, synthia
 from tmt_d2.data.datasets.label_spaces import IGNORE, LabelSpace, class_list
 from tmt_d2.data.datasets.layouts import Layout, Listing
 from tmt_d2.data.labeled import LABEL
-from tmt_d2.data.reader import DataError, has_header, read_image, read_label
+from tmt_d2.data.reader import DataError, read_image, read_label, stored_size
 from tmt_d2.errors import UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -207,9 +207,9 @@ def check_readable(records: Sequence[Record]) -> None:
         DataError: as ``read_image`` and ``read_label``.
     """
     for record in records:
-        if not has_header(record["file_name"]):
+        if stored_size(record["file_name"]) is None:
             read_image(record["file_name"])
-        if LABEL in record and not has_header(record[LABEL]):
+        if LABEL in record and stored_size(record[LABEL]) is None:
             read_record_label(record)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -16,11 +17,15 @@ from PIL import Image
 from tests.helpers.checkout import ROOT
 from tests.helpers.models import tiny_cfg
 from tmt_d2.cli import export
-from tmt_d2.inference.export import sample_image
+from tmt_d2.data.datasets.label_spaces import CLASSES, PALETTE
+from tmt_d2.inference.export import FixedSizeModel, sample_image
 from tmt_d2.inference.predictor import Predictor
+from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.projects.huggingface import checkpoint as huggingface
 from tmt_d2.projects.huggingface import convert
 
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.slow
 
 PAGE = ROOT / "docs" / "deployment.md"
@@ -75,13 +80,36 @@ def test_commands(workplace: Path) -> None:
     for file in ("swin_tiny.pth", "swin_tiny.yaml", "swin_tiny_hf/model.safetensors", "plain.pkl", "tmt.onnx"):
         assert (workplace / file).stat().st_size > 0
     # The ONNX file as the page reads it, against the predictor.
-    onnx, _ = examples("python")
+    code, _ = examples("python")
     names: dict[str, Any] = {}
-    exec(compile(onnx, PAGE.name, "exec"), names)
+    exec(compile(code, PAGE.name, "exec"), names)
     predictor = Predictor.from_config("output/R50/tmt/config.yaml", "output/R50/tmt/model_final.pth")
     expected = predictor("street.png").labels.numpy()
     assert len(np.unique(expected)) > 1
     assert (names["labels"] == expected).mean() >= 0.99
+    check_onnx_file(workplace / "tmt.onnx", predictor.model)
+
+
+def check_onnx_file(path: Path, model: MaskFormer) -> None:
+    """Compare the file with the model on another image; it masks attention by transferability."""
+    assert any(node.op_type == "GridSample" for node in onnx.load(path).graph.node)
+    session = onnxruntime.InferenceSession(path)
+    metadata = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert metadata["classes"] == {"names": list(CLASSES), "colors": [list(color) for color in PALETTE]}
+    (entry,) = session.get_inputs()
+    size = entry.shape[2:]
+    expected_input = {"name": entry.name, "layout": "NCHW", "channels": "RGB", "range": [0, 255], "dtype": "float32"}
+    assert metadata["input"] == expected_input | {"size": size}
+    image, fixed = sample_image(tuple(size), 99), FixedSizeModel(model)
+    names = [output.name for output in session.get_outputs()]
+    assert names == fixed.names == ["labels", "scores", "class_logits", "mask_logits", "transferability"]
+    exported = dict(zip(names, map(torch.from_numpy, session.run(None, {"image": image.numpy()}))))
+    expected = dict(zip(names, fixed(image)))
+    for name in ("class_logits", "mask_logits", "transferability"):
+        assert (exported[name] - expected[name]).abs().max() < 1e-3
+    assert (exported["labels"] == expected["labels"]).double().mean() > 0.999
+    model.attention = "off"
+    assert (fixed(image)[2] - exported["class_logits"]).abs().max() > 1e-5
 
 
 def test_predictor(workplace: Path) -> None:

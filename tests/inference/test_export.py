@@ -16,7 +16,6 @@ from tests.helpers.models import tiny_cfg
 from tmt_d2.cli import export as command
 from tmt_d2.cli.export import main
 from tmt_d2.data.class_lists import with_colors
-from tmt_d2.data.datasets.label_spaces import CLASSES, PALETTE
 from tmt_d2.errors import UserError
 from tmt_d2.inference.export import Agreement, FixedSizeModel, export_model, sample_image
 from tmt_d2.inference.predictor import Predictor
@@ -61,42 +60,6 @@ def test_the_exported_function_equals_the_predictor(files: Path) -> None:
     assert torch.allclose(outputs["transferability"][0], prediction.transferability, atol=1e-6)
     assert outputs["class_logits"].shape == (1, 20, 20)
     assert outputs["mask_logits"].shape == (1, 20, 16, 16)
-
-
-def test_onnx_file_of_tmt(files: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    onnx = pytest.importorskip("onnx")
-    output = files / "tmt.onnx"
-    command = ["INPUT.MIN_SIZE_TEST", "0", "--config-file", str(files / "tmt.yaml")]
-    command += ["--weights", str(files / "tmt.pth"), "--image", "40x60"]
-    main([*command, "--format", "onnx", "--output", str(output)])
-    assert sorted(path.name for path in files.iterdir()) == ["tmt.onnx", "tmt.pth", "tmt.yaml"]
-
-    assert any(node.op_type == "GridSample" for node in onnx.load(output).graph.node)
-    session = onnxruntime.InferenceSession(output)
-    classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
-    assert classes == {"names": list(CLASSES), "colors": [list(color) for color in PALETTE]}
-    about = json.loads(session.get_modelmeta().custom_metadata_map["input"])
-    assert about == {
-        "name": session.get_inputs()[0].name,
-        "layout": "NCHW",
-        "channels": "RGB",
-        "range": [0, 255],
-        "dtype": "float32",
-        "size": session.get_inputs()[0].shape[2:],
-    }
-    names = [part.name for part in session.get_outputs()]
-    assert names == ["labels", "scores", "class_logits", "mask_logits", "transferability"]
-    image = sample_image(SIZE, 99)  # none of the compared images
-    exported = dict(zip(names, map(torch.from_numpy, session.run(None, {"image": image.numpy()}))))
-    model = small_model("TransferableMaskFormer")
-    fixed = FixedSizeModel(model)
-    expected = dict(zip(fixed.names, fixed(image)))
-    for name in ("class_logits", "mask_logits", "transferability"):
-        assert (exported[name] - expected[name]).abs().max() < 1e-3
-    assert (exported["labels"] == expected["labels"]).double().mean() > 0.999
-    model.attention = "off"  # the file masks attention by transferability
-    assert (fixed(image)[2] - exported["class_logits"]).abs().max() > 1e-5
 
 
 def test_pt2_file_of_mask2former(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A trained model from its config, on the machine that there is."""
+"""Loading of a trained model from its config, on the CPU where there is no GPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def on_this_machine(cfg: CfgNode) -> CfgNode:
-    """The config with MODEL.DEVICE cpu, which is said, where it asks for a GPU and there is none."""
+    """Return the config, with MODEL.DEVICE cpu and a warning if it names a GPU and there is none."""
     if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
         return cfg
     logger.warning("MODEL.DEVICE is %s and there is no GPU here: running on the CPU", cfg.MODEL.DEVICE)
@@ -31,7 +31,7 @@ def on_this_machine(cfg: CfgNode) -> CfgNode:
 
 
 def log_input_size(cfg: CfgNode, trains: bool = False) -> None:
-    """Log at which size images reach the model."""
+    """Log the size of the model's input."""
     sizes, shortest = cfg.INPUT, cfg.INPUT.MIN_SIZE_TEST
     if trains:
         crop = "crops of {} x {}".format(*sizes.CROP.SIZE) if sizes.CROP.ENABLED else "the whole"
@@ -47,14 +47,15 @@ def log_input_size(cfg: CfgNode, trains: bool = False) -> None:
 
 
 def load_model(cfg: CfgNode) -> MaskFormer:
-    """The config's model with the weights MODEL.WEIGHTS, in evaluation mode; on the CPU where there is no GPU.
+    """Build the config's model with the weights MODEL.WEIGHTS, in evaluation mode.
 
-    Its classes are those that the checkpoint names, whatever the config was written for.
+    The number of classes is that of the checkpoint if it names its classes, else that of the config.
 
-    Raises: as ``TMTCheckpointer.load``; and UserError without weights, or with those of a backbone alone.
+    Raises:
+        FileNotFoundError, UserError: no weights, those of a backbone alone, or as ``TMTCheckpointer.load``.
     """
     if not cfg.MODEL.WEIGHTS:
-        raise UserError("MODEL.WEIGHTS is empty: name a checkpoint")
+        raise UserError("empty", key="MODEL.WEIGHTS", hint="name a checkpoint")
     log_input_size(cfg)
     classes = read_classes(cfg.MODEL.WEIGHTS)
     if classes is not None:

@@ -190,11 +190,10 @@ def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
     assert not list(temporary.glob("tmt_app_*"))
 
 
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on the path")
 def test_in_a_browser(served: tuple[str, Path], tmp_path: Path) -> None:
     address, temporary = served
     sync_api = pytest.importorskip("playwright.sync_api")
-    if BROWSER is None:
-        pytest.skip("no Chromium on the path")
     image = save_image(tmp_path / "mine.png", (90, 57))
     (tmp_path / "notes.png").write_text("no image")
     with sync_api.sync_playwright() as playwright:
@@ -204,12 +203,12 @@ def test_in_a_browser(served: tuple[str, Path], tmp_path: Path) -> None:
         page.on("request", lambda request: requested.append(request.url))
         page.goto(address)
         expect = sync_api.expect
-        pictures, notes = page.locator("#stage .tmt-pic"), page.locator("#stage .tmt-caption")
-        expect(pictures).to_have_count(9)  # the example is shown without a click
-        box = pictures.first.bounding_box()
+        images, notes = page.locator("#stage .tmt-pic"), page.locator("#stage .tmt-caption")
+        expect(images).to_have_count(9)  # the example is shown without a click
+        box = images.first.bounding_box()
         assert box and box["width"] / box["height"] == pytest.approx(2, rel=0.02)
 
-        pictures.first.click(position={"x": 0.75 * box["width"], "y": 0.25 * box["height"]})
+        images.first.click(position={"x": 0.75 * box["width"], "y": 0.25 * box["height"]})
         expect(page.locator("#stage .tmt-mark").first).to_have_attribute("style", re.compile(r"left: 7[45]\.\d+%"))
 
         drop = page.locator("#drop input[type=file]")
@@ -217,7 +216,7 @@ def test_in_a_browser(served: tuple[str, Path], tmp_path: Path) -> None:
         page.wait_for_function(
             "(image => image.naturalHeight > image.naturalWidth)(document.querySelector('.tmt-pic img'))"
         )
-        box = pictures.first.bounding_box()
+        box = images.first.bounding_box()
         assert box and box["width"] / box["height"] == pytest.approx(57 / 90, rel=0.02)
         drop.set_input_files(str(tmp_path / "notes.png"))
         expect(page.locator(".toast-body")).to_contain_text("notes.png")
@@ -234,18 +233,18 @@ def test_in_a_browser(served: tuple[str, Path], tmp_path: Path) -> None:
         expect(notes.nth(7)).to_contain_text("excluded, p_T = 0")
         page.locator("#checkpoint input").click()
         page.get_by_role("option", name="full, cityscapes → bdd100k, all labels, seed 1").click()
-        expect(pictures).to_have_count(5)
+        expect(images).to_have_count(5)
 
         page.locator("#checkpoint input").click()
         page.get_by_role("option", name="tmt, cityscapes → bdd100k, all labels, seed 1").click()
-        expect(pictures).to_have_count(9)
+        expect(images).to_have_count(9)
         number = page.locator("#p_t input[type=number]")
         number.fill("0.5")
         number.press("Enter")
         expect(notes.nth(7)).to_contain_text("excluded, p_T = 0.5")
         page.locator("#p_t input[type=range]").press("ArrowRight")
         expect(notes.nth(7)).to_contain_text("excluded, p_T = 0.55")
-        pictures.first.focus()
+        images.first.focus()
         page.keyboard.press("Shift+ArrowLeft")
         page.keyboard.press("ArrowUp")
         expect(page.locator("#stage .tmt-mark").nth(3)).to_have_attribute("style", re.compile("left: 40%; top: 48%"))
@@ -260,7 +259,7 @@ def test_in_a_browser(served: tuple[str, Path], tmp_path: Path) -> None:
         )
         page.locator("#other input").click()
         page.get_by_role("option", name="full, cityscapes → bdd100k, all labels, seed 1").click()
-        expect(pictures).to_have_count(14)
+        expect(images).to_have_count(14)
         expect(page.locator("#stage .tmt-model")).to_have_count(2)
         browser.close()
     elsewhere = [url for url in requested if not url.startswith((address, "data:", "blob:"))]

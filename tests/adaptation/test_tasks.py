@@ -11,7 +11,7 @@ from tests.helpers.checkout import BASE_CONFIG, ROOT, TINY_CONFIG
 from tests.helpers.models import Build, tiny_cfg
 from tmt_d2 import setup_cfg
 from tmt_d2.adaptation import BASELINE, OURS, TASKS, Task, task_of
-from tmt_d2.engine.run_dir import flat
+from tmt_d2.config import flatten
 from tmt_d2.errors import UserError
 
 NAMES = sorted(path.stem for path in (ROOT / "configs" / "methods").glob("*.yaml"))
@@ -28,8 +28,8 @@ VARIANTS = [name for name in NAMES if name not in TASKS]
 def changes(name: str, model: Path) -> dict[str, Any]:
     """Keys, other than OUTPUT_DIR, that a variant sets to other values than its method."""
     cfg = setup_cfg(model, method=name)
-    method = flat(setup_cfg(model, method=cfg.TRANSFER.METHOD))
-    return {key: value for key, value in flat(cfg).items() if value != method[key] and key != "OUTPUT_DIR"}
+    method = flatten(setup_cfg(model, method=cfg.TRANSFER.METHOD))
+    return {key: value for key, value in flatten(cfg).items() if value != method[key] and key != "OUTPUT_DIR"}
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))

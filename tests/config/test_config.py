@@ -14,6 +14,7 @@ from fvcore.common.config import CfgNode as FvcoreNode
 
 import tmt_d2
 from tests.helpers.checkout import BASE_CONFIG, ROOT
+from tmt_d2.config import get_key, replace_keys
 from tmt_d2.config.file import load_config_file
 from tmt_d2.errors import UserError
 
@@ -44,10 +45,9 @@ def test_every_model_of_the_configs_builds() -> None:
     models: dict[str, CfgNode] = {}
     for model, method in itertools.product(MODELS, ("source", "tmt")):
         file = ROOT / "configs" / "models" / f"{model}.yaml"
-        cfg = tmt_d2.setup_cfg(file, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""], method)
-        cfg.MODEL.SWIN.DEPTHS = [1, 1, 1, 1]
-        if "dinov2" in cfg.MODEL.TIMM.NAME:
-            cfg.MODEL.TIMM.NAME = "vit_small_patch14_dinov2"
+        small = ["MODEL.SWIN.DEPTHS", [1, 1, 1, 1]]
+        small += ["MODEL.TIMM.NAME", "vit_small_patch14_dinov2"] if "DINOv2" in model else []
+        cfg = tmt_d2.setup_cfg(file, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *small], method)
         models[cfg.MODEL.dump()] = cfg
     assert len(models) >= 2
     backbones = set()
@@ -82,9 +82,8 @@ def test_swin_has_official_feature_names() -> None:
         torch.manual_seed(0)
         drawn = [backbone.train()(image)["res5"] for _ in range(8)]  # DROP_PATH_RATE leaves blocks out
     assert any(not torch.equal(drawn[0], other) for other in drawn)
-    cfg.MODEL.SWIN.OUT_FEATURES = ["res2", "p5"]
-    with pytest.raises(ValueError, match=r"MODEL.SWIN.OUT_FEATURES has p5: choose from res2, res3, res4, res5"):
-        build_model(cfg)
+    with pytest.raises(UserError, match=r"MODEL\.SWIN\.OUT_FEATURES"):
+        build_model(replace_keys(cfg, {"MODEL.SWIN.OUT_FEATURES": ["res2", "p5"]}))
 
 
 def test_keys_are_added_to_a_detectron2_config() -> None:
@@ -123,7 +122,7 @@ def test_several_bases(tmp_path: Path) -> None:
     leaf = write(tmp_path, "_BASE_: [model.yaml, method.yaml]\nA: {z: 3}\n", "leaf.yaml")
     assert load_config_file(leaf) == {"A": {"x": 0, "y": 2, "z": 3}, "B": 1}
     assert load_config_file(leaf) == FvcoreNode.load_yaml_with_base(leaf)
-    with pytest.raises(FileNotFoundError, match=r"gone\.yaml does not exist \(the _BASE_ of .*leaf\.yaml\)"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.yaml .*leaf\.yaml"):
         load_config_file(write(tmp_path, "_BASE_: [model.yaml, gone.yaml]\n", "leaf.yaml"))
 
 
@@ -151,18 +150,16 @@ def test_a_method_over_a_model(tmp_path: Path) -> None:
 def test_circle_of_bases(tmp_path: Path) -> None:
     write(tmp_path, "_BASE_: b.yaml\n", "a.yaml")
     write(tmp_path, "_BASE_: a.yaml\n", "b.yaml")
-    with pytest.raises(ValueError, match=r"a\.yaml: _BASE_ leads back to the file itself"):
+    with pytest.raises(UserError, match="_BASE_") as error:
         load_config_file(tmp_path / "a.yaml")
-    own = write(tmp_path, "_BASE_: own.yaml\n", "own.yaml")
-    with pytest.raises(ValueError, match="_BASE_ leads back"):
-        tmt_d2.setup_cfg(own)
+    assert error.value.key == str(tmp_path / "a.yaml")
 
 
 def test_files_that_do_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"config file nowhere\.yaml does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
         tmt_d2.setup_cfg("nowhere.yaml")
     path = write(tmp_path, "_BASE_: gone.yaml\n")
-    with pytest.raises(FileNotFoundError, match=r"gone\.yaml does not exist \(the _BASE_ of .*config\.yaml\)"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.yaml .*config\.yaml"):
         tmt_d2.setup_cfg(path)
 
 
@@ -176,92 +173,76 @@ def test_official_list_of_scales(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "message"),
+    "value",
     [
-        ('!!python/object/apply:os.system ["touch {marker}"]', r"python/object/apply:os\.system.*line 2"),
-        ("!!python/object/apply:eval [\"open('{marker}', 'w')\"]", r"refusing to evaluate .*line 2"),
-        ('!!python/object/apply:eval ["[int(x * 0.1 * 1024) for x in range(5, 999999999)]"]', "refusing to evaluate"),
-        ('!!python/object/apply:eval {{args: ["1"]}}', "refusing to evaluate"),
-        ("!!python/name:os.system", r"python/name:os\.system.*line 2"),
-        ("!!python/object/new:os.system [touch {marker}]", r"python/object/new:os\.system.*line 2"),
+        '!!python/object/apply:os.system ["touch {marker}"]',
+        "!!python/object/apply:eval [\"open('{marker}', 'w')\"]",
+        '!!python/object/apply:eval ["[int(x * 0.1 * 1024) for x in range(5, 999999999)]"]',
+        '!!python/object/apply:eval {{args: ["1"]}}',
+        "!!python/name:os.system",
+        "!!python/object/new:os.system [touch {marker}]",
     ],
 )
-def test_nothing_is_executed(value: str, message: str, tmp_path: Path) -> None:
+def test_nothing_is_executed(value: str, tmp_path: Path) -> None:
     marker = tmp_path / "executed"
     path = write(tmp_path, "INPUT:\n  MIN_SIZE_TRAIN: " + value.format(marker=marker) + "\n")
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(UserError, match="line 2") as error:
         tmt_d2.setup_cfg(path)
-    assert path in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert error.value.key == path and "\n" not in str(error.value)
     assert not marker.exists()
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "key"),
     [
-        ("MODEL: [1\n", "config.yaml.*line 2"),
-        ("- 1\n- 2\n", "a config is a mapping of keys, this file holds list"),
-        ("", "a config is a mapping of keys, this file holds NoneType"),
-        ("_BASE_: [a.yaml, 1]\n", r"_BASE_ must be a file name or a list of file names, got \['a.yaml', 1\]"),
-        ("_BASE_: {a: b.yaml}\n", r"_BASE_ must be a file name or a list of file names, got \{'a': 'b.yaml'\}"),
-        ("MODEL:\n  TMT:\n    P_TT: 0.1\n", r"config.yaml: Non-existent config key: MODEL.TMT.P_TT"),
-        ("MODEL:\n  TMT:\n    P_T: many\n", r"config.yaml: .*MODEL.TMT.P_T"),
-        ("MODEL:\n  TMT: 3\n", r"config.yaml: .*MODEL.TMT"),
+        ("MODEL: [1\n", ""),
+        ("- 1\n- 2\n", ""),
+        ("", ""),
+        ("_BASE_: [a.yaml, 1]\n", ""),
+        ("_BASE_: {a: b.yaml}\n", ""),
+        ("MODEL:\n  TMT:\n    P_TT: 0.1\n", "MODEL.TMT.P_TT"),
+        ("MODEL:\n  TMT:\n    P_T: many\n", "MODEL.TMT.P_T"),
+        ("MODEL:\n  TMT: 3\n", "MODEL.TMT"),
+        ("MODEL:\n", "MODEL"),
+        ("SEED: {A: 3}\n", "SEED.A"),
     ],
 )
-def test_broken_files(text: str, message: str, tmp_path: Path) -> None:
+def test_broken_files(text: str, key: str, tmp_path: Path) -> None:
     path = write(tmp_path, text)
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(UserError) as error:
         tmt_d2.setup_cfg(path)
-    assert "\n" not in str(caught.value)
+    assert error.value.key == (key or path)
+    assert path in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("key", "values"),
     [
-        (["MODEL.TMT.P_TT", 0.1], r"Non-existent key: MODEL.TMT.P_TT"),
-        (["MODEL.TMT.P_T"], r"MODEL.TMT.P_T has no value behind it"),
-        (["MODEL.TMT.P_T", "many"], r"MODEL.TMT.P_T"),
+        ("MODEL.TMT.P_TT", [0.1]),
+        ("MODEL.TMT", [0.1]),
+        ("MODEL.TMT.P_T", []),
+        ("MODEL.TMT.P_T", ["many"]),
+        ("MODEL.TMT.P_T", [1.0]),
+        ("TRANSFER.STAGE", ["train"]),
+        ("MODEL.TMT.MASK_RULE", ["both"]),
     ],
 )
-def test_broken_overrides(options: list[Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        tmt_d2.setup_cfg(str(BASE_CONFIG), options)
+def test_broken_overrides(key: str, values: list[Any]) -> None:
+    with pytest.raises(UserError) as error:
+        tmt_d2.setup_cfg(str(BASE_CONFIG), [key, *values])
+    assert error.value.key == key
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("MODEL.TMT.MASK_RULE", "both", r"MODEL.TMT.MASK_RULE is 'both': choose one of foreground, uncertain"),
-        (
-            "MODEL.MASK_FORMER.IGNORED_PIXELS",
-            "void",
-            r"MODEL.MASK_FORMER.IGNORED_PIXELS is 'void': choose one of background, ignore",
-        ),
-        ("MODEL.TMT.REGIONS", "round", r"MODEL.TMT.REGIONS is 'round': choose one of adaptive, square"),
-        ("MODEL.TMT.FEATURES", "target", r"MODEL.TMT.FEATURES is 'target': choose one of source, live"),
-        ("MODEL.TMT.P_T", 1.0, r"MODEL.TMT.P_T is 1.0"),
-        ("MODEL.TMT.P_T", -0.1, r"MODEL.TMT.P_T is -0.1"),
-        ("MODEL.TMT.P_T", float("nan"), r"MODEL.TMT.P_T is nan"),
-        ("MODEL.TMT.LAMBDA_M", 0.0, r"MODEL.TMT.LAMBDA_M is 0.0"),
-        ("MODEL.TMT.LAMBDA_M", 1.0, r"MODEL.TMT.LAMBDA_M is 1.0"),
-        ("TRANSFER.LABEL_FRACTION", 0.0, r"TRANSFER.LABEL_FRACTION is 0.0: it must be in \(0, 1\]"),
-        ("TRANSFER.LABEL_FRACTION", 1.5, r"TRANSFER.LABEL_FRACTION is 1.5: it must be in \(0, 1\]"),
-        ("TRANSFER.ESTIMATOR.TARGET_ERROR", 0.5, r"TRANSFER.ESTIMATOR.TARGET_ERROR is 0.5: .*\[0, 0.5\)"),
-        ("TRANSFER.ESTIMATOR.TARGET_ERROR", -0.1, r"TRANSFER.ESTIMATOR.TARGET_ERROR is -0.1: .*\[0, 0.5\)"),
-        ("MODEL.TMT.ITERATIONS", -1, r"MODEL.TMT.ITERATIONS.* -1"),
-        ("MODEL.TMT.CELL_SIZES", [2, 0, 8], r"MODEL.TMT.*CELL_SIZES.*\[2, 0, 8\]"),
-        ("MODEL.TMT.CELL_SIZES", [2, 4], r"MODEL.TMT.CELL_SIZES.*\[2, 4\].*3"),
-        ("MODEL.TMT.CELL_SIZES", [], r"MODEL.TMT.CELL_SIZES.*\[\].*3"),
-        ("MODEL.TMT.CELL_SIZES", [2.5, 4, 8], r"MODEL.TMT.CELL_SIZES.*2\.5"),
-        ("MODEL.TMT.KAPPA", -1.0, r"MODEL.TMT.KAPPA is -1.0"),
-        ("MODEL.TMT.DISCRIMINATOR.HIDDEN_DIM", -1, r"MODEL.TMT.DISCRIMINATOR.HIDDEN_DIM is -1"),
-    ],
-)
-def test_values_that_no_stage_could_run_with(key: str, value: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
-        tmt_d2.setup_cfg(str(BASE_CONFIG), [key, value])
-    assert "\n" not in str(caught.value)
+def test_a_config_is_frozen() -> None:
+    cfg = tmt_d2.setup_cfg(BASE_CONFIG)
+    with pytest.raises(AttributeError):
+        cfg.SOLVER.MAX_ITER = 1
+    changed = replace_keys(cfg, {"SOLVER.MAX_ITER": 1, "SEED": 2})
+    assert (changed.SOLVER.MAX_ITER, changed.SEED, changed.is_frozen()) == (1, 2, True)
+    assert cfg.SOLVER.MAX_ITER == 20000 and get_key(changed, "SOLVER.MAX_ITER") == 1
+    with pytest.raises(UserError) as error:
+        get_key(cfg, "SOLVER.NOTHING")
+    assert error.value.key == "SOLVER.NOTHING"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from tests.helpers.small_runs import small_cfg, small_units
 from tmt_d2 import setup_cfg
 from tmt_d2.cli import score, train, train_matrix, train_pair
 from tmt_d2.cli.common import add_overrides, parse
-from tmt_d2.config.defaults import RENAMED, _keys
+from tmt_d2.config import flatten
+from tmt_d2.config.keys import RENAMED
 from tmt_d2.data.datasets.label_spaces import CITYSCAPES_CLASSES, CLASSES
 from tmt_d2.data.datasets.registration import check_registered, label_space_of, records_of
 from tmt_d2.data.reader import UndefinedIdError, read_label
@@ -50,7 +51,7 @@ def test_values_in_a_file(tmp_path: Path) -> None:
 
 
 def test_old_keys_are_answered_with_their_new_names(tmp_path: Path) -> None:
-    known = {*_keys(setup_cfg(TMT))}
+    known = flatten(setup_cfg(TMT))
     for old, new in RENAMED.items():
         assert old not in known and new in known
         with pytest.raises(UserError, match=re.escape(new)) as answer:
@@ -62,17 +63,22 @@ def test_old_keys_are_answered_with_their_new_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "opts", "message"),
+    ("opts", "key", "hint"),
     [
-        ("", [], "--config-file configs/models/tiny.yaml"),
-        (TMT, ["MODEL.TMT.PT", "0.3"], r"Non-existent key: MODEL.TMT.PT; did you mean MODEL.TMT.P_T\?"),
-        (TMT, ["SEED"], "SEED has no value behind it: overrides are KEY VALUE"),
-        (TMT, ["MODEL.TMT.ATTENTION", "ofd"], r"choose one of hard, off; did you mean off\?"),
+        (["MODEL.TMT.PT", "0.3"], "MODEL.TMT.PT", "MODEL.TMT.P_T"),
+        (["SEED"], "SEED", ""),
+        (["MODEL.TMT.ATTENTION", "ofd"], "MODEL.TMT.ATTENTION", "did you mean off"),
     ],
 )
-def test_what_cannot_be_meant_is_answered(config: str, opts: list[str], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        setup_cfg(config, opts)
+def test_mistakes_are_answered_with_the_nearest_name(opts: list[str], key: str, hint: str) -> None:
+    with pytest.raises(UserError, match=hint) as error:
+        setup_cfg(TMT, opts)
+    assert error.value.key == key
+
+
+def test_a_config_file_is_needed() -> None:
+    with pytest.raises(UserError, match="--config-file"):
+        setup_cfg("")
 
 
 def test_overrides_may_stand_anywhere() -> None:
@@ -206,7 +212,6 @@ def test_its_labels_are_train_ids_as_they_are(tmp_path: Path) -> None:
 
 def test_a_module_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMT_IMPORT", "no_such_module")
-    with pytest.raises(
-        UserError, match="TMT_IMPORT names no_such_module: No module named .*; is its folder in PYTHONPATH"
-    ):
+    with pytest.raises(UserError) as error:
         setup_cfg(TMT)
+    assert error.value.key == "TMT_IMPORT"

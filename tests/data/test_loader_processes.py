@@ -22,6 +22,7 @@ from tests.helpers.small_runs import small_cfg
 from tmt_d2.adaptation.alignment import LeepAlignment
 from tmt_d2.adaptation.estimator import held_out_loader
 from tmt_d2.adaptation.map_cache import prepare_maps
+from tmt_d2.config import replace_keys
 from tmt_d2.data import register_data
 from tmt_d2.data.datasets.cityscapes import CITYSCAPES
 from tmt_d2.data.labeled import LabelChoice
@@ -150,9 +151,10 @@ def test_every_loader_reads_custom_data(start_method: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("start_method", ["forkserver"], indirect=True)
 def test_maps_of_custom_data(start_method: str, tmp_path: Path) -> None:
-    cfg = custom_cfg(tmp_path)
-    cfg.MODEL.META_ARCHITECTURE = "TransferableMaskFormer"
-    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 2
+    cfg = replace_keys(
+        custom_cfg(tmp_path),
+        {"MODEL.META_ARCHITECTURE": "TransferableMaskFormer", "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 2},
+    )
     (tmp_path / "weights.pth").touch()
     maps = prepare_maps(cfg, build_model(cfg), lambda cfg, model: None)
     assert maps is not None

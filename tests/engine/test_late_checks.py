@@ -14,6 +14,7 @@ import pytest
 from tests.helpers.checkout import BASE_CONFIG
 from tests.helpers.models import tiny_cfg
 from tmt_d2.cli import export, predict, score, show_attention
+from tmt_d2.config import replace_keys
 from tmt_d2.data.datasets.registration import check_registered
 from tmt_d2.engine.launch import launch
 from tmt_d2.engine.run_stage import run_stage
@@ -125,8 +126,7 @@ def test_names_of_detectron2_itself() -> None:
 
 
 def test_no_stage_begins_that_has_no_step(tmp_path: Path) -> None:
-    cfg = tiny_cfg(OUTPUT_DIR=str(tmp_path / "out"))
-    cfg.SOLVER.MAX_ITER = -3
+    cfg = replace_keys(tiny_cfg(OUTPUT_DIR=str(tmp_path / "out")), {"SOLVER.MAX_ITER": -3})
     with pytest.raises(UserError, match=r"SOLVER\.MAX_ITER"):
         run_stage(cfg)
     assert not (tmp_path / "out").exists()

@@ -235,4 +235,4 @@ def test_a_sweep_over_no_key(tmp_path, key) -> None:
     for methods in (["full"], ["linear"]):  # one that the plan has, and one that it has not
         with pytest.raises(UserError) as caught:
             planned(tmp_path, sweeps={"p": {"key": key, "values": [0.5], "methods": methods}})
-        assert (caught.value.key, caught.value.value) == ("sweeps.p.key", key)
+        assert caught.value.key == key

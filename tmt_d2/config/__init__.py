@@ -1,19 +1,18 @@
-"""Configuration: every key with its default, config files, and checks of values."""
+"""Configuration: every key with its default and allowed values, config files, and checks of values."""
 
-from tmt_d2.config.defaults import (
-    NUM_CLASSES_UNSET,
-    add_maskformer2_config,
-    add_tmt_config,
-    model_settings,
-    setup_cfg,
-    with_num_classes,
-)
+from tmt_d2.config.access import flatten, get_key, replace_keys, set_key
+from tmt_d2.config.keys import add_tmt_config
+from tmt_d2.config.setup import NUM_CLASSES_UNSET, check_cfg, model_settings, setup_cfg, with_num_classes
 
 __all__ = [
     "NUM_CLASSES_UNSET",
-    "add_maskformer2_config",
     "add_tmt_config",
+    "check_cfg",
+    "flatten",
+    "get_key",
     "model_settings",
+    "replace_keys",
+    "set_key",
     "setup_cfg",
     "with_num_classes",
 ]

@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from tmt_d2.config import with_num_classes
+from tmt_d2.config import replace_keys, with_num_classes
 from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer
 from tmt_d2.engine.checkpoint.classes import read_classes
 from tmt_d2.errors import UserError
@@ -23,11 +23,7 @@ def on_this_machine(cfg: CfgNode) -> CfgNode:
     if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
         return cfg
     logger.warning("MODEL.DEVICE is %s and there is no GPU here: running on the CPU", cfg.MODEL.DEVICE)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.freeze()
-    return cfg
+    return replace_keys(cfg, {"MODEL.DEVICE": "cpu"})
 
 
 def log_input_size(cfg: CfgNode, trains: bool = False) -> None:

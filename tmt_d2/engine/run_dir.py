@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from tmt_d2.adaptation import TASKS
+from tmt_d2.config import flatten
 from tmt_d2.config.file import load_config_file
 from tmt_d2.engine.best import Best
 from tmt_d2.engine.checkpoint.checkpointer import FINAL, TMTCheckpointer, ended_after
@@ -92,7 +93,8 @@ class RunDir:
         """Config key -> (value of the run in the folder, value now); empty without a run."""
         if not (self.folder / CONFIG).is_file() or not self.checkpoints():
             return {}
-        there, here = flat(load_config_file(self.folder / CONFIG)), flat(yaml.safe_load(self.cfg.dump()))
+        there = flatten(load_config_file(self.folder / CONFIG))
+        here = flatten(yaml.safe_load(self.cfg.dump()))
         return {key: (there[key], value) for key, value in here.items() if key in there and there[key] != value}
 
     def has_ended(self) -> bool:
@@ -162,13 +164,6 @@ def check_identity(there: Mapping[str, Any], here: Mapping[str, Any], folder: Pa
     for key, value in here.items():
         if there.get(key) != value:
             raise UserError(f"its files are made with another value of {key!r}", key=folder, hint=hint)
-
-
-def flat(node: Any, place: str = "") -> dict[str, Any]:
-    """A config as nested dictionaries -> {"SOLVER.BASE_LR": value}."""
-    if not isinstance(node, dict):
-        return {place: node}
-    return {key: value for name in node for key, value in flat(node[name], f"{place}.{name}".lstrip(".")).items()}
 
 
 def _differences(changed: Mapping[str, tuple[Any, Any]], keys: Iterable[str]) -> str:

@@ -15,8 +15,7 @@ from detectron2.utils.env import seed_all_rng
 
 from tmt_d2.adaptation import task_of
 from tmt_d2.adaptation.checks import check_files, check_task, class_list_of, warn_of_small_inputs
-from tmt_d2.config import with_num_classes
-from tmt_d2.config.checks import check_cfg
+from tmt_d2.config import check_cfg, with_num_classes
 from tmt_d2.data import register_data
 from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer
 from tmt_d2.engine.environment import environment

@@ -12,8 +12,8 @@ import yaml
 
 from tmt_d2.adaptation import task_of
 from tmt_d2.config import setup_cfg
-from tmt_d2.config.checks import COUNT, NONNEGATIVE, SIZES, Range
 from tmt_d2.config.file import UniqueKeys, find_config, find_method
+from tmt_d2.config.ranges import COUNT, NONNEGATIVE, SIZES, Range
 from tmt_d2.errors import UserError, did_you_mean
 
 # Config keys that follow from the unit.
@@ -223,7 +223,7 @@ def _sweep(name: str, item: Any, folder: Path, model: Path, methods: Sequence[st
 def _numbers(value: Any, key: str, ranges: Mapping[str, Range]) -> dict[str, Any]:
     values = _mapping(value, key, ranges)
     for name, number in values.items():
-        if not ranges[name].admits(number):
+        if number not in ranges[name]:
             kind = "whole numbers" if ranges[name].whole else "numbers"
             raise UserError(f"it takes {kind}, {ranges[name]}", key=f"{key}.{name}", value=number)
     return {name: tuple(number) if isinstance(number, list) else number for name, number in values.items()}

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 
 from tmt_d2.adaptation import TASKS, Task
 from tmt_d2.adaptation.estimator import Estimator
+from tmt_d2.config import get_key
 from tmt_d2.config.file import load_config_file
 from tmt_d2.errors import UserError
 from tmt_d2.utils.files import read_json, read_json_lines
@@ -125,10 +126,7 @@ class Run:
 
     def setting(self, key: str) -> Any:
         """Value of a config key."""
-        node: Any = load_config_file(self.folder / "config.yaml")
-        for part in key.split("."):
-            node = node[part]
-        return node
+        return get_key(load_config_file(self.folder / "config.yaml"), key)
 
     def log(self) -> list[dict[str, Any]]:
         """Lines of the training log that have a loss."""

@@ -13,7 +13,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from tmt_d2.adaptation import task_of
-from tmt_d2.config import setup_cfg
+from tmt_d2.config import get_key, replace_keys, setup_cfg
 from tmt_d2.data.datasets.registration import split_name
 from tmt_d2.data.image_lists import listed_names
 from tmt_d2.engine.checkpoint.checkpointer import keep_weights
@@ -94,10 +94,8 @@ class Unit:
     def fingerprint(self) -> str:
         """Equal for units that must give equal results: a hash of the identity and of all config keys but where to
         write and the number of loader processes; of input files only the names."""
-        cfg = self.cfg.clone()
-        cfg.defrost()
-        cfg.OUTPUT_DIR, cfg.DATALOADER.NUM_WORKERS, cfg.MODEL.WEIGHTS = "", 0, Path(cfg.MODEL.WEIGHTS).name
-        cfg.TRANSFER.LABEL_LIST = Path(cfg.TRANSFER.LABEL_LIST).name
+        files = {key: Path(get_key(self.cfg, key)).name for key in ("MODEL.WEIGHTS", "TRANSFER.LABEL_LIST")}
+        cfg = replace_keys(self.cfg, {"OUTPUT_DIR": "", "DATALOADER.NUM_WORKERS": 0, **files})
         return hashlib.sha256(json.dumps([cfg, self._identity()], sort_keys=True).encode()).hexdigest()
 
     def digest(self) -> str:
@@ -189,17 +187,20 @@ class _PairUnits:
                 if sweep.key == "TRANSFER.LABEL_SEED" and "TRANSFER.LABEL_LIST" in choice:
                     continue  # nothing is drawn
                 for method in sweep.methods:
-                    own = value_of(self.cfg(method, "", "finetune"), sweep)
+                    own = self.value_of(method, sweep)
                     for value in self.values(method, sweep):
                         if value != own or method not in self.plan.methods:  # else it is a cell of the plan anyway
                             yield from self.cell(method, choice, sweep, value)
+
+    def value_of(self, method: str, sweep: Sweep, extra: Sequence[Any] = ()) -> Any:
+        return get_key(self.cfg(method, "", "finetune", extra=extra), sweep.key)
 
     def values(self, method: str, sweep: Sweep) -> list[Any]:
         """The distinct values as the config reads them, for which a quoted "1e-4" is a number."""
         values: list[Any] = []
         for value in sweep.values:
             if isinstance(value, str):
-                value = value_of(self.cfg(method, "", "finetune", extra=[sweep.key, value]), sweep)
+                value = self.value_of(method, sweep, [sweep.key, value])
             if value not in values:
                 values.append(value)
         return values
@@ -251,19 +252,6 @@ class _PairUnits:
         return setup_cfg(self.plan.model, [*values, "OUTPUT_DIR", str(self.output / name)], method)
 
 
-def value_of(cfg: CfgNode, sweep: Sweep) -> Any:
-    """
-    Raises:
-        UserError: there is no such key.
-    """
-    node: Any = cfg
-    for part in sweep.key.split("."):
-        if not isinstance(node, CfgNode) or part not in node:
-            raise UserError("no key of the config", key=f"sweeps.{sweep.name}.key", value=sweep.key)
-        node = node[part]
-    return node
-
-
 def estimator_cfg(shared: CfgNode, method: CfgNode) -> tuple[str, CfgNode]:
     """The estimator stage for a fine-tuning.
 
@@ -274,16 +262,12 @@ def estimator_cfg(shared: CfgNode, method: CfgNode) -> tuple[str, CfgNode]:
         name of the variant, such as "square", and ``shared`` with the values of ``method`` for ``ESTIMATOR_KEYS``, in a
         folder that ends with that name; "" and ``shared`` where these are equal.
     """
-    cfg = shared.clone()
-    cfg.defrost()
-    differences = []
-    for key in ESTIMATOR_KEYS:
-        if cfg.MODEL.TMT[key] != method.MODEL.TMT[key]:
-            cfg.MODEL.TMT[key] = method.MODEL.TMT[key]
-            differences.append(_setting(key, method.MODEL.TMT[key]))
-    cfg.OUTPUT_DIR = "-".join([cfg.OUTPUT_DIR, *differences])
-    cfg.freeze()
-    return "-".join(differences), cfg
+    changed = {key: value for key, value in method.MODEL.TMT.items() if key in ESTIMATOR_KEYS}
+    changed = {key: value for key, value in changed.items() if value != shared.MODEL.TMT[key]}
+    variant = "-".join(_setting(key, changed[key]) for key in ESTIMATOR_KEYS if key in changed)
+    values = {f"MODEL.TMT.{key}": value for key, value in changed.items()}
+    folder = "-".join(filter(None, [shared.OUTPUT_DIR, variant]))
+    return variant, replace_keys(shared, values | {"OUTPUT_DIR": folder})
 
 
 def label_amount(cfg: CfgNode, names: Mapping[str, str] = {}) -> Labels:

@@ -15,7 +15,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from tmt_d2.config import add_tmt_config
+from tmt_d2.config import add_tmt_config, set_key
 from tmt_d2.data.class_lists import ClassList
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.official import ESTIMATOR
@@ -51,16 +51,11 @@ def from_huggingface(
     if "class_predictor.weight" not in tensors:
         raise UserError("missing: only Mask2FormerForUniversalSegmentation is converted", key="class_predictor.weight")
     settings["MODEL.SEM_SEG_HEAD.NUM_CLASSES"] = len(tensors["class_predictor.weight"]) - 1
-    nested = CfgNode()
-    for key, value in settings.items():
-        *parents, leaf = key.split(".")
-        node = nested
-        for parent in parents:
-            node = node.setdefault(parent, CfgNode())
-        node[leaf] = value
-    cfg = get_cfg()
+    nested, cfg = CfgNode(), get_cfg()
     add_tmt_config(cfg)
-    cfg.merge_from_other_cfg(nested)
+    for key, value in settings.items():
+        set_key(nested, key, value)
+        set_key(cfg, key, value)
     cfg.MODEL.DEVICE = "cpu"
     state, left = build_model(cfg).state_dict(), {name for name in tensors if not UNUSED.fullmatch(name)}
     for ours, initial in state.items():

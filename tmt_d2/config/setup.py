@@ -1,0 +1,123 @@
+"""Reading a config and checking its values."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from fvcore.common.registry import Registry
+
+from tmt_d2.config.access import flatten, get_key, replace_keys
+from tmt_d2.config.file import find_config, load_config_file
+from tmt_d2.config.keys import ALLOWED, RENAMED, add_tmt_config
+from tmt_d2.config.ranges import SIZES, Range
+from tmt_d2.errors import UserError, did_you_mean
+
+NUM_CLASSES_UNSET = (54, 19)  # defaults of Detectron2 and of the base configs, which give way to the data sets' number
+
+
+def setup_cfg(config_file: str | Path, opts: Sequence[Any] = (), method: str | Path = "") -> CfgNode:
+    """Return the frozen config of a config file, a method over it, and KEY VALUE overrides over both.
+
+    Nothing in a file is executed: see ``load_config_file``, which also describes ``_BASE_`` and ``_METHODS_``. A whole
+    number stands for a float, and a plain name for a list of one. OUTPUT_DIR is output/<config file>/<method> if there
+    is a method and neither file nor override sets it. The modules in the environment variable TMT_IMPORT, separated by
+    commas, are imported first: they may register data sets, backbones, ...
+
+    Raises:
+        FileNotFoundError: the file, or one of its bases, does not exist.
+        UserError: an unknown key, a value of a wrong type, or a value that no stage could run with.
+    """
+    if not config_file:
+        raise UserError("no config file", hint="name one, e.g. --config-file configs/models/tiny.yaml")
+    if len(opts) % 2:
+        raise UserError("the override has no value", key=opts[-1], hint="overrides are KEY VALUE ...")
+    _import_modules(os.environ.get("TMT_IMPORT", ""))
+    values = flatten(load_config_file(find_config(config_file), method))
+    if method:
+        values.setdefault("OUTPUT_DIR", f"output/{Path(config_file).stem}/{Path(method).stem}")
+    cfg = get_cfg()
+    add_tmt_config(cfg)
+    defaults = flatten(cfg)
+    for source, pairs in ((f"config file {config_file}", values.items()), ("an override", zip(opts[::2], opts[1::2]))):
+        for key, value in pairs:
+            if key in RENAMED:
+                raise UserError(f"this key of {source} is now {RENAMED[key]}", key=key)
+            if key not in defaults:
+                raise UserError(f"{source} has this unknown key{did_you_mean(key, defaults)}", key=key)
+            try:
+                cfg.merge_from_list([key, _read(value, defaults[key])])
+            except ValueError as error:  # of another type
+                message = f"{source} needs a value of type {type(defaults[key]).__name__}"
+                raise UserError(message, key=key, value=value) from error
+    check_cfg(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def _import_modules(names: str) -> None:
+    for name in filter(None, names.split(",")):
+        try:
+            importlib.import_module(name.strip())
+        except ModuleNotFoundError as error:
+            raise UserError(str(error), key="TMT_IMPORT", value=name, hint="put its folder into PYTHONPATH") from error
+
+
+def _read(value: Any, default: Any) -> Any:
+    """Return ``value``, which may be text, in the type of ``default`` if it can be converted without loss."""
+    try:
+        literal = ast.literal_eval(value) if isinstance(value, str) else value  # as Detectron2 reads it
+    except (ValueError, SyntaxError):
+        literal = value
+    if isinstance(default, float) and type(literal) is int:
+        return float(literal)
+    if isinstance(default, (tuple, list)) and isinstance(literal, str) and all(isinstance(x, str) for x in default):
+        return (literal,)
+    return value
+
+
+def check_cfg(cfg: CfgNode) -> None:
+    """
+    Raises:
+        UserError: a value that would only fail, or mislead, after training began.
+    """
+    for key, allowed in ALLOWED.items():
+        value = get_key(cfg, key)
+        if value in allowed:
+            continue
+        if isinstance(allowed, Range):
+            raise UserError(f"it must be {allowed}", key=key, value=value)
+        known = [str(each) for each in (dict(allowed) if isinstance(allowed, Registry) else allowed)]
+        nearest = did_you_mean(str(value), known)
+        raise UserError("this does not exist", key=key, value=value, hint=f"choose one of {', '.join(known)}{nearest}")
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise UserError("no device", key="MODEL.DEVICE", value=cfg.MODEL.DEVICE, hint="cuda, cuda:1 or cpu") from error
+    crop, former, head = cfg.INPUT.CROP, cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD
+    if crop.ENABLED and crop.TYPE != "absolute":
+        raise UserError("only absolute crops are implemented", key="INPUT.CROP.TYPE", value=crop.TYPE)
+    if crop.ENABLED and crop.SIZE not in SIZES:
+        raise UserError("it must be height and width in pixels", key="INPUT.CROP.SIZE", value=crop.SIZE)
+    if former.HIDDEN_DIM % former.NHEADS:
+        message = f"it must be a multiple of NHEADS, {former.NHEADS}"
+        raise UserError(message, key="MODEL.MASK_FORMER.HIDDEN_DIM", value=former.HIDDEN_DIM)
+    if head.NORM == "GN" and head.CONVS_DIM % 32:
+        message = "with NORM GN it must be a multiple of 32"
+        raise UserError(message, key="MODEL.SEM_SEG_HEAD.CONVS_DIM", value=head.CONVS_DIM)
+
+
+def with_num_classes(cfg: CfgNode, count: int) -> CfgNode:
+    """Return a copy with MODEL.SEM_SEG_HEAD.NUM_CLASSES ``count``."""
+    return replace_keys(cfg, {"MODEL.SEM_SEG_HEAD.NUM_CLASSES": count})
+
+
+def model_settings(cfg: CfgNode) -> str:
+    """Return MODEL as YAML without WEIGHTS and DEVICE: the settings that outputs of the same weights depend on."""
+    return replace_keys(cfg, {"MODEL.WEIGHTS": "", "MODEL.DEVICE": ""}).MODEL.dump()

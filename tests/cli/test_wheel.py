@@ -21,6 +21,7 @@ tmt-train --config-file CONFIG SOLVER.MAX_ITER 1 SOLVER.IMS_PER_BATCH 1 OUTPUT_D
 """
 SCRIPT = """
 import sys
+sys.modules["numba"] = None  # it would compile its kernel again for the installed file
 from importlib.metadata import entry_points
 commands = {each.name: each.load() for each in entry_points(group="console_scripts") if each.name.startswith("tmt-")}
 print("commands:", *commands)

@@ -1,4 +1,4 @@
-"""Of a checkout: tmt_d2/cli/check_data.py."""
+"""``python -m datasets.check`` in a checkout; see tmt_d2/cli/check_data.py."""
 
 from tmt_d2.cli.check_data import command
 

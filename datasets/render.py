@@ -1,4 +1,4 @@
-"""Of a checkout: tmt_d2/projects/street_scenes/render.py."""
+"""``python -m datasets.render`` in a checkout; see tmt_d2/projects/street_scenes/render.py."""
 
 from tmt_d2.projects.street_scenes.render import command
 

@@ -150,7 +150,7 @@ def test_a_stage_goes_on_and_says_how_many(
 
 
 @pytest.mark.slow
-def test_transferability_is_made_of_the_pictures_that_can_be_read(tmp_path: Path, start: Path, monkeypatch) -> None:
+def test_transferability_is_made_of_the_images_that_can_be_read(tmp_path: Path, start: Path, monkeypatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(make_scenes(tmp_path / "scenes")))
     image = next((tmp_path / "scenes").glob("bdd100k/images/10k/train/*.jpg"))
     image.write_bytes(image.read_bytes()[:100])

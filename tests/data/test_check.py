@@ -61,7 +61,7 @@ def test_rendered_data_sets_are_in_order(root: Path, capsys: pytest.CaptureFixtu
     for splits in data_sets.values():
         for split, report in splits.items():
             count = {"train": 2, "val": 1, "test": 0}[split]
-            assert [report[key] for key in ("found", "pairs", "read", "expected")] == [count, count, count, None]
+            assert [report[key] for key in ("images", "pairs", "read", "expected")] == [count, count, count, None]
             assert report["problems"] == {}
     assert data_sets["cityscapes"]["train"]["sizes"] == {"64x32": 2}
     assert "cityscapes  train" in capsys.readouterr().out
@@ -90,7 +90,7 @@ def test_every_problem_is_found_and_named(root: Path) -> None:
     before, reports = state(root), check(root, "mapillary")
     train = reports["train"]
     assert state(root) == before
-    assert (train.found, train.expected, train.pairs, train.read) == (8, 18000, 7, 7)
+    assert (train.images, train.expected, train.pairs, train.read) == (8, 18000, 7, 7)
     assert train.sizes == {(8, 6): 3, (20, 10): 1}
     assert "8 of 18000" in train.problems["missing"][0]
     expected = {
@@ -120,7 +120,7 @@ def test_quick_reads_a_sample_from_the_first_to_the_last(root: Path) -> None:
     for index in range(25):
         mapillary(root, "training", f"{index:02d}", value=120 if index in (0, 24) else 13)
     report = check(root, "mapillary", quick=True)["train"]
-    assert (report.found, report.read, len(report.problems["undefined ids"])) == (25, 20, 2)
+    assert (report.images, report.read, len(report.problems["undefined ids"])) == (25, 20, 2)
     assert check(root, "mapillary")["train"].read == 25
 
 
@@ -157,7 +157,7 @@ def test_the_frames_of_gtav(root: Path) -> None:
     reports = check(root, "gtav")
     assert set(reports) == {"train", "val", "test", "all"}
     assert "split.mat" in reports["train"].problems["missing"][0]
-    assert (reports["all"].found, reports["all"].pairs, reports["all"].known_bad) == (3, 2, 1)
+    assert (reports["all"].images, reports["all"].pairs, reports["all"].known_bad) == (3, 2, 1)
 
     columns = {"trainIds": [1, 15188, 24966], "valIds": [2], "testIds": []}
     savemat(root / "gta5" / "split.mat", {key: np.array(ids, np.uint16).reshape(-1, 1) for key, ids in columns.items()})

@@ -1,4 +1,4 @@
-"""Names and colours of classes, and a model's own from its data sets through its checkpoint to whatever reads it."""
+"""Names and colors of classes, and a model's own from its data sets through its checkpoint to whatever reads it."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ from tmt_d2.visualization.figures import report_figures
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 ENTRY = "classes"  # of a checkpoint
 
-# ---- Names and colours
+# ---- Names and colors
 
 
-def test_generated_colours_are_the_farthest() -> None:
+def test_generated_colors_are_the_farthest() -> None:
     """Brute force, with the distance in floats as its author wrote it, from black, white and the given one."""
 
     def distance(a: tuple[int, ...], b: tuple[int, ...]) -> float:
@@ -60,10 +60,10 @@ def test_generated_colours_are_the_farthest() -> None:
         taken.append(classes.colors[index])
 
 
-def test_colours_are_distinct_and_stay() -> None:
+def test_colors_are_distinct_and_stay() -> None:
     many = unnamed(254)
     assert len({*many.colors, (0, 0, 0), (255, 255, 255)}) == 256
-    assert unnamed(5).colors == many.colors[:5]  # whoever adds a class keeps the colours of the others
+    assert unnamed(5).colors == many.colors[:5]  # whoever adds a class keeps the colors of the others
 
 
 def test_palette_legend_and_text() -> None:
@@ -137,7 +137,7 @@ def test_other_classes_are_refused_unless_they_may_begin_anew(build_tiny: Build,
 
 
 @pytest.mark.parametrize("reinit", [False, True])
-def test_equal_names_are_loaded_whatever_the_colours(build_tiny: Build, tmp_path: Path, reinit: bool) -> None:
+def test_equal_names_are_loaded_whatever_the_colors(build_tiny: Build, tmp_path: Path, reinit: bool) -> None:
     save(build_tiny, tmp_path / "start.pth", SEVEN, 7)
     model = new_model(build_tiny, ClassList(SEVEN.names, unnamed(7).colors), 7)
     TMTCheckpointer(model, reinit_class_head=reinit).load(str(tmp_path / "start.pth"))
@@ -282,7 +282,7 @@ def test_a_model_of_its_own_classes(tmp_path: Path, count: int) -> None:
     predictor = Predictor.from_config(f"{cfg.OUTPUT_DIR}/config.yaml", weights)
     drawn = report_image(predictor, InputImage.of({"file_name": str(image)}), [names[1]])
     assert drawn.queries[0].name == names[1] and drawn.classes == predictor.classes
-    files = [suffix for suffix, _ in report_figures([drawn], "picture", ())]
+    files = [suffix for suffix, _ in report_figures([drawn], "image", ())]
     assert files[-1].endswith("_thing-1_class")
     with pytest.raises(UserError, match="car"):
         report_image(predictor, InputImage.of({"file_name": str(image)}), ["car"])

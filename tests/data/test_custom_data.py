@@ -64,7 +64,7 @@ OWN = {"train_ids": None}
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"colour": 1}, "colour"),
+        ({"colors": 1}, "colors"),
         ({"name": None}, "name"),
         ({"name": "my/town"}, "name"),
         ({"root": 3}, "root"),

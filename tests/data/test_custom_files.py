@@ -1,4 +1,4 @@
-"""Which files a data set of one's own has: patterns, lists, subsets, images without labels, links."""
+"""Files of custom data sets: patterns, lists, subsets, images without labels, links."""
 
 from __future__ import annotations
 

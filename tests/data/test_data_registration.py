@@ -53,7 +53,7 @@ def test_every_name_is_registered_with_what_detectron2_looks_for() -> None:
     for name in names:
         metadata = MetadataCatalog.get(name)
         assert metadata.stuff_classes == list(CLASSES)
-        assert [tuple(colour) for colour in metadata.stuff_colors] == list(PALETTE)
+        assert [tuple(color) for color in metadata.stuff_colors] == list(PALETTE)
         assert (metadata.ignore_label, metadata.evaluator_type) == (255, "sem_seg")
         assert label_space_of(name) is metadata.label_space
     assert label_space_of("cityscapes_sem_seg_train") is CITYSCAPES

@@ -1,4 +1,4 @@
-"""What one command writes into a list of images, the next one reads."""
+"""Lists of images are read as they were written, and as other programs write them."""
 
 from __future__ import annotations
 

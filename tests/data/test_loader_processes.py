@@ -72,7 +72,7 @@ def test_pairs_of_a_registered_source(start_method: str, tmp_path: Path) -> None
 
 
 def custom_cfg(folder: Path) -> CfgNode:
-    """Of two custom data sets with other ids for the same classes; the target also has an unlabeled image."""
+    """Two custom data sets with different ids for the same classes; the target also has an unlabeled image."""
     image = np.full((*IDS.shape, 3), 90, np.uint8).tolist()
     for name, ids in (("town", IDS), ("field", IDS + 1)):
         save(folder / name / "rgb" / "a.png", image)

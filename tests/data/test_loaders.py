@@ -1,4 +1,4 @@
-"""Which images come in which batch: by seed and step alone, of both domains, and a fraction of the labels."""
+"""Batches depend on seed and step alone; domains, groups, and choices of labels."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_numbers_lie_inside_one_another_and_inside_shares() -> None:
         assert smaller < larger
 
 
-def test_only_pictures_with_a_label_can_be_labeled() -> None:
+def test_only_images_with_a_label_can_be_labeled() -> None:
     without = [{key: value for key, value in each.items() if key != "sem_seg_file_name"} for each in records(5, "u")]
     assert LabelChoice().of([*without, *records(3)]) == records(3)
     assert LabelChoice(fraction=0.5).of([*without, *records(8)]) == LabelChoice(fraction=0.5).of(records(8))
@@ -113,7 +113,7 @@ def test_a_seed_below_0_is_that_of_the_run() -> None:
         LabelChoice.from_config(tiny_cfg(TRANSFER__LABEL_SEED=-1))
 
 
-def test_listed_pictures(tmp_path: Path) -> None:
+def test_listed_images(tmp_path: Path) -> None:
     everything = [record | {"file_name": f"/data/a/{record['image_id']}.png"} for record in records(9)]
     everything.append(everything[0] | {"file_name": "/data/b/0000.png", "image_id": "b0"})
     file = tmp_path / "labeled.txt"
@@ -143,10 +143,10 @@ def test_groups_have_their_shares_and_marks(split: Any) -> None:
         assert marks == block * 2
         assert {item["image_id"] for item, mark in zip(batch, marks) if mark == block[0]} <= labeled
         seen |= {(item["dataset"], item["image_id"]) for item, mark in zip(batch, marks) if not mark[1]}
-    assert len(seen) == 9 + 3  # the labeled ones are pictures too
+    assert len(seen) == 9 + 3  # the labeled ones are images too
 
 
-def test_labeled_pictures_are_those_of_full_whatever_comes_with_them(split: Any) -> None:
+def test_labeled_images_are_those_of_full_whatever_comes_with_them(split: Any) -> None:
     target = split(9)
     full = build_train_loader([target], with_noise, 4, labels=LabelChoice(count=4), seed=1)
     expected = [[(item["image_id"], item["noise"]) for item in batch] for batch in itertools.islice(full, 20)]
@@ -175,7 +175,7 @@ def test_blocks_are_the_same_in_every_process(split: Any, monkeypatch: pytest.Mo
         blocks(8)
 
 
-def test_a_group_without_pictures_is_refused(split: Any) -> None:
+def test_a_group_without_images_is_refused(split: Any) -> None:
     target = split(4)
     with pytest.raises(ValueError, match="LABEL_COUNT"):
         next(semi_supervised(target, Shares(4, 2)))

@@ -1,4 +1,4 @@
-"""From a record to a training sample: sizes, crops, flips and colours, of image and label alike."""
+"""From a record to a training sample: sizes, crops, flips and colors, of image and label alike."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def test_test_mode_resizes_the_shortest_edge_only(record: dict[str, str]) -> Non
     assert np.array_equal(whole["image"].permute(1, 2, 0).numpy(), smooth_image(SIZE))
 
 
-def test_colour_jitter_is_detectron2s_distribution() -> None:
+def test_color_jitter_is_detectron2s_distribution() -> None:
     image = smooth_image((24, 32))
     random.seed(0)
     np.random.seed(0)
@@ -275,7 +275,7 @@ def test_colour_jitter_is_detectron2s_distribution() -> None:
     assert np.abs(ours.std(0)).mean() > 10  # negative control: the jitter does something
 
 
-def test_colour_jitter_knows_the_channel_order() -> None:
+def test_color_jitter_knows_the_channel_order() -> None:
     image = smooth_image((24, 32))
     for seed in range(20):
         np.random.seed(seed)

@@ -1,4 +1,4 @@
-"""T made once of a whole picture and cropped with it, against the estimator that made it."""
+"""T made once of a whole image and cropped with it, against the estimator that made it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tmt_d2.modeling.pixel_decoder import STRIDES
 
 @pytest.fixture
 def record(tmp_path: Path) -> dict[str, str]:
-    (tmp_path / "i.png").write_bytes(b"a picture")
+    (tmp_path / "i.png").write_bytes(b"a image")
     return {"file_name": str(tmp_path / "i.png")}
 
 
@@ -40,7 +40,7 @@ def written(folder: Path, record: dict[str, str], size: tuple[int, int]) -> tupl
     return maps, levels
 
 
-def test_the_whole_picture_at_the_size_of_testing_has_the_whole_map(tmp_path: Path, record: dict[str, str]) -> None:
+def test_the_whole_image_at_the_size_of_testing_has_the_whole_map(tmp_path: Path, record: dict[str, str]) -> None:
     size = (100, 230)
     maps, levels = written(tmp_path, record, size)
     whole = Crop((1000, 2300), size, 0, 0, *size)
@@ -65,9 +65,9 @@ def test_positions_of_an_enlarged_crop_by_hand(tmp_path: Path, record: dict[str,
     assert found.tolist() == [[levels[0][row, 0].item()] for row in rows]
 
 
-def test_another_picture_under_the_name_has_another_map(tmp_path: Path, record: dict[str, str]) -> None:
+def test_another_image_under_the_name_has_another_map(tmp_path: Path, record: dict[str, str]) -> None:
     maps, _ = written(tmp_path, record, (64, 64))
-    Path(record["file_name"]).write_bytes(b"another picture")
+    Path(record["file_name"]).write_bytes(b"another image")
     assert not maps.path(record).is_file()
     with pytest.raises(DataError, match="i.png"):
         maps.crop(record, Crop((64, 64), (64, 64), 0, 0, 64, 64), False)
@@ -86,7 +86,7 @@ def test_a_damaged_map_is_named(tmp_path: Path, record: dict[str, str]) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("data_root")
 def test_maps_are_what_the_frozen_model_says_in_a_step(tmp_path: Path, start: Path) -> None:
-    """Where the crop is the whole picture at the size of testing, reading T and making it are the same training."""
+    """Cached and computed T train equally if the crop is the whole image at the test size."""
     whole = {
         "INPUT__CROP__SIZE": (64, 128),
         "INPUT__MIN_SIZE_TRAIN": (64,),
@@ -168,7 +168,7 @@ def test_maps_are_made_once_and_anew_for_other_settings(tmp_path: Path, start: P
         return set(maps.folder.glob("*.npz"))
 
     first = files(TRANSFER__LABEL_FRACTION=0.5)
-    assert len(first) == 3  # of the labeled pictures only
+    assert len(first) == 3  # of the labeled images only
     written = {path: path.stat().st_mtime_ns for path in first}
     second = files()
     assert len(second) == 6 and first < second

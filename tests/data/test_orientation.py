@@ -84,7 +84,7 @@ def test_an_image_is_the_same_with_its_label_with_the_size_of_it_and_where_nothi
     assert np.array_equal(read_image_of({"file_name": path}), stored)
 
 
-def test_a_lone_picture_that_is_not_turned_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lone_image_that_is_not_turned_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     turned, plain = with_orientation(tmp_path / "turned.jpg", 6), with_orientation(tmp_path / "plain.jpg", 1)
     for path in (turned, plain, turned):
         assert read_image_of({"file_name": path}).shape == (32, 48, 3)

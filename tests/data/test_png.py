@@ -44,9 +44,9 @@ def with_chunk(name: bytes, content: bytes = b"", picture: np.ndarray = PICTURE)
     return whole[:33] + chunk(name, content) + whole[33:]
 
 
-def built(depth: int, colour: int, rows: bytes, interlaced: int = 0, parts: int = 1) -> bytes:
+def built(depth: int, color: int, rows: bytes, interlaced: int = 0, parts: int = 1) -> bytes:
     """A file of 5 x 3 pixels. rows: what is compressed; parts: the IDAT chunks that it is in."""
-    header = (5).to_bytes(4, "big") + (3).to_bytes(4, "big") + bytes((depth, colour, 0, 0, interlaced))
+    header = (5).to_bytes(4, "big") + (3).to_bytes(4, "big") + bytes((depth, color, 0, 0, interlaced))
     data = zlib.compress(rows)
     ends = [len(data) * part // parts for part in range(parts + 1)]
     pieces = [chunk(b"IDAT", data[start:end]) for start, end in itertools.pairwise(ends)]
@@ -60,7 +60,7 @@ def text(compressed: bool) -> PngInfo:
 
 
 def rows(bytes_in_a_row: int, seed: int = 1) -> bytes:
-    """Of the five filters; values that wrap around."""
+    """Rows of random filters, with values that wrap around."""
     chance = random.Random(seed)
     return b"".join(bytes((chance.randrange(5),)) + chance.randbytes(bytes_in_a_row) for _ in range(3))
 
@@ -89,12 +89,12 @@ OTHERS = {
     "16 bits": stored(GREY.astype(np.uint16) * 250),
     "16 bits, RGB": built(16, 2, rows(30)),
     "interlaced": built(8, 2, bytes(52), interlaced=1),
-    "a transparent colour": with_chunk(b"tRNS", b"\0\x80" * 3),
+    "a transparent color": with_chunk(b"tRNS", b"\0\x80" * 3),
     "a transparent grey": with_chunk(b"tRNS", b"\0\x80", GREY),
     "ICC": stored(icc_profile=SRGB),
     "compressed text": stored(GREY, pnginfo=text(True)),
     "animated": stored(save_all=True, append_images=[Image.fromarray(255 - PICTURE)]),
-    "a colour palette in RGB": with_chunk(b"PLTE", bytes(30)),
+    "a color palette in RGB": with_chunk(b"PLTE", bytes(30)),
     "unknown chunk": with_chunk(b"abCd", b"x"),
     "bytes behind its end": stored() + b"more",
     "two": stored() + stored(255 - PICTURE),

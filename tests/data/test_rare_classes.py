@@ -1,4 +1,4 @@
-"""Rare class sampling: which class, which picture of it, and a crop that shows it; counted once."""
+"""Rare class sampling: which class, which image of it, and a crop that shows it; counted once."""
 
 from __future__ import annotations
 
@@ -51,20 +51,20 @@ def test_probabilities_by_hand() -> None:
     assert class_probabilities(np.array([0.9, 0.1]), 1e-4).tolist() == pytest.approx([0, 1])
 
 
-def test_pictures_have_what_fills_enough_of_a_crop(tmp_path: Path) -> None:
+def test_images_have_what_fills_enough_of_a_crop(tmp_path: Path) -> None:
     records = make_records(tmp_path, labels())
     chooser = rare(tmp_path).chooser(records)
     assert list(chooser.classes) == [0, 13]
     assert [each.tolist() for each in chooser.images] == [[0, 1, 2], [2]]
     pixels = np.array([3 * 1600 - 2 - 16 - 400, 16 + 400]) / (3 * 1600)
     np.testing.assert_allclose(chooser.probabilities, class_probabilities(pixels, 0.5))
-    smaller = rare(tmp_path, crop=(20, 20)).chooser(records)  # 0.01 of the picture is 0.04 of it
+    smaller = rare(tmp_path, crop=(20, 20)).chooser(records)  # 0.01 of the image is 0.04 of it
     assert [each.tolist() for each in smaller.images] == [[0, 1, 2], [1, 2]]
     assert rare(tmp_path, area=1.0).chooser(records[3:]) is None
 
 
 def test_sizes_are_those_of_the_mapper(tmp_path: Path) -> None:
-    """Of pictures that keep their size, and of uncropped ones: as the mapper would do it."""
+    """Images that keep their size, and uncropped ones, as in the mapper."""
     records = make_records(tmp_path, labels())
     kept = rare(tmp_path, crop=(20, 20), min_size=0).chooser(records)
     assert [each.tolist() for each in kept.images] == [[0, 1, 2], [1, 2]]

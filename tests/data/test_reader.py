@@ -26,7 +26,7 @@ from tmt_d2.data.reader import PNG, DataError, SizeError, UndefinedIdError, read
 def save_label(path: Path, ids: np.ndarray, palette: bool = False) -> str:
     image = Image.fromarray(ids.astype(np.uint8))
     if palette:
-        image.putpalette([255 - value // 3 for value in range(768)])  # colours that have nothing to do with the ids
+        image.putpalette([255 - value // 3 for value in range(768)])  # colors that have nothing to do with the ids
     image.save(path)
     return str(path)
 
@@ -238,20 +238,20 @@ def test_labels_of_mapillary_2_are_rejected_with_a_hint(tmp_path: Path) -> None:
     assert read_label(path, MAPILLARY_A).tolist() == [[0, 255]]
 
 
-# The first colours of the two palettes, as the data sets ship them.
+# The first colors of the two palettes, as the data sets ship them.
 VISTAS_1 = [(165, 42, 42), (0, 192, 0), (196, 196, 196), (190, 153, 153)]
 VISTAS_2 = [(165, 42, 42), (0, 192, 0), (250, 170, 31), (250, 170, 32), (196, 196, 196)]
 
 
-def save_coloured(path: Path, ids: list[int], colours: list[tuple[int, int, int]]) -> str:
+def save_colored(path: Path, ids: list[int], colors: list[tuple[int, int, int]]) -> str:
     image = Image.fromarray(np.array([ids], np.uint8))
-    image.putpalette([value for colour in colours for value in colour])
+    image.putpalette([value for color in colors for value in color])
     image.save(path)
     return str(path)
 
 
 def test_the_palette_tells_labels_of_mapillary_2_whose_ids_version_1_has_too(tmp_path: Path) -> None:
-    path = save_coloured(tmp_path / "label.png", [2, 3, 4], VISTAS_2)
+    path = save_colored(tmp_path / "label.png", [2, 3, 4], VISTAS_2)
     for space in (MAPILLARY_A, MAPILLARY_B):
         with pytest.raises(UndefinedIdError) as error:
             read_label(path, space)
@@ -260,33 +260,33 @@ def test_the_palette_tells_labels_of_mapillary_2_whose_ids_version_1_has_too(tmp
     assert read_label(path, own).tolist() == [[255, 255, 1]]
 
 
-@pytest.mark.parametrize("colours", [VISTAS_1, [(250, 170, 31)], [(0, 0, 0)] * 256, None])
+@pytest.mark.parametrize("colors", [VISTAS_1, [(250, 170, 31)], [(0, 0, 0)] * 256, None])
 def test_other_palettes_of_mapillary_and_none_go_by_the_ids(
-    tmp_path: Path, colours: list[tuple[int, int, int]] | None
+    tmp_path: Path, colors: list[tuple[int, int, int]] | None
 ) -> None:
     def save(ids: list[int]) -> str:
-        if colours is None:
+        if colors is None:
             return save_label(tmp_path / "label.png", np.array([ids]))
-        return save_coloured(tmp_path / "label.png", ids, colours + [(9, 9, 9)] * (256 - len(colours)))
+        return save_colored(tmp_path / "label.png", ids, colors + [(9, 9, 9)] * (256 - len(colors)))
 
     assert read_label(save([2, 3, 65]), MAPILLARY_A).tolist() == [[1, 4, 255]]
     with pytest.raises(UndefinedIdError, match=r"66.*v2\.0"):
         read_label(save([2, 3, 66]), MAPILLARY_A)
 
 
-def test_a_palette_too_short_for_the_colour_that_tells(tmp_path: Path) -> None:
-    assert read_label(save_coloured(tmp_path / "label.png", [0, 1], VISTAS_2[:2]), MAPILLARY_A).tolist() == [[255, 255]]
+def test_a_palette_too_short_for_the_color_that_tells(tmp_path: Path) -> None:
+    assert read_label(save_colored(tmp_path / "label.png", [0, 1], VISTAS_2[:2]), MAPILLARY_A).tolist() == [[255, 255]]
 
 
 def test_the_palette_is_looked_at_without_decoding_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, reopen = [], Image.open
     monkeypatch.setattr(Image, "open", lambda *args: opened.append(1) or reopen(*args))
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded once more"))
-    read_label(save_coloured(tmp_path / "label.png", [2, 3], VISTAS_1), MAPILLARY_A)
+    read_label(save_colored(tmp_path / "label.png", [2, 3], VISTAS_1), MAPILLARY_A)
     assert opened == [1]
 
 
-def test_the_palette_of_mapillary_has_a_colour_for_every_id_and_that_of_the_class_where_both_have_one() -> None:
+def test_the_palette_of_mapillary_has_a_color_for_every_id_and_that_of_the_class_where_both_have_one() -> None:
     assert len(MAPILLARY_PALETTE) == 66 and list(MAPILLARY_PALETTE[:4]) == VISTAS_1
     for value in (3, 6, 13, 15, 17, 27, 29, 30, 45, 48, 50, 52, 54, 55, 57, 58, 61):
         assert MAPILLARY_PALETTE[value] == PALETTE[MAPILLARY_A.train_ids[value]]
@@ -313,9 +313,9 @@ def test_the_class_of_synthia_is_the_red_channel_of_16_bits(tmp_path: Path) -> N
 def test_wrong_labels_of_synthia(tmp_path: Path) -> None:
     with pytest.raises(UndefinedIdError, match="23, 255, 256, 259"):
         read_label(synthia_label(tmp_path / "label.png", np.array([[1, 256, 259, 23, 255]])), SYNTHIA)
-    Image.new("RGB", (4, 3)).save(tmp_path / "colour.png")
+    Image.new("RGB", (4, 3)).save(tmp_path / "color.png")
     with pytest.raises(DataError, match="GT/LABELS"):
-        read_label(str(tmp_path / "colour.png"), SYNTHIA)
+        read_label(str(tmp_path / "color.png"), SYNTHIA)
 
 
 # ---- pairs

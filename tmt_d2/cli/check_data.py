@@ -142,7 +142,7 @@ def _print_reports(reports: Reports) -> None:
         by_area = sorted(report.sizes, key=lambda size: (size[0] * size[1], size))
         sizes = " to ".join(dict.fromkeys(f"{width}x{height}" for width, height in (*by_area[:1], *by_area[-1:])))
         rows.append(
-            [name, split, report.found, expected, report.read, report.labeled, report.known_bad, *problems, sizes]
+            [name, split, report.images, expected, report.read, report.labeled, report.known_bad, *problems, sizes]
         )
     print(tabulate(rows, ["data set", "split", "images", "of", "read", "labeled", "known bad", *kinds, "sizes"]))
     for name, own in reports.items():

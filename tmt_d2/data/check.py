@@ -69,7 +69,7 @@ class SplitReport:
     """Result of a check.
 
     Attributes:
-        found: number of images on disk.
+        images: number of images on disk.
         pairs: number of images with a label. unlabeled: of images that have none on purpose.
         known_bad: number of frames that are left out as known to be bad.
         read: number of images read. labels_read: of labels read. labeled: of labels in which a pixel has a class.
@@ -81,7 +81,7 @@ class SplitReport:
 
     label_space: LabelSpace
     expected: int | None = None
-    found: int = 0
+    images: int = 0
     pairs: int = 0
     unlabeled: int = 0
     known_bad: int = 0
@@ -101,7 +101,7 @@ class SplitReport:
         return {**classes, IGNORED: float(percent[IGNORE])}
 
     def to_json(self) -> dict[str, Any]:
-        plain = ("expected", "found", "pairs", "unlabeled", "known_bad", "read", "labels_read", "labeled")
+        plain = ("expected", "images", "pairs", "unlabeled", "known_bad", "read", "labels_read", "labeled")
         return {name: getattr(self, name) for name in (*plain, "notes", "oriented")} | {
             "sizes": {f"{width}x{height}": count for (width, height), count in sorted(self.sizes.items())},
             "percent_of_pixels": self.percent_of_pixels() if self.labels_read else {},
@@ -147,7 +147,7 @@ def check_split(split: Split, quick: bool = False) -> SplitReport:
         return report
     report.pairs, report.unlabeled = len(listing.pairs), len(listing.unlabeled)
     report.known_bad = len(listing.left_out)
-    report.found = report.pairs + report.unlabeled + len(listing.images_alone) + report.known_bad
+    report.images = report.pairs + report.unlabeled + len(listing.images_alone) + report.known_bad
     _check_counts(split, listing, report)
     pairs: list[tuple[str, str | None]] = list(listing.pairs.values())
     pairs += [(image, None) for image in listing.unlabeled.values()]
@@ -192,9 +192,9 @@ def _check_counts(split: Split, listing: Listing, report: SplitReport) -> None:
         report.notes += [f"left out: {len(paths)} {what}, e.g. {paths[0]}" for what, paths in missing.items() if paths]
         return
     report.problems["unlabeled"], report.problems["unused"] = listing.images_alone, listing.labels_alone
-    if split.expected not in (None, report.found):
+    if split.expected not in (None, report.images):
         first = f"; the first missing frame is {listing.absent[0]}" if listing.absent else ""
-        report.problems["missing"].append(f"{report.found} of {split.expected} images found{first}")
+        report.problems["missing"].append(f"{report.images} of {split.expected} images found{first}")
 
 
 def _read_pair(

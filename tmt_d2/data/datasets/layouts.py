@@ -1,6 +1,6 @@
 """Layouts of data sets on disk, and the pairing of images and labels.
 
-Files are found by patterns below a folder, such as ``gtFine/train/*/{stem}_gtFine_labelIds.png``: ``*`` is any text
+Files are matched by patterns below a folder, such as ``gtFine/train/*/{stem}_gtFine_labelIds.png``: ``*`` is any text
 within one name, and ``{stem}`` captures the text that image and label share.
 """
 
@@ -88,16 +88,16 @@ class Layout:
 
     def _find(self, folder: Path, patterns: Sequence[str], on_disk: str, what: str) -> dict[str, str]:
         patterns = [pattern.replace("{split}", on_disk) for pattern in patterns]
-        found: dict[str, str] = {}
+        files: dict[str, str] = {}
         for pattern in reversed(patterns):
-            found.update(find(folder, pattern))
-        if not found:
+            files.update(find(folder, pattern))
+        if not files:
             raise MissingDataError(
                 f"{self.title} has no {what} like {' or '.join(patterns)}",
                 key=folder,
                 hint="set DETECTRON2_DATASETS, or render scenes with `python -m datasets.render`",
             )
-        return found
+        return files
 
 
 def pair(images: Mapping[str, str], labels: Mapping[str, str], bad: Container[str] = ()) -> Listing:
@@ -124,13 +124,13 @@ def find(folder: str | Path, pattern: str) -> dict[str, str]:
     Raises:
         DataError: two files have the same stem.
     """
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for captured, path in _matches(str(folder), pattern.split("/"), {}):
         stem = "_".join(captured[name] for name in sorted(captured))
-        if stem in found:
-            raise DataError(f"{found[stem]} and {path} both have the name {stem!r}", key="pattern", value=pattern)
-        found[stem] = path
-    return found
+        if stem in files:
+            raise DataError(f"{files[stem]} and {path} both have the name {stem!r}", key="pattern", value=pattern)
+        files[stem] = path
+    return files
 
 
 def _matches(folder: str, parts: Sequence[str], captured: dict[str, str]) -> Iterator[tuple[dict[str, str], str]]:

@@ -229,7 +229,7 @@ def test_official_configs_build_the_official_model(
     batch_norm = cfg.MODEL.RESNETS.NORM != "FrozenBN"
     assert shapes_of(model) == official_shapes(backbone, DATASETS[dataset]["classes"], batch_norm)
     assert model.sem_seg_head.ignore_value == DATASETS[dataset]["ignore"]
-    said = [record.getMessage() for record in caplog.records if "without a meaning" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "settings that are not used" in record.getMessage()]
     assert len(said) == 1
     assert "MODEL.RESNETS.STEM_TYPE basic" in said[0]
     assert "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD 0.8" in said[0]

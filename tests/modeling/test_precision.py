@@ -93,7 +93,7 @@ def test_a_run_uses_what_the_processor_has(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: has_it)
-    precision._say_once.cache_clear()
+    precision._log_once.cache_clear()
     changes = {"SOLVER__MAX_ITER": 1, "SOLVER__AMP__ENABLED": True}
     logging.getLogger("tmt_d2").propagate = True
     with caplog.at_level(logging.INFO, "tmt_d2"):

@@ -142,8 +142,7 @@ class SemanticEvaluator(DatasetEvaluator):
     def __init__(self, dataset_name: str, output_dir: str | None = None) -> None:
         """
         Args:
-            dataset_name: a registered split, of which the labelled images count; its metadata names the classes and
-                the subsets.
+            dataset_name: a registered split with labeled images; its metadata names the classes and the subsets.
             output_dir: where ``confusion_matrix.npz`` and ``sem_seg_evaluation.json`` go; None writes nothing.
         """
         metadata = MetadataCatalog.get(dataset_name)

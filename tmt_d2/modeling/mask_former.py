@@ -1,7 +1,7 @@
 """``MaskFormer``: Mask2Former for semantic segmentation, the meta-architecture.
 
-Follow one image: ``preprocess`` -> ``encode`` (backbone, pixel decoder) -> decoder -> in training ``losses``, else
-``postprocess``. ``tmt.TransferableMaskFormer`` puts the transferability of every position between the last two.
+One image: ``preprocess`` -> ``encode`` (backbone, pixel decoder) -> decoder -> in training ``losses``, else
+``postprocess``. ``tmt.TransferableMaskFormer`` adds the transferability of every position before the decoder.
 
 Letters: B images, Q queries, N classes, (H, W) the padded image size.
 """
@@ -34,7 +34,7 @@ from tmt_d2.modeling.transformer_decoder import DecoderInputs, KeyMask, LayerTra
 
 logger = logging.getLogger(__name__)
 
-# Mask values that inference upsamples at once, by kind of device: on a CPU few enough to stay in its cache.
+# Mask values that inference upsamples at once, by device type: on a CPU few enough to stay in its cache.
 STRIP_VALUES = {"cpu": 2**22, "cuda": 2**28}
 
 Record = Mapping[str, Any]  # one element of Detectron2's batched inputs
@@ -42,17 +42,17 @@ Record = Mapping[str, Any]  # one element of Detectron2's batched inputs
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over a batch: what went into the decoder, and what came out of it."""
+    """Inputs and outputs of the decoder for a batch."""
 
     inputs: DecoderInputs
     outputs: DecoderOutputs
 
 
 class Inspection(TypedDict):
-    """One evaluation pass with everything a picture needs.
+    """One evaluation pass with all intermediate values that visualization needs.
 
     results: as ``forward``. layers: of each decoder layer. transferability: a ``LevelTransferability`` of each level;
-    None for plain Mask2Former, and where it neither acts nor is asked for. images: padded.
+    None for plain Mask2Former, and if it is neither used nor output. images: padded.
     """
 
     results: list[dict[str, Any]]
@@ -116,11 +116,11 @@ class MaskFormer(nn.Module):
         backbone = build_backbone(cfg)
         head = build_sem_seg_head(cfg, backbone.output_shape())
         former = cfg.MODEL.MASK_FORMER
-        # timm knows what its weights have learned with
+        # of timm, the values that its weights were trained with
         mean, std = getattr(backbone, "normalization", (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
         unused = unused_settings(cfg)
         if unused:
-            logger.info("settings without a meaning here: %s", ", ".join(unused))
+            logger.info("official settings that are not used: %s", ", ".join(unused))
         if not former.TEST.SEMANTIC_ON:
             message = "only semantic segmentation is built"
             raise UserError(message, key="MODEL.MASK_FORMER.TEST.SEMANTIC_ON", value=False)
@@ -157,7 +157,7 @@ class MaskFormer(nn.Module):
         super().train(mode)
         for part in (self.backbone, self.sem_seg_head.pixel_decoder):
             if not any(parameter.requires_grad for parameter in part.parameters()):
-                part.eval()  # frozen means its normalisation statistics too
+                part.eval()  # frozen includes its normalization statistics
         return self
 
     def forward(
@@ -181,7 +181,7 @@ class MaskFormer(nn.Module):
         return self.postprocess(passed, batched_inputs, images)
 
     def preprocess(self, batched_inputs: Sequence[Record]) -> ImageList:
-        """Normalised images, padded at the bottom and right to one size: the largest, or the largest "padded_size"."""
+        """Return normalized images, padded at the bottom and right to the largest size or the largest "padded_size"."""
         images = [
             (record["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
             for record in batched_inputs
@@ -195,7 +195,7 @@ class MaskFormer(nn.Module):
     def run(
         self, images: ImageList, batched_inputs: Sequence[Record] = (), trace: list[LayerTrace] | None = None
     ) -> Pass:
-        """From preprocessed images to the decoder's outputs; trace: a list to which what each layer saw is added."""
+        """Run the network on preprocessed images; trace: a list to which each layer appends its ``LayerTrace``."""
         inputs = self.encode(images)
         return Pass(inputs, self.sem_seg_head.predictor(*inputs, trace))
 
@@ -211,14 +211,14 @@ class MaskFormer(nn.Module):
         images: ImageList,
         num_masks: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Weighted losses of all decoder outputs; all records of a call have "mask_weights", or none."""
+        """Return the weighted losses of all decoder outputs; all records of a call have "mask_weights", or none."""
         targets = self.targets(batched_inputs, images)
         seeds = [record["seed"] for record in batched_inputs if "seed" in record]
         losses = self.criterion(outputs, targets, num_masks, seeds if len(seeds) == len(targets) else None)
         return {name: loss * self.criterion.weight_dict[name] for name, loss in losses.items()}
 
     def targets(self, batched_inputs: Sequence[Record], images: ImageList) -> list[MaskTargets]:
-        """Masks of each image. Ignored pixels of an image with "mask_weights" are always left out."""
+        """Return the masks of each image. Ignored pixels of an image with "mask_weights" are always left out."""
         targets = []
         labels = self.padded_labels(batched_inputs, images)
         for target, record in zip(semantic_targets(labels, self.sem_seg_head.ignore_value), batched_inputs):
@@ -239,17 +239,17 @@ class MaskFormer(nn.Module):
         return labels
 
     def count_masks(self, batched_inputs: Sequence[Record]) -> int:
-        """How many masks the losses of these training records are taken over."""
+        """Return the number of masks in the losses of these training records."""
         labels = (record["sem_seg"].unique() for record in batched_inputs)
         return sum(int((ids != self.sem_seg_head.ignore_value).sum()) for ids in labels)
 
     def postprocess(self, passed: Pass, batched_inputs: Sequence[Record], images: ImageList) -> list[dict[str, Any]]:
-        """Class scores of every pixel at the wanted output size."""
+        """Return class scores of every pixel at the output size."""
         class_logits, masks = passed.outputs["pred_logits"], passed.outputs["pred_masks"]
         masks = MaskLogits(at_least_float32(masks.embeddings), at_least_float32(masks.features))
         padded_size = tuple(images.tensor.shape[-2:])
         results = []
-        with torch.autocast(self.device.type, enabled=False):  # rounded scores of two classes would often be equal
+        with torch.autocast(self.device.type, enabled=False):  # rounded scores of two classes are often equal
             for logits, mask, record, (height, width) in zip(
                 at_least_float32(class_logits), masks.dense(), batched_inputs, images.image_sizes
             ):
@@ -263,9 +263,9 @@ class MaskFormer(nn.Module):
 
     @torch.no_grad()
     def inspect(self, batched_inputs: Sequence[Record], **options: Any) -> Inspection:
-        """One evaluation pass, and what it saw on its way; options: of ``run``."""
+        """Run one evaluation pass and keep its intermediate values; options: of ``run``."""
         if self.training:
-            raise ValueError("inspect() looks at evaluation: call model.eval() first")
+            raise ValueError("inspect() needs evaluation mode: call model.eval() first")
         images = self.preprocess(batched_inputs)
         trace: list[LayerTrace] = []
         passed = self.run(images, trace=trace, **options)
@@ -280,12 +280,12 @@ class MaskFormer(nn.Module):
 
 def _pad_to(image: Tensor, size: Sequence[int]) -> Tensor:
     """(C, h, w) -> (C, max(h, H), max(w, W)), zeros at the bottom and right."""
-    bottom, right = (max(wanted - length, 0) for wanted, length in zip(size, image.shape[-2:]))
+    bottom, right = (max(padded - length, 0) for padded, length in zip(size, image.shape[-2:]))
     return F.pad(image, (0, right, 0, bottom)) if bottom or right else image
 
 
 def valid_positions(images: ImageList, levels: Sequence[Tensor]) -> list[Tensor] | None:
-    """Per level (B, h, w) bool: True where a position sees at least one pixel that is not padding; None = all do."""
+    """Return for each level (B, h, w) bool, True where a position covers a pixel that is not padding; None = all do."""
     height, width = images.tensor.shape[-2:]
     if all(tuple(size) == (height, width) for size in images.image_sizes):
         return None
@@ -301,7 +301,7 @@ def valid_positions(images: ImageList, levels: Sequence[Tensor]) -> list[Tensor]
 
 
 def real_positions(image: Sequence[int], padded: Sequence[int], level: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of a level (h, w) that see a pixel of the image, whose size is padded to ``padded``."""
+    """Return the rows and columns of a level (h, w) that cover a pixel of the image, padded to ``padded``."""
     rows, columns = (math.ceil(edge * cells / full) for edge, full, cells in zip(image, padded, level))
     return rows, columns
 

@@ -1,8 +1,8 @@
-"""What the decoder gives, with mask predictions kept as the two factors they are the product of.
+"""Outputs of the decoder, with mask predictions kept as two factors.
 
-A mask is mask_logits[b, q, y, x] = embeddings[b, q] . features[b, :, y, x]. Training looks at a few points and at the
-few matched queries, attention at small maps, so the (B, Q, H/4, W/4) maps of all decoder outputs never need to exist.
-Bilinear sampling is linear, hence sampling the features and then multiplying gives what sampling the masks would give.
+A mask is mask_logits[b, q, y, x] = embeddings[b, q] . features[b, :, y, x]. Training needs a few points and the few
+matched queries, attention small maps, so the (B, Q, H/4, W/4) maps of all decoder outputs are never computed. Bilinear
+sampling is linear: the product of sampled features is the sampled product.
 
 Letters: B images, Q queries, C channels, N classes, (H, W) the size of the masks.
 """
@@ -33,14 +33,13 @@ class MaskLogits:
 
 
 class QueryOutputs(TypedDict):
-    """What the queries say at one place in the decoder: pred_logits, (B, Q, N + 1) of the classes and "no object";
-    pred_masks."""
+    """Predictions of the queries: pred_logits, (B, Q, N + 1) of the classes and "no object"; pred_masks."""
 
     pred_logits: Tensor
     pred_masks: MaskLogits
 
 
 class DecoderOutputs(QueryOutputs):
-    """... after the last layer; aux_outputs: before each layer, in order."""
+    """Predictions after the last layer; aux_outputs: before each layer, in order."""
 
     aux_outputs: list[QueryOutputs]

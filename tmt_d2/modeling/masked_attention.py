@@ -1,4 +1,4 @@
-"""Which key positions a query may attend to, and the attention that obeys it.
+"""Key positions that a query may attend to, and the attention restricted to them.
 
 Letters: B images, Q queries, (H, W) one level of the pyramid, K = H*W key positions, M heads, C channels.
 """
@@ -16,11 +16,11 @@ from tmt_d2.modeling.ops.linear import Linear, linear
 
 
 class MaskedPositions(NamedTuple):
-    """Where each query looks, and which way out it took to get there.
+    """Key positions of each query, and the fall-back that was used.
 
     predicted: (B, Q, K) bool, the mask rule alone. allowed: (B, Q, K) bool, True = may be attended to. mask_empty:
     (B, Q) bool, ``predicted`` has no position, so every valid position is allowed. none_transferable: (B, Q) bool,
-    ``predicted`` has positions, but none of them is transferable, so it alone is obeyed.
+    ``predicted`` has positions, but none of them is transferable, so ``allowed`` is ``predicted``.
     """
 
     predicted: Tensor
@@ -41,7 +41,7 @@ def masked_positions(
     rule: str = "foreground",
     threshold: float = 0.5,
 ) -> MaskedPositions:
-    """Eq. 13: the predicted mask AND the transferability, with a way out for queries that have nothing left.
+    """Return the predicted mask AND the transferability (Eq. 13), with fall-backs for queries without any position.
 
     Args:
         mask_logits: (B, Q, H, W), the predicted masks at the size of the level; M = sigmoid(mask_logits).
@@ -51,7 +51,7 @@ def masked_positions(
         threshold: lambda_M.
 
     Returns:
-        the positions; a row of ``allowed`` that the conjunction leaves empty falls back to the predicted mask alone,
+        the positions; a row of ``allowed`` that is empty after the conjunction falls back to the predicted mask alone,
         and if that is empty too, to every valid position; padding is never True.
     """
     probability = mask_logits.sigmoid()
@@ -108,7 +108,7 @@ class MultiheadAttention(nn.Module):
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def weights(self, query: Tensor, key: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """The attention weights that ``forward`` uses: (B, M, Q, K), each row sums to 1."""
+        """Return the attention weights of ``forward``: (B, M, Q, K), each row sums to 1."""
         q, k, _ = self._project(query, key, key)
         scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
         if allowed is not None:

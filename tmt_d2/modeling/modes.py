@@ -1,4 +1,4 @@
-"""Training and evaluation mode of modules whose parts may differ in it, as a teacher and its student do."""
+"""Evaluation mode of modules whose parts may be in different modes, such as a teacher and its student."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from torch import nn
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the context; afterwards every part has the mode it had before, also after an error.
+    """Set evaluation mode inside the context, and restore the mode of every part, also after an error.
 
-    ``module.train(was_training)`` would give the mode of the outermost module to all parts, and a wrapper made for the
-    evaluation starts in training mode.
+    ``module.train(was_training)`` would set the mode of the outermost module in all parts.
     """
     modes = [(part, part.training) for part in module.modules()]
     module.eval()

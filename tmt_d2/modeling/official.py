@@ -1,4 +1,4 @@
-"""What the official Mask2Former repository expects and writes: config keys, state-dict names, checkpoint files."""
+"""Compatibility with the official Mask2Former: config keys, state-dict names, checkpoint files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from tmt_d2.config.checks import value_of
 from tmt_d2.errors import UserError
 from tmt_d2.utils.files import atomic_write
 
@@ -19,7 +20,7 @@ HEAD = "sem_seg_head."
 CLASS_HEAD = ("sem_seg_head.predictor.class_embed.weight", "sem_seg_head.predictor.class_embed.bias")
 ESTIMATOR = "transferability."
 
-# Official keys that nothing here reads, with the value that asks for nothing: instance and panoptic inference, the
+# Official keys that are not read, with their neutral value: instance and panoptic inference, the
 # stem and dilation of DeepLab's ResNet, the mapper's name, large-scale jittering, decoders without masked attention.
 UNUSED = {
     "MODEL.MASK_FORMER.ENC_LAYERS": 0,
@@ -45,22 +46,16 @@ _VERSIONS = {"sem_seg_head": 2, "sem_seg_head.predictor": 2}
 
 
 def unused_settings(cfg: CfgNode) -> list[str]:
-    """``KEY value`` of the official keys that ask for something and have no meaning here."""
-    settings = []
-    for key, neutral in UNUSED.items():
-        value: Any = cfg
-        for part in key.split("."):
-            value = value[part]
-        if value != neutral:
-            settings.append(f"{key} {value}")
-    return settings
+    """Return ``KEY value`` of the official keys that are not read and have another value than the neutral one."""
+    values = {key: value_of(cfg, key) for key in UNUSED}
+    return [f"{key} {value}" for key, value in values.items() if value != UNUSED[key]]
 
 
 def upgrade_names(names: Iterable[str]) -> dict[str, str]:
-    """Old name -> present name, for the names that the official code has changed since its first checkpoints.
+    """Return {old name: present name} of entries that the official code has renamed since its first checkpoints.
 
-    The pixel decoder's entries stood directly below ``sem_seg_head.``, and ``query_feat`` was called ``static_query``.
-    Told by the names, not by the file's version: converted files (``.pkl``, safetensors) have none.
+    The pixel decoder's entries were directly below ``sem_seg_head.``, and ``query_feat`` was called ``static_query``.
+    They are recognized by name, because converted files (``.pkl``, safetensors) have no version.
     """
     renamed = {}
     for name in names:
@@ -82,17 +77,17 @@ def load_report(
     reset: Iterable[str] = (),
     class_rows: Mapping[str, Sequence[str]] = {},
 ) -> str:
-    """What a person wants to know about a checkpoint that was read; names of one module are counted together.
+    """Return a summary of a loaded checkpoint, in which many names of one module are grouped.
 
-    class_rows: what became of the rows of the class head -> names of classes, where they were matched by name.
+    class_rows: {"copied", ...: names of classes} of the rows of the class head, if they were matched by name.
     """
     lines = [f"{file}: {loaded} entries loaded"]
     for what, classes in class_rows.items():
         shown = ", ".join(classes[:SHOWN]) + (", ..." if len(classes) > SHOWN else "")
         lines.append(f"  class head, {what} ({len(classes)}): {shown or 'none'}")
     for what, names in (
-        ("missing in the file, left as initialised", missing),
-        ("initialised anew, as TRANSFER.REINIT_CLASS_HEAD asks", reset),
+        ("missing in the file, left as initialized", missing),
+        ("initialized again (TRANSFER.REINIT_CLASS_HEAD)", reset),
         ("in the file only, not used", unexpected),
     ):
         names = sorted(names)
@@ -102,7 +97,7 @@ def load_report(
 
 
 def _grouped(names: list[str]) -> list[str]:
-    """The names themselves, or, where they are many, their longest prefixes that are few."""
+    """Return the names, or if there are more than ``SHOWN``, the longest prefixes of which there are not."""
     if len(names) <= SHOWN:
         return names
     for depth in (4, 3, 2, 1):
@@ -113,10 +108,10 @@ def _grouped(names: list[str]) -> list[str]:
 
 
 def plain_state(state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
-    """The entries of a plain Mask2Former, marked as the official code marks its own.
+    """Return the entries of a plain Mask2Former, with the versions that the official code writes.
 
     Raises:
-        UserError: there is no Mask2Former among them.
+        UserError: there are no entries of a Mask2Former.
     """
     plain = OrderedDict((name, value) for name, value in state.items() if not name.startswith(ESTIMATOR))
     if not any(name.startswith(HEAD) for name in plain):
@@ -144,11 +139,11 @@ def write_official(state: Mapping[str, Tensor], path: str | Path) -> None:
         raise UserError("the suffix must be .pth or .pkl", key=path)
 
 
-_PythonPickler: Any = pickle._Pickler  # type: ignore[attr-defined]  # the C class writes names as it likes
+_PythonPickler: Any = pickle._Pickler  # type: ignore[attr-defined]  # the C class cannot be overridden here
 
 
 class _ZooPickler(_PythonPickler):
-    """Names NumPy's array builder as NumPy 1 did, which NumPy 2 still understands; the reverse is not true."""
+    """Pickler that names NumPy's array builder as NumPy 1 did: NumPy 2 reads both names, NumPy 1 only this one."""
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
         if getattr(obj, "__module__", "") == "numpy._core.multiarray":

@@ -1,8 +1,8 @@
 """Mask2Former's pixel decoder: a deformable-attention encoder over three backbone levels, then an FPN step to 1/4.
 
-On a GPU it runs in float32 under autocast too, as the official one: half precision would round what deformable
-attention samples. On a CPU, where it is a larger share of the time, its convolutions and linear layers obey autocast;
-where they sample, with which weights, and what layers add to stay in float32 (docs/speed.md).
+On a GPU it runs in float32 under autocast too, as the official one: half precision would round the sampled values of
+deformable attention. On a CPU, where it takes a larger share of the time, its convolutions and linear layers obey
+autocast; sampling locations, attention weights and residual sums stay in float32 (docs/speed.md).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class DeformableEncoder(nn.Module):
         self.encoder = Encoder(layers)
         self.level_embed = nn.Parameter(torch.empty(n_levels, d_model))
         for name, parameter in self.named_parameters():
-            if parameter.dim() > 1 and "self_attn" not in name:  # attention initialises itself
+            if parameter.dim() > 1 and "self_attn" not in name:  # attention initializes itself
                 nn.init.xavier_uniform_(parameter)
         nn.init.normal_(self.level_embed)
 

@@ -1,8 +1,8 @@
-"""Mixed precision: PyTorch's autocast, and on a CPU what makes it worth while there.
+"""Mixed precision: PyTorch's autocast, without the operators that it slows down on a CPU.
 
-Under autocast PyTorch normalises groups in float32 on an NVIDIA GPU; on a CPU in bfloat16, where the backward pass
-takes five times as long. That of depthwise convolutions with 5 x 5 kernels or strides takes up to eight times as long
-in bfloat16 (oneDNN). Both run in float32 here.
+Under autocast PyTorch computes group normalization in float32 on an NVIDIA GPU, but in bfloat16 on a CPU, where the
+backward pass takes five times as long. That of depthwise convolutions with 5 x 5 kernels or strides takes up to eight
+times as long in bfloat16 (oneDNN). Both run in float32 here.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 faster than float32."""
+    """Return True if this processor multiplies bfloat16 faster than float32."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def bfloat16_where_faster(device_type: str, key: str) -> torch.dtype | None:
-    """For ``mixed_precision``: None on a CPU that is not faster with bfloat16, which the log says once.
+    """Return the dtype for ``mixed_precision``: None on a CPU that is not faster with bfloat16, which is logged once.
 
-    key: the setting that asks for it, for the log.
+    key: config key that selects bfloat16, for the log.
     """
     if device_type != "cpu" or cpu_has_bfloat16():
         return torch.bfloat16
-    _say_once(f"{key} bfloat16: this processor is not faster with it, so float32 is used")
+    _log_once(f"{key} bfloat16: this processor is not faster with it, so float32 is used")
     return None
 
 
 @functools.cache
-def _say_once(message: str) -> None:
+def _log_once(message: str) -> None:
     logger.info(message)
 
 

@@ -1,7 +1,8 @@
-"""``TransferableMaskFormer``: Mask2Former whose queries look only where transferability, too, lets them (the paper).
+"""``TransferableMaskFormer``: Mask2Former whose masked attention is also restricted by transferability (the paper).
 
-Follow one image: ``preprocess`` and ``encode`` as in ``MaskFormer`` -> ``transferability_of`` every position, read or
-estimated by ACTE (Eqs. 2-11) -> what it excludes (Eq. 12) -> decoder, which joins that with each query's mask (Eq. 13).
+One image: ``preprocess`` and ``encode`` as in ``MaskFormer`` -> ``transferability_of`` every position, read from the
+record or estimated by ACTE (Eqs. 2-11) -> ``KeyMask`` (Eq. 12) -> decoder, which combines it with the mask of each
+query (Eq. 13).
 
 Letters: B images, (h, w) a level of the pyramid.
 """
@@ -28,7 +29,7 @@ from tmt_d2.transferability.map import LevelTransferability, TransferabilityMap
 
 @dataclass(frozen=True)
 class TransferablePass(Pass):
-    """... and the transferability of every level; None where it neither acts nor is asked for."""
+    """``Pass`` with the transferability of every level; None if it is neither used nor output."""
 
     transferability: Sequence[TransferabilityMap] | None
 
@@ -55,8 +56,7 @@ class TransferableMaskFormer(MaskFormer):
         """
         Args:
             transferability: ACTE. p_t: fraction of positions, those with the highest T, that are not attended to.
-            attention: "hard": these positions are not attended to (Eq. 12); "off": T is computed but acts on nothing
-                ("w/o TMA").
+            attention: "hard": these positions are not attended to (Eq. 12); "off": T has no effect ("w/o TMA").
             output_transferability: add "transferability" to each result.
             rank_by: "T", or for controls "inverted" (the lowest T is excluded) or "random" positions.
             train_attention: False masks attention in inference only, a control.
@@ -117,7 +117,7 @@ class TransferableMaskFormer(MaskFormer):
     def transferability_of(
         self, images: ImageList, inputs: DecoderInputs, batched_inputs: Sequence[Record] = ()
     ) -> Sequence[TransferabilityMap]:
-        """Of the records' "transferability", one map of logits a level, where they have it; else as ``estimate``."""
+        """Return the records' "transferability", a map of logits for each level, if they have it, else the estimate."""
         maps = [record["transferability"] for record in batched_inputs if "transferability" in record]
         if not maps:
             return self.estimate(images, inputs)
@@ -127,10 +127,10 @@ class TransferableMaskFormer(MaskFormer):
 
     @torch.no_grad()
     def estimate(self, images: ImageList, inputs: DecoderInputs) -> list[LevelTransferability]:
-        """Transferability from the features that MODEL.TMT.FEATURES names.
+        """Estimate transferability from the features that MODEL.TMT.FEATURES names.
 
-        Always as in evaluation, and so as the discriminators learned it: with running statistics, without dropout, a
-        function of the picture alone. Where the model's own features in training are not that, they are made again.
+        The features are always those of evaluation mode, on which the discriminators were trained: with running
+        statistics, without dropout. They are computed again if those of training mode differ.
         """
         levels: Sequence[Tensor] | None = self.transferability.encode(images.tensor)
         if levels is None:
@@ -150,9 +150,9 @@ class TransferableMaskFormer(MaskFormer):
         return key_mask._replace(allowed=transferable)
 
     def _ranked(self, level: TransferabilityMap) -> TransferabilityMap:
-        """What positions are excluded by: T, or for controls the opposite or chance.
+        """Return the map whose largest T are excluded: T, or for controls the opposite or random values.
 
-        Chance is new in every training step and one fixed pattern in evaluation.
+        Random values are new in every training step and one fixed pattern in evaluation.
         """
         if self.rank_by == "T":
             return level
@@ -164,7 +164,7 @@ class TransferableMaskFormer(MaskFormer):
         return TransferabilityMap(logits, level.valid)
 
     def postprocess(self, passed: Pass, batched_inputs: Sequence[Record], images: ImageList) -> list[dict[str, Any]]:
-        """As ``MaskFormer.postprocess``, with "transferability" where it is wanted: T of every level, (h, w)."""
+        """As ``MaskFormer.postprocess``, with an optional "transferability": T of every level, (h, w)."""
         results = super().postprocess(passed, batched_inputs, images)
         if self.output_transferability and isinstance(passed, TransferablePass) and passed.transferability is not None:
             padded = images.tensor.shape[-2:]
@@ -177,13 +177,13 @@ class TransferableMaskFormer(MaskFormer):
 
 
 def _fill_frozen_encoder(module: nn.Module, state_dict: dict[str, Any], prefix: str, *others: Any, **more: Any) -> None:
-    """Weights without the frozen copy are those of the source model: the copy takes the model's own."""
+    """Weights without the frozen copy are those of the source model: they fill the copy, too."""
     if not prefix:
         state_dict.update(fill_frozen_encoder(state_dict))
 
 
 def given_map(logits: Sequence[Tensor], level: Tensor) -> TransferabilityMap:
-    """Maps (h, w) of the images of a batch, padded to the size of the level (B, C, H, W)."""
+    """Pad maps (h, w) of the images of a batch to the size of the level (B, C, H, W)."""
     padded = level.new_zeros(len(logits), *level.shape[-2:], dtype=torch.float32)
     valid = torch.zeros_like(padded, dtype=torch.bool)
     for index, each in enumerate(logits):
@@ -193,7 +193,7 @@ def given_map(logits: Sequence[Tensor], level: Tensor) -> TransferabilityMap:
 
 
 def differs_in_training(module: nn.Module) -> bool:
-    """Whether the module, as it is set, makes of an image what it would not make of it in evaluation."""
+    """Return True if the module's output in its present mode differs from that in evaluation mode."""
     if not module.training:
         return False
     if isinstance(module, (nn.modules.dropout._DropoutNd, StochasticDepth)):

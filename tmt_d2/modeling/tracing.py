@@ -1,4 +1,4 @@
-"""Whether a model is being turned into a graph, which changes what is best done."""
+"""Detection of graph capture."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import torch
 
 
 def is_traced() -> bool:
-    """True within torch.compile, torch.export and the ONNX exporter: plain operators are wanted, nothing remembered."""
+    """Return True within torch.compile, torch.export and the ONNX exporter: no custom kernels and caches there."""
     return torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()

@@ -1,4 +1,4 @@
-"""How transferable is what: regions, discriminators, maps, masks and scores. Pure functions and small modules."""
+"""Regions, discriminators, transferability maps, masks and scores: pure functions and small modules."""
 
 from tmt_d2.transferability.acte import TransferabilityEstimator
 from tmt_d2.transferability.clustering import Regions, adaptive_clustering

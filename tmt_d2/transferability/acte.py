@@ -36,7 +36,7 @@ class TransferabilityEstimator(nn.Module):
         Args:
             channels: C of the levels. cell_sizes: c of every level. iterations, kappa: of ``adaptive_clustering``.
             regions: "adaptive", or "square": equal patches instead ("w/o ACTE").
-            hidden_dim, normalize: of the discriminators. features: MODEL.TMT.FEATURES, to be remembered.
+            hidden_dim, normalize: of the discriminators. features: MODEL.TMT.FEATURES, for the settings.
             frozen_encoder: (backbone, pixel decoder) of which a frozen copy provides the features; it takes the
                 weights of a checkpoint's own backbone and pixel decoder unless the checkpoint has it already.
         """
@@ -65,24 +65,24 @@ class TransferabilityEstimator(nn.Module):
         super().train(mode)
         for part in (self.backbone, self.pixel_decoder):
             if part is not None:
-                part.eval()  # frozen means its normalisation statistics too
+                part.eval()  # frozen includes its normalization statistics
         return self
 
     def get_extra_state(self) -> Tensor:
         return encode_settings(self.settings)
 
     def set_extra_state(self, state: Any) -> None:
-        """Its own settings stay.
+        """Compare the settings of ``state`` with its own, which are kept.
 
         Raises:
-            ValueError: those of ``state`` are others; FEATURES apart, of which see ``TMTCheckpointer``.
+            ValueError: they differ, except in FEATURES, which ``TMTCheckpointer`` compares.
         """
         there = decode_settings(state)
         refuse_other_settings(there | {"FEATURES": self.settings["FEATURES"]}, self.settings, "state dict")
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> list[Tensor] | None:
-        """Levels of the frozen copy for normalised images (B, 3, H, W); None where the model's own are to be used."""
+        """Return the levels of the frozen copy for normalized images (B, 3, H, W); None without a copy."""
         if self.backbone is None or self.pixel_decoder is None:
             return None
         return self.pixel_decoder(self.backbone(images)).levels
@@ -113,9 +113,9 @@ class TransferabilityEstimator(nn.Module):
             return self.discriminators[level](regions.centers.permute(0, 2, 3, 1))
 
 
-def fill_frozen_encoder(state: dict[str, Any], prefix: str = "transferability.") -> Mapping[str, Any]:
-    """A state dict with the frozen copy's entries added from the model's own backbone and pixel decoder."""
-    copies = {"backbone.": f"{prefix}backbone.", "sem_seg_head.pixel_decoder.": f"{prefix}pixel_decoder."}
+def fill_frozen_encoder(state: dict[str, Any]) -> Mapping[str, Any]:
+    """Fill missing entries of the frozen copy from the model's own backbone and pixel decoder."""
+    copies = {"backbone.": "transferability.backbone.", "sem_seg_head.pixel_decoder.": "transferability.pixel_decoder."}
     added = {
         target + name[len(source) :]: value
         for source, target in copies.items()

@@ -1,7 +1,7 @@
 """Adaptive clustering of pixels into regions (Eqs. 6-9 of arXiv 2504.05774).
 
 Letters: B images, C channels, (H, W) a feature level, c cell size, (R, S) = (ceil(H/c), ceil(W/c)) the grid of regions.
-Work is done cell by cell, because all c*c pixels of a cell compare themselves with the same 3 x 3 centres:
+Work is done cell by cell, because all c*c pixels of a cell are compared with the same 3 x 3 centers:
 time O(9 H W C) an iteration, memory O(9 H W) besides a copy of the features; no pixel-by-region matrix exists.
 """
 
@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NEIGHBOURS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))  # row by row; entry 4 is the pixel's own cell
-OWN = NEIGHBOURS.index((0, 0))
+NEIGHBORS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))  # row by row; entry 4 is the pixel's own cell
+OWN = NEIGHBORS.index((0, 0))
 
 
 class Regions(NamedTuple):
@@ -25,7 +25,7 @@ class Regions(NamedTuple):
         outside the grid, and sums to 0 at invalid pixels.
     index: (B, H, W) long, flat index i * S + j of the region with the largest assignment; -1 at invalid pixels.
 
-    A valid feature that is not a number makes the centre of its region none, and all that this centre takes part in.
+    NaN in a valid feature propagates to its region.
     """
 
     centers: Tensor
@@ -38,7 +38,7 @@ def adaptive_clustering(
 ) -> Regions:
     """Group pixels into regions that start as square cells and adapt to the features.
 
-    Each iteration takes the assignment-weighted mean of the features as centres f(r) (Eq. 6), then assigns every pixel
+    Each iteration takes the assignment-weighted mean of the features as centers f(r) (Eq. 6), then assigns every pixel
     to the <= 9 regions around its own cell in proportion to their similarity exp(kappa * cos(f(r), chi(p))) (Eq. 7).
     With ``iterations=0`` the regions are the square cells themselves ("w/o ACTE").
 
@@ -46,7 +46,7 @@ def adaptive_clustering(
         features: chi, (B, C, H, W) float.
         cell_size: c; sizes that are no multiple of it leave smaller cells at the bottom and right.
         kappa: sharpness of the assignment.
-        valid: (B, H, W) bool, False = padding, which belongs to no region and changes no centre; None = all valid.
+        valid: (B, H, W) bool, False = padding, which belongs to no region and changes no center; None = all valid.
     """
     if features.dim() != 4:
         raise ValueError(f"features must be (B, C, H, W), got shape {tuple(features.shape)}")
@@ -71,7 +71,7 @@ def _cluster(features: Tensor, c: int, iterations: int, kappa: float, valid: Ten
     sharpness = kappa / pixels.norm(dim=-1, keepdim=True).clamp(min=1e-12)  # (B, R, S, c*c, 1), kappa / |chi|
 
     mass = inside.sum(-1)  # a cell that starts without a pixel is no region
-    exists = _neighbourhood(mass[..., None])[..., 0] > 0  # (B, R, S, 9), False outside the grid
+    exists = _neighborhood(mass[..., None])[..., 0] > 0  # (B, R, S, 9), False outside the grid
     absent = ~(exists[..., None, :] & (inside[..., None] > 0))  # (B, R, S, c*c, 9)
     assignment = inside.new_zeros(*inside.shape, 9)
     assignment[..., OWN] = inside
@@ -79,7 +79,7 @@ def _cluster(features: Tensor, c: int, iterations: int, kappa: float, valid: Ten
     for iteration in range(iterations):
         if iteration:
             centers = _weighted_means(pixels, assignment)
-        around = _neighbourhood(F.normalize(centers, dim=-1))  # (B, R, S, 9, C)
+        around = _neighborhood(F.normalize(centers, dim=-1))  # (B, R, S, 9, C)
         scores = pixels @ around.transpose(-2, -1) * sharpness  # (B, R, S, c*c, 9), kappa * cos of Eq. 7
         scores = scores.masked_fill(absent, float("-inf"))
         assignment = scores.softmax(-1).masked_fill(absent, 0.0)  # a NaN of a pixel stays
@@ -90,18 +90,18 @@ def _cluster(features: Tensor, c: int, iterations: int, kappa: float, valid: Ten
 
 
 def _weighted_means(pixels: Tensor, assignment: Tensor) -> Tensor:
-    """Eq. 6: (B, R, S, c*c, C), (B, R, S, c*c, 9) -> centres (B, R, S, C)."""
-    sums = _gather_from_neighbours(assignment.transpose(-2, -1) @ pixels)
-    mass = _gather_from_neighbours(assignment.sum(-2)[..., None])
+    """Eq. 6: (B, R, S, c*c, C), (B, R, S, c*c, 9) -> centers (B, R, S, C)."""
+    sums = _sum_from_neighbors(assignment.transpose(-2, -1) @ pixels)
+    mass = _sum_from_neighbors(assignment.sum(-2)[..., None])
     return sums / mass.clamp(min=torch.finfo(mass.dtype).tiny)
 
 
 def _region_index(assignment: Tensor, valid: Tensor, c: int, S: int) -> Tensor:
     H, W = valid.shape[1:]
-    neighbour = assignment.argmax(1)  # (B, H, W) in 0 ... 8
-    neighbour = neighbour.masked_fill(assignment[:, OWN].isnan(), OWN)  # whose centre is not a number either
-    row = torch.arange(H, device=valid.device)[:, None] // c + neighbour // 3 - 1
-    column = torch.arange(W, device=valid.device) // c + neighbour % 3 - 1
+    neighbor = assignment.argmax(1)  # (B, H, W) in 0 ... 8
+    neighbor = neighbor.masked_fill(assignment[:, OWN].isnan(), OWN)  # its center is NaN, too
+    row = torch.arange(H, device=valid.device)[:, None] // c + neighbor // 3 - 1
+    column = torch.arange(W, device=valid.device) // c + neighbor % 3 - 1
     return torch.where(valid, row * S + column, -1)
 
 
@@ -121,20 +121,20 @@ def _from_cells(cells: Tensor, c: int, H: int, W: int) -> Tensor:
     return maps[:, :, :H, :W]
 
 
-def _neighbourhood(grid: Tensor) -> Tensor:
+def _neighborhood(grid: Tensor) -> Tensor:
     """(B, R, S, C) -> (B, R, S, 9, C): the values of the 3 x 3 cells around each cell, 0 outside the grid."""
     R, S = grid.shape[1:3]
     padded = _with_border(grid)
-    return torch.stack([padded[:, 1 + dy : 1 + dy + R, 1 + dx : 1 + dx + S] for dy, dx in NEIGHBOURS], 3)
+    return torch.stack([padded[:, 1 + dy : 1 + dy + R, 1 + dx : 1 + dx + S] for dy, dx in NEIGHBORS], 3)
 
 
-def _gather_from_neighbours(sums: Tensor) -> Tensor:
-    """(B, R, S, 9, C), what each cell's pixels give the 3 x 3 cells around it -> (B, R, S, C), what each receives."""
+def _sum_from_neighbors(sums: Tensor) -> Tensor:
+    """Sum contributions (B, R, S, 9, C) of each cell to the 3 x 3 cells around it -> (B, R, S, C)."""
     R, S = sums.shape[1:3]
     given = _with_border(sums)
     total = sums.new_zeros(())
-    for neighbour, (dy, dx) in enumerate(NEIGHBOURS):  # out of place: slices written in place export as huge graphs
-        total = total + given[:, 1 - dy : 1 - dy + R, 1 - dx : 1 - dx + S, neighbour]
+    for neighbor, (dy, dx) in enumerate(NEIGHBORS):  # out of place: slices written in place export as huge graphs
+        total = total + given[:, 1 - dy : 1 - dy + R, 1 - dx : 1 - dx + S, neighbor]
     return total
 
 

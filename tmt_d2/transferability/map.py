@@ -29,20 +29,20 @@ class TransferabilityMap:
         return transferability_mask(self.logits, p_t, self.valid)
 
     def logits_of(self, image: int, size: tuple[int, int] | None = None) -> Tensor:
-        """The logits of one image without its padding, (h, w): of the given size, or else as ``valid`` says."""
+        """Return the logits of one image without its padding, (h, w); size: None = from ``valid``."""
         if size is None:
             valid = self.valid[image]
             size = int(valid.any(1).sum()), int(valid.any(0).sum())
         return self.logits[image, : size[0], : size[1]]
 
     def map_of(self, image: int, size: tuple[int, int] | None = None) -> Tensor:
-        """T of one image without its padding, (h, w) in [0, 1]; high = like the source (Eq. 11)."""
+        """Return T of one image without its padding, (h, w) in [0, 1]; high = like the source (Eq. 11)."""
         return 1 - self.logits_of(image, size).sigmoid()
 
 
 @dataclass(frozen=True)
 class LevelTransferability(TransferabilityMap):
-    """... and the regions it was estimated on.
+    """Map with the regions on which it was estimated.
 
     regions: the regions themselves. region_logits: (B, R, S), logit of E(f(r)) (Eq. 10).
     """

@@ -1,4 +1,4 @@
-"""From discriminator logits to the positions that transferability leaves open (Eq. 12)."""
+"""Positions of low transferability, which may be attended to (Eq. 12)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from torch import Tensor
 def proxy_a_distance(logits_source: Tensor, logits_target: Tensor) -> float:
     """2 (1 - 2 err), err = the balanced error of a domain classifier on held-out samples; in [-2, 2].
 
-    0 = the domains cannot be told apart, 2 = perfectly separable.
+    0 = the domains cannot be distinguished, 2 = perfectly separable.
 
     Args:
         logits_source, logits_target: any shape, logits of "is from the target"; a logit of exactly 0 is half an error.

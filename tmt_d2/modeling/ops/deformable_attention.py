@@ -49,7 +49,7 @@ def ms_deform_attn(
 
     Raises:
         ValueError: shapes that do not fit together, or an unknown backend.
-        ImportError: a backend that is asked for by name and not installed.
+        ImportError: a backend, given by name, is not installed.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}")
@@ -60,12 +60,12 @@ def ms_deform_attn(
         )
     B, _, M, _ = value.shape
     Q, P = sampling_locations.shape[1], sampling_locations.shape[4]
-    for name, tensor, wanted in (
+    for name, tensor, shape in (
         ("sampling_locations", sampling_locations, (B, Q, M, len(shapes), P, 2)),
         ("attention_weights", attention_weights, (B, Q, M, len(shapes), P)),
     ):
-        if tuple(tensor.shape) != wanted:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {wanted}")
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
     for name, device in (("numba", "cpu"), ("triton", "cuda")):
         if backend == name and value.device.type != device:
             raise ValueError(f"backend {name} needs tensors on {device}, got {value.device.type}")
@@ -76,7 +76,7 @@ def ms_deform_attn(
 
 
 def _fastest_backend(value: Tensor) -> str:
-    if is_traced():  # a graph of PyTorch operators is wanted
+    if is_traced():
         return "torch"
     backend = _installed_backend(value.device.type)
     return "torch" if backend == "numba" and _is_forked() else backend
@@ -86,7 +86,7 @@ _numba_process: int | None = None  # the first that used Numba
 
 
 def _is_forked() -> bool:
-    """Whether this process was forked from one that has used Numba, whose OpenMP threads end such a process."""
+    """Return True if this process was forked after Numba had run: its OpenMP threads end such a process."""
     if _numba_process in (None, os.getpid()):
         return False
     _warn_of_fork(os.getpid())
@@ -100,9 +100,9 @@ def _warn_of_fork(process: int) -> None:
 
 @functools.cache
 def _installed_backend(device_type: str) -> str:
-    """Chosen once per kind of device, and said once."""
-    wanted = {"cpu": ("numba", "numba"), "cuda": ("deformops", "triton")}
-    module, backend = wanted.get(device_type, ("", "torch"))
+    """Choose, and log, once per device type."""
+    fastest = {"cpu": ("numba", "numba"), "cuda": ("deformops", "triton")}
+    module, backend = fastest.get(device_type, ("", "torch"))
     if module:
         try:
             importlib.import_module(module)
@@ -198,7 +198,7 @@ class MSDeformAttn(nn.Module):
         M, L, P = self.n_heads, self.n_levels, self.n_points
         value = self.value_proj(inputs).unflatten(-1, (M, -1))
         query = at_least_float32(query)
-        with torch.autocast(query.device.type, enabled=False):  # rounded, points would be off by parts of a cell
+        with torch.autocast(query.device.type, enabled=False):  # rounded points would be off by parts of a cell
             offsets = self.sampling_offsets(query).view(B, Q, M, L, P, 2)
             weights = self.attention_weights(query).view(B, Q, M, L * P).softmax(-1).view(B, Q, M, L, P)
         cells = reference_points.new_tensor([(1 / w, 1 / h) for h, w in spatial_shapes])

@@ -1,7 +1,7 @@
-"""Products of matrices, and linear layers, at the speed of the processor.
+"""Products of matrices, and linear layers, fast on CPUs.
 
-PyTorch hands float32 matrix products on a CPU to MKL, which uses half of what an AMD processor can do. A 1x1
-convolution of rows in channels-last memory is the same product, and goes to oneDNN: twice as fast at the sizes of the
+PyTorch computes float32 matrix products on a CPU with MKL, at half the speed that an AMD processor allows. A 1x1
+convolution of rows in channels-last memory is the same product, computed by oneDNN: twice as fast at the sizes of the
 pixel decoder, forward and backward (``python -m benchmarks.parts --only linear``).
 """
 
@@ -20,7 +20,7 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
-    """``F.linear``, and ReLU if asked: x (..., C_in), weight (C_out, C_in), bias (C_out,) -> (..., C_out)."""
+    """``F.linear``, with an optional ReLU: x (..., C_in), weight (C_out, C_in), bias (C_out,) -> (..., C_out)."""
     if is_traced() or not _onednn_takes(x):
         product = F.linear(x, weight, bias)
         return F.relu(product) if relu else product
@@ -32,7 +32,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = F
 
 
 def _onednn_takes(x: Tensor) -> bool:
-    """With a single thread PyTorch does such convolutions without oneDNN."""
+    """Return False with one thread, where PyTorch computes such convolutions without oneDNN."""
     on_cpu = x.device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.get_num_threads() > 1
     return on_cpu and x.dtype == torch.float32 and x.numel() > 0
 

@@ -1,4 +1,4 @@
-"""Sine position encoding of a feature map (DETR, arXiv 2005.12872, normalised form)."""
+"""Sine position encoding of a feature map (DETR, arXiv 2005.12872, normalized form)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def sine_position_encoding(height: int, width: int, channels: int, like: Tensor)
     """(channels, height, width) on ``like``'s device, float32: the first half of the channels encodes y, the second x.
 
     Coordinates run over (0, 2 pi]; frequencies fall geometrically to 1 / 10,000, sine and cosine interleaved. The last
-    few sizes are remembered; treat the result as read-only.
+    few sizes are cached; treat the result as read-only.
     """
-    if is_traced():  # traced tensors must not be remembered
+    if is_traced():  # traced tensors must not be cached
         return _encode(height, width, channels, like.device)
     return _encode_once(height, width, channels, like.device)
 

@@ -1,4 +1,4 @@
-"""How maps are resized everywhere: bilinearly, where Mask2Former does."""
+"""Bilinear resizing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """(C, H, W) or (B, C, H, W) -> the same of ``size``; the maps themselves where they have it."""
+    """(C, H, W) or (B, C, H, W) -> maps of ``size``; without a copy if they have that size."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     if maps.dim() == 3:
@@ -18,7 +18,7 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def resize_level(level: Tensor, stride: int, image: Sequence[int], size: Sequence[int]) -> Tensor:
-    """A map (C, h, w) over an image (H, W) -> (C, *size). Each position is of ``stride`` pixels, h = ceil(H / stride):
-    the last ones may reach beyond the image."""
+    """Resize a level (C, h, w) of an image (H, W) to (C, *size); h = ceil(H / stride), so the last positions may reach
+    beyond the image."""
     covered = [positions * stride for positions in level.shape[-2:]]
     return resize(resize(level, covered)[..., : image[0], : image[1]], size)

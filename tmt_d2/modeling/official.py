@@ -12,7 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from tmt_d2.config.checks import value_of
+from tmt_d2.config.access import get_key
 from tmt_d2.errors import UserError
 from tmt_d2.utils.files import atomic_write
 
@@ -47,7 +47,7 @@ _VERSIONS = {"sem_seg_head": 2, "sem_seg_head.predictor": 2}
 
 def unused_settings(cfg: CfgNode) -> list[str]:
     """Return ``KEY value`` of the official keys that are not read and have another value than the neutral one."""
-    values = {key: value_of(cfg, key) for key in UNUSED}
+    values = {key: get_key(cfg, key) for key in UNUSED}
     return [f"{key} {value}" for key, value in values.items() if value != UNUSED[key]]
 
 

@@ -1,4 +1,4 @@
-"""Views of an unlabelled picture: other colours, blur, blocks that are hidden."""
+"""Views of an unlabeled image: other colors, blur, blocks that are hidden."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def test_strong_views() -> None:
     with seeded(1):
         assert torch.equal(StrongAugmentation(0, 0.2, 0)(image).round(), image.float())  # control: nothing
     with seeded(1):
-        coloured = StrongAugmentation(1, 0.2, 0)(image)
+        jittered = StrongAugmentation(1, 0.2, 0)(image)
     with seeded(1):
         swapped = StrongAugmentation(1, 0.2, 0, bgr=True)(image.flip(0)).flip(0)
-    torch.testing.assert_close(coloured, swapped)
-    assert (coloured - image).abs().mean() > 2 and coloured.min() >= 0 and coloured.max() <= 255
+    torch.testing.assert_close(jittered, swapped)
+    assert (jittered - image).abs().mean() > 2 and jittered.min() >= 0 and jittered.max() <= 255
     with seeded(3):
         blurred = StrongAugmentation(0, 0.2, 1)(image)
     assert blurred.std() < 0.95 * image.float().std()

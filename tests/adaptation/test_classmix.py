@@ -1,4 +1,4 @@
-"""ClassMix: what is pasted onto an unlabelled picture, and from which one."""
+"""ClassMix: what is pasted onto an unlabeled image, and from which one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_half_of_the_classes_are_classmix_mask() -> None:
         assert not classmix_mask(torch.full((2, 2), 255), torch.Size((2, 2))).any()
 
 
-def test_pixels_and_labels_are_pasted_together_where_both_pictures_are() -> None:
+def test_pixels_and_labels_are_pasted_together_where_both_images_are() -> None:
     below, above = torch.zeros(1, 2, 4), torch.ones(1, 3, 2)
     with seeded(0):
         mask = classmix_mask(torch.full((3, 2), 4), torch.Size((2, 4)))
@@ -36,16 +36,16 @@ def test_pixels_and_labels_are_pasted_together_where_both_pictures_are() -> None
 
 
 def test_donors_lie_in_the_same_block() -> None:
-    """Blocks of two labelled and one unlabelled, or of one and two: each is served from its own block, and all are."""
-    for per_block, pictures in ((2, 1), (1, 2), (3, 2), (1, 1)):
+    """Blocks of two labeled and one unlabeled, or of one and two: each is served from its own block, and all are."""
+    for per_block, images in ((2, 1), (1, 2), (3, 2), (1, 1)):
         blocks = 4
         donors: Any = [(block, i) for block in range(blocks) for i in range(per_block)]
         seen = set()
-        for place, seed in itertools.product(range(blocks * pictures), range(30)):
-            whole = donor_of(place, blocks * pictures, donors, seed)
-            block = place // pictures
+        for place, seed in itertools.product(range(blocks * images), range(30)):
+            whole = donor_of(place, blocks * images, donors, seed)
+            block = place // images
             assert whole[0] == block
-            alone = donor_of(place - block * pictures, pictures, donors[block * per_block :][:per_block], seed)
+            alone = donor_of(place - block * images, images, donors[block * per_block :][:per_block], seed)
             assert alone == whole  # whatever the batch is split into
             seen.add(whole)
         assert len(seen) == len(donors)

@@ -68,7 +68,7 @@ def test_a_level_below_the_target_error_takes_no_step(training: Estimator, optio
     losses, none, moved = run(training, step)
     assert moved == set()
     assert none == 0 and smaller > 0 and math.isfinite(norm)
-    assert all(loss > 0 for loss in losses.values())  # what is logged goes on telling
+    assert all(loss > 0 for loss in losses.values())  # the loss is still logged
     training.state.running_error[1] = 0.5
     assert run(training, step)[2] == {1}  # its error has risen again
 
@@ -83,7 +83,7 @@ def test_balanced_loss_by_hand() -> None:
 
 
 def test_t_of_a_class_is_that_of_its_positions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A class for every 32 rows of a picture of 227, whose last position reaches beyond it, and T of each position."""
+    """A class for every 32 rows of a image of 227, whose last position reaches beyond it, and T of each position."""
     label = np.repeat(np.arange(8, dtype=np.uint8), 32)[:227, None].repeat(320, 1)
     monkeypatch.setattr(estimator, "read_label", lambda name, space: label)
     monkeypatch.setattr(estimator, "label_space_of", lambda name: None)
@@ -96,7 +96,7 @@ def test_t_of_a_class_is_that_of_its_positions(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_level_lies_over_the_image_where_its_positions_do() -> None:
-    """Positions that say where their middle is; the picture ends within the last of them."""
+    """Positions that say where their middle is; the image ends within the last of them."""
     level = ((torch.arange(3) + 0.5) * 32)[:, None].expand(3, 4)[None]
     over = resize_level(level, 32, (70, 100), (70, 100))[0, :, 50]
     torch.testing.assert_close(over[16:], torch.arange(16, 70) + 0.5)

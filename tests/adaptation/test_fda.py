@@ -1,4 +1,4 @@
-"""Source pictures in the style of the target: amplitudes of low frequencies, and nothing else."""
+"""Source images in the style of the target: amplitudes of low frequencies, and nothing else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.helpers.models import random
 from tmt_d2.adaptation.self_training.fda import fda
 
 
-def test_low_frequencies_take_the_other_pictures_amplitudes() -> None:
+def test_low_frequencies_take_the_other_images_amplitudes() -> None:
     image, other = random(3, 24, 33).sigmoid() * 100 + 50, random(3, 24, 33, seed=1).sigmoid() * 60 + 150
     found = fda(image, other, 0.1)  # up to frequency 2
     spectrum, expected = (torch.fft.fft2(each) for each in (found, image))

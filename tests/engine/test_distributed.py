@@ -115,7 +115,7 @@ def test_all_processes_evaluate_the_model_that_is_saved(
 
 
 def test_there_is_one_teacher(runs: Path, two: subprocess.CompletedProcess[str]) -> None:
-    """Its normalisation statistics are those of the first process in every step, not only in checkpoints."""
+    """Its normalization statistics are those of the first process in every step, not only in checkpoints."""
     first, second = (json.loads((runs / "two" / "teachers" / f"teacher{rank}.json").read_text()) for rank in (0, 1))
     assert first == second and len(first) == 3 and first[0] != first[1]
 

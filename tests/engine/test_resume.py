@@ -173,7 +173,7 @@ def test_another_max_iter_goes_on_or_is_refused(start: Path, tmp_path: Path) -> 
     lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     rates = {line["iteration"]: line["lr"] for line in lines if "lr" in line}
     assert rates[2] == pytest.approx(1e-3 * (1 - 2 / 3) ** 0.9)  # of the new schedule, not of the old one
-    run_stage(small_cfg("full", folder, start, SOLVER__MAX_ITER=3), resume=True)  # nothing left: evaluates only
+    run_stage(small_cfg("full", folder, start, SOLVER__MAX_ITER=3), resume=True)  # evaluates only
     with pytest.raises(UserError) as error:
         run_stage(small_cfg("full", folder, start, SOLVER__MAX_ITER=1), resume=True)
     assert error.value.key == "SOLVER.MAX_ITER"
@@ -233,24 +233,24 @@ def test_accumulation_that_does_not_divide_is_refused(start: Path, tmp_path: Pat
 def test_three_runs_with_one_seed_tell_the_same_losses(
     start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[list[str]] = []
+    lines: list[list[str]] = []
     backward = trainer.TrainingStep.backward
 
-    def telling(self: Any, batch: Any) -> Any:
+    def recording(self: Any, batch: Any) -> Any:
         losses, norm = backward(self, batch)
-        told[-1].append(", ".join(f"{name} {float(value)!r}" for name, value in (losses | {"norm": norm}).items()))
+        lines[-1].append(", ".join(f"{name} {float(value)!r}" for name, value in (losses | {"norm": norm}).items()))
         return losses, norm
 
-    monkeypatch.setattr(trainer.TrainingStep, "backward", telling)
+    monkeypatch.setattr(trainer.TrainingStep, "backward", recording)
     for run in range(3):
-        told.append([])
+        lines.append([])
         run_stage(small_cfg("tmt", tmp_path / str(run), start))
-    assert told[0] == told[1] == told[2]
-    assert len(set(told[0])) == 4
+    assert lines[0] == lines[1] == lines[2]
+    assert len(set(lines[0])) == 4
 
 
 def test_a_run_that_begins_anew_does_not_go_on_from_the_one_before(start: Path, tmp_path: Path) -> None:
-    """Killed before its first checkpoint, and then resumed: it is the new run that goes on, from its beginning."""
+    """Killed before its first checkpoint, and then resumed: the new run continues, from its start."""
     run_stage(small_cfg("full", tmp_path / "new", start, SOLVER__BASE_LR=0.002))
     run_stage(small_cfg("full", tmp_path / "run", start, SOLVER__BASE_LR=0.01))
     run_killed(small_cfg("full", tmp_path / "run", start, SOLVER__BASE_LR=0.02), 2)  # a second one, that got further

@@ -1,4 +1,4 @@
-"""The three stages on a handful of small scenes: what is trained, written and refused."""
+"""Every kind of task, run once on a handful of small scenes: what is trained, written and refused."""
 
 from __future__ import annotations
 
@@ -11,48 +11,31 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from torch import Tensor, nn
 
-from tests.helpers.checkout import TINY_CONFIG
-from tmt_d2 import setup_cfg
+from tests.helpers.small_runs import small_cfg
 from tmt_d2.adaptation import task_of
 from tmt_d2.engine.run_stage import run_stage
+from tmt_d2.engine.trainer import Trainer
 from tmt_d2.errors import UserError
-from tmt_d2.projects.street_scenes.render import render
 
-SMALL: dict[str, Any] = {
-    "SOLVER.MAX_ITER": 2, "SOLVER.IMS_PER_BATCH": 2, "SOLVER.CHECKPOINT_PERIOD": 1, "INPUT.MIN_SIZE_TEST": 64,
-    "INPUT.MIN_SIZE_TRAIN": (64,), "INPUT.CROP.SIZE": (64, 128), "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
-    "MODEL.SEM_SEG_HEAD.MASK_DIM": 32, "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
-    "MODEL.MASK_FORMER.HIDDEN_DIM": 32, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 64,
-}  # fmt: skip
+pytestmark = pytest.mark.usefixtures("data_root")
+NEEDS = {"source": "", "estimator": "source", "linear": "source", "full": "source", "tmt": "estimator"}
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    root = tmp_path_factory.mktemp("scenes")
-    render(root, ["cityscapes", "bdd100k"], train=4, val=2, size=(64, 128), workers=1)
-    return root
-
-
-@pytest.fixture(autouse=True)
-def data_root(scenes, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes))
-
-
-def stage_cfg(name: str, folder: Path, start: Path | str = "", *opts: Any) -> CfgNode:
-    """The tiny model by a method, from cityscapes to bdd100k, in ``folder/<name>``, from the weights ``start``."""
-    paths = ["OUTPUT_DIR", str(folder / name), "MODEL.WEIGHTS", str(start)]
-    return setup_cfg(TINY_CONFIG, method=name, opts=[*paths, *(part for item in SMALL.items() for part in item), *opts])
+def stage_cfg(name: str, folder: Path, start: Path | str = "", **changes: Any) -> CfgNode:
+    """The smallest model by a method, in ``folder/<name>``, from the weights ``start``."""
+    changes = {"SOLVER__MAX_ITER": 2, "MODEL__RESNETS__NORM": "BN", "MODEL__MASK_FORMER__DEC_LAYERS": 3, **changes}
+    return small_cfg(name, folder / name, start, **changes)
 
 
 @pytest.fixture(scope="module")
-def stages(scenes, tmp_path_factory):
-    """Every stage, run once: the folder with a folder for each."""
+def stages(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of each task."""
     output = tmp_path_factory.mktemp("stages")
-    needs = {"source": "", "estimator": "source", "linear": "source", "full": "source", "tmt": "estimator"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(scenes))
-        for name, need in needs.items():
+        for name, need in NEEDS.items():
             run_stage(stage_cfg(name, output, output / need / "model_final.pth" if need else ""))
     return output
 
@@ -62,7 +45,7 @@ def recorded(folder: Path) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
-def weights(path):
+def weights(path: Path) -> dict[str, Tensor]:
     return torch.load(path, weights_only=True)["model"]
 
 
@@ -80,7 +63,7 @@ def test_estimator_stage_changes_nothing_but_discriminators(stages):
     before, after = (weights(stages / name / "model_final.pth") for name in ("source", "estimator"))
     estimator = ("transferability.discriminators.", "transferability._extra_state")  # weights and settings
     assert set(after) - set(before) == {name for name in after if name.startswith(estimator)}
-    assert all(torch.equal(after[name], before[name]) for name in before)  # normalisation statistics included
+    assert all(torch.equal(after[name], before[name]) for name in before)  # normalization statistics included
     first, last = (weights(stages / "estimator" / name) for name in ("model_0000000.pth", "model_final.pth"))
     assert any(not torch.equal(first[name], last[name]) for name in last if name.startswith("transferability."))
 
@@ -105,18 +88,17 @@ def test_linear_probing_changes_only_the_prediction_layers(stages):
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     layers = ("sem_seg_head.predictor.class_embed.", "sem_seg_head.predictor.mask_embed.")
-    assert all(name.startswith(layers) for name in changed)  # normalisation statistics are frozen too
+    assert all(name.startswith(layers) for name in changed)  # normalization statistics are frozen too
 
 
 @pytest.mark.slow
-def test_eval_only_gives_the_figures_of_the_training_run(stages, tmp_path):
+def test_eval_only_gives_the_results_of_the_training_run(stages, tmp_path):
     run_stage(stage_cfg("tmt", tmp_path, stages / "tmt" / "model_final.pth"), eval_only=True)
     assert recorded(tmp_path / "tmt") == recorded(stages / "tmt")
 
 
 @pytest.mark.slow
-def test_eval_only_of_an_estimator_gives_its_figures_or_says_what_is_unknown(stages, tmp_path, caplog):
-
+def test_eval_only_of_an_estimator_gives_its_results(stages, tmp_path, caplog):
     def measured(stage: str) -> dict[str, list[float]]:
         cfg = stage_cfg("estimator", tmp_path / stage, stages / stage / "model_final.pth")
         return run_stage(cfg, eval_only=True)
@@ -133,14 +115,14 @@ def test_eval_only_of_an_estimator_gives_its_figures_or_says_what_is_unknown(sta
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("tmt", (), r"source/model_final.pth.*estimator"),
-        ("full", ("MODEL.MASK_FORMER.HIDDEN_DIM", 64), r"predictor.*\(.*32.*\).*\(.*64.*\)"),
-        ("full", ("MODEL.MASK_FORMER.DEC_LAYERS", 3), r"layers\.2\."),  # the file has every name of the model
+        ("tmt", {}, r"source/model_final.pth.*estimator"),
+        ("full", {"MODEL__MASK_FORMER__HIDDEN_DIM": 64}, r"predictor.*\(.*32.*\).*\(.*64.*\)"),
+        ("full", {"MODEL__MASK_FORMER__DEC_LAYERS": 2}, r"layers\.1\."),  # the file has every name of the model
     ],
 )
 def test_a_checkpoint_of_another_architecture_is_refused(stages, tmp_path, name, changes, message):
     with pytest.raises(UserError, match=message):
-        run_stage(stage_cfg(name, tmp_path, stages / "source" / "model_final.pth", *changes))
+        run_stage(stage_cfg(name, tmp_path, stages / "source" / "model_final.pth", **changes))
     assert not list((tmp_path / name).glob("*.pth"))
 
 
@@ -153,18 +135,18 @@ def test_damaged_checkpoint_is_named(stages, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "opts", "key"),
+    ("name", "changes", "key"),
     [
-        ("full", (), "MODEL.WEIGHTS"),
-        ("full", ("TRANSFER.METHOD", "tmt", "MODEL.WEIGHTS", "x.pth"), "MODEL.META_ARCHITECTURE"),
-        ("full", ("TRANSFER.METHOD", "magic", "MODEL.WEIGHTS", "x.pth"), "TRANSFER.METHOD"),
-        ("source", ("DATASETS.TRAIN", "('paris_sem_seg_train',)"), "DATASETS.TRAIN"),
+        ("full", {"MODEL__WEIGHTS": ""}, "MODEL.WEIGHTS"),
+        ("full", {"TRANSFER__METHOD": "tmt"}, "MODEL.META_ARCHITECTURE"),
+        ("full", {"TRANSFER__METHOD": "magic"}, "TRANSFER.METHOD"),
+        ("source", {"DATASETS__TRAIN": ("paris_sem_seg_train",)}, "DATASETS.TRAIN"),
     ],
 )
-def test_errors_before_anything_is_built(tmp_path, name, opts, key):
+def test_errors_before_anything_is_built(tmp_path, name, changes, key):
     with pytest.raises(UserError, match=key):
-        run_stage(setup_cfg(TINY_CONFIG, method=name, opts=["OUTPUT_DIR", str(tmp_path / "out"), *opts]))
-    assert not (tmp_path / "out").exists()
+        run_stage(stage_cfg(name, tmp_path, "x.pth", **changes))
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_files_are_named(tmp_path, monkeypatch):
@@ -177,20 +159,19 @@ def test_missing_files_are_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("eval_only", [False, True])
-@pytest.mark.parametrize("split", ["cityscapes_sem_seg_train", "bdd100k_sem_seg_train"])
-@pytest.mark.parametrize("key", ["SOURCE_TEST", "TEST"])
-def test_an_estimator_is_not_measured_where_it_was_trained(tmp_path, key, split, eval_only):
-    def cfg(stage, *names):
-        paths = ["OUTPUT_DIR", str(tmp_path / "out"), "MODEL.WEIGHTS", "nowhere.pth"]
-        return setup_cfg(TINY_CONFIG, method=stage, opts=[*paths, f"DATASETS.{key}", str(names)])
+@pytest.mark.parametrize(("key", "domain"), [("SOURCE_TEST", "cityscapes"), ("TEST", "bdd100k")])
+def test_an_estimator_is_not_measured_where_it_was_trained(tmp_path, key, domain, eval_only):
+    val, train = f"{domain}_sem_seg_val", f"{domain}_sem_seg_train"
+
+    def run(name: str, *splits: str) -> None:
+        run_stage(stage_cfg(name, tmp_path, "nowhere.pth", **{f"DATASETS__{key}": splits}), eval_only=eval_only)
 
     with pytest.raises(UserError) as error:
-        run_stage(cfg("estimator", "bdd100k_sem_seg_val", split), eval_only=eval_only)
-    assert (error.value.key, error.value.value) == (f"DATASETS.{key}", split)
-    with pytest.raises(FileNotFoundError, match="nowhere"):  # control: the next thing to be refused
-        run_stage(cfg("estimator", "bdd100k_sem_seg_val"), eval_only=eval_only)
-    with pytest.raises(FileNotFoundError, match="nowhere"):  # on which pictures a model is tested is up to you
-        run_stage(cfg("tmt", split), eval_only=eval_only)
+        run("estimator", val, train)
+    assert (error.value.key, error.value.value) == (f"DATASETS.{key}", train)
+    for name, splits in (("estimator", [val]), ("tmt", [train])):  # control: the weights are refused next
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            run(name, *splits)
 
 
 def test_fine_tuning_freezes_the_estimator(tmp_path):
@@ -203,19 +184,33 @@ def test_fine_tuning_freezes_the_estimator(tmp_path):
 
 @pytest.mark.slow
 def test_windows_are_used_where_the_config_asks_for_them(stages, tmp_path):
-    window = ["TEST.SLIDING_WINDOW.ENABLED", True, "TEST.SLIDING_WINDOW.SIZE", (64, 64)]
-    window += ["TEST.SLIDING_WINDOW.STRIDE", (64, 32)]
-    cfg = stage_cfg("full", tmp_path, stages / "full" / "model_final.pth", *window)
+    window = {"ENABLED": True, "SIZE": (64, 64), "STRIDE": (64, 32)}
+    changes = {f"TEST__SLIDING_WINDOW__{key}": value for key, value in window.items()}
+    cfg = stage_cfg("full", tmp_path, stages / "full" / "model_final.pth", **changes)
     assert run_stage(cfg, eval_only=True) != recorded(stages / "full")  # other windows, other scores
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU")
-def test_without_a_gpu_it_trains_on_the_cpu_and_says_so(
-    tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes))
+def test_without_a_gpu_it_trains_on_the_cpu(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        run_stage(stage_cfg("source", tmp_path, "", "MODEL.DEVICE", "cuda", "SOLVER.MAX_ITER", 1))
+        run_stage(stage_cfg("source", tmp_path, MODEL__DEVICE="cuda", SOLVER__MAX_ITER=1))
     assert "MODEL.DEVICE" in caplog.text
     log = (tmp_path / "source" / "log.txt").read_text()
     assert "bdd100k_sem_seg_val" in log and "mIoU" in log and f"{tmp_path}/source/evaluation.json" in log
+
+
+def test_parts_of_the_trainer_can_be_replaced(start: Path, tmp_path: Path) -> None:
+    class Mine(Trainer):
+        @classmethod
+        def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+            return torch.optim.SGD(model.parameters(), lr=0.0)
+
+        @classmethod
+        def test(cls, cfg: CfgNode, model: nn.Module, folder: str = "", title: str = "") -> dict[str, dict[str, float]]:
+            return {"mine": {"mIoU": 7.0}}
+
+    assert run_stage(small_cfg("full", tmp_path, start, SOLVER__MAX_ITER=1), trainer=Mine) == {"mine": {"mIoU": 7.0}}
+    before, after = weights(start), weights(tmp_path / "model_final.pth")
+    assert all(torch.equal(before[name], value) for name, value in after.items())
+    with pytest.raises(KeyError):  # control
+        run_stage(small_cfg("full", tmp_path / "plain", start, SOLVER__MAX_ITER=1))["mine"]

@@ -54,7 +54,6 @@ class Alignment(FineTuning):
         pixels: int,
         epsilon: float,
         sinkhorn_iterations: int,
-        differentiate_plan: bool,
     ):
         """
         Args:
@@ -64,7 +63,6 @@ class Alignment(FineTuning):
         super().__init__(model)
         self.weight, self.pixels = weight, pixels
         self.epsilon, self.sinkhorn_iterations = epsilon, sinkhorn_iterations
-        self.differentiate_plan = differentiate_plan
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: nn.Module) -> Task:
@@ -76,7 +74,6 @@ class Alignment(FineTuning):
             pixels=pixels_of_a_call(cfg),
             epsilon=alignment.EPSILON,
             sinkhorn_iterations=alignment.SINKHORN_ITERATIONS,
-            differentiate_plan=alignment.DIFFERENTIATE_PLAN,
         )
 
     def train(self, mode: bool = True) -> Alignment:
@@ -160,7 +157,7 @@ class OtceAlignment(Alignment):
         features = [pixel_features(mask_features, each, source_labels.shape[-2:]) for each in (source, pixels)]
         with torch.autocast(mask_features.device.type, enabled=False):
             cost = relative_cost(squared_distances(features[0].float(), features[1].float()))
-            plan = sinkhorn_plan(cost, self.epsilon, self.sinkhorn_iterations, self.differentiate_plan)
+            plan = sinkhorn_plan(cost, self.epsilon, self.sinkhorn_iterations)
             return -target_given_source_entropy(plan, source.label, pixels.label)
 
 
@@ -201,22 +198,12 @@ def _zero(mask_features: Tensor, outputs: DecoderOutputs | None = None) -> Tenso
     return zero
 
 
-def sinkhorn_plan(cost: Tensor, epsilon: float, iterations: int, differentiate: bool) -> Tensor:
-    """Return the entropic transport plan with uniform marginals, (M, N), by a fixed number of log-domain iterations.
-
-    Args:
-        differentiate: gradients through the iterations; False: the dual potentials are constants.
-    """
+def sinkhorn_plan(cost: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Return the entropic transport plan with uniform marginals, (M, N), by a fixed number of log-domain iterations."""
     import ot  # POT is slow to import and only scores need it
 
     a, b = torch.full_like(cost[:, 0], 1 / len(cost)), torch.full_like(cost[0], 1 / cost.shape[1])
-    with torch.set_grad_enabled(differentiate and torch.is_grad_enabled()):
-        plan, log = ot.bregman.sinkhorn_log(
-            a, b, cost, epsilon, numItermax=iterations, stopThr=0.0, log=True, warn=False
-        )
-    if differentiate:
-        return plan
-    return (log["log_u"][:, None] + log["log_v"] - cost / epsilon).exp()
+    return ot.bregman.sinkhorn_log(a, b, cost, epsilon, numItermax=iterations, stopThr=0.0, warn=False)
 
 
 def draw_pixels(labels: Tensor, number: int, generator: torch.Generator | None = None) -> Pixels:

@@ -249,8 +249,8 @@ def measure(
     Returns:
         lists with one entry per level: "proxy_a_distance"; "error", balanced; "std_of_t_within_image", the mean over
         target images; "rank_stability", the mean over target images of Spearman's correlation between the region
-        logits of two independently initialised discriminators; and "mean_t_by_class", per level {class: mean T over
-        the target's labelled positions}.
+        logits of two independently initialized discriminators; and "mean_t_by_class", per level {class: mean T over
+        the target's labeled positions}.
     """
     estimator = task.model.transferability
     levels = range(len(estimator.discriminators))

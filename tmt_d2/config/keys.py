@@ -201,10 +201,6 @@ OWN: dict[str, Key] = {
         PIXELS=Key(512, COUNT, "Labeled pixels per domain and step"),
         EPSILON=Key(0.1, POSITIVE, "otce: entropic regularization, relative to the mean cost of the transport"),
         SINKHORN_ITERATIONS=Key(50, COUNT, "otce: iterations that compute the transport"),
-        # A plan without any gradient would leave H(Yt | Ys) none.
-        DIFFERENTIATE_PLAN=Key(
-            True, None, "otce: gradients through all Sinkhorn iterations; False: the dual potentials are constants"
-        ),
     ),
     **section(
         "SELF_TRAINING",

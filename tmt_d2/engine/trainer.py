@@ -54,7 +54,6 @@ from tmt_d2.utils.randomness import seed_everything
 
 logger = logging.getLogger(__name__)
 
-COARSEST = 32  # stride of a backbone's last map
 ONE_VALUE = "Expected more than 1 value per channel"  # PyTorch's batch normalization
 STEP_STREAM = 1_000_003  # separates the random draws of steps from those of samples
 GRADIENT_NORM, STOP = "gradient norm", "stop"  # beside the losses of a step
@@ -84,7 +83,6 @@ class Trainer(TrainerBase):
         records = cast(MappedRecords, self.data_loader.dataset)
         _check_micro_batches(self.sampler, cfg.SOLVER.ACCUMULATION_STEPS)
         self.task.to(next(self.model.parameters()).device)  # its own state was made on the CPU
-        _check_normalization(cfg, self.task, self.sampler)
         self.optimizer = self.build_optimizer(cfg, self.task)
         self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
         if cfg.SOLVER.DETECT_ANOMALY:
@@ -301,7 +299,12 @@ class Trainer(TrainerBase):
         except ValueError as error:
             if ONE_VALUE not in str(error):
                 raise
-            raise _one_value_per_channel(self.cfg) from error
+            raise UserError(
+                "a forward pass has one image, and batch normalization of the coarsest map needs more than one value",
+                key="INPUT.CROP.SIZE",
+                value=tuple(self.cfg.INPUT.CROP.SIZE),
+                hint="choose larger crops or more SOLVER.IMS_PER_BATCH",
+            ) from error
         stop = torch.full_like(norm, float(signals.requested()))
         means = _mean_over_processes(losses | {GRADIENT_NORM: norm, STOP: stop})
         self.stop_agreed, gradient_norm = means.pop(STOP) > 0, means.pop(GRADIENT_NORM)
@@ -390,25 +393,6 @@ def _check_micro_batches(sampler: StepSampler, accumulation_steps: int) -> None:
             key="SOLVER.ACCUMULATION_STEPS",
             value=accumulation_steps,
         )
-
-
-def _check_normalization(cfg: CfgNode, task: Task, sampler: StepSampler) -> None:
-    """Refuse batch normalization that would have one value per channel in the coarsest map."""
-    images = sum(sampler.shares) // sampler.processes // cfg.SOLVER.ACCUMULATION_STEPS
-    one_position = cfg.INPUT.CROP.ENABLED and max(cfg.INPUT.CROP.SIZE) <= COARSEST
-    backbone = task.train().model.backbone
-    learns = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in backbone.modules())
-    if images == 1 and one_position and learns:
-        raise _one_value_per_channel(cfg)
-
-
-def _one_value_per_channel(cfg: CfgNode) -> UserError:
-    return UserError(
-        f"a forward pass has one image, and batch normalization of the map at 1/{COARSEST} needs more than one value",
-        key="INPUT.CROP.SIZE",
-        value=tuple(cfg.INPUT.CROP.SIZE),
-        hint="choose larger crops or more SOLVER.IMS_PER_BATCH",
-    )
 
 
 def load_weights(cfg: CfgNode, path: str, model: nn.Module, backbone_only: bool = False) -> None:

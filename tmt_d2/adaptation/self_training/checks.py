@@ -12,8 +12,6 @@ from tmt_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-FOUNDATION_MODELS = ("dinov2", "dinov3", "clip", "siglip", "eva", "mae")  # in timm's names
-
 
 def check_settings(cfg: CfgNode) -> None:
     """
@@ -54,8 +52,6 @@ def _check_feature_distance(cfg: CfgNode) -> None:
         raise UserError("it is for source images, and SOURCE_RATIO is 0", key=f"{key}_WEIGHT", hint="set it to 0.0")
     if not {*names} & {*keys.FEATURE_DISTANCE_CLASSES}:
         raise UserError("none is a class of the data sets", key=f"{key}_CLASSES", value=keys.FEATURE_DISTANCE_CLASSES)
-    if cfg.MODEL.BACKBONE.NAME == "timm" and any(word in cfg.MODEL.TIMM.NAME for word in FOUNDATION_MODELS):
-        logger.warning("%s_WEIGHT with %s: it is known to harm foundation models", key, cfg.MODEL.TIMM.NAME)
 
 
 def check_source_classes(cfg: CfgNode) -> None:

@@ -1,17 +1,26 @@
-"""Start of the commands from a checkout, and their end: one line for user errors, else a traceback."""
+"""Commands: start from a checkout, arguments, nearest names, and their end: in one line or with a traceback."""
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import tmt_d2
-from tests.helpers.checkout import ROOT, run_python
+from tests.helpers.checkout import ROOT, TINY_CONFIG, run_python
+from tmt_d2.cli import score, train, train_matrix, train_pair
+from tmt_d2.cli.common import add_overrides, parse
+from tmt_d2.data.datasets.registration import check_registered
 from tmt_d2.data.reader import DataError
-from tmt_d2.errors import UserError, one_line_errors
+from tmt_d2.errors import UserError, did_you_mean, one_line_errors
+from tmt_d2.inference.images import find_images
 
+CONFIG = str(TINY_CONFIG)
 MODULES = ("datasets.check", "datasets.render", "demo.figures", "demo.run")
 MODULES += ("tmt_d2.cli.export", "tmt_d2.projects.huggingface.convert")
 SCRIPTS = ("train_net.py", "demo/app.py", "demo/visualize_attention.py")
@@ -83,3 +92,57 @@ def test_a_value_error_of_a_library_keeps_its_traceback(
     assert status == 1
     assert "Traceback (most recent call last)" in text
     assert text.splitlines()[-1].startswith("error: unexpected ValueError: ")
+
+
+def test_overrides_may_stand_anywhere() -> None:
+    plain = argparse.ArgumentParser()
+    plain.add_argument("--methods", nargs="+")
+    plain.add_argument("--flag", action="store_true")
+    add_overrides(plain)
+    words = ["SEED", "-1", "--methods", "full", "tmt", "--flag", "MODEL.CONFIG.P_T", "0", "OUTPUT_DIR", "out"]
+    args = parse(plain, words)
+    assert args.methods == ["full", "tmt"] and args.flag
+    assert args.opts == ["SEED", "-1", "MODEL.CONFIG.P_T", "0", "OUTPUT_DIR", "out"]
+    words = ["--config-file", "a.yaml", "NEW_SECTION.KEY", "3", "--resume", "--num-gpus", "2", "--method", "tmt"]
+    args = parse(train.parser(), words)
+    assert args.resume and args.num_gpus == 2 and args.method == "tmt" and args.opts == ["NEW_SECTION.KEY", "3"]
+    assert parse(plain, ["--methods", "full", "--", "SEED", "3"]).opts == ["SEED", "3"]
+    for words in (["SEED"], ["SEED", "--flag"]):
+        with pytest.raises(UserError) as error:
+            parse(plain, words)
+        assert error.value.key == "SEED"
+
+
+def test_the_nearest_name() -> None:
+    assert did_you_mean("cityscape", ["gtav", "cityscapes"]) == "; did you mean cityscapes?"
+    assert did_you_mean("x", ["gtav"]) == ""
+    with pytest.raises(UserError, match="KEY.* gtav_sem_seg_train"):
+        check_registered("gtav_sem_seg_trian", "KEY")
+    with pytest.raises(FileNotFoundError, match="gtav_sem_seg_val"):
+        find_images("gtav_sem_seg_vla")
+
+
+def run(command: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["command", *words])
+    command.main()
+
+
+def test_commands_know_the_nearest_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scoring = ["--config-file", CONFIG, "--checkpoints", "x.pth"]
+    with pytest.raises(UserError, match="--target.* cityscapes_sem_seg_train"):
+        run(score, monkeypatch, *scoring, "--target", "cityscape")
+    with pytest.raises(UserError, match="--sources.* bdd100k_sem_seg_train"):
+        run(score, monkeypatch, *scoring, "--target", "gtav", "--sources", "bdd100")
+    pair = ["--model", CONFIG, "--output", str(tmp_path / "out"), "--source", "gta", "--target", "bdd100k"]
+    with pytest.raises(UserError, match="gta.* gtav_sem_seg_train"):
+        run(train_pair, monkeypatch, *pair)
+    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
+        run(train_pair, monkeypatch, *pair, "--model", "nowhere.yaml")
+    (tmp_path / "matrix.yaml").write_text(f"model: {CONFIG}\npairs: [gtav-bdd100]\nmethods: [full]\n")
+    matrix = ["--config", str(tmp_path / "matrix.yaml"), "--output", str(tmp_path / "out"), "--dry-run"]
+    with pytest.raises(UserError, match="gtav-bdd100.* bdd100k_sem_seg_train"):
+        run(train_matrix, monkeypatch, *matrix)
+    (tmp_path / "matrix.yaml").write_text(f"model: {CONFIG}\npairs: [gtav-bdd100k]\nmethods: [ful]\n")
+    with pytest.raises(UserError, match="did you mean full"):
+        run(train_matrix, monkeypatch, *matrix)
+    assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from detectron2.modeling import build_model
 from fvcore.common.config import CfgNode as FvcoreNode
 
 import tmt_d2
-from tests.helpers.checkout import BASE_CONFIG, ROOT
-from tmt_d2.config import get_key, replace_keys
+from tests.helpers.checkout import BASE_CONFIG, ROOT, TINY_CONFIG
+from tmt_d2.config import flatten, get_key, replace_keys
 from tmt_d2.config.file import load_config_file
+from tmt_d2.config.keys import RENAMED
 from tmt_d2.errors import UserError
 
 MODELS, METHODS = (
@@ -259,3 +261,61 @@ def test_a_config_is_frozen() -> None:
 )
 def test_values_at_the_edge_are_fine(key: str, value: Any) -> None:
     tmt_d2.setup_cfg(str(BASE_CONFIG), [key, value])
+
+
+def test_values_that_plainly_mean_another_kind() -> None:
+    cfg = tmt_d2.setup_cfg(
+        TINY_CONFIG, ["MODEL.TMT.P_T", "0", "DATASETS.TRAIN", "gtav_sem_seg_train", "DATASETS.CUSTOM", "a.yaml"]
+    )
+    assert cfg.MODEL.TMT.P_T == 0.0 and type(cfg.MODEL.TMT.P_T) is float
+    assert tuple(cfg.DATASETS.TRAIN) == ("gtav_sem_seg_train",) and tuple(cfg.DATASETS.CUSTOM) == ("a.yaml",)
+    assert tuple(tmt_d2.setup_cfg(TINY_CONFIG, ["DATASETS.TEST", "('a', 'b')"]).DATASETS.TEST) == ("a", "b")
+    with pytest.raises(UserError, match="CELL_SIZES"):  # no list of names
+        tmt_d2.setup_cfg(TINY_CONFIG, ["MODEL.TMT.CELL_SIZES", "many"])
+    with pytest.raises(UserError, match="SOLVER.MAX_ITER"):  # the other way round something would be lost
+        tmt_d2.setup_cfg(TINY_CONFIG, ["SOLVER.MAX_ITER", "1.5"])
+
+
+def test_values_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f'_BASE_: "{TINY_CONFIG}"\nMODEL: {{TMT: {{P_T: 0}}}}\nDATASETS: {{TEST: gtav_sem_seg_val}}\n')
+    cfg = tmt_d2.setup_cfg(file)
+    assert cfg.MODEL.TMT.P_T == 0.0 and tuple(cfg.DATASETS.TEST) == ("gtav_sem_seg_val",)
+
+
+def test_old_keys_are_answered_with_their_new_names(tmp_path: Path) -> None:
+    known = flatten(tmt_d2.setup_cfg(TINY_CONFIG))
+    for old, new in RENAMED.items():
+        assert old not in known and new in known
+        with pytest.raises(UserError, match=re.escape(new)) as answer:
+            tmt_d2.setup_cfg(TINY_CONFIG, [old, "1"])
+        assert answer.value.key == old
+    (tmp_path / "old.yaml").write_text("TRANSFER: {SELF_TRAINING: {EMA: 0.9}}")
+    with pytest.raises(UserError, match=r"SELF_TRAINING\.EMA_MOMENTUM"):
+        tmt_d2.setup_cfg(str(tmp_path / "old.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("opts", "key", "hint"),
+    [
+        (["MODEL.TMT.PT", "0.3"], "MODEL.TMT.PT", "MODEL.TMT.P_T"),
+        (["SEED"], "SEED", ""),
+        (["MODEL.TMT.ATTENTION", "ofd"], "MODEL.TMT.ATTENTION", "did you mean off"),
+    ],
+)
+def test_mistakes_are_answered_with_the_nearest_name(opts: list[str], key: str, hint: str) -> None:
+    with pytest.raises(UserError, match=hint) as error:
+        tmt_d2.setup_cfg(TINY_CONFIG, opts)
+    assert error.value.key == key
+
+
+def test_a_config_file_is_needed() -> None:
+    with pytest.raises(UserError, match="--config-file"):
+        tmt_d2.setup_cfg("")
+
+
+def test_a_module_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMT_IMPORT", "no_such_module")
+    with pytest.raises(UserError) as error:
+        tmt_d2.setup_cfg(TINY_CONFIG)
+    assert error.value.key == "TMT_IMPORT"

@@ -19,7 +19,7 @@ from tests.helpers.small_runs import make_scenes, measured, small_units, write_v
 from tmt_d2.errors import UserError
 from tmt_d2.experiments import running
 from tmt_d2.experiments.progress import Progress
-from tmt_d2.experiments.running import launch_unit, run_all, run_unit
+from tmt_d2.experiments.running import check_names, launch_unit, run_all, run_unit
 from tmt_d2.experiments.units import Unit
 from tmt_d2.projects.report.document import write_report
 from tmt_d2.utils.signals import STOPPED
@@ -217,3 +217,11 @@ def test_torchrun_is_for_single_stages(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="RANK"):
         run_all(small_units(tmp_path), tmp_path / "out", lambda unit: pytest.fail("ran"), {})
+
+
+def test_a_pair_of_one_domain_is_warned_of(tmp_path, caplog) -> None:
+    check_names(small_units(tmp_path))
+    assert not caplog.text
+    check_names(small_units(tmp_path, pairs=["cityscapes-cityscapes"]))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "cityscapes-cityscapes" in caplog.text

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from tmt_d2.adaptation.supervised import FineTuning
 from tmt_d2.adaptation.task import Record, Split, Task, Test, loader_options
+from tmt_d2.config import replace_keys
 from tmt_d2.data.datasets.label_spaces import IGNORE
 from tmt_d2.data.loaders import TARGET_DOMAIN, build_paired_loader
 from tmt_d2.errors import UserError
@@ -172,12 +173,13 @@ class Leep(FineTuning):
         alignment = cfg.TRANSFER.ALIGNMENT
         if not alignment.ITERATIONS:
             return None
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / "alignment")
-        cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.TEST.EVAL_PERIOD = alignment.ITERATIONS, alignment.BASE_LR, 0
-        cfg.freeze()
-        return cls.alignment, cfg
+        values = {
+            "OUTPUT_DIR": str(Path(cfg.OUTPUT_DIR) / "alignment"),
+            "SOLVER.MAX_ITER": alignment.ITERATIONS,
+            "SOLVER.BASE_LR": alignment.BASE_LR,
+            "TEST.EVAL_PERIOD": 0,
+        }
+        return cls.alignment, replace_keys(cfg, values)
 
 
 class Otce(Leep):

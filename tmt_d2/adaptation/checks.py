@@ -9,7 +9,6 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from tmt_d2.adaptation.task import Split, Task, task_of
-from tmt_d2.config import NUM_CLASSES_UNSET
 from tmt_d2.data.class_lists import ClassList
 from tmt_d2.data.datasets.registration import (
     check_has_classes,
@@ -26,6 +25,7 @@ from tmt_d2.evaluation.semantic import metric_names
 
 logger = logging.getLogger(__name__)
 
+NUM_CLASSES_UNSET = (54, 19)  # Detectron2's default and that of configs/models: the data sets' number replaces them
 MAX_SHRINKING = 4  # of an edge, without a warning
 SAMPLED = 16  # images whose size is looked at
 

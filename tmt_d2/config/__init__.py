@@ -2,10 +2,9 @@
 
 from tmt_d2.config.access import flatten, get_key, replace_keys, set_key
 from tmt_d2.config.keys import add_tmt_config
-from tmt_d2.config.setup import NUM_CLASSES_UNSET, check_cfg, model_settings, setup_cfg, with_num_classes
+from tmt_d2.config.setup import check_cfg, model_settings, setup_cfg
 
 __all__ = [
-    "NUM_CLASSES_UNSET",
     "add_tmt_config",
     "check_cfg",
     "flatten",
@@ -14,5 +13,4 @@ __all__ = [
     "replace_keys",
     "set_key",
     "setup_cfg",
-    "with_num_classes",
 ]

@@ -19,8 +19,6 @@ from tmt_d2.config.keys import ALLOWED, RENAMED, add_tmt_config
 from tmt_d2.config.ranges import SIZES, Range
 from tmt_d2.errors import UserError, did_you_mean
 
-NUM_CLASSES_UNSET = (54, 19)  # defaults of Detectron2 and of the base configs, which give way to the data sets' number
-
 
 def setup_cfg(config_file: str | Path, opts: Sequence[Any] = (), method: str | Path = "") -> CfgNode:
     """Return the frozen config of a config file, a method over it, and KEY VALUE overrides over both.
@@ -111,11 +109,6 @@ def check_cfg(cfg: CfgNode) -> None:
     if head.NORM == "GN" and head.CONVS_DIM % 32:
         message = "with NORM GN it must be a multiple of 32"
         raise UserError(message, key="MODEL.SEM_SEG_HEAD.CONVS_DIM", value=head.CONVS_DIM)
-
-
-def with_num_classes(cfg: CfgNode, count: int) -> CfgNode:
-    """Return a copy with MODEL.SEM_SEG_HEAD.NUM_CLASSES ``count``."""
-    return replace_keys(cfg, {"MODEL.SEM_SEG_HEAD.NUM_CLASSES": count})
 
 
 def model_settings(cfg: CfgNode) -> str:

@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from tmt_d2.config import replace_keys, with_num_classes
+from tmt_d2.config import replace_keys
 from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer
 from tmt_d2.engine.checkpoint.classes import read_classes
 from tmt_d2.errors import UserError
@@ -55,7 +55,7 @@ def load_model(cfg: CfgNode) -> MaskFormer:
     log_input_size(cfg)
     classes = read_classes(cfg.MODEL.WEIGHTS)
     if classes is not None:
-        cfg = with_num_classes(cfg, len(classes))
+        cfg = replace_keys(cfg, {"MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(classes)})
     model = build_model(on_this_machine(cfg))
     model.classes = classes
     needs_estimator = isinstance(model, TransferableMaskFormer)

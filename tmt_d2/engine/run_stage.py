@@ -15,7 +15,7 @@ from detectron2.utils.env import seed_all_rng
 
 from tmt_d2.adaptation import task_of
 from tmt_d2.adaptation.checks import check_files, check_task, class_list_of, warn_of_small_inputs
-from tmt_d2.config import check_cfg, with_num_classes
+from tmt_d2.config import check_cfg, replace_keys
 from tmt_d2.data import register_data
 from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer
 from tmt_d2.engine.environment import environment
@@ -58,7 +58,7 @@ def run_stage(
     register_data(cfg)
     classes = check_task(cfg, eval_only)
     check_files(cfg, eval_only)
-    cfg = with_num_classes(cfg, len(classes))
+    cfg = replace_keys(cfg, {"MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(classes)})
     weights = cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not Path(weights).is_file():
         raise FileNotFoundError(f"MODEL.WEIGHTS {weights} does not exist")

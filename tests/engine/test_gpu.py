@@ -1,4 +1,4 @@
-"""What only a GPU can show; skipped without one."""
+"""Tests on a GPU; skipped without one."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an 
 def test_the_backends_of_deformable_attention_agree() -> None:
     """The fastest that is installed against PyTorch's operators, values and gradients in float32."""
     tensors = [tensor.cuda().requires_grad_() for tensor in inputs(D=32, dtype=torch.float32)]
-    expected, found = (ms_deform_attn(tensors[0], SHAPES, *tensors[1:], backend) for backend in ("torch", "auto"))
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
-    wanted = torch.autograd.grad(expected.square().sum(), tensors)
-    for gradient, reference in zip(torch.autograd.grad(found.square().sum(), tensors), wanted):
+    expected, output = (ms_deform_attn(tensors[0], SHAPES, *tensors[1:], backend) for backend in ("torch", "auto"))
+    torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-5)
+    expected_gradients = torch.autograd.grad(expected.square().sum(), tensors)
+    for gradient, reference in zip(torch.autograd.grad(output.square().sum(), tensors), expected_gradients):
         torch.testing.assert_close(gradient, reference, rtol=1e-3, atol=1e-4)
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.helpers.checkout import ROOT, TINY_CONFIG
 from tests.helpers.small_runs import ONE_PAIR, small_cfg, small_units, write_plan, write_values
 from tmt_d2.errors import UserError
-from tmt_d2.experiments.plan import Plan, read_plan
+from tmt_d2.experiments.plan import PLANNED, Plan, read_plan
 from tmt_d2.experiments.progress import Progress
+from tmt_d2.experiments.running import run_all
 from tmt_d2.experiments.units import estimator_cfg, select, units_of
 
 
@@ -236,3 +240,41 @@ def test_a_sweep_over_no_key(tmp_path, key) -> None:
         with pytest.raises(UserError) as caught:
             planned(tmp_path, sweeps={"p": {"key": key, "values": [0.5], "methods": methods}})
         assert caught.value.key == key
+
+
+def test_an_overridden_seed_is_the_one_recorded(tmp_path: Path) -> None:
+    units = small_units(tmp_path, "SEED", "7")
+    assert {(unit.cfg.SEED, unit.about["seed"]) for unit in units} == {(7, 7)}
+
+
+@pytest.mark.parametrize("override", [("TRANSFER.LABEL_COUNT", "3"), ("TRANSFER.LABEL_FRACTION", "0.5")])
+def test_overrides_that_a_plan_varies_are_refused(tmp_path: Path, override: tuple[str, str]) -> None:
+    with pytest.raises(UserError, match=override[0]):
+        small_units(tmp_path, *override, label_counts=[2, 4])
+
+
+@pytest.mark.parametrize("key", PLANNED)
+def test_overrides_that_units_have_themselves_are_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(UserError, match=key):
+        small_units(tmp_path, key, "gtav_sem_seg_train")
+
+
+def test_a_sweep_has_the_values_that_the_config_reads(tmp_path: Path) -> None:
+    sweep = {"rate": {"key": "SOLVER.BASE_LR", "values": ["1e-2", 0.01, 0.02], "methods": ["full"]}}
+    units = [unit for unit in small_units(tmp_path, sweeps=sweep) if "sweep" in unit.about]
+    assert [unit.about["value"] for unit in units] == [0.01, 0.02]
+    assert [unit.cfg.SOLVER.BASE_LR for unit in units] == [0.01, 0.02]
+
+
+def test_the_model_of_a_failed_unit_is_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tmt_d2.experiments.running.check_units", lambda units: None)
+    models: list[Any] = []
+
+    def fail(unit: Any) -> None:
+        model = torch.nn.Linear(1, 1)
+        models.append(weakref.ref(model))
+        raise UserError("no")
+
+    progress = run_all(small_units(tmp_path, methods=["full"])[:1], tmp_path / "out", fail, {})
+    gc.collect()
+    assert isinstance(progress.first_error, UserError) and models[0]() is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,7 @@ from torch import Tensor
 from tmt_d2.errors import UserError
 from tmt_d2.modeling import MSDeformAttn, ms_deform_attn
 from tmt_d2.modeling.masked_attention import MultiheadAttention
+from tmt_d2.modeling.ops import deformable_attention
 from tmt_d2.modeling.ops.deformable_attention import _attend_torch, _attend_triton
 
 SHAPES = [(3, 4), (2, 2), (1, 5)]
@@ -236,3 +239,29 @@ def test_numba_leaves_the_threads_of_pytorch_alone() -> None:
     value, locations = torch.randn(1, 6, 1, 2), torch.rand(1, 3, 1, 1, 2, 2)
     ms_deform_attn(value, [(2, 3)], locations, torch.rand(1, 3, 1, 1, 2), backend="numba")
     assert torch.get_num_threads() == 1
+
+
+def _attend(queue: Any) -> None:
+    torch.set_num_threads(1)
+    queue.put(ms_deform_attn(*_fork_inputs()).tolist())
+
+
+def _fork_inputs() -> tuple[torch.Tensor, list[tuple[int, int]], torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    locations = torch.rand(1, 3, 1, 1, 2, 2, generator=generator)
+    return torch.rand(1, 6, 1, 4, generator=generator), [(2, 3)], locations, torch.ones(1, 3, 1, 1, 2)
+
+
+def test_a_forked_process_does_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    monkeypatch.setattr(deformable_attention, "_numba_process", None)
+    expected = ms_deform_attn(*_fork_inputs())
+    assert deformable_attention._numba_process == os.getpid()
+    assert deformable_attention._fastest_backend(expected) == "numba"
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=_attend, args=(queue,))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    torch.testing.assert_close(torch.tensor(queue.get()), expected)

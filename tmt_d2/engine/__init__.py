@@ -1,1 +1,1 @@
-"""What every stage shares: trainer, step, optimiser, checkpoints; ``stages`` runs one."""
+"""Trainer, step, optimizer, hooks, checkpoints and run folders; ``run_stage`` runs a task."""

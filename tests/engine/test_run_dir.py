@@ -1,0 +1,28 @@
+"""Folders that hold a run already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.small_runs import small_cfg
+from tmt_d2.engine.run_dir import RunDir
+from tmt_d2.engine.run_stage import run_stage
+from tmt_d2.errors import UserError
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+def test_an_ended_run_keeps_its_config(start: Path, tmp_path: Path) -> None:
+    cfg = small_cfg("full", tmp_path, start, SOLVER__MAX_ITER=1)
+    run_stage(cfg)
+    before = (tmp_path / "config.yaml").read_bytes()
+    RunDir(cfg).check_same_settings()
+    other = small_cfg("full", tmp_path, start, SOLVER__MAX_ITER=1, INPUT__MIN_SIZE_TEST=32)
+    with pytest.raises(UserError, match="INPUT.MIN_SIZE_TEST"):
+        RunDir(other).check_same_settings()  # as a notebook does
+    with pytest.raises(UserError, match="INPUT.MIN_SIZE_TEST"):
+        run_stage(other, resume=True)
+    run_stage(small_cfg("full", tmp_path, tmp_path / "model_final.pth", INPUT__MIN_SIZE_TEST=32), eval_only=True)
+    assert (tmp_path / "config.yaml").read_bytes() == before

@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 
 help:
 	@echo "make setup   create $(VENV) with everything needed (no compiler)"
-	@echo "make demo    source model -> estimator -> fine-tuning -> evaluation -> pictures, in output/demo"
+	@echo "make demo    source model -> estimator -> fine-tuning -> evaluation -> figures, in output/demo"
 	@echo "make test    the test suite: minutes"
 	@echo "make test-fast  the mathematics, and all else that needs no training run: under a minute on two cores"
 	@echo "make soak    kills, hostile inputs and several processes at length: about four minutes on two cores"

@@ -1,10 +1,10 @@
-"""The main job on embedded scenes: source model -> estimator -> fine-tuning -> evaluation -> pictures.
+"""The whole transfer on rendered scenes: source model -> estimator -> fine-tuning -> evaluation -> figures.
 
     python -m demo.run --output output/demo                 this is `make demo`
-    python -m demo.run --output output/demo-short --short   the same path in about a minute; its figures mean nothing
+    python -m demo.run --output output/demo-short --short   the same steps in about a minute, without meaningful results
 
-Everything is written below --output: data/ (the scenes), the folders of tools/train_pair.py, pictures/, results.json.
-The same command again goes on where an interrupted one stopped.
+Everything is written below --output: data/ (the scenes), the folders of tools/train_pair.py, figures/, results.json.
+The same command again resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def fine_tuned(output: Path) -> dict[str, Path]:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--output", type=Path, required=True, help="folder for everything that is written")
-    arguments.add_argument("--short", action="store_true", help="few images and iterations: does every part run?")
+    arguments.add_argument("--short", action="store_true", help="few images and iterations")
     args = arguments.parse_args()
     log_to_screen()
 
@@ -47,14 +47,14 @@ def main() -> None:
     os.environ["DETECTRON2_DATASETS"] = str(data)
     render(data, [SOURCE, TARGET], train=16 if args.short else 160, val=4 if args.short else 40)
     results = run_pair(demo_units(args.output, args.short), args.output)
-    folders, pictures = fine_tuned(args.output), args.output / "pictures"
+    folders, figures = fine_tuned(args.output), args.output / "figures"
     show_attention.main(
         ["--config-file", str(folders["tmt"] / "config.yaml"), "--weights", str(folders["tmt"] / "model_final.pth")]
         + ["--compare", str(folders["full"] / "config.yaml"), str(folders["full"] / "model_final.pth")]
-        + ["--input", split_name(TARGET, "val"), "--limit", "1" if args.short else "4", "--output", str(pictures)]
+        + ["--input", split_name(TARGET, "val"), "--limit", "1" if args.short else "4", "--output", str(figures)]
         + ["--classes", "road", "car", "--json"]
     )
-    print(f"\n{results_table(results)}\n\nfigures: {args.output / 'results.json'}\npictures: {pictures}")
+    print(f"\n{results_table(results)}\n\nresults: {args.output / 'results.json'}\nfigures: {figures}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Reading configs: official YAML as it is, nothing executed, and an error that names the key and the file."""
+"""Config files, methods and overrides: official YAML merges unchanged, no code is executed, errors name their key."""
 
 from __future__ import annotations
 

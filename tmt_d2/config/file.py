@@ -23,9 +23,9 @@ MERGE_KEY = "tag:yaml.org,2002:merge"
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader, for which equal keys of one mapping are an error: it takes the last one without a word.
+    """YAML's safe loader with an error for repeated keys of a mapping, of which it would take the last.
 
-    Keys are compared as written, before a merge key (``<<: *base``) is resolved: those may override keys of the base.
+    A merge key (``<<: *base``) is not resolved before the comparison: a mapping may override keys of the base.
     """
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
@@ -37,14 +37,14 @@ class UniqueKeys(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
             if key in keys:
                 raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key!r} stands there twice", problem_mark=key_node.start_mark
+                    problem=f"the key {key!r} is repeated", problem_mark=key_node.start_mark
                 )
             keys.append(key)
         return node
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML's safe loader, in C where PyYAML has it, plus the one arithmetic list of official configs."""
+    """YAML's safe loader, in C if PyYAML has it, with the one arithmetic list of official configs."""
 
 
 def _scale_list(loader: _Loader, node: yaml.Node) -> list[int]:

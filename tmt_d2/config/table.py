@@ -16,15 +16,10 @@ The project's own keys, made by `python -m tmt_d2.config.table > docs/config.md`
 
 
 def page() -> str:
-    """Return the page, with a table for each section of the config."""
-    lines, previous = [INTRODUCTION.rstrip()], ""
+    """Return the page: the introduction and a table of all keys."""
+    lines = [INTRODUCTION, "| key | default | allowed | meaning |", "|---|---|---|---|"]
     for name, key in OWN.items():
-        section = name.rpartition(".")[0]
-        if section != previous:
-            lines += ["", f"## {section}", "", "| key | default | allowed | meaning |", "|---|---|---|---|"]
-            previous = section
-        cells = (f"`{name.rpartition('.')[2]}`", f"`{_text(key.default)}`", _allowed(key), key.about)
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| `{name}` | `{_text(key.default)}` | {_allowed(key)} | {key.about} |")
     return "\n".join(lines) + "\n"
 
 

@@ -206,6 +206,7 @@ def test_nothing_is_executed(value: str, tmp_path: Path) -> None:
         ("MODEL:\n  TMT:\n    P_T: many\n", "MODEL.TMT.P_T"),
         ("MODEL:\n  TMT: 3\n", "MODEL.TMT"),
         ("MODEL:\n", "MODEL"),
+        ("MODEL: &a {TMT: *a}\n", ""),
         ("SEED: {A: 3}\n", "SEED.A"),
     ],
 )

@@ -7,6 +7,7 @@ pattern and computed here; every other Python tag is refused.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,7 +126,8 @@ def _layers(path: Path, including: tuple[Path, ...] = ()) -> Iterator[tuple[Path
         raise FileNotFoundError(f"config file {path} does not exist{included_by}")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader subclass
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        json.dumps(values, default=str, skipkeys=True)  # ValueError: an alias leads back to its own mapping
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(" ".join(str(error).split()), key=path) from error
     if not isinstance(values, dict):
         raise UserError(f"a config is a mapping of keys, this file holds {type(values).__name__}", key=path)

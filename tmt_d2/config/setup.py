@@ -43,7 +43,8 @@ def setup_cfg(config_file: str | Path, opts: Sequence[Any] = (), method: str | P
     cfg = get_cfg()
     add_tmt_config(cfg)
     defaults = flatten(cfg)
-    for source, pairs in ((f"config file {config_file}", values.items()), ("an override", zip(opts[::2], opts[1::2]))):
+    files = f"{config_file}, method {method}" if method else f"{config_file}"
+    for source, pairs in ((files, values.items()), ("an override", zip(opts[::2], opts[1::2]))):
         for key, value in pairs:
             if key in RENAMED:
                 raise UserError(f"this key of {source} is now {RENAMED[key]}", key=key)

@@ -88,6 +88,6 @@ def model_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def only_the_centre(monkeypatch: pytest.MonkeyPatch) -> None:
+def only_the_center(monkeypatch: pytest.MonkeyPatch) -> None:
     """All sampled points are the middle of the map, so that the losses can be computed with a pencil."""
     monkeypatch.setattr(torch, "rand", lambda *size, **options: torch.full(size, 0.5))

@@ -288,15 +288,15 @@ def test_evaluate_split_runs_the_model_over_the_loader(make_split: Any) -> None:
 @pytest.mark.parametrize("shape", [(8, 40), (17, 17)])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 7, 8])
 @pytest.mark.parametrize("label_is", ["as stored", "turned"])
-def test_a_picture_with_an_orientation_is_scored_as_it_is_trained_on(
+def test_an_image_with_an_orientation_is_scored_as_it_is_trained_on(
     tmp_path: Path, shape: tuple[int, int], orientation: int, label_is: str
 ) -> None:
-    """By a model that knows each class by its colour; only where sizes cannot tell does a turned label not fit."""
+    """By a model that knows each class by its color; only where sizes cannot tell does a turned label not fit."""
     stored = np.random.default_rng(9).integers(0, 19, shape).astype(np.uint8)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    colours = np.array(PALETTE, np.uint8)
-    Image.fromarray(colours[stored]).save(tmp_path / "i.png", exif=exif)
+    colors = np.array(PALETTE, np.uint8)
+    Image.fromarray(colors[stored]).save(tmp_path / "i.png", exif=exif)
     label = Image.fromarray(stored)
     label.getexif()[0x0112] = orientation
     if label_is == "turned":
@@ -309,7 +309,7 @@ def test_a_picture_with_an_orientation_is_scored_as_it_is_trained_on(
     def model(batch: list[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
         pixels = batch[0]["image"].permute(1, 2, 0)[:, :, None]
         assert pixels.shape[:2] == (batch[0]["height"], batch[0]["width"])
-        return [{"sem_seg_labels": (pixels == torch.from_numpy(colours)).all(-1).long().argmax(-1)}]
+        return [{"sem_seg_labels": (pixels == torch.from_numpy(colors)).all(-1).long().argmax(-1)}]
 
     mapper = SemanticMapper(is_train=False, label_spaces={}, min_sizes=(0,), max_size=0)
     trained = SemanticMapper(is_train=True, label_spaces={name: TRAIN_IDS}, min_sizes=(0,), max_size=0)(record)

@@ -43,7 +43,7 @@ def tiny_cfg(**changes: Any) -> CfgNode:
 
 
 def make_records(sizes: Sequence[tuple[int, int]] = ODD_SIZES, seed: int = 0) -> Records:
-    """Detectron2 records of noise with a few blocks of colour, and labels with some ignored pixels."""
+    """Detectron2 records of noise with a few blocks of color, and labels with some ignored pixels."""
     generator = torch.Generator().manual_seed(seed)
     records = []
     for height, width in sizes:

@@ -25,7 +25,7 @@ from tmt_d2.modeling.mask_logits import MaskLogits
 from tmt_d2.modeling.targets import MaskTargets
 
 
-@pytest.mark.usefixtures("only_the_centre")
+@pytest.mark.usefixtures("only_the_center")
 def test_losses_by_hand() -> None:
     # two queries, one target of class 1; the second query fits it better in every respect
     masks = torch.tensor([[[-1.0, -3.0], [-2.0, -2.0]], [[1.0, 2.0], [0.0, 3.0]]])[None]
@@ -45,7 +45,7 @@ def test_losses_by_hand() -> None:
     assert losses["loss_ce"].item() == pytest.approx((1.0 * matched + 0.1 * unmatched) / 1.1, rel=1e-5)
 
 
-@pytest.mark.usefixtures("only_the_centre")
+@pytest.mark.usefixtures("only_the_center")
 def test_mask_losses_are_means_over_the_masks_of_the_batch() -> None:
     masks = torch.tensor([1.0, -2.0, 0.5]).view(1, 3, 1, 1).expand(2, 3, 4, 4)
     outputs = {"pred_logits": torch.zeros(2, 3, CLASSES + 1), "pred_masks": as_product(masks)[0]}
@@ -88,7 +88,7 @@ def test_factored_masks_equal_dense_masks() -> None:
     assert other["loss_mask"] != factored["loss_mask"]  # control: the points are random
 
 
-@pytest.mark.usefixtures("only_the_centre")
+@pytest.mark.usefixtures("only_the_center")
 def test_every_output_is_supervised_alone() -> None:
     """The losses of an auxiliary output are those it would have as the last one."""
     outputs, targets = make_outputs(), make_targets([0, 2], [1])

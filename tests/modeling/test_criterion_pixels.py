@@ -28,7 +28,7 @@ def half_ignored(rule: str) -> list[MaskTargets]:
     return targets_of(labels, rule)
 
 
-@pytest.mark.usefixtures("only_the_centre")
+@pytest.mark.usefixtures("only_the_center")
 @pytest.mark.parametrize("rule", RULES)
 def test_losses_beside_an_ignored_pixel_by_hand(rule: str) -> None:
     logit, wanted, n = 1.5, 3 / 4, POINTS  # the middle of four pixels: three of the class, the last one is ignored

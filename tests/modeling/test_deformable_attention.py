@@ -42,7 +42,7 @@ def attend_by_loops(value: np.ndarray, locations: np.ndarray, weights: np.ndarra
     for b, q, m, level, p in np.ndindex(B, Q, M, L, P):
         height, width = SHAPES[level]
         start = sum(h * w for h, w in SHAPES[:level])
-        x = locations[b, q, m, level, p, 0] * width - 0.5  # 0 is the centre of the first cell
+        x = locations[b, q, m, level, p, 0] * width - 0.5  # 0 is the center of the first cell
         y = locations[b, q, m, level, p, 1] * height - 0.5
         for row in (math.floor(y), math.floor(y) + 1):
             for column in (math.floor(x), math.floor(x) + 1):
@@ -66,7 +66,7 @@ def test_by_hand() -> None:
         location = torch.tensor([x, y]).view(1, 1, 1, 1, 1, 2)
         return ms_deform_attn(value, [(2, 2)], location, torch.ones(1, 1, 1, 1, 1)).item()
 
-    assert at(0.25, 0.25) == 1.0  # (x, y) of the first cell's centre
+    assert at(0.25, 0.25) == 1.0  # (x, y) of the first cell's center
     assert at(0.75, 0.25) == 2.0  # x runs along a row
     assert at(0.5, 0.5) == 2.5
     assert at(0.0, 0.25) == 0.5  # halfway to the zeros outside
@@ -203,8 +203,8 @@ def test_module_by_hand() -> None:
     shapes = [(3, 3), (3, 3)]
     values = torch.arange(9.0).repeat(2) + torch.tensor([0.0, 100.0]).repeat_interleave(9)
     pyramid = values[None, :, None].expand(1, 18, 4).contiguous()
-    centre = torch.tensor([[0.5, 0.5]])
-    found = module(torch.randn(1, 1, 4), centre, pyramid, shapes)
+    center = torch.tensor([[0.5, 0.5]])
+    found = module(torch.randn(1, 1, 4), center, pyramid, shapes)
     # right, below, left, above of the middle cell (value 4), mean over the two levels
     torch.testing.assert_close(found.flatten(), torch.tensor([5.0, 7.0, 3.0, 1.0]) + 50)
 
@@ -218,7 +218,7 @@ def test_heads_must_divide_the_channels() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_sampling_locations_are_not_rounded(dtype: torch.dtype) -> None:
-    """A map that holds its own column numbers, sampled at cell centres: rounded locations would read neighbours.
+    """A map that holds its own column numbers, sampled at cell centers: rounded locations would read neighbours.
 
     bfloat16 has 8 bits, so near the right edge a rounded location would be off by half a cell.
     """

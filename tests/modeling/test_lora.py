@@ -14,7 +14,7 @@ from torch import nn
 from tests.helpers.models import equal, make_records, scores, tiny_cfg, train_step
 from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer
 from tmt_d2.errors import UserError
-from tmt_d2.modeling.backbones.lora import LoRALinear, adapters_without_gradient, add_lora
+from tmt_d2.modeling.backbones.lora import LoRALinear, add_lora
 from tmt_d2.modeling.backbones.timm_backbone import TimmBackbone
 
 ADAPTERS = {  # of each block one for queries, keys and values together, or three, or (PVT) two
@@ -53,11 +53,9 @@ def test_lora_by_hand() -> None:
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_every_adapter_of_a_family_learns(name: str) -> None:
     with torch.device("meta"):
-        net = TimmBackbone(name, lora_rank=2, frozen=True)
-        sum(each.sum() for each in net(torch.empty(1, 3, 64, 96)).values()).backward()
+        net = TimmBackbone(name, lora_rank=2, frozen=True)  # refuses adapters without a gradient
     assert sum(isinstance(module, LoRALinear) for module in net.modules()) == ADAPTERS[name]
-    assert not adapters_without_gradient(net)
-    assert all(("lora_" in key) == (parameter.grad is not None) for key, parameter in net.named_parameters())
+    assert all(("lora_" in key) == parameter.requires_grad for key, parameter in net.named_parameters())
 
 
 @pytest.mark.parametrize("name", ["swinv2_tiny_window8_256", "eva02_tiny_patch14_224"])

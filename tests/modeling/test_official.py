@@ -177,7 +177,7 @@ def official_shapes(backbone: str, classes: int, batch_norm: bool) -> dict[str, 
             for index in range(6, 23):
                 block = {n: s for n, s in recorded.items() if n.startswith("backbone.res4.5.")}
                 recorded |= {name.replace("res4.5.", f"res4.{index}."): shape for name, shape in block.items()}
-        if not batch_norm:  # frozen normalisation counts no batches
+        if not batch_norm:  # frozen normalization counts no batches
             recorded = {
                 n: s
                 for n, s in recorded.items()
@@ -229,10 +229,10 @@ def test_official_configs_build_the_official_model(
     batch_norm = cfg.MODEL.RESNETS.NORM != "FrozenBN"
     assert shapes_of(model) == official_shapes(backbone, DATASETS[dataset]["classes"], batch_norm)
     assert model.sem_seg_head.ignore_value == DATASETS[dataset]["ignore"]
-    said = [record.getMessage() for record in caplog.records if "settings that are not used" in record.getMessage()]
-    assert len(said) == 1
-    assert "MODEL.RESNETS.STEM_TYPE basic" in said[0]
-    assert "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD 0.8" in said[0]
+    unused = [record.getMessage() for record in caplog.records if "settings that are not used" in record.getMessage()]
+    assert len(unused) == 1
+    assert "MODEL.RESNETS.STEM_TYPE basic" in unused[0]
+    assert "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD 0.8" in unused[0]
 
 
 def test_own_configs_name_nothing_without_a_meaning() -> None:

@@ -187,25 +187,25 @@ def test_names_of_weights_that_lead_nowhere(monkeypatch: pytest.MonkeyPatch) -> 
         load("timm://tf_efficientnet_lite0.in1k")
 
 
-def test_normalisation_is_that_of_the_weights_and_a_wrong_one_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_normalization_is_that_of_the_weights_and_another_one_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         model = build_model(small_cfg())
     assert model.pixel_mean.flatten().tolist() == model.pixel_std.flatten().tolist() == [127.5] * 3
     assert "MODEL.PIXEL_MEAN [123.675, 116.28, 103.53]" in caplog.text
     caplog.clear()
     right = {"MODEL__PIXEL_MEAN": [127.5] * 3, "MODEL__PIXEL_STD": [127.5] * 3}
-    build_model(small_cfg(**right))
+    build_backbone(small_cfg(**right))
     assert "PIXEL_MEAN" not in caplog.text
     with pytest.raises(UserError) as error:
-        build_model(small_cfg(INPUT__FORMAT="BGR"))
+        build_backbone(small_cfg(INPUT__FORMAT="BGR"))
     assert error.value.key == "INPUT.FORMAT"
 
 
 def mean_of(name: str, **changes: Any) -> list[float]:
-    return build_model(small_cfg(name, **changes)).pixel_mean.flatten().tolist()
+    return build_backbone(small_cfg(name, **changes)).normalization[0]
 
 
-def test_normalisation_is_that_of_the_tag_or_the_users_own() -> None:
+def test_normalization_is_that_of_the_tag_or_the_users_own() -> None:
     name = "mobilenetv4_conv_small"
     tag = f"{name}.e3600_r256_in1k"
     imagenet = pytest.approx([123.675, 116.28, 103.53])
@@ -245,7 +245,7 @@ def test_one_step_moves_the_backbone_and_frozen_it_stays(name: str) -> None:
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 def test_stochastic_depth_is_known_as_what_differs_in_training(rate: float) -> None:
-    net = TimmBackbone("convnextv2_atto", drop_path_rate=rate)  # no normalisation by batches, no dropout
+    net = TimmBackbone("convnextv2_atto", drop_path_rate=rate)  # no normalization by batches, no dropout
     assert any(map(differs_in_training, net.train().modules())) == (rate > 0)
     assert not any(map(differs_in_training, net.eval().modules()))
 

@@ -19,7 +19,7 @@ SIZES = [(5, 7, 2), (6, 6, 3), (4, 5, 1), (3, 4, 5), (9, 11, 4), (1, 1, 2)]  # H
 def cluster_by_loops(
     features: np.ndarray, c: int, iterations: int, kappa: float, valid: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One image in float64: features (C, H, W), valid (H, W) -> centres (C, R, S), assignment (H, W, R, S)."""
+    """One image in float64: features (C, H, W), valid (H, W) -> centers (C, R, S), assignment (H, W, R, S)."""
     C, H, W = features.shape
     R, S = math.ceil(H / c), math.ceil(W / c)
     regions = [(i, j) for i in range(R) for j in range(S) if valid[i * c : (i + 1) * c, j * c : (j + 1) * c].any()]
@@ -177,7 +177,7 @@ def test_no_padding_is_a_mask_of_ones() -> None:
 
 
 def test_regions_follow_an_edge_that_cells_do_not() -> None:
-    """Two colours that meet in the middle of a column of cells: after clustering no region holds both."""
+    """Two colors that meet in the middle of a column of cells: after clustering no region holds both."""
     features = torch.zeros(1, 2, 8, 12)
     features[:, 0, :, :6] = 1.0
     features[:, 1, :, 6:] = 1.0
@@ -206,7 +206,7 @@ def test_features_of_zero_stay_finite() -> None:
 @pytest.mark.parametrize("iterations", [0, 1, 2, 6])
 @pytest.mark.parametrize("place", [(0, 0), (4, 5), (3, 8), (8, 11)])
 def test_a_feature_that_is_no_number_shows(place: tuple[int, int], iterations: int, value: float) -> None:
-    """In the centre of its region and in the index, so that T, read there, is not a number; other images stay."""
+    """In the center of its region and in the index, so that T, read there, is not a number; other images stay."""
     features, (y, x), c = random_case(9, 12), place, 3
     valid = torch.ones(2, 9, 12, dtype=torch.bool)
     valid[0, :, 9:] = x > 8  # else a column of cells without a pixel

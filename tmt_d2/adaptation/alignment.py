@@ -1,7 +1,7 @@
 """LEEP and OTCE fine-tuning: a transferability score of the source model is first raised by gradient ("alignment").
 
-Both steps follow Tan et al. (arXiv 2207.05510). What no publication fixes is a key of TRANSFER.ALIGNMENT. Normalization
-statistics stay those of the source model.
+Both steps follow Tan et al. (arXiv 2207.05510). Settings that no publication fixes are keys of
+TRANSFER.ALIGNMENT. Normalization statistics stay those of the source model.
 
 Letters: B images, N labeled pixels, K classes, C channels.
 """
@@ -40,11 +40,12 @@ class Pixels(NamedTuple):
 
 
 class Alignment(FineTuning):
-    """Labeled batches -> "loss_score", and "loss_segmentation" if the score has not all the weight."""
+    """Labeled batches -> "loss_score", and "loss_segmentation" if ``weight`` is below 1."""
 
     fine_tunes = False
     measures_splits = False
     requires_head = True
+    scores_predictions: ClassVar[bool]  # the score needs the decoder's outputs
     model: MaskFormer
 
     def __init__(
@@ -58,8 +59,8 @@ class Alignment(FineTuning):
     ):
         """
         Args:
-            pixels: labeled ones per domain and call, see ``pixels_of_a_call``.
-            weight, ...: the keys of TRANSFER.ALIGNMENT.
+            pixels: labeled pixels per domain and forward pass, see ``pixels_of_a_call``.
+            others: as the keys of TRANSFER.ALIGNMENT.
         """
         super().__init__(model)
         self.weight, self.pixels = weight, pixels
@@ -88,8 +89,8 @@ class Alignment(FineTuning):
         images = model.preprocess(records)
         outputs: DecoderOutputs | None = None
         if self.weight < 1 or self.scores_predictions:
-            passed = model.run(images, records)
-            inputs, outputs = passed.inputs, passed.outputs
+            result = model.run(images, records)
+            inputs, outputs = result.inputs, result.outputs
         else:
             inputs = model.encode(images)
         labels = model.padded_labels(records, images)
@@ -106,8 +107,6 @@ class Alignment(FineTuning):
             segmentation = torch.stack(list(model.losses(outputs, records, images, num_masks).values())).sum()
             losses["loss_segmentation"] = (1 - self.weight) * segmentation
         return losses
-
-    scores_predictions: ClassVar[bool]  # the score needs the decoder's outputs
 
     @abstractmethod
     def score(

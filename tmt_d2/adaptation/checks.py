@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 NUM_CLASSES_UNSET = (54, 19)  # Detectron2's default and that of configs/models: the data sets' number replaces them
 MAX_SHRINKING = 4  # of an edge, without a warning
-SAMPLED = 16  # images whose size is looked at
+SAMPLED = 16  # number of images whose size is compared
 
 
 def check_task(cfg: CfgNode, eval_only: bool = False) -> ClassList:
@@ -125,7 +125,7 @@ def _check_best(cfg: CfgNode) -> None:
 
 
 def check_files(cfg: CfgNode, eval_only: bool = False) -> None:
-    """Check images that an evaluation would find to be unreadable only after hours of training.
+    """Check that images and labels can be read, which the first evaluation would do only after hours of training.
 
     Raises:
         DataError: an image to test on is unreadable, or no labeled training image has a pixel of a class.

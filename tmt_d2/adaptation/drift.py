@@ -57,7 +57,7 @@ class Drift:
                 np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
 
     def _read(self, file: Path) -> list[list[np.ndarray]] | None:
-        """T before the first step per level; None where ``file`` is missing or of another number of levels."""
+        """Return T before the first step, per level; None if ``file`` is missing or of another number of levels."""
         levels = len(self.model.transferability.discriminators)
         content = read_npz(file, remedy="delete it; the drift of T is then not known") if file.is_file() else {}
         names = [[f"{level}_{i}" for i in range(len(content) // levels)] for level in range(levels)]
@@ -101,7 +101,7 @@ class Drift:
 
     @torch.no_grad()
     def _measure_maps(self) -> tuple[list[list[Tensor]], list[float]]:
-        """Logits of the target's images, (h, w), and the balanced error of E, per level."""
+        """Return the logits of the target's images, (h, w), and the balanced error of E, per level."""
         estimator = self.model.transferability
         levels = range(len(estimator.discriminators))
         maps: list[list[Tensor]] = [[] for _ in levels]

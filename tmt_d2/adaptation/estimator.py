@@ -42,7 +42,7 @@ DOMAINS = {"source": SOURCE_DOMAIN, "target": TARGET_DOMAIN}
 
 
 class EstimatorState(nn.Module):
-    """What training holds beside the model.
+    """State of training beside the model.
 
     twin: the second set of discriminators. running_error: (levels,), of the first set on training batches.
     """

@@ -19,6 +19,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from tmt_d2.adaptation.task import Load
+from tmt_d2.config import get_key
 from tmt_d2.data.datasets.registration import records_of
 from tmt_d2.data.labeled import LabelChoice
 from tmt_d2.data.mapper import SemanticMapper
@@ -33,12 +34,8 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "transferability"
 SECONDS_BETWEEN_LINES = 10
-# Keys that T of an image depends on, besides the weights.
-KEYS = (
-    "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD",
-    "MODEL.MASK_FORMER.SIZE_DIVISIBILITY", "MODEL.BACKBONE", "MODEL.RESNETS", "MODEL.SWIN", "MODEL.TIMM",
-    "MODEL.SEM_SEG_HEAD",
-)  # fmt: skip
+# Keys that T of an image depends on, besides the weights and the other sections of MODEL.
+KEYS = ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "INPUT.FORMAT", "MODEL.MASK_FORMER.SIZE_DIVISIBILITY")
 TMT_KEYS = ("REGIONS", "CELL_SIZES", "ITERATIONS", "KAPPA", "DISCRIMINATOR")
 
 
@@ -126,11 +123,7 @@ def _write(
 def _fingerprint(cfg: CfgNode, weights: str) -> str:
     """Return a name for all that T depends on: the file of the weights and the settings."""
     settings: dict[str, Any] = {key: cfg.MODEL.TMT[key] for key in TMT_KEYS}
-    for key in KEYS:
-        node: Any = cfg
-        for part in key.split("."):
-            node = node[part]
-        settings[key] = node.dump() if isinstance(node, CfgNode) else node
+    settings |= {key: get_key(cfg, key) for key in KEYS}
     for key, node in cfg.MODEL.items():  # a user's own backbone may read any other section
         if key not in ("WEIGHTS", "DEVICE", "META_ARCHITECTURE", "MASK_FORMER", "TMT"):
             settings[f"MODEL.{key}"] = node.dump() if isinstance(node, CfgNode) else node

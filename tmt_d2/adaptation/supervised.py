@@ -31,7 +31,7 @@ class FineTuning(Task):
         return cls(model)
 
 
-class Linear(FineTuning):
+class LinearProbing(FineTuning):
     name = "linear"
     about = "train the prediction layers only"
     trains = ("sem_seg_head.predictor.class_embed.", "sem_seg_head.predictor.mask_embed.")

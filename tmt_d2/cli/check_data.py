@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from tmt_d2.cli.common import run
-from tmt_d2.data.check import FAMILIES, PROBLEMS, QUICK_SAMPLE, Split, SplitReport, check_split, splits_of
+from tmt_d2.data.check import FAMILIES, PROBLEMS, QUICK_SAMPLE, SplitFiles, SplitReport, check_split, splits_of
 from tmt_d2.data.class_lists import RGB
 from tmt_d2.data.datasets.label_spaces import IGNORE
 from tmt_d2.data.datasets.registration import DATA_SETS, dataset_root
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(has_problems or bool(args.data_sets and absent))
 
 
-def contact_sheet(splits: Sequence[Split]) -> Figure:
+def contact_sheet(splits: Sequence[SplitFiles]) -> Figure:
     """Draw images under the colors of their labels, with ignored pixels black; one row for each split with labels.
 
     Raises:

@@ -44,11 +44,11 @@ class UniqueKeys(yaml.SafeLoader):
         return node
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+class ConfigLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """YAML's safe loader, in C if PyYAML has it, with the one arithmetic list of official configs."""
 
 
-def _scale_list(loader: _Loader, node: yaml.Node) -> list[int]:
+def _scale_list(loader: ConfigLoader, node: yaml.Node) -> list[int]:
     values = loader.construct_sequence(node) if isinstance(node, yaml.SequenceNode) else []
     match = _SCALES.fullmatch(values[0]) if len(values) == 1 and isinstance(values[0], str) else None
     if match is None or int(match[4]) - int(match[3]) > 1000:
@@ -59,7 +59,7 @@ def _scale_list(loader: _Loader, node: yaml.Node) -> list[int]:
     return [int(x * step * size) for x in range(start, stop)]
 
 
-_Loader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _scale_list)
+ConfigLoader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _scale_list)
 
 
 def find_config(path: str | Path) -> Path:
@@ -125,7 +125,7 @@ def _layers(path: Path, including: tuple[Path, ...] = ()) -> Iterator[tuple[Path
         included_by = f" (the _BASE_ of {including[-1]})" if including else ""
         raise FileNotFoundError(f"config file {path} does not exist{included_by}")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader subclass
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=ConfigLoader)  # a SafeLoader subclass
         json.dumps(values, default=str, skipkeys=True)  # ValueError: an alias leads back to its own mapping
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(" ".join(str(error).split()), key=path) from error

@@ -30,7 +30,7 @@ def setup_cfg(config_file: str | Path, opts: Sequence[Any] = (), method: str | P
 
     Raises:
         FileNotFoundError: the file, or one of its bases, does not exist.
-        UserError: an unknown key, a value of a wrong type, or a value that no stage could run with.
+        UserError: an unknown key, a value of a wrong type, or a value with which no task can run.
     """
     if not config_file:
         raise UserError("no config file", hint="name one, e.g. --config-file configs/models/tiny.yaml")

@@ -48,8 +48,8 @@ PROBLEMS = {
 
 
 @dataclass(frozen=True)
-class Split:
-    """A split to check.
+class SplitFiles:
+    """Files of a split to check.
 
     Attributes:
         expected: number of images in the full data set, where known.
@@ -109,7 +109,7 @@ class SplitReport:
         }
 
 
-def splits_of(name: str, root: str, subsets: bool = False) -> list[Split]:
+def splits_of(name: str, root: str, subsets: bool = False) -> list[SplitFiles]:
     """Return the splits of a YAML file, or of a data set of ``FAMILIES``; none where its folder does not exist.
 
     Args:
@@ -121,7 +121,7 @@ def splits_of(name: str, root: str, subsets: bool = False) -> list[Split]:
     if name not in FAMILIES:
         custom = read_custom(name)
         return [
-            Split(custom.name, split, partial(custom.listing, split), custom.label_space, subset=subsets)
+            SplitFiles(custom.name, split, partial(custom.listing, split), custom.label_space, subset=subsets)
             for split in custom.splits
         ]
     layout, label_space = DATA_SETS[name].layout, DATA_SETS[name].label_space
@@ -130,14 +130,14 @@ def splits_of(name: str, root: str, subsets: bool = False) -> list[Split]:
         return []
     rendered = any((above / MANIFEST).is_file() for above in (folder, Path(root) / Path(layout.folder).parts[0]))
     return [
-        Split(name, split, partial(layout.listing, root, split), label_space, None if rendered else count, subsets)
+        SplitFiles(name, split, partial(layout.listing, root, split), label_space, None if rendered else count, subsets)
         for split, (_, count) in layout.splits.items()
         # All frames of GTAV are checked only where the list of its splits is missing.
         if split != "all" or not (folder / "split.mat").is_file()
     ]
 
 
-def check_split(split: Split, quick: bool = False) -> SplitReport:
+def check_split(split: SplitFiles, quick: bool = False) -> SplitReport:
     """List the files of a split and read all of them, or up to ``QUICK_SAMPLE`` images."""
     report = SplitReport(split.label_space, split.expected)
     try:
@@ -178,7 +178,7 @@ def check_split(split: Split, quick: bool = False) -> SplitReport:
     return report
 
 
-def _check_counts(split: Split, listing: Listing, report: SplitReport) -> None:
+def _check_counts(split: SplitFiles, listing: Listing, report: SplitReport) -> None:
     classes = split.label_space.classes
     if classes.names != CITYSCAPES_CLASSES.names:
         absent = ", ".join(classes.names[index] for index in split.label_space.never_occurs)

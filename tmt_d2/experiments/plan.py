@@ -37,11 +37,11 @@ RENDER = {"train": COUNT, "val": COUNT, "size": SIZES, "seed": Range(0, whole=Tr
 KINDS = ("source", "evaluation", "scores", "estimator", "finetune")
 
 
-class _Loader(UniqueKeys):
+class PlanLoader(UniqueKeys):
     """``UniqueKeys`` that reads 1e-4 as a number, as the config does; YAML 1.1 requires 1.0e-4."""
 
 
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+PlanLoader.add_implicit_resolver(  # type: ignore[no-untyped-call]
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
@@ -113,15 +113,13 @@ def read_plan(path: str | Path) -> Plan:
     if not path.is_file():
         raise FileNotFoundError(f"matrix file {path} does not exist")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader subclass
+        content = yaml.load(path.read_text(encoding="utf-8"), PlanLoader)  # a SafeLoader subclass
         return _plan(content, path.parent)
     except (UserError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(" ".join(str(error).split()), key=path) from error
 
 
 def _plan(content: Any, folder: Path) -> Plan:
-    if isinstance(content, dict) and "configs" in content:
-        raise UserError("the key is now model: a file of configs/models", key="configs")
     keys = [each.name for each in fields(Plan) if each.name != "source_weights"]
     _mapping(content, "", ["sources", "targets", *keys])
     if not isinstance(content.get("model"), str):

@@ -1,4 +1,4 @@
-"""What the student sees of an image with a pseudo-label; the teacher has seen the original.
+"""The student's view of an image with a pseudo-label; the teacher sees the original.
 
 Random numbers come from the CPU's generator, which the caller seeds.
 """

@@ -55,7 +55,7 @@ class PseudoLabel(NamedTuple):
 
 @dataclass(frozen=True)
 class PseudoLabelPolicy:
-    """Which pseudo-labels count, and how much.
+    """Selection and weights of pseudo-labels.
 
     Attributes:
         threshold: a pixel is confident if its probability is at least this.
@@ -69,7 +69,7 @@ class PseudoLabelPolicy:
     weight_by: str = "none"
 
     def pseudo_label(self, label: Tensor, confidence: Tensor) -> PseudoLabel:
-        """label, confidence: (H, W), as of ``labels_and_confidence``."""
+        """label, confidence: (H, W), from ``labels_and_confidence``."""
         confident = confidence >= self.threshold
         return PseudoLabel(label.to(torch.uint8), confident, self.weights(confident))
 
@@ -103,7 +103,7 @@ class CollapseMonitor(nn.Module):
     """
 
     predicted: Tensor
-    labelled: Tensor  # as in checkpoints
+    labelled: Tensor  # the name in checkpoints
 
     def __init__(self, class_names: Sequence[str]):
         super().__init__()

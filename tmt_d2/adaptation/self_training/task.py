@@ -304,7 +304,7 @@ class SelfTraining(FineTuning):
 
 
 class FullEma(SelfTraining):
-    """With SELF_TRAINING.UNLABELED_RATIO 0: supervised training, of which the moving average is evaluated."""
+    """Supervised training (SELF_TRAINING.UNLABELED_RATIO 0) whose moving average is evaluated."""
 
     name = "full-ema"
     about = "as full; the moving average of the weights is evaluated"

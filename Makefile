@@ -12,7 +12,7 @@ help:
 	@echo "make setup   create $(VENV) with everything needed (no compiler)"
 	@echo "make demo    source model -> estimator -> fine-tuning -> evaluation -> figures, in output/demo"
 	@echo "make test    the test suite: minutes"
-	@echo "make test-fast  the mathematics, and all else that needs no training run: under a minute on two cores"
+	@echo "make test-fast  the mathematics, and all else that needs no training run: about a minute on two cores"
 	@echo "make soak    kills, hostile inputs and several processes at length: about four minutes on two cores"
 	@echo "make gpu     on an NVIDIA GPU: its tests and its benchmarks, against Hugging Face's Mask2Former; minutes"
 	@echo "make figures the figures of README and docs, from a finished make demo"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Of a checkout: tmt_d2/cli/train.py."""
+"""Command of a checkout, see tmt_d2/cli/train.py."""
 
 from tmt_d2.cli.train import command
 

@@ -25,7 +25,7 @@ def benchmark_parser(description: str | None, rounds: int) -> argparse.ArgumentP
     """Parser with --device, --rounds and --output."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--rounds", type=int, default=rounds, help="timed repetitions; default: %(default)s")
     parser.add_argument("--output", help="JSON file for the figures")
     return parser
 

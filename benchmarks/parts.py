@@ -171,7 +171,9 @@ def criterion_rows(height: int, width: int, args: argparse.Namespace) -> Iterato
 def main() -> None:
     parser = benchmark_parser(__doc__, rounds=5)
     sizes = [(256, 512), (512, 1024), (768, 1536), (1024, 2048)]
-    parser.add_argument("--sizes", nargs="+", type=size, default=sizes, metavar="HxW", help="of the transferability")
+    parser.add_argument(
+        "--sizes", nargs="+", type=size, default=sizes, metavar="HxW", help="image sizes of clustering and mask"
+    )
     choices = ("deformable", "linear", "transferability", "criterion")
     parser.add_argument("--only", nargs="+", choices=choices, default=choices)
     args = parser.parse_args()

@@ -59,8 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = arguments.add_argument
-    add("--demo", type=Path, default=Path("output/demo"), metavar="FOLDER", help="of a finished demo; %(default)s")
-    add("--output", type=Path, default=Path("docs"), metavar="FOLDER", help="%(default)s")
+    add(
+        "--demo",
+        type=Path,
+        default=Path("output/demo"),
+        metavar="FOLDER",
+        help="folder of a finished demo; default: %(default)s",
+    )
+    add("--output", type=Path, default=Path("docs"), metavar="FOLDER", help="default: %(default)s")
     return arguments
 
 

@@ -32,7 +32,7 @@ def demo_units(output: Path, short: bool = False) -> list[Unit]:
 
 
 def fine_tuned(output: Path) -> dict[str, Path]:
-    """The folder of each method."""
+    """Return the folder of each method."""
     return {unit.about["method"]: unit.folder for unit in demo_units(output) if unit.kind == "finetune"}
 
 

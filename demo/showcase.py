@@ -77,7 +77,7 @@ def save_jpeg(figure: Figure, path: Path) -> str:
         if buffer.tell() < MAX_BYTES:
             break
     else:
-        raise UserError(f"{path}: has {buffer.tell()} bytes even at quality {quality}, the limit is {MAX_BYTES}")
+        raise UserError(f"{buffer.tell()} bytes even at quality {quality}, the limit is {MAX_BYTES}", key=path)
     with atomic_write(path) as file:
         file.write(buffer.getvalue())
     return f"{path}: {pixels.width}x{pixels.height}, {buffer.tell() / 1000:.0f} kB, quality {quality}"

@@ -101,13 +101,13 @@ def train(
 ) -> Trained:
     """Train a source model on a data set such as "cityscapes"; resume a run in ``output`` that was interrupted.
 
-    Raises:
-        UserError: ``output`` holds a run of other data or options.
-
     Args:
         config: a file of configs/models.
         options: overrides of the config, such as {"SOLVER.MAX_ITER": 1000}.
         hooks: further hooks of Detectron2.
+
+    Raises:
+        UserError: ``output`` holds a run of other data or options.
     """
     datasets = {"DATASETS.TRAIN": (split_name(data, "train"),), "DATASETS.TEST": (split_name(data, "val"),)}
     return _run(_cfg(config, "source", output, datasets, options), config, hooks)

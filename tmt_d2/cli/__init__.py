@@ -1,1 +1,1 @@
-"""The commands: each parses arguments, calls a room and prints; installed, ``tmt-train-pair`` is ``train_pair``."""
+"""Commands: each parses its arguments, calls the other packages and prints; see ``COMMANDS`` in setup.py."""

@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     )
     sizes.add_argument("--size", metavar="HxW", help="input size of the file, e.g. 512x1024")
     add("--format", choices=FORMATS, help="default: from the suffix of --output, else onnx")
-    add("--output", required=True, metavar="FILE")
+    add("--output", required=True, metavar="FILE", help="file to write")
     return arguments
 
 

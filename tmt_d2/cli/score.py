@@ -33,14 +33,20 @@ def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = arguments.add_argument
     add_config_arguments(arguments)
-    add("--target", required=True, help="data set name, e.g. bdd100k")
-    add("--checkpoints", nargs="+", required=True, type=Path)
-    add("--sources", nargs="+", default=[], help="data set name of each checkpoint")
-    add("--images", type=int, default=50, help="labeled images per data set")
-    add("--pixels", type=int, default=1000, help="labeled pixels per data set and draw")
-    add("--draws", type=int, default=5)
-    add("--seed", type=int, default=0)
-    add("--json", type=Path, help="also write the scores and the rankings to this file")
+    add("--target", required=True, metavar="NAME", help="data set name, e.g. bdd100k")
+    add("--checkpoints", nargs="+", required=True, type=Path, metavar="FILE", help="source models to rank")
+    add("--sources", nargs="+", default=[], metavar="NAME", help="data set name of each checkpoint")
+    add("--images", type=int, default=50, metavar="N", help="labeled images per data set; default: %(default)s")
+    add("--pixels", type=int, default=1000, metavar="N", help="pixels per data set and draw; default: %(default)s")
+    add(
+        "--draws",
+        type=int,
+        default=5,
+        metavar="N",
+        help="draws of pixels, whose scores are averaged; default: %(default)s",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="seed of the draws; default: %(default)s")
+    add("--json", type=Path, metavar="FILE", help="also write the scores and the rankings to this file")
     return arguments
 
 

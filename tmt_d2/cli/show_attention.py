@@ -1,4 +1,4 @@
-"""Show what a model predicts, the transferability of the image, and what the queries attend to.
+"""Show the prediction of a model, the transferability of the image, and the attention of the queries.
 
     python demo/visualize_attention.py --config-file configs/models/lite0.yaml --method tmt \\
         --input street.png --output figures --weights output/lite0/tmt/model_final.pth --classes car person --json
@@ -134,7 +134,7 @@ def parser() -> argparse.ArgumentParser:
     add("--pixel", type=int, nargs=2, action="append", default=[], metavar=("X", "Y"), help="the query that owns it")
     add("--layers", type=int, nargs="+", metavar="L", help="decoder layers; default: the last three, one per level")
     add("--heads", type=int, nargs="+", default=[], metavar="H", help="attention heads to show beside their mean")
-    add("--format", choices=("png", "pdf"), default="png")
+    add("--format", choices=("png", "pdf"), default="png", help="default: %(default)s")
     add("--json", action="store_true", help="write the numbers of the figures")
     add("--compare", nargs=2, metavar=("CONFIG", "WEIGHTS"), help="a second model to show beside the first")
     add("--statistics", metavar="SPLIT", help="classes excluded by T, over a registered split")

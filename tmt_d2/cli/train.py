@@ -35,8 +35,8 @@ def parser() -> argparse.ArgumentParser:
     add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
     add("--detect-anomaly", action="store_true", help="name the module in which a NaN appears; slow")
     add("--num-gpus", type=int, default=1, metavar="N", help="GPUs of this machine; on a CPU: processes")
-    add("--num-machines", type=int, default=1, metavar="N")
-    add("--machine-rank", type=int, default=0, metavar="RANK", help="of this machine, from 0")
+    add("--num-machines", type=int, default=1, metavar="N", help="machines that train together")
+    add("--machine-rank", type=int, default=0, metavar="RANK", help="rank of this machine, from 0")
     add("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of the first machine, if there are several")
     return arguments
 

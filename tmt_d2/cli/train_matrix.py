@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from tmt_d2.cli.common import add_overrides, parse, run
 from tmt_d2.errors import UserError
-from tmt_d2.experiments.plan import read_plan
+from tmt_d2.experiments.plan import Plan, read_plan
 from tmt_d2.experiments.progress import Progress
 from tmt_d2.experiments.running import check_names, launch_unit, run_all
 from tmt_d2.experiments.units import select, units_of
@@ -31,12 +31,14 @@ from tmt_d2.utils.lock import file_lock
 from tmt_d2.utils.logs import log_to_screen
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--config", type=Path, required=True, help="matrix file, see configs/matrix")
     arguments.add_argument("--output", type=Path, required=True, help="folder for everything that is written")
     arguments.add_argument("--dry-run", action="store_true", help="only list the units, with an estimate of the time")
-    arguments.add_argument("--only", metavar="PATTERN", help="units whose names hold this, and what they need")
+    arguments.add_argument(
+        "--only", metavar="PATTERN", help="units whose names contain this (with * and ?), and the units they need"
+    )
     arguments.add_argument(
         "--num-gpus", type=int, default=1, help="GPUs of this machine per unit (on a CPU: processes)"
     )
@@ -44,7 +46,7 @@ def parser():
     return arguments
 
 
-def render_data(plan, output):
+def render_data(plan: Plan, output: Path) -> None:
     """Render the plan's data sets into OUTPUT/data."""
     root = output.resolve() / "data"
     names = dict.fromkeys(name for pair in plan.pairs for name in pair)
@@ -55,7 +57,7 @@ def render_data(plan, output):
     os.environ["DETECTRON2_DATASETS"] = str(root)
 
 
-def main():
+def main() -> int:
     args = parse(parser())
     log_to_screen()
     plan = read_plan(args.config)
@@ -64,11 +66,11 @@ def main():
     if args.dry_run:
         print(Progress(units, args.output, plan.guess).text())
         return 0
-    run = partial(launch_unit, num_processes=args.num_gpus)
+    launch = partial(launch_unit, num_processes=args.num_gpus)
     if plan.render:
         with file_lock(args.output / ".lock", wait=True):
             render_data(plan, args.output)
-    progress = run_all(units, args.output, run, plan.guess)
+    progress = run_all(units, args.output, launch, plan.guess)
     print(progress.text())
     for name, reason in progress.failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)

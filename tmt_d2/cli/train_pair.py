@@ -23,7 +23,7 @@ from tmt_d2.experiments.running import check_names, launch_unit
 from tmt_d2.utils.logs import log_to_screen
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = arguments.add_argument
     add("--model", type=Path, required=True, metavar="FILE", help="config file, e.g. configs/models/tiny.yaml")
@@ -39,7 +39,7 @@ def parser():
     return arguments
 
 
-def main():
+def main() -> None:
     args = parse(parser())
     log_to_screen()
     pair = args.model, args.source, args.target, args.methods, args.output

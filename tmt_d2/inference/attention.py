@@ -58,7 +58,7 @@ def scaled(selector: Selector, whole: Size, shown: Size) -> Selector:
 
 
 def split_statistics(predictor: Predictor, split: str, limit: int | None = None) -> dict[str, Any]:
-    """Return ``Statistics.result`` of a registered split, with the weights and the estimator's proxy A-distance."""
+    """Return ``ExclusionStatistics.result`` of a split, with the weights and the estimator's proxy A-distance."""
     check_registered(split, "--statistics")
     label_space = predictor.label_space_of(split)
     records = tqdm(labeled_records([split])[:limit], desc=split, unit="image")

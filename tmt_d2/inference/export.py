@@ -225,7 +225,7 @@ def _onnx_runner(path: Path) -> Callable[[Tensor], Outputs]:
     import onnxruntime  # optional: pip install "tmt_d2[export]"
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()  # a fair race
+    options.intra_op_num_threads = torch.get_num_threads()  # as many as PyTorch, so that latencies can be compared
     session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 

@@ -1,6 +1,7 @@
 """Input images from a folder, a list, a registered split, a video or a single file, read one after the other.
 
-for image in find_images("photos"): array = image.read("RGB")
+for image in find_images("photos"):
+    array = image.read("RGB")
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def _of_records(place: str, records: Sequence[Mapping[str, Any]], left_out: int 
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Paths without their suffix where that leaves them different."""
+    """Return the paths as unique names, without suffix where possible."""
     same = Counter(path.with_suffix("") for path in paths)
     names = [str(path.with_suffix("") if same[path.with_suffix("")] == 1 else path) for path in paths]
     return names if len({*names}) == len(names) else [str(path) for path in paths]  # a.png.jpg beside a.png and a.jpg
@@ -144,7 +145,7 @@ def _open_video(file: str) -> Iterator[cv2.VideoCapture]:
 
 
 def _frames(file: str) -> Iterator[InputImage]:
-    """Frames named by their number from 0; a frame that is not read is not decoded."""
+    """Yield frames named by their number from 0; a frame that is not read is not decoded."""
     with _open_video(file) as video:
         count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
         number = 0

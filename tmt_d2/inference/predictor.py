@@ -1,4 +1,4 @@
-"""A trained model: from an image, however it is held, to labels, scores and transferability.
+"""A trained model with its config: labels, scores and transferability of images from files or memory.
 
 Letters: (H, W) size of the given image, K classes, L levels of the decoder's pyramid (strides 32, 16, 8).
 """

@@ -183,12 +183,12 @@ class SetCriterion(nn.Module):
             points = self._uncertain_points(by_target, targets, draw)  # (K, L, P, 2)
             by_image = points.flatten(1, 2).split([len(target.labels) for target in targets])
             sampled = [point_sample(t.masks[:, None].float(), at)[:, 0] for t, at in zip(targets, by_image)]
-            target_points = torch.cat(sampled).view(K, L, -1)  # each target was read once for all outputs
+            target_points = torch.cat(sampled).view(K, L, -1)
             point_weights = _point_weights(targets, by_image)
         logits = point_sample(by_target.flatten(0, 1)[:, None], points.flatten(0, 1)).view(K, L, -1)
         background, probabilities = F.softplus(logits), logits.sigmoid()
         overlap = 2 * (probabilities * target_points).sum(-1)
-        if point_weights is not None:  # target_points are 0 where they are
+        if point_weights is not None:  # where the weights are 0, so are target_points
             point_weights = point_weights.view(K, L, -1)
             background, probabilities = background * point_weights, probabilities * point_weights
         loss_mask = (background - target_points * logits).mean(-1)  # binary cross-entropy, see the matcher

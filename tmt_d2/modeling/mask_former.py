@@ -116,7 +116,7 @@ class MaskFormer(nn.Module):
         backbone = build_backbone(cfg)
         head = build_sem_seg_head(cfg, backbone.output_shape())
         former = cfg.MODEL.MASK_FORMER
-        # of timm, the values that its weights were trained with
+        # a timm backbone knows the values that its weights were trained with
         mean, std = getattr(backbone, "normalization", (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
         unused = unused_settings(cfg)
         if unused:

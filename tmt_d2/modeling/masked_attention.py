@@ -29,7 +29,7 @@ class MaskedPositions(NamedTuple):
     none_transferable: Tensor
 
     def as_maps(self, height: int, width: int) -> MaskedPositions:
-        """The same with ``predicted`` and ``allowed`` as (B, Q, H, W)."""
+        """Return the same with ``predicted`` and ``allowed`` as (B, Q, H, W)."""
         size = height, width
         return self._replace(predicted=self.predicted.unflatten(-1, size), allowed=self.allowed.unflatten(-1, size))
 

@@ -1,4 +1,4 @@
-"""Bipartite matching of queries to the masks of an image (DETR; costs of Mask2Former, Eq. of its section 3.3).
+"""Bipartite matching of queries to the masks of an image (DETR; costs of Mask2Former, arXiv 2112.01527).
 
 Letters: L decoder outputs, B images, Q queries, T targets of an image, P sampled points.
 """

@@ -25,12 +25,11 @@ from tmt_d2.modeling.ops.linear import Linear
 from tmt_d2.modeling.ops.position_encoding import sine_position_encoding
 from tmt_d2.modeling.ops.resize import resize
 
-STRIDES = (32, 16, 8)  # of the levels that the decoder attends to
+STRIDES = (32, 16, 8)  # levels that the decoder attends to
 
 
 class PixelFeatures(NamedTuple):
-    """mask_features: (B, C_mask, H/4, W/4); levels: (B, C, H/s, W/s) float32 for s in STRIDES, what the decoder attends
-    to."""
+    """mask_features: (B, C_mask, H/4, W/4); levels: (B, C, H/s, W/s) float32 for s in STRIDES, coarsest first."""
 
     mask_features: Tensor
     levels: list[Tensor]

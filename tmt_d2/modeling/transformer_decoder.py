@@ -166,7 +166,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             self.input_proj = nn.ModuleList(Conv2d(in_channels, hidden_dim, 1) for _ in range(self.num_levels))
             for projection in self.input_proj:
                 weight_init.c2_xavier_fill(projection)
-            self.input_proj[dec_layers:].requires_grad_(False)  # of levels that no layer attends to
+            self.input_proj[dec_layers:].requires_grad_(False)  # levels that no layer attends to
         self.class_embed = Linear(hidden_dim, num_classes + 1)
         self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, 3)
 

@@ -75,7 +75,7 @@ class TransferabilityEstimator(nn.Module):
         """Compare the settings of ``state`` with its own, which are kept.
 
         Raises:
-            ValueError: they differ, except in FEATURES, which ``TMTCheckpointer`` compares.
+            UserError: they differ, except in FEATURES, which ``TMTCheckpointer`` compares.
         """
         there = decode_settings(state)
         refuse_other_settings(there | {"FEATURES": self.settings["FEATURES"]}, self.settings, "state dict")

@@ -24,7 +24,7 @@ from tmt_d2.utils.files import atomic_write
 DPI = 150
 TEXT, MUTED = "#1b1f24", "#57606a"
 MARGIN, GAP = 0.2, 0.18
-LONGEST_SIDE = 3.6  # of a panel's image
+LONGEST_SIDE = 3.6  # longer side of a panel's image
 NARROWEST = 3.0  # column width, so that titles fit above a tall image
 TITLE, SUBTITLE, BAR, ROW_LABEL, HEADING, LEGEND_LINE = 0.24, 0.19, 0.5, 0.34, 0.42, 0.22
 

@@ -32,7 +32,7 @@ STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 PATCH = 16
 PROBE_SIZE = (96, 160)
 SHOWN = 4  # names in an error
-TIMM_WEIGHTS = "timm://"  # of MODEL.WEIGHTS, see ``engine/checkpoint/pretrained.py``
+TIMM_WEIGHTS = "timm://"  # prefix of MODEL.WEIGHTS, see ``engine/checkpoint/pretrained.py``
 Normalization = tuple[list[float], list[float]]  # mean and standard deviation, RGB, in 0 ... 255
 # MODEL.PIXEL_MEAN and PIXEL_STD that no user has set: Detectron2's defaults and those of configs/.
 DEFAULT_NORMALIZATIONS: tuple[Normalization, ...] = (

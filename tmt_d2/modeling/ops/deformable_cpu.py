@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Reordering sums is allowed, assuming that NaN cannot occur is not: a diverged model must show, not read out of bounds.
+# Sums may be reordered, but NaN must not be assumed away: a diverged model has to show it, not to read out of bounds.
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
 _jit = numba.njit(parallel=True, fastmath=_FAST, cache=True, error_model="numpy")
 _inline = numba.njit(fastmath=_FAST, cache=True, error_model="numpy", inline="always")
@@ -22,7 +22,7 @@ _inline = numba.njit(fastmath=_FAST, cache=True, error_model="numpy", inline="al
 
 @_inline
 def _corners(x, y, width, height, start):  # type: ignore[no-untyped-def]
-    """The four pixels around (x, y): their rows in the value tensor, whether inside, and the fractions."""
+    """The four pixels around (x, y): their rows in the value tensor, True where they are inside, and the fractions."""
     left, top = int(np.floor(x)), int(np.floor(y))
     fx, fy = x - left, y - top
     x0, x1 = max(left, 0), min(left + 1, width - 1)

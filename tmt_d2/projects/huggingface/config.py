@@ -228,7 +228,7 @@ def settings_of_processor(processor: Mapping[str, Any]) -> dict[str, Any]:
             "MODEL.MASK_FORMER.SIZE_DIVISIBILITY": int(processor.get("size_divisor", 32)) or 32,
         }
         size = processor.get("size", 800)
-        if isinstance(size, int):  # of old versions
+        if isinstance(size, int):  # as old versions write it
             size = {"shortest_edge": size}
         if not processor.get("do_resize", True):
             settings["INPUT.MIN_SIZE_TEST"] = 0

@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("source", help="folder, or name on the hub (owner/model)")
     command.add_argument("output", help="checkpoint to write, .pth; its config goes beside it")
     command = commands.add_parser("to-hf", help="checkpoint and config -> Hugging Face folder")
-    command.add_argument("--weights", required=True, metavar="FILE")
+    command.add_argument("--weights", required=True, metavar="FILE", help="checkpoint, .pth or .pkl")
     command.add_argument("output", help="folder to write")
     add_config_arguments(command)
     command = commands.add_parser("strip", help="TMT checkpoint -> plain Mask2Former")

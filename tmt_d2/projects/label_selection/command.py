@@ -1,4 +1,4 @@
-"""Propose which images of a target to label next.
+"""Propose images of a target to label next.
 
     python tools/select_labels.py --config-file configs/models/lite0.yaml \\
         --weights output/lite0/full/model_final.pth --target photos --budget 20 --output proposed
@@ -11,8 +11,8 @@ Files in --output:
     selected.csv     the statistics as a table
     pool/            statistics of every image of the target; later runs with another strategy or budget reuse them
     prelabels/       with --prelabels: NAME.png with the predicted class ids of every proposed image
-    prelabels.json   the same as one COCO file with the confidence of each mask: run lengths for CVAT, or with
-                     --prelabels polygons polygons for Label Studio, which reads no run lengths
+    prelabels.json   the same as one COCO file with the confidence of each mask: run lengths for CVAT;
+                     with "--prelabels polygons" outlines for Label Studio, which reads no run lengths
 
 No label is read. --target is a folder (searched recursively), a text file with one path a line, or a registered
 split. Images of --labeled LIST are not proposed again, and count in strategies that compare features. Strategies:
@@ -61,8 +61,8 @@ def parser() -> argparse.ArgumentParser:
     add("--budget", required=True, type=int, metavar="N", help="number of images to propose")
     add("--output", required=True, type=Path, metavar="FOLDER", help="created if it does not exist")
     add("--labeled", metavar="LIST", help="text file of the images that are already labeled")
-    add("--strategy", choices=("auto", *STRATEGIES), default="auto")
-    add("--seed", type=int, default=0)
+    add("--strategy", choices=("auto", *STRATEGIES), default="auto", help="default: auto")
+    add("--seed", type=int, default=0, help="seed of random, kmeans and clue; default: %(default)s")
     add("--prelabels", nargs="?", const=MASKS, choices=SEGMENTATIONS, help="write predictions for annotators")
     add("--confidence", type=float, default=0.0, metavar="P", help="pre-labels are 255 where confidence is below P")
     add("--batch-size", type=int, default=8, metavar="N", help="maximum number of images in a forward pass")

@@ -1,4 +1,4 @@
-"""Strategies: which images of a pool to label next. Measurements: docs/results.md.
+"""Strategies that choose the images of a pool to label next. Measurements: docs/results.md.
 
 Letters: n images of the pool.
 """
@@ -46,7 +46,7 @@ def random(pool: Pool, budget: int, labeled: np.ndarray, rng: np.random.Generato
 
 
 def highest(score: Callable[[Pool], np.ndarray]) -> Strategy:
-    """The images with the highest score, (n,); it does not see that images are alike."""
+    """Return a strategy that selects the images with the highest score, (n,), even if they are alike."""
 
     def select(pool: Pool, budget: int, labeled: np.ndarray, rng: np.random.Generator) -> Selection:
         candidates = unlabeled(pool, labeled)

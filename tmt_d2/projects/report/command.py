@@ -28,7 +28,7 @@ def main() -> None:
     arguments.add_argument("output", type=Path, nargs="+", metavar="FOLDER", help=folder)
     arguments.add_argument("--examples", type=int, default=2, metavar="N", help="images to show; 0 runs no model")
     arguments.add_argument("--worst", type=int, default=0, metavar="N", help="worst images to show; runs one model")
-    arguments.add_argument("--title", default="")
+    arguments.add_argument("--title", default="", help="title of the page; default: name of the folder")
     args = arguments.parse_args()
     log_to_screen()
     if len(args.output) > 1 or is_run(args.output[0]):

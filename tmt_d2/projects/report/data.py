@@ -12,7 +12,8 @@ MIOU = METRICS[0]
 
 
 class ReportData:
-    """
+    """The results of a matrix, with the methods, labels and colors that all sections share.
+
     Attributes:
         methods, amounts, pairs: methods, amounts of labels and pairs of the results.
         others: methods without the baseline.
@@ -42,5 +43,5 @@ class ReportData:
         return gains_by_pair(by_cell(self.runs(method, labels), metric), by_cell(self.runs(BASELINE, labels), metric))
 
     def is_complete(self, method: str) -> bool:
-        """True if ``method`` was run wherever the baseline was, so that their means can be compared."""
+        """Return True if ``method`` was run wherever the baseline was, so that their means can be compared."""
         return by_cell(self.runs(method), MIOU).keys() >= by_cell(self.runs(BASELINE), MIOU).keys()

@@ -29,7 +29,7 @@ from tmt_d2.visualization.html import data_uri
 from tmt_d2.visualization.overlays import TRANSFERABILITY_MAP, error_overlay, heat_overlay, label_overlay, wrong_pixels
 from tmt_d2.visualization.sizes import resized
 
-WIDTH = 512  # of an example
+WIDTH = 512  # of the views of an example
 THUMBNAIL_WIDTH = 256
 
 

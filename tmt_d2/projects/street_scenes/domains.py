@@ -44,7 +44,7 @@ class Domain:
     grain: float  # strength of the surface textures
     grain_size: tuple[int, int]  # cells of the texture over the image's (height, width)
     tiles: bool = False  # textures are flat tiles
-    boxy: float = 0.0  # 0 = cars with slanted windscreens, 1 = boxes
+    boxy: float = 0.0  # 0 = cars with slanted windshields, 1 = boxes
     crown: str = "round"  # trees: "round", "tall" or "palm"
     noise: float = 0.0  # of the camera, in gray levels
     blur: float = 0.0  # sigma in pixels at a height of 128

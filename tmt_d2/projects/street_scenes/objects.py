@@ -10,11 +10,11 @@ import numpy as np
 from tmt_d2.data.datasets.label_spaces import IGNORE, TRAIN_ID
 from tmt_d2.projects.street_scenes.canvas import FARTHEST, NEAREST, Canvas, Color, Point, shade
 from tmt_d2.projects.street_scenes.domains import Domain, Light
-from tmt_d2.projects.street_scenes.scene import GROUND_FLOOR, STOREY, Scene, Thing
+from tmt_d2.projects.street_scenes.scene import GROUND_FLOOR, STORY, Scene, Thing
 
 _LIT = ((255.0, 222.0, 150.0), (250.0, 236.0, 200.0))
 _WHITE = (236, 236, 232)
-# Windows: meters of facade for one; share of that width; lower and upper edge as shares of a storey.
+# Windows: meters of facade for one; share of that width; lower and upper edge as shares of a story.
 _WINDOWS = {
     "upright": (2.0, 0.45, 0.25, 0.85), "band": (6.0, 0.92, 0.35, 0.8),
     "grid": (2.6, 0.8, 0.12, 0.92), "square": (3.2, 0.5, 0.3, 0.75),
@@ -159,8 +159,8 @@ class Painter:
     def _building(self, thing: Thing) -> None:
         color, glass, trim = self.color("building"), self.color("window"), self.rng.uniform(0.82, 1.15)
         place, bright = self._front(thing, color, "building")
-        floors = max(round((thing.height - GROUND_FLOOR) / STOREY), 1)
-        storey, base = STOREY / thing.height, 0.6 / thing.height
+        floors = max(round((thing.height - GROUND_FLOOR) / STORY), 1)
+        story, base = STORY / thing.height, 0.6 / thing.height
         self._panel(place, (0, 1), (0, base), shade(color, bright * 0.75))
         self._panel(place, (0, 1), (1 - 0.45 / thing.height, 1), shade(color, bright * trim))
         meters, share, low, high = _WINDOWS[self.domain.windows]
@@ -172,10 +172,10 @@ class Painter:
                 start = (column + (1 - share) / 2) / columns
                 span = (start, start + share / columns)
                 if floor == 0 and self.rng.random() < 0.3:  # a door or shop window
-                    self._panel(place, span, (0.0, base + 0.8 * storey), shade(color, 0.45))
+                    self._panel(place, span, (0.0, base + 0.8 * story), shade(color, 0.45))
                     continue
-                level = base + floor * storey
-                self._panel(place, span, (level + low * storey, level + high * storey), tone)
+                level = base + floor * story
+                self._panel(place, span, (level + low * story, level + high * story), tone)
 
     def _park(self, thing: Thing) -> None:
         """Trees on grass; on the sidewalk in domains without terrain."""
@@ -431,7 +431,7 @@ class Painter:
             self.canvas.disc(center, (radius * 0.5, radius * 0.5), (140, 140, 144), side=side)
 
     def _end_lights(self, thing: Thing, near: Place, low: float, high: float) -> None:
-        """Paint white headlights on vehicles that come towards the camera, else red tail lights; and a plate."""
+        """Paint white headlights on vehicles that come toward the camera, else red tail lights; and a plate."""
         front = thing.middle < 0
         color: Color = (250, 246, 220) if front else (190, 24, 24)
         for start in (0.05, 0.77):
@@ -447,7 +447,7 @@ class Painter:
         slant = 0.55 * (1 - self.domain.boxy) + 0.12
         van = self.rng.random() < 0.3
         rear, hood = (0.02, 0.74) if van else (0.08, 0.7)
-        if thing.middle < 0:  # it comes towards the camera
+        if thing.middle < 0:  # it comes toward the camera
             rear, hood = 1 - hood, 1 - rear
         cabin = (belt, thing.height), (rear, hood), (slant, slant, 0.16)
         cabin_side, cabin_near = self._box(thing, label, shade(color, 0.97), *cabin)

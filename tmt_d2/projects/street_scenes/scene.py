@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-GROUND_FLOOR = 1.0  # height of base and roof of a house, besides its storeys
-STOREY = 3.1
+GROUND_FLOOR = 1.0  # height of base and roof of a house, besides its stories
+STORY = 3.1
 _BLOCKS_START, _BLOCKS_END = 2.0, 95.0  # z; the start is nearer than anything in the image
 _PARKING_STRIP, _SHOULDER = 2.3, 0.5
 
@@ -188,7 +188,7 @@ class _Placing:
             kind = str(self.rng.choice(kinds, p=weights / weights.sum()))
             height = float(self.rng.uniform(*_HEIGHTS.get(kind, (0.0, 0.0))))
             if kind == "building":
-                height = GROUND_FLOOR + STOREY * int(self.rng.integers(self.style.floors[0], self.style.floors[1] + 1))
+                height = GROUND_FLOOR + STORY * int(self.rng.integers(self.style.floors[0], self.style.floors[1] + 1))
             things.append(self._thing(kind, front, z, (14.0, height, length), side))
             z += length
         return things

@@ -42,10 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = arguments.add_argument
-    add("--output", type=Path, default=Path("output/demo"), metavar="FOLDER", help="trained models; %(default)s")
-    add("--host", default="127.0.0.1", help="%(default)s: this machine only; 0.0.0.0: any machine")
-    add("--name", nargs="+", default=[], help="further host names of the page, e.g. a proxy's")
-    add("--port", type=int, default=7860, help="%(default)s")
+    add(
+        "--output",
+        type=Path,
+        default=Path("output/demo"),
+        metavar="FOLDER",
+        help="trained models; default: %(default)s",
+    )
+    add("--host", default="127.0.0.1", help="default: %(default)s, this machine only; 0.0.0.0: any machine")
+    add("--name", nargs="+", default=[], metavar="HOST", help="further host names of the page, e.g. a proxy's")
+    add("--port", type=int, default=7860, help="default: %(default)s")
     return arguments
 
 

@@ -19,7 +19,7 @@ DRAW = "TRANSFER.LABEL_SEED"
 LEAD = Markup(
     "mIoU with the labeled images of a list, and with as many images drawn at random, trained alike. Each draw counts "
     "once, as the mean of its seeds. The difference is to the mean of the draws with the same seed, with its 95 % t "
-    "interval over seeds, from two on; grey includes 0. <b>A list is one choice</b>: no interval says how well other "
+    "interval over seeds, from two on; gray includes 0. <b>A list is one choice</b>: no interval says how well other "
     "lists of its strategy would do, and draws that were trained on with one seed each differ by that, too."
 )
 

@@ -41,7 +41,7 @@ def _lead(data: ReportData) -> Markup:
         lead += Markup(text).format(BASELINE, ", ".join(partial))
     if paper_miou().keys() & {*data.pairs}:
         lead += Markup(
-            " <i>Paper</i>: arXiv 2504.05774 for the pair of that name, with other models, budgets and, for embedded "
+            " <i>Paper</i>: arXiv 2504.05774 for the pair of that name, with other models, budgets and, for rendered "
             "scenes, other images: compare the direction only."
         )
     unpublished = [name for name in data.methods if issubclass(TASKS.get(name, Task), Leep)]

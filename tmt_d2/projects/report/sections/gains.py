@@ -16,7 +16,7 @@ LARGE_GAIN = 3.0  # points that have the full color: the same for every method, 
 DIFFERENCES = Markup(
     "Difference in mIoU to full fine-tuning on the same pair with the same seed. Dots are single runs; bars are 95 % t "
     "intervals of the mean over pairs and, from three seeds on, over seeds, which the pairs have in common; with fewer "
-    "they hold for these seeds. <b>A grey bar includes 0: no difference has been shown.</b> Pairs also share sources "
+    "they hold for these seeds. <b>A gray bar includes 0: no difference has been shown.</b> Pairs also share sources "
     "and targets, which is not accounted for: intervals are too narrow rather than too wide."
 )
 

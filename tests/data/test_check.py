@@ -204,7 +204,7 @@ def test_percent_of_pixels_and_a_sheet(root: Path, tmp_path: Path, capsys: pytes
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["lawn", "6.25", "0.00"] in rows and not any(row[:1] == ["pond"] for row in rows)  # no id leads to it
     drawn = np.asarray(Image.open(sheet).convert("RGB")).reshape(-1, 3)
-    mixed = [40, 94, 193]  # 0.4 of 100 grey and 0.6 of (0, 90, 255)
+    mixed = [40, 94, 193]  # 0.4 of 100 gray and 0.6 of (0, 90, 255)
     colors = mixed, (0, 90, 255), (40, 40, 40)
     shed, legend, ignored = ((np.abs(drawn - np.array(color, float)).max(1) <= 1).sum() for color in colors)
     assert shed > 10000 and legend > 100 and ignored > 10000

@@ -25,7 +25,7 @@ from tmt_d2.data.reader import DataError, read_image, read_label
 ANY_ID = LabelSpace("any", {value: value % 19 for value in range(255)}, frozenset({255}))
 READS = (read_image, lambda path: read_image(path, "BGR"), lambda path: read_label(path, ANY_ID))
 PICTURE = (np.random.default_rng(0).integers(-3, 4, (37, 53, 3)).cumsum(0) + 128).astype(np.uint8)
-GREY = PICTURE[:, :, 0]
+GRAY = PICTURE[:, :, 0]
 
 
 def stored(picture: np.ndarray | Image.Image = PICTURE, **options: object) -> bytes:
@@ -68,31 +68,31 @@ def rows(bytes_in_a_row: int, seed: int = 1) -> bytes:
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 PLAIN = {
     "RGB": stored(),
-    "grey": stored(GREY),
+    "gray": stored(GRAY),
     "by OpenCV": cv2.imencode(".png", PICTURE)[1].tobytes(),
     "not compressed": stored(compress_level=0),
     "gamma": with_chunk(b"gAMA", (45455).to_bytes(4, "big")),
-    "gamma 1": with_chunk(b"gAMA", (100000).to_bytes(4, "big"), GREY),
+    "gamma 1": with_chunk(b"gAMA", (100000).to_bytes(4, "big"), GRAY),
     "sRGB": with_chunk(b"sRGB", b"\0"),
     "5 significant bits": with_chunk(b"sBIT", b"\5\5\5"),
     "text": stored(pnginfo=text(False), dpi=(72, 72)),
     "of 7 parts": built(8, 2, rows(15), parts=7),
-    "grey, every filter": built(8, 0, rows(5)),
+    "gray, every filter": built(8, 0, rows(5)),
     "on its side": stored(exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"),
 }
 OTHERS = {
-    "palette": stored(Image.fromarray(GREY).convert("P")),
-    "palette of 4 bits": stored(Image.fromarray(GREY).quantize(16), bits=4),
-    "1 bit": stored(Image.fromarray(GREY > 128)),
-    "RGBA": stored(np.dstack([PICTURE, GREY])),
-    "grey with transparency": stored(Image.fromarray(PICTURE).convert("LA")),
-    "16 bits": stored(GREY.astype(np.uint16) * 250),
+    "palette": stored(Image.fromarray(GRAY).convert("P")),
+    "palette of 4 bits": stored(Image.fromarray(GRAY).quantize(16), bits=4),
+    "1 bit": stored(Image.fromarray(GRAY > 128)),
+    "RGBA": stored(np.dstack([PICTURE, GRAY])),
+    "gray with transparency": stored(Image.fromarray(PICTURE).convert("LA")),
+    "16 bits": stored(GRAY.astype(np.uint16) * 250),
     "16 bits, RGB": built(16, 2, rows(30)),
     "interlaced": built(8, 2, bytes(52), interlaced=1),
     "a transparent color": with_chunk(b"tRNS", b"\0\x80" * 3),
-    "a transparent grey": with_chunk(b"tRNS", b"\0\x80", GREY),
+    "a transparent gray": with_chunk(b"tRNS", b"\0\x80", GRAY),
     "ICC": stored(icc_profile=SRGB),
-    "compressed text": stored(GREY, pnginfo=text(True)),
+    "compressed text": stored(GRAY, pnginfo=text(True)),
     "animated": stored(save_all=True, append_images=[Image.fromarray(255 - PICTURE)]),
     "a color palette in RGB": with_chunk(b"PLTE", bytes(30)),
     "unknown chunk": with_chunk(b"abCd", b"x"),
@@ -152,8 +152,8 @@ def same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], t
 
 @pytest.mark.parametrize("kind", PLAIN)
 def test_plain_files_are_read_by_kornia_and_equal(kind: str, same: Callable[[bytes], tuple[int, int]]) -> None:
-    grey = PLAIN[kind][25] == 0
-    assert same(PLAIN[kind]) == ((3, 1) if grey else (2, 2))  # a grey picture is a label, too
+    gray = PLAIN[kind][25] == 0
+    assert same(PLAIN[kind]) == ((3, 1) if gray else (2, 2))  # a gray picture is a label, too
 
 
 @pytest.mark.parametrize("kind", OTHERS)

@@ -16,7 +16,7 @@ from tmt_d2.data import loaders
 from tmt_d2.data.datasets.label_spaces import TRAIN_IDS, LabelSpace
 from tmt_d2.data.datasets.registration import register_split
 from tmt_d2.data.mapper import SemanticMapper
-from tmt_d2.data.rare_classes import ClassChooser, RareClasses, class_pixels, class_probabilities
+from tmt_d2.data.rare_classes import ClassChooser, RareClasses, class_pixels, sampling_probabilities
 from tmt_d2.engine.run_stage import run_stage
 
 register_split("rare_classes_test", list, TRAIN_IDS)
@@ -46,9 +46,9 @@ def rare(folder: Path, **changes: Any) -> RareClasses:
 
 
 def test_probabilities_by_hand() -> None:
-    found = class_probabilities(np.array([0.9, 0.1]), 0.4)
+    found = sampling_probabilities(np.array([0.9, 0.1]), 0.4)
     assert found[1] / found[0] == pytest.approx(np.exp(0.8 / 0.4))
-    assert class_probabilities(np.array([0.9, 0.1]), 1e-4).tolist() == pytest.approx([0, 1])
+    assert sampling_probabilities(np.array([0.9, 0.1]), 1e-4).tolist() == pytest.approx([0, 1])
 
 
 def test_images_have_what_fills_enough_of_a_crop(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_images_have_what_fills_enough_of_a_crop(tmp_path: Path) -> None:
     assert list(chooser.classes) == [0, 13]
     assert [each.tolist() for each in chooser.images] == [[0, 1, 2], [2]]
     pixels = np.array([3 * 1600 - 2 - 16 - 400, 16 + 400]) / (3 * 1600)
-    np.testing.assert_allclose(chooser.probabilities, class_probabilities(pixels, 0.5))
+    np.testing.assert_allclose(chooser.probabilities, sampling_probabilities(pixels, 0.5))
     smaller = rare(tmp_path, crop=(20, 20)).chooser(records)  # 0.01 of the image is 0.04 of it
     assert [each.tolist() for each in smaller.images] == [[0, 1, 2], [1, 2]]
     assert rare(tmp_path, area=1.0).chooser(records[3:]) is None

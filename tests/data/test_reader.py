@@ -155,12 +155,12 @@ def test_a_small_palette_of_four_bits_is_read_by_index(tmp_path: Path) -> None:
 def test_ids_without_loss_are_read_however_they_are_encoded(tmp_path: Path) -> None:
     path = tmp_path / "label.png"
     ids = np.array([[0, 1, 3], [2, 1, 0]], np.uint8)
-    three, grey_alpha = np.stack([ids] * 3, -1), np.stack([ids, np.full_like(ids, 255)], -1)
+    three, gray_alpha = np.stack([ids] * 3, -1), np.stack([ids, np.full_like(ids, 255)], -1)
     for image in (
         Image.fromarray(ids.astype(np.uint16)),
         Image.fromarray(three),
         Image.fromarray(np.dstack([three, np.full_like(ids, 255)])),
-        Image.fromarray(grey_alpha, "LA"),
+        Image.fromarray(gray_alpha, "LA"),
     ):
         image.save(path)
         assert read_label(str(path), TRAIN_IDS).tolist() == ids.tolist()
@@ -182,7 +182,7 @@ def test_ids_without_loss_are_read_however_they_are_encoded(tmp_path: Path) -> N
     [
         (Image.new("RGB", (4, 3), PALETTE[0]), "8-bit RGB PNG"),
         (Image.new("RGBA", (4, 3)), "8-bit RGBA PNG"),
-        (Image.fromarray(np.full((3, 4), 256, np.uint16)), "16-bit grey PNG"),
+        (Image.fromarray(np.full((3, 4), 256, np.uint16)), "16-bit gray PNG"),
     ],
 )
 def test_a_label_that_has_lost_its_ids_is_an_error(tmp_path: Path, image: Image.Image, kind: str) -> None:
@@ -350,20 +350,20 @@ def test_colors_of_the_class_list(tmp_path: Path, channels: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("greys", "expected"),
+    ("grays", "expected"),
     [
         ([0, 1, 255], [0, 1, 255]),  # ids, since no class has the color of 1
         ([0, 70], [255, 1]),  # colors, since there is no id 70
         ([1, 1], [1, 1]),
     ],
 )
-def test_greys_in_rgb_are_ids_or_colors(tmp_path: Path, greys: list[int], expected: list[int]) -> None:
+def test_grays_in_rgb_are_ids_or_colors(tmp_path: Path, grays: list[int], expected: list[int]) -> None:
     path = tmp_path / "label.png"
-    Image.fromarray(np.array([[[grey] * 3 for grey in greys]], np.uint8)).save(path)
+    Image.fromarray(np.array([[[gray] * 3 for gray in grays]], np.uint8)).save(path)
     assert read_label(str(path), IN_COLORS).tolist() == [expected]
 
 
-def test_greys_in_rgb_that_may_be_either(tmp_path: Path) -> None:
+def test_grays_in_rgb_that_may_be_either(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((1, 2, 3), np.uint8)).save(tmp_path / "label.png")
     with pytest.raises(DataError, match=r"label\.png"):
         read_label(str(tmp_path / "label.png"), IN_COLORS)

@@ -42,7 +42,7 @@ def listed_names(key: str, file: str | Path, is_name: Callable[[str], bool] = la
 
     Args:
         key: config key or option that names the file, for messages.
-        is_name: whether a line is a name as it stands; then comments and blanks are part of it.
+        is_name: returns True if a whole line is a name; comments and blanks are then part of it.
 
     Raises:
         UserError: the file cannot be read, or names no image.

@@ -53,7 +53,7 @@ def decode_jpeg(data: bytes, order: Literal["RGB", "BGR"], reduction: int = 1) -
 
 
 def _is_padded(data: bytes, message: str) -> bool:
-    """Return whether the only damage is equal bytes between image data and end, as some cameras write them."""
+    """Return True if the only damage is equal bytes between image data and end, as some cameras write them."""
     match = PADDING.fullmatch(message)
     end = data.rfind(END)
     return match is not None and len(set(data[end - int(match[1]) : end])) == 1

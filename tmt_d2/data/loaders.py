@@ -109,7 +109,7 @@ class Shares:
         for key in ("LABELED_RATIO", "UNLABELED_RATIO", "SOURCE_RATIO"):
             share = cfg.SELF_TRAINING[key]
             exact = share * cfg.SOLVER.IMS_PER_BATCH
-            if share < 0 or abs(exact - round(exact)) > 0.01:
+            if abs(exact - round(exact)) > 0.01:
                 message = f"times SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} it must be a whole number of images"
                 raise UserError(message, key=f"SELF_TRAINING.{key}", value=share)
             images.append(round(exact))

@@ -112,10 +112,6 @@ class SemanticMapper:
         }
         if not is_train:
             return values | {"min_sizes": (cfg.INPUT.MIN_SIZE_TEST,), "max_size": cfg.INPUT.MAX_SIZE_TEST}
-        if cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE != "absolute":
-            raise UserError("only 'absolute' is supported", key="INPUT.CROP.TYPE", value=cfg.INPUT.CROP.TYPE)
-        if cfg.INPUT.RANDOM_FLIP not in ("none", "horizontal"):
-            raise UserError("use 'horizontal' or 'none'", key="INPUT.RANDOM_FLIP", value=cfg.INPUT.RANDOM_FLIP)
         return values | {
             "min_sizes": cfg.INPUT.MIN_SIZE_TRAIN,
             "max_size": cfg.INPUT.MAX_SIZE_TRAIN,
@@ -235,7 +231,7 @@ def _whole(size: tuple[int, int], resized: tuple[int, int]) -> Crop:
 
 
 def _is_varied(sem_seg: np.ndarray, max_area: float) -> bool:
-    """Return whether at least two classes occur and none fills ``max_area`` of the labeled pixels or more."""
+    """Return True if at least two classes occur and none fills ``max_area`` of the labeled pixels or more."""
     counts = np.bincount(sem_seg.ravel(), minlength=IGNORE + 1)[:IGNORE]
     return bool(np.count_nonzero(counts) > 1 and counts.max() < counts.sum() * max_area)
 

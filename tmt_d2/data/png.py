@@ -16,16 +16,16 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 # Chunks before the image data that no decoder applies to pixels or refuses.
 PLAIN = {b"IHDR", b"bKGD", b"cHRM", b"eXIf", b"gAMA", b"pHYs", b"sBIT", b"sRGB", b"tEXt", b"tIME"}
-KINDS = {"GREY": b"\x08\x00\x00\x00\x00", "RGB": b"\x08\x02\x00\x00\x00", "BGR": b"\x08\x02\x00\x00\x00"}
+KINDS = {"GRAY": b"\x08\x00\x00\x00\x00", "RGB": b"\x08\x02\x00\x00\x00", "BGR": b"\x08\x02\x00\x00\x00"}
 MAX_SIDE = 2**13  # far below the limits of the decoders
 
 
-def decode_plain(data: bytes, order: Literal["GREY", "RGB", "BGR"]) -> np.ndarray | None:
+def decode_plain(data: bytes, order: Literal["GRAY", "RGB", "BGR"]) -> np.ndarray | None:
     """Decode a PNG file of 8 bits, neither interlaced nor transparent, to the pixels that OpenCV and Pillow return.
 
     Args:
         data: bytes of any file.
-        order: GREY for grey files, RGB or BGR for color files.
+        order: GRAY for gray files, RGB or BGR for color files.
 
     Returns:
         (H, W) or (H, W, 3) uint8, C-contiguous, as stored. None if kornia-rs is not installed, or the file is of
@@ -37,16 +37,16 @@ def decode_plain(data: bytes, order: Literal["GREY", "RGB", "BGR"]) -> np.ndarra
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
         return None
     try:
-        image = decode_image_png_u8(data, (height, width), "mono" if order == "GREY" else "rgb")
+        image = decode_image_png_u8(data, (height, width), "mono" if order == "GRAY" else "rgb")
     except Exception:  # its only kind
         return None
-    if order == "GREY":
+    if order == "GRAY":
         return image[:, :, 0]
     return cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if order == "BGR" else image
 
 
 def _is_plain(data: bytes, kind: bytes) -> bool:
-    """Return whether the file is a header of this ``kind``, chunks of ``PLAIN``, adjacent image data, and the end."""
+    """Return True if the file is a header of this ``kind``, chunks of ``PLAIN``, adjacent image data, and the end."""
     if not data.startswith(SIGNATURE) or data[12:16] != b"IHDR" or data[24:29] != kind or not data.endswith(END):
         return False
     place, allowed, end = len(SIGNATURE), PLAIN, len(data) - len(END)

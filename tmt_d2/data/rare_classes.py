@@ -85,10 +85,10 @@ class RareClasses:
             logger.warning("no class fills %g of a crop in any image: no rare class sampling", self.area)
             return None
         frequency = pixels.sum(0)[classes] / pixels.sum()
-        return ClassChooser(classes, class_probabilities(frequency, self.temperature), [images[c] for c in classes])
+        return ClassChooser(classes, sampling_probabilities(frequency, self.temperature), [images[c] for c in classes])
 
 
-def class_probabilities(frequency: np.ndarray, temperature: float) -> np.ndarray:
+def sampling_probabilities(frequency: np.ndarray, temperature: float) -> np.ndarray:
     """Return softmax((1 - f) / T), (C,), of f (C,), the shares of all pixels."""
     exponents = (1 - frequency) / temperature
     weights = np.exp(exponents - exponents.max())

@@ -25,11 +25,11 @@ from tmt_d2.errors import UserError
 
 ChannelOrder = Literal["RGB", "BGR"]
 
-GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # kinds of color in a PNG header
+GRAY, RGB, PALETTE, GRAY_ALPHA, RGBA = 0, 2, 3, 4, 6  # kinds of color in a PNG header
 PNG_HEADER = 26  # bytes up to the end of width, height, bit depth and kind of color
 ORIENTATION = 0x0112  # EXIF tag
 MAX_IDS_SHOWN = 5
-LABEL_HINT = "labels are PNG files of ids, grey or palette"
+LABEL_HINT = "labels are PNG files of ids, gray or palette"
 
 
 class DataError(UserError):
@@ -63,7 +63,7 @@ def read_image(path: str, format: ChannelOrder = "RGB", oriented: bool = False) 
         oriented: apply the EXIF orientation. (OpenCV and Pillow always apply that of TIFF files.)
 
     Returns:
-        (H, W, 3) uint8, C-contiguous. Grey values are repeated, transparency is dropped.
+        (H, W, 3) uint8, C-contiguous. Gray values are repeated, transparency is dropped.
 
     Raises:
         DataError: the file is missing, empty, truncated, damaged, or no image.
@@ -202,7 +202,7 @@ def _size_in_header(path: str) -> tuple[int, int]:
 
 
 def _read_whole(path: str) -> bytes:
-    """Return the bytes of an image file that is not truncated: decoders may fill missing data with grey."""
+    """Return the bytes of an image file that is not truncated: decoders may fill missing data with gray."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -243,7 +243,7 @@ def _index_ids(path: str, data: bytes, label_space: LabelSpace) -> np.ndarray:
     if not data.startswith(PNG) or len(data) < PNG_HEADER:
         raise DataError("is no PNG file", key=path, hint=LABEL_HINT)
     depth, color_type = data[24], data[25]  # of the header chunk, which always comes first
-    if color_type in (GREY, PALETTE) and (plain := decode_plain(data, "GREY")) is not None:
+    if color_type in (GRAY, PALETTE) and (plain := decode_plain(data, "GRAY")) is not None:
         return plain
     image = _open(path, data)
     if color_type == PALETTE:
@@ -252,24 +252,24 @@ def _index_ids(path: str, data: bytes, label_space: LabelSpace) -> np.ndarray:
             raise UndefinedIdError(f"its palette has {color} for id 2", key=path, hint=label_space.other_version)
         return np.asarray(image)
     values = np.asarray(image)
-    if color_type == GREY and depth < 8:  # Pillow has two values as bool, and stretches 4 and 16 to 0-255
+    if color_type == GRAY and depth < 8:  # Pillow has two values as bool, and stretches 4 and 16 to 0-255
         return values.astype(np.uint8) if depth == 1 else values // np.uint8(255 // (2**depth - 1))
-    if color_type == GREY and depth == 8:
+    if color_type == GRAY and depth == 8:
         return values
-    if color_type == GREY and values.max() <= 255:
+    if color_type == GRAY and values.max() <= 255:
         return values.astype(np.uint8)
     if not label_space.label_files and depth == 8:
-        colors, alpha = values[..., : 1 if color_type == GREY_ALPHA else 3], values[..., -1]
+        colors, alpha = values[..., : 1 if color_type == GRAY_ALPHA else 3], values[..., -1]
         if color_type == RGB or (alpha == 255).all():
             # Some tools save ids in several equal channels; files of the five data sets never are.
             if (colors == colors[..., :1]).all() and not _is_in_colors(path, colors, label_space):
                 return np.ascontiguousarray(colors[..., 0])
-            if label_space.colors and color_type != GREY_ALPHA:
+            if label_space.colors and color_type != GRAY_ALPHA:
                 return colors
-    kind = {GREY: "grey", RGB: "RGB", GREY_ALPHA: "grey with transparency", RGBA: "RGBA"}.get(color_type, "unknown")
+    kind = {GRAY: "gray", RGB: "RGB", GRAY_ALPHA: "gray with transparency", RGBA: "RGBA"}.get(color_type, "unknown")
     if label_space.label_files:
         hint = f"it holds instances or colors: take {label_space.label_files}"
-    elif color_type == GREY:
+    elif color_type == GRAY:
         hint = f"it has values up to {values.max()}, and ids are 0-255"
     else:
         hint = f"{LABEL_HINT}; for masks in colors see docs/data.md"
@@ -299,7 +299,7 @@ def _train_ids_of_colors(path: str, pixels: np.ndarray, label_space: LabelSpace)
 
 
 def _is_in_colors(path: str, pixels: np.ndarray, label_space: LabelSpace) -> bool:
-    """Return whether an RGB file in which all pixels are grey holds colors of ``label_space``, not ids.
+    """Return True if an RGB file in which all pixels are gray holds colors of ``label_space``, not ids.
 
     Raises:
         DataError: it can be read as either, with different results.
@@ -313,9 +313,9 @@ def _is_in_colors(path: str, pixels: np.ndarray, label_space: LabelSpace) -> boo
     if (by_id == OUTSIDE).any():
         return True
     raise DataError(
-        f"is an RGB PNG whose grey values are both ids and colors of {label_space.name}",
+        f"is an RGB PNG whose gray values are both ids and colors of {label_space.name}",
         key=path,
-        hint="save it as a grey PNG of ids, or give the classes colors that are not grey",
+        hint="save it as a gray PNG of ids, or give the classes colors that are not gray",
     )
 
 

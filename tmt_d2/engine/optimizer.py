@@ -68,8 +68,6 @@ def _is_norm(module: nn.Module) -> bool:
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     solver = cfg.SOLVER
-    if solver.OPTIMIZER not in ("ADAMW", "SGD"):
-        raise UserError(key="SOLVER.OPTIMIZER", value=solver.OPTIMIZER, hint="choose ADAMW or SGD")
     timm = timm_part(model)
     num_layers = timm[1].blocks if timm else 0
     if solver.LAYER_DECAY != 1 and not num_layers:

@@ -1,4 +1,4 @@
-"""Ownership of output folders: the run that a folder holds, and whether another one may resume, add to or replace it.
+"""Ownership of output folders: the run that a folder holds, and the runs that may resume, add to or replace it.
 
 Each folder names what its files were made from: a training its ``config.yaml``, other commands a JSON file of
 ``claim``. Locks are in ``utils.lock``.
@@ -39,7 +39,7 @@ class RunDir:
         self.cfg, self.folder = cfg, Path(cfg.OUTPUT_DIR)
 
     def checkpoints(self) -> list[Path]:
-        """Checkpoints to resume from, in the order in which they are tried."""
+        """Return the checkpoints to resume from, in the order in which they are tried."""
         return TMTCheckpointer(nn.Module(), str(self.folder)).resumable()
 
     def check(self, resume: bool, eval_only: bool = False) -> None:
@@ -90,7 +90,7 @@ class RunDir:
         return UserError(message, key="OUTPUT_DIR", value=str(self.folder), hint="choose another OUTPUT_DIR")
 
     def _changed_settings(self) -> dict[str, tuple[Any, Any]]:
-        """Config key -> (value of the run in the folder, value now); empty without a run."""
+        """Return config key -> (value of the run in the folder, value now); empty without a run."""
         if not (self.folder / CONFIG).is_file() or not self.checkpoints():
             return {}
         there = flatten(load_config_file(self.folder / CONFIG))
@@ -98,7 +98,7 @@ class RunDir:
         return {key: (there[key], value) for key, value in here.items() if key in there and there[key] != value}
 
     def has_ended(self) -> bool:
-        """Whether the folder holds weights without a state to resume: only an evaluation may be missing.
+        """Return True if the folder holds weights without a state to resume: only an evaluation may be missing.
 
         Raises:
             UserError: this config trains for another number of iterations.

@@ -258,10 +258,8 @@ class Trainer(TrainerBase):
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                if not (
-                    self.evaluation.stopped and self.evaluation.results
-                ):  # else the last evaluation is the final one
-                    self.iter = self.max_iter
+                if not (self.evaluation.stopped and self.evaluation.results):
+                    self.iter = self.max_iter  # evaluate at the end; after an early stop the last evaluation is final
                 self.after_train()
             except signals.Stopped:
                 self.save_checkpoint()

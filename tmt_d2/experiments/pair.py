@@ -99,7 +99,7 @@ def pair_results(units: Sequence[Unit]) -> PairResults:
 
 
 def results_table(results: PairResults) -> str:
-    """Metrics in percent, the proxy A-distances, and the time of each unit."""
+    """Return a table of the metrics in percent, the proxy A-distances, and the time of each unit."""
     source, target = results["source"], results["target"]
     rows = [
         ("source model", source, *results["source_on_source"].values()),

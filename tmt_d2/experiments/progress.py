@@ -40,7 +40,7 @@ class Progress:
         self.first_error: BaseException | None = None
 
     def waiting(self) -> list[Unit]:
-        """Units that are neither finished nor run by this process."""
+        """Return the units that are neither finished nor run by this process."""
         return [unit for unit in self.units if self.state[unit.name] in ("waiting", "elsewhere")]
 
     def update(self) -> None:
@@ -63,7 +63,7 @@ class Progress:
         self.set(unit, "failed")
 
     def text(self) -> str:
-        """A table of the units and the summary."""
+        """Return a table of the units and the summary."""
         estimate = self._estimate()
         rows = []
         for unit in self.units:
@@ -75,7 +75,7 @@ class Progress:
         return f"{table}\n\n{self.summary()}"
 
     def summary(self) -> str:
-        """One line: the number of units that are done, and the time of the others, one after the other."""
+        """Return one line: the number of units that are done, and the time of the others, one after the other."""
         states = list(self.state.values())
         text = f"{states.count('done')} of {len(states)} done"
         if states.count("failed"):
@@ -119,7 +119,7 @@ def _states(units: Sequence[Unit]) -> dict[str, str]:
 
 
 def headline(unit: Unit) -> str:
-    """The result of a unit that is done, in a few words."""
+    """Return the result of a unit that is done, in a few words."""
     values = unit.values()
     if unit.kind == "scores":
         return ", ".join(f"{name} {value:.2f}" for name, value in values.items())
@@ -148,7 +148,7 @@ class TimeEstimate:
         return 1 if unit.trains_nothing else unit.cfg.SOLVER.MAX_ITER
 
     def seconds(self, unit: Unit) -> float | None:
-        """None where nothing is known."""
+        """Return None where nothing is known."""
         measured = self.per_iteration.get(self._group(unit))
         if measured:
             return statistics.median(measured) * self._iterations(unit)
@@ -160,7 +160,7 @@ class TimeEstimate:
 
 
 def total_time(seconds: Sequence[float | None]) -> str:
-    """The sum; "?" stands for what is not known."""
+    """Return the sum as text; "?" stands for unknown values."""
     known = [value for value in seconds if value is not None]
     if seconds and not known:
         return "?"

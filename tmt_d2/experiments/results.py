@@ -90,7 +90,7 @@ def read_record(folder: Path) -> StageRecord:
 
 
 def read_values(folder: Path, kind: str) -> Mapping[str, Any]:
-    """Scores of kind "scores", measurements of kind "estimator", {split: metrics} of every other kind."""
+    """Return scores of kind "scores", measurements of kind "estimator", {split: metrics} of every other kind."""
     file = {"scores": SCORES_FILE, "estimator": Estimator.results}.get(kind, Task.results)
     return read_json(folder / file, remedy=DAMAGED)
 
@@ -114,22 +114,22 @@ class Run:
 
     @property
     def labels(self) -> Labels:
-        """Of a fine-tuning."""
+        """Return the amount of labels of a fine-tuning."""
         if "label_count" in self.about:
             return Labels(0.0, self.about["label_count"], self.about.get("label_list", ""))
         return Labels(self.about["label_fraction"])
 
     @property
     def cell(self) -> tuple[Pair, int]:
-        """Pair and seed, within which methods are compared."""
+        """Return pair and seed, within which methods are compared."""
         return self.pair, self.about["seed"]
 
     def setting(self, key: str) -> Any:
-        """Value of a config key."""
+        """Return the value of a config key."""
         return get_key(load_config_file(self.folder / "config.yaml"), key)
 
     def log(self) -> list[dict[str, Any]]:
-        """Lines of the training log that have a loss."""
+        """Return the lines of the training log that have a loss."""
         path = self.folder / "metrics.json"
         lines = read_json_lines(path) if path.is_file() else ()
         return [line for line in lines if line.get("total_loss") is not None]
@@ -147,7 +147,7 @@ class Results:
     swept: list[Run] = field(default_factory=list)
 
     def labels(self) -> list[Labels]:
-        """The largest amount first; of equal amounts, the random draw before the lists."""
+        """Return the amounts, the largest first; of equal amounts, the random draw before the lists."""
         amounts = {run.labels for run in self.fine_tuned or self.swept}
         return sorted(amounts, key=lambda labels: (-labels.fraction, -labels.count, labels.listed))
 
@@ -195,18 +195,18 @@ def read_results(output: Path) -> Results:
 
 
 def classes_of(runs: Iterable[Run]) -> list[str]:
-    """Names of the classes that were measured, in the order of their class indices."""
+    """Return the names of the classes that were measured, in the order of their class indices."""
     names = (name.removeprefix(IOU) for run in runs for name in run.values if name.startswith(IOU))
     return list(dict.fromkeys(names))
 
 
 def by_cell(runs: Iterable[Run], metric: str) -> dict[tuple[Pair, int], float]:
-    """{(pair, seed): metric}, without missing values."""
+    """Return {(pair, seed): metric}, without missing values."""
     return {run.cell: run.values[metric] for run in runs if run.values.get(metric) is not None}
 
 
 def by_pair(runs: Iterable[Run], metric: str) -> dict[Pair, list[float]]:
-    """The values over seeds."""
+    """Return {pair: values over seeds}."""
     values: dict[Pair, list[float]] = {}
     for (pair, _), value in by_cell(runs, metric).items():
         values.setdefault(pair, []).append(value)

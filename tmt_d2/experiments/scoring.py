@@ -54,7 +54,7 @@ def score_checkpoint(
     draws: int = 5,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Scores of the checkpoint MODEL.WEIGHTS, each the mean over draws.
+    """Return the scores of the checkpoint MODEL.WEIGHTS, each the mean over draws.
 
     Args:
         cfg: of the checkpoint's model. target, source: registered splits with labels.
@@ -83,7 +83,7 @@ def score_checkpoint(
 
 @torch.no_grad()
 def pixel_samples(model: MaskFormer, loader: Iterable[list[dict[str, Any]]], per_image: int, seed: int) -> Samples:
-    """At most ``per_image`` labeled pixels of every image; loader: batches of one evaluation record."""
+    """Return at most ``per_image`` labeled pixels of every image; loader: batches of one evaluation record."""
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for index, batch in enumerate(loader):
@@ -113,7 +113,7 @@ def _label_of(record: Mapping[str, Any], size: Sequence[int]) -> Tensor:
 
 
 def scores(target: Samples, source: Samples | None = None, *, pixels: int, draws: int, seed: int) -> dict[str, float]:
-    """The mean of every score over ``draws`` draws of ``pixels`` pixels per domain; PAD is measured on all pixels."""
+    """Return the means of the scores over ``draws`` draws of ``pixels`` pixels per domain; PAD is of all pixels."""
     values: dict[str, list[float]] = {}
     for index in range(draws):
         generator = torch.Generator().manual_seed(derived_seed(seed, index))
@@ -130,7 +130,7 @@ def scores(target: Samples, source: Samples | None = None, *, pixels: int, draws
 
 
 def linear_pad(source: Samples, target: Samples, weight_decay: float = 1e-3) -> float:
-    """Proxy A-distance of a logistic regression on the features: trained on every other image, measured on the rest.
+    """Return the proxy A-distance of a logistic regression, trained on every other image and measured on the rest.
 
     Raises:
         UserError: a domain has a single image.
@@ -161,6 +161,6 @@ def linear_pad(source: Samples, target: Samples, weight_decay: float = 1e-3) -> 
 
 
 def ranked(results: Mapping[str, Mapping[str, float]]) -> dict[str, list[str]]:
-    """Checkpoints from the most to the least transferable, by each score that all of them have."""
+    """Return the checkpoints from the most to the least transferable, by each score that all of them have."""
     common = [name for name in SCORES if all(name in values for values in results.values())]
     return {name: sorted(results, key=lambda key: results[key][name], reverse=name != "PAD") for name in common}

@@ -29,14 +29,14 @@ class Difference(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation; None for the latter of a single value."""
+    """Return mean and sample standard deviation; None for the latter of a single value."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def paired_difference(
     values: Mapping[Cell, float], baseline: Mapping[Cell, float], fewest: int = FEWEST
 ) -> Difference | None:
-    """The mean of ``values - baseline`` over the (pair, seed) that both have; None where there is none.
+    """Return the mean of ``values - baseline`` over the (pair, seed) that both have; None where there is none.
 
     The interval generalizes to other pairs and seeds. With fewer than three seeds that at least half of the pairs have,
     it generalizes to other pairs with these seeds; within a single pair, to other seeds of that pair. Two pairs have no
@@ -54,7 +54,7 @@ def paired_difference(
 
 
 def _half_width(differences: np.ndarray, cells: Sequence[Cell], fewest: int) -> float | None:
-    """Half of the t interval of the mean, for effects of pairs and of seeds that are crossed and random.
+    """Return half of the t interval of the mean, for effects of pairs and of seeds that are crossed and random.
 
     The variance is the largest of three estimates: from means by pair, from means by seed, and their sum minus the
     noise, which both contain. The degrees of freedom are those of the larger of the first two.
@@ -80,15 +80,15 @@ def _half_width(differences: np.ndarray, cells: Sequence[Cell], fewest: int) -> 
 
 
 def _one_hot(names: Sequence[Hashable]) -> np.ndarray:
-    """(n, distinct names)"""
+    """Return the one-hot rows, (n, distinct names)."""
     distinct = list(dict.fromkeys(names))
     return np.eye(len(distinct))[[distinct.index(name) for name in names]]
 
 
 def _variance_of_mean(differences: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    """Variance of the mean where groups (n, g), one-hot, have random effects; Satterthwaite's degrees of freedom.
+    """Return the variance of the mean if groups (n, g), one-hot, have random effects, and its degrees of freedom.
 
-    For groups of one size: the sample variance of their means by g, and g - 1.
+    The latter are Satterthwaite's. For groups of one size these are the sample variance of their means by g, and g - 1.
     """
     shares = groups.mean(0)
     squares = shares @ shares  # variance of the mean for effects of variance 1
@@ -99,13 +99,16 @@ def _variance_of_mean(differences: np.ndarray, groups: np.ndarray) -> tuple[floa
 
 
 def _noise(differences: np.ndarray, groups: np.ndarray) -> float:
-    """Variance that no sum of group effects explains; groups (n, all of both sides), one-hot within a side."""
+    """Return the variance that no sum of group effects explains.
+
+    groups: (n, all of both sides), one-hot within a side.
+    """
     effects, _, rank, _ = np.linalg.lstsq(groups, differences, rcond=None)
     return float(np.square(differences - groups @ effects).sum() / max(1, len(differences) - rank))
 
 
 def gains_by_pair(values: Mapping[Cell, float], baseline: Mapping[Cell, float]) -> dict[tuple[str, str], float]:
-    """Mean of ``values - baseline`` of each pair, over the seeds that both have."""
+    """Return the mean of ``values - baseline`` of each pair, over the seeds that both have."""
     differences: dict[tuple[str, str], list[float]] = {}
     for key in values.keys() & baseline.keys():
         differences.setdefault(key[0], []).append(values[key] - baseline[key])
@@ -113,14 +116,14 @@ def gains_by_pair(values: Mapping[Cell, float], baseline: Mapping[Cell, float]) 
 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] | None:
-    """Kendall's tau-b and Pearson's r; None for fewer than three points, or where one side is constant."""
+    """Return Kendall's tau-b and Pearson's r; None for fewer than three points, or where one side is constant."""
     if not _is_ranked(x, y):
         return None
     return float(kendalltau(x, y).statistic), float(pearsonr(x, y).statistic)
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Spearman's correlation; None in the cases of ``correlation``."""
+    """Return Spearman's correlation; None in the cases of ``correlation``."""
     return float(spearmanr(x, y).statistic) if _is_ranked(x, y) else None
 
 

@@ -1,4 +1,4 @@
-"""Units of a plan: stages with a folder each; equal stages of several cells are one unit."""
+"""Units of a plan: trainings and evaluations with a folder each; equal ones of several cells are one unit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ESTIMATOR_KEYS = ("REGIONS", "CELL_SIZES", "ITERATIONS", "KAPPA", "DISCRIMINATOR
 
 @dataclass(frozen=True)
 class Unit:
-    """One stage of one cell.
+    """One training or evaluation.
 
     name: its folder below the output. needs: names of units whose checkpoints it reads. scores: as in ``Plan``.
     made_from: digest of each unit that it needs.
@@ -84,22 +84,25 @@ class Unit:
         write_json(self.folder / STAGE_RECORD, {**ended, **self._identity()})
 
     def record(self) -> StageRecord:
-        """The record of a unit that is done."""
+        """Return the record of a unit that is done."""
         return read_record(self.folder)
 
     def values(self) -> Mapping[str, Any]:
-        """As ``read_values``, of a unit that is done."""
+        """Return the values of a unit that is done, see ``read_values``."""
         return read_values(self.folder, self.kind)
 
     def fingerprint(self) -> str:
-        """Equal for units that must give equal results: a hash of the identity and of all config keys but where to
-        write and the number of loader processes; of input files only the names."""
+        """Return a hash that is equal for units that must give equal results.
+
+        It is of the identity and of all config keys except OUTPUT_DIR and DATALOADER.NUM_WORKERS; of input files only
+        the names count.
+        """
         files = {key: Path(get_key(self.cfg, key)).name for key in ("MODEL.WEIGHTS", "TRANSFER.LABEL_LIST")}
         cfg = replace_keys(self.cfg, {"OUTPUT_DIR": "", "DATALOADER.NUM_WORKERS": 0, **files})
         return hashlib.sha256(json.dumps([cfg, self._identity()], sort_keys=True).encode()).hexdigest()
 
     def digest(self) -> str:
-        """Short hash of the settings and of ``made_from``."""
+        """Return a short hash of the settings and of ``made_from``."""
         text = self.fingerprint() + json.dumps(self.made_from, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -108,7 +111,7 @@ class Unit:
 
 
 def read_beginning(folder: Path) -> StageRecord:
-    """Content of ``begun.json``; empty without such a file, as another process may just have ended the unit."""
+    """Return the content of ``begun.json``; empty without it, as another process may just have ended the unit."""
     try:
         return read_json(folder / BEGINNING, ("settings", "made_from"), DAMAGED)
     except FileNotFoundError:
@@ -116,10 +119,10 @@ def read_beginning(folder: Path) -> StageRecord:
 
 
 def units_of(plan: Plan, output: Path, opts: Sequence[str] = ()) -> list[Unit]:
-    """All units in the order of running: seed by seed, and each pair is complete before the next one begins.
+    """Return all units in the order of running: seed by seed, and each pair is complete before the next one begins.
 
     Args:
-        opts: KEY VALUE ... overrides behind those of the file.
+        opts: KEY VALUE ... overrides, which win over those of the file.
     """
     units: dict[str, Unit] = {}
     varied = {sweep.key: f"sweeps.{sweep.name}" for sweep in plan.sweeps}
@@ -196,7 +199,7 @@ class _PairUnits:
         return get_key(self.cfg(method, "", "finetune", extra=extra), sweep.key)
 
     def values(self, method: str, sweep: Sweep) -> list[Any]:
-        """The distinct values as the config reads them, for which a quoted "1e-4" is a number."""
+        """Return the distinct values as the config reads them, for which a quoted "1e-4" is a number."""
         values: list[Any] = []
         for value in sweep.values:
             if isinstance(value, str):
@@ -253,10 +256,10 @@ class _PairUnits:
 
 
 def estimator_cfg(shared: CfgNode, method: CfgNode) -> tuple[str, CfgNode]:
-    """The estimator stage for a fine-tuning.
+    """Return the estimator's training for a fine-tuning.
 
     Args:
-        shared: the estimator stage of the pair. method: the fine-tuning.
+        shared: the estimator's training of the pair. method: the fine-tuning.
 
     Returns:
         name of the variant, such as "square", and ``shared`` with the values of ``method`` for ``ESTIMATOR_KEYS``, in a
@@ -271,7 +274,7 @@ def estimator_cfg(shared: CfgNode, method: CfgNode) -> tuple[str, CfgNode]:
 
 
 def label_amount(cfg: CfgNode, names: Mapping[str, str] = {}) -> Labels:
-    """Amount of labeled target images that a fine-tuning reads.
+    """Return the amount of labeled target images that a fine-tuning reads.
 
     names: names of lists by file; other lists have the name of their file.
 
@@ -293,7 +296,7 @@ def _folder(amount: Labels) -> str:
 
 
 def _setting(key: str, value: Any) -> str:
-    """A key of the estimator and its value as a part of a file name; a string stands without its key."""
+    """Return a key of the estimator and its value as a part of a file name; of a string only the value."""
     if isinstance(value, str):
         return value
     if isinstance(value, CfgNode):
@@ -302,14 +305,14 @@ def _setting(key: str, value: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A value as a part of a file name."""
+    """Return a value as a part of a file name."""
     if isinstance(value, float):
         return f"{value:g}"
     return "_".join(map(_plain, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def select(units: Sequence[Unit], pattern: str | None) -> list[Unit]:
-    """Units whose name contains ``pattern`` (with * and ?), and the units that they need.
+    """Return the units whose name contains ``pattern`` (with * and ?), and the units that they need.
 
     Raises:
         UserError: there are none.

@@ -13,7 +13,7 @@ IDS = {
 CITYSCAPES = LabelSpace.of(
     "Cityscapes labelIds",
     IDS,
-    range(35),  # 34 is the licence plate
+    range(35),  # 34 is the license plate
     label_files="*_gtFine_labelIds.png, beside *_instanceIds.png and *_color.png",
     train_id_suffix="_labelTrainIds.png",
 )

@@ -249,7 +249,7 @@ def _read_label_space(name: str, content: _Entry) -> LabelSpace:
 
 
 def _is_own(entry: Any) -> bool:
-    """Return whether an entry of ``classes`` cannot be meant as one of the 19."""
+    """Return True if an entry of ``classes`` cannot be one of the 19."""
     return isinstance(entry, dict) or (isinstance(entry, str) and entry != "ignore" and entry not in TRAIN_ID)
 
 

@@ -55,7 +55,7 @@ class LabelSpace:
         train_ids: id on disk -> train id.
         ignored: the other ids that the data set defines; they become ``IGNORE``.
         classes: of the train ids; all five data sets share ``CITYSCAPES_CLASSES``.
-        encoding: ``"index"``, a grey or palette PNG of ids; ``"synthia"``, a 16-bit PNG with three channels, whose
+        encoding: ``"index"``, a gray or palette PNG of ids; ``"synthia"``, a 16-bit PNG with three channels, whose
             first (red) is the id.
         never_occurs: train ids that no label file holds, even if ``train_ids`` has them.
         colors: color -> train id or ``IGNORE``, for RGB label files.

@@ -40,7 +40,7 @@ LAYOUT = Layout(
     title="Mapillary Vistas",
     folder="mapillary_vistas",
     images=("{split}/images/{stem}.jpg",),
-    # Where v1.2 was re-packaged with v2.0, {split}/labels is somebody's own addition.
+    # In an archive that holds both v1.2 and v2.0, {split}/labels is no part of the data set.
     labels=("{split}/v1.2/labels/{stem}.png", "{split}/labels/{stem}.png"),
     splits={"train": ("training", 18000), "val": ("validation", 2000)},
 )

@@ -76,7 +76,7 @@ class TMTCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **others)
         self.require_estimator, self.require_head, self.keep = require_estimator, require_head, keep
         self.reinit_class_head, self.backbone_only = reinit_class_head or backbone_only, backbone_only
-        self.found_head = False  # whether the last file has a segmentation head
+        self.found_head = False  # the last file has a segmentation head
         self._loading, self._resumes = "", False
 
     def save(self, name: str, **extra: Any) -> None:

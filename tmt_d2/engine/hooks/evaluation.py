@@ -20,7 +20,7 @@ class Evaluation(EvalHook):
     """Evaluates every ``period`` iterations and at the end, and keeps the best weights.
 
     Attributes:
-        results: of the last evaluation. stopped: whether training was stopped early.
+        results: of the last evaluation. stopped: training was stopped early.
     """
 
     def __init__(self, period: int, evaluate: Callable[[], dict[str, Any]], best: Best | None) -> None:

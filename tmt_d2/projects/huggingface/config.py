@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from typing import Any
 
 from detectron2.config import CfgNode
 
+from tmt_d2.config import get_key
 from tmt_d2.data.class_lists import MAX_CLASSES, ClassList
 from tmt_d2.data.datasets.label_spaces import CLASSES, class_list
 from tmt_d2.errors import UserError
@@ -141,8 +140,8 @@ def config_of(cfg: CfgNode, classes: ClassList | None = None) -> dict[str, Any]:
         UserError: a variant that ``transformers`` does not have.
     """
     for key, value in {**_FIXED, "MODEL.TMT.MASK_RULE": "foreground", "MODEL.TMT.LAMBDA_M": 0.5}.items():
-        if _get(cfg, key) != value:
-            raise UserError(f"transformers' Mask2Former always has {value!r}", key=key, value=_get(cfg, key))
+        if get_key(cfg, key) != value:
+            raise UserError(f"transformers' Mask2Former always has {value!r}", key=key, value=get_key(cfg, key))
     backbones = {"D2SwinTransformer": _swin_config, "build_resnet_backbone": _resnet_config}
     name = cfg.MODEL.BACKBONE.NAME
     if name not in backbones:
@@ -157,7 +156,7 @@ def config_of(cfg: CfgNode, classes: ClassList | None = None) -> dict[str, Any]:
         "backbone_config": backbones[name](cfg) | {"out_features": ["stage1", "stage2", "stage3", "stage4"]},
         "id2label": {str(i): label for i, label in enumerate(names)},
         "label2id": {label: i for i, label in enumerate(names)},
-        **{key: _get(cfg, ours) for key, (ours, _) in _KEYS.items()},
+        **{key: get_key(cfg, ours) for key, (ours, _) in _KEYS.items()},
         **_SHARED_CONDITIONS,
     }
 
@@ -182,7 +181,7 @@ def _swin_config(cfg: CfgNode) -> dict[str, Any]:
     for key, value in {"APE": False, "PATCH_NORM": True, "QK_SCALE": None}.items():
         if swin[key] != value:
             raise UserError(f"transformers' Swin always has {value!r}", key=f"MODEL.SWIN.{key}", value=swin[key])
-    config = {key: _get(cfg, ours) for key, (ours, _) in _SWIN_KEYS.items()}
+    config = {key: get_key(cfg, ours) for key, (ours, _) in _SWIN_KEYS.items()}
     return {**config, "model_type": "swin", "hidden_size": 8 * swin.EMBED_DIM}
 
 
@@ -201,10 +200,6 @@ def _resnet_config(cfg: CfgNode) -> dict[str, Any]:
         "hidden_sizes": [resnets.RES2_OUT_CHANNELS * 2**i for i in range(4)],
         "downsample_in_bottleneck": resnets.STRIDE_IN_1X1,
     }
-
-
-def _get(cfg: CfgNode, key: str) -> Any:
-    return reduce(operator.getitem, key.split("."), cfg)
 
 
 def settings_of_processor(processor: Mapping[str, Any]) -> dict[str, Any]:

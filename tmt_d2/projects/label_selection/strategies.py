@@ -14,7 +14,7 @@ import numpy as np
 from tmt_d2.errors import UserError
 from tmt_d2.projects.label_selection.pool import Pool
 
-DOMAIN_NEEDS = "it needs a model with trained discriminators, as the estimator stage makes it"
+DOMAIN_NEEDS = "it needs a model with trained discriminators, by method estimator or tmt"
 CLUE_PERCENTILES = (5, 95)  # of the entropy, between which CLUE clips its weights
 
 

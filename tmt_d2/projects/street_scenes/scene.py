@@ -37,7 +37,7 @@ class StreetStyle:
         focal: focal length over image width, for a 2:1 image.
         lanes: number of lanes, both directions together.
         lane_width, sidewalk: meters.
-        floors: storeys of a building.
+        floors: stories of a building.
         blocks: relative frequency of "building", "park", "wall" and "fence" along the street.
         amounts: kind -> factor on the usual number of things; 0 = never.
         terrain: share of streets with grass verges; 0 = no grass at all.
@@ -279,7 +279,7 @@ class _Placing:
         return self.rng.uniform(1.7, 1.95), self.rng.uniform(1.4, 1.85), self.rng.uniform(3.8, 4.8)
 
     def _two_wheeler_size(self, height: float) -> tuple[Size, bool]:
-        """Return the size, and whether its side is visible."""
+        """Return the size, and True if its side is visible."""
         across = bool(self.rng.random() < 0.5)
         return (1.9 if across else 1.25, height, 0.6), across
 

@@ -31,8 +31,8 @@ DRIFTS = (
 )
 ESTIMATORS = Markup(
     "Measurements of the domain discriminators on held-out images. Proxy A-distance: 0 = the domains cannot be "
-    "distinguished, 2 = they can perfectly. T: high = like the source. <i>After fine-tuning</i>: change of T on held-out target images; "
-    "with the features of the frozen source model T cannot change."
+    "distinguished, 2 = perfectly. T: high = like the source. <i>After fine-tuning</i>: change of T on held-out target "
+    "images; with the features of the frozen source model T cannot change."
 )
 
 

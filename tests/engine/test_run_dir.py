@@ -19,6 +19,9 @@ def test_an_ended_run_keeps_its_config(start: Path, tmp_path: Path) -> None:
     run_stage(cfg)
     before = (tmp_path / "config.yaml").read_bytes()
     RunDir(cfg).check_same_settings()
+    logged = small_cfg("full", tmp_path, start, SOLVER__MAX_ITER=1, LOGGING__IMAGES=1)
+    RunDir(logged).check_same_settings()
+    RunDir(logged).check(resume=True)
     other = small_cfg("full", tmp_path, start, SOLVER__MAX_ITER=1, INPUT__MIN_SIZE_TEST=32)
     with pytest.raises(UserError, match="INPUT.MIN_SIZE_TEST"):
         RunDir(other).check_same_settings()  # as a notebook does

@@ -72,7 +72,7 @@ def find_config(path: str | Path) -> Path:
         return path
     package = Path(__file__).parents[1]
     inside = (folder / path for folder in (package, package.parent))
-    return next((found for found in inside if found.exists()), path)
+    return next((each for each in inside if each.exists()), path)
 
 
 def find_method(method: str, folder: Path = Path()) -> Path:

@@ -28,7 +28,7 @@ from tmt_d2.utils.files import atomic_write, read_json, write_json
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
-RUNTIME = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "SOLVER.CHECKPOINT")  # change no result
+RUNTIME = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "SOLVER.CHECKPOINT", "LOGGING.")  # change no result
 RESUMABLE = (*RUNTIME, "MODEL.WEIGHTS", "SOLVER.MAX_ITER", "TEST.")  # may change when a run is resumed
 
 

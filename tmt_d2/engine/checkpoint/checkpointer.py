@@ -106,8 +106,8 @@ class TMTCheckpointer(DetectionCheckpointer):
 
     def _newest_first(self) -> list[Path]:
         """Periodic checkpoints by time of writing; those of an earlier run in the folder may have larger numbers."""
-        found = [path for path in Path(self.save_dir).glob("model_*.pth") if _PERIODIC.fullmatch(path.name)]
-        return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+        paths = [path for path in Path(self.save_dir).glob("model_*.pth") if _PERIODIC.fullmatch(path.name)]
+        return sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
 
     def resumable(self) -> list[Path]:
         """Files to resume from, in the order to try: the one named in ``last_checkpoint``, the others newest first."""
@@ -116,8 +116,8 @@ class TMTCheckpointer(DetectionCheckpointer):
         tagged = [folder / Path(tag.read_text(errors="replace").strip()).name] if tag.is_file() else []
         candidates = [*tagged, *self._newest_first(), folder / f"{FINAL}.pth"]
         superseded = self._superseded()
-        found = [path for path in dict.fromkeys(candidates) if path.is_file()]
-        return [path for path in found if superseded.get(path.name) != path.stat().st_mtime_ns]
+        paths = [path for path in dict.fromkeys(candidates) if path.is_file()]
+        return [path for path in paths if superseded.get(path.name) != path.stat().st_mtime_ns]
 
     def supersede(self) -> None:
         """Exclude the present checkpoints from ``resumable``: a run from scratch keeps them until it replaces them."""
@@ -215,36 +215,38 @@ class TMTCheckpointer(DetectionCheckpointer):
         names, model_names = set(weights), set(model_state) - {SETTINGS}
         class_rows = match_classes(checkpoint, self.model, model_state, self._loading, self.reinit_class_head)
         reset = drop_other_sizes(weights, model_state) if self.reinit_class_head else set()
-        found = super()._load_model(checkpoint)
-        found.missing_keys[:] = [
-            name for name in found.missing_keys if name not in {*reset, SETTINGS} and not name.endswith(COUNT)
+        incompatible = super()._load_model(checkpoint)
+        incompatible.missing_keys[:] = [
+            name for name in incompatible.missing_keys if name not in {*reset, SETTINGS} and not name.endswith(COUNT)
         ]
-        misfits = [name for name, _, _ in found.incorrect_shapes]
+        misfits = [name for name, _, _ in incompatible.incorrect_shapes]
         copied = {name for name in model_names - names if name.startswith(FROZEN_ENCODER)}
         loaded = {name for name in model_names - copied - reset if not name.endswith(COUNT)}
-        loaded -= {*found.missing_keys, *misfits}
-        unused = [*found.unexpected_keys, *misfits]
-        self.logger.info(load_report(self._loading, len(loaded), found.missing_keys, unused, reset, class_rows))
+        loaded -= {*incompatible.missing_keys, *misfits}
+        unused = [*incompatible.unexpected_keys, *misfits]
+        self.logger.info(load_report(self._loading, len(loaded), incompatible.missing_keys, unused, reset, class_rows))
         self.found_head = any(name.startswith("sem_seg_head.") for name in names)
         is_resumed = self._resumes and self.checkpointables
         if not is_resumed and not any(ADAPTER in name for name in names):  # new adapters change no output
-            found.missing_keys[:] = [name for name in found.missing_keys if ADAPTER not in name]
+            incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if ADAPTER not in name]
         if self.backbone_only:
-            self._check_backbone(found)
+            self._check_backbone(incompatible)
         elif self.found_head:
-            self._check_whole(found)
+            self._check_whole(incompatible)
         elif self.require_head:
             message = "it holds no segmentation head (sem_seg_head.*), and a random one predicts nothing"
             raise self._refusal(message, "name the checkpoint of a trained model")
         elif not self.require_estimator:
             self._check_initialization(loaded, model_names, names, misfits)
-            found.missing_keys[:] = [name for name in found.missing_keys if name.startswith("backbone.")]
-        if self.require_estimator and any(n.startswith(f"{ESTIMATOR}discriminators.") for n in found.missing_keys):
+            incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name.startswith("backbone.")]
+        if self.require_estimator and any(
+            n.startswith(f"{ESTIMATOR}discriminators.") for n in incompatible.missing_keys
+        ):
             message = f"it has no estimator ({ESTIMATOR}discriminators.*)"
             raise self._refusal(message, "train one with TRANSFER.METHOD estimator and use its model_final.pth")
-        for keys in (found.missing_keys, found.unexpected_keys):
+        for keys in (incompatible.missing_keys, incompatible.unexpected_keys):
             keys[:] = [name for name in keys if not name.startswith(ESTIMATOR)]
-        return found
+        return incompatible
 
     def _refusal(self, message: str, hint: str = "") -> UserError:
         return UserError(message, key=self._loading, hint=hint)
@@ -286,14 +288,14 @@ class TMTCheckpointer(DetectionCheckpointer):
                 self._loading, len(missing), len(part), min(missing),
             )  # fmt: skip
 
-    def _check_backbone(self, found: _IncompatibleKeys) -> None:
-        missing = [*found.missing_keys, *(name for name, _, _ in found.incorrect_shapes)]
+    def _check_backbone(self, incompatible: _IncompatibleKeys) -> None:
+        missing = [*incompatible.missing_keys, *(name for name, _, _ in incompatible.incorrect_shapes)]
         missing = [name for name in missing if name.startswith("backbone.")]
         if missing:
             raise self._refusal(f"it is of another backbone: {missing[0]}{_more(missing)} is not in the file")
 
-    def _check_whole(self, found: _IncompatibleKeys) -> None:
-        shapes = [each for each in found.incorrect_shapes if each[0] != EMPTY_WEIGHT]
+    def _check_whole(self, incompatible: _IncompatibleKeys) -> None:
+        shapes = [each for each in incompatible.incorrect_shapes if each[0] != EMPTY_WEIGHT]
         if {name for name, _, _ in shapes} == set(CLASS_HEAD):
             there, here = (shape[0] - 1 for shape in shapes[0][1:])
             raise self._refusal(
@@ -302,7 +304,7 @@ class TMTCheckpointer(DetectionCheckpointer):
                 + "to train a new class head, set TRANSFER.REINIT_CLASS_HEAD True",
             )
         problems = [f"{name} is {there} in the file and {here} in the model" for name, there, here in shapes]
-        for place, names in (("file", found.missing_keys), ("model", found.unexpected_keys)):
+        for place, names in (("file", incompatible.missing_keys), ("model", incompatible.unexpected_keys)):
             essential = [name for name in names if not name.startswith((ESTIMATOR, "criterion."))]
             problems += [f"{name} is not in the {place}" for name in essential if not name.endswith(COUNT)]
         if problems:

@@ -28,10 +28,10 @@ class _Package(PathHandler):
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         package, _, inside = path.removeprefix(self.PREFIX).partition("/")
-        found = importlib.util.find_spec(package) if package.isidentifier() else None
-        if found is None or not found.submodule_search_locations:
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
             raise FileNotFoundError(f"{path}: there is no package {package}; pip install {package.replace('_', '-')}")
-        file = Path(found.submodule_search_locations[0]) / inside
+        file = Path(spec.submodule_search_locations[0]) / inside
         if not file.is_file():
             raise FileNotFoundError(f"{path}: the package {package} has no file {inside}")
         return str(file)

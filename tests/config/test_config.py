@@ -160,6 +160,8 @@ def test_circle_of_bases(tmp_path: Path) -> None:
 def test_files_that_do_not_exist(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
         tmt_d2.setup_cfg("nowhere.yaml")
+    with pytest.raises(FileNotFoundError, match="--config-file configs/models/tiny.yaml --method full"):
+        tmt_d2.setup_cfg("configs/tiny/full.yaml")  # a folder for each model, as configs were laid out before
     path = write(tmp_path, "_BASE_: gone.yaml\n")
     with pytest.raises(FileNotFoundError, match=r"gone\.yaml .*config\.yaml"):
         tmt_d2.setup_cfg(path)

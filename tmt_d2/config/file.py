@@ -123,7 +123,9 @@ def _layers(path: Path, including: tuple[Path, ...] = ()) -> Iterator[tuple[Path
         raise UserError("_BASE_ leads back to the file itself", key=path)
     if not path.is_file():
         included_by = f" (the _BASE_ of {including[-1]})" if including else ""
-        raise FileNotFoundError(f"config file {path} does not exist{included_by}")
+        model = path.parent.parent / "models" / f"{path.parent.name}.yaml"
+        hint = f": write --config-file {model} --method {path.stem}" if find_config(model).is_file() else ""
+        raise FileNotFoundError(f"config file {path} does not exist{included_by}{hint}")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=ConfigLoader)  # a SafeLoader subclass
         json.dumps(values, default=str, skipkeys=True)  # ValueError: an alias leads back to its own mapping

@@ -95,9 +95,10 @@ def runs_table(folders: Sequence[Path]) -> str:
         cfg = load_config_file(folder / "config.yaml")
         transfer, solver = cfg.get("TRANSFER", {}), cfg.get("SOLVER", {})
         method = transfer.get("METHOD", "")
-        labels = transfer.get("LABEL_LIST") or transfer.get("LABEL_COUNT") or transfer.get("LABEL_FRACTION", "")
+        share = f"{transfer.get('LABEL_FRACTION', 1.0):.0%}"
+        labels = transfer.get("LABEL_LIST") or transfer.get("LABEL_COUNT") or share
         for split, values in read_json(folder / Task.results).items():
             about = [str(folder), method, labels, solver.get("MAX_ITER", ""), cfg.get("SEED", ""), split]
             rows.append([*about, *(values.get(metric) for metric in METRICS)])
     headers = ("run", "method", "labels", "iterations", "seed", "evaluated on", *METRICS)
-    return tabulate(rows, headers=headers, floatfmt=".1f")
+    return tabulate(rows, headers=headers, floatfmt=".1f", disable_numparse=[2])

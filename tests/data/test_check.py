@@ -15,7 +15,7 @@ from scipy.io import savemat
 
 from tests.helpers.custom_data import SPLITS, write
 from tmt_d2.cli.check_data import main
-from tmt_d2.data.check import SplitReport, check_split, splits_of
+from tmt_d2.data.check import SplitReport, check_split, splits_to_check
 from tmt_d2.errors import UserError
 from tmt_d2.projects.street_scenes.render import render
 
@@ -27,7 +27,7 @@ def save(path: Path, value: int = 7, size: tuple[int, int] = (8, 6)) -> None:
 
 
 def check(root: Path, name: str, quick: bool = False, subsets: bool = False) -> dict[str, SplitReport]:
-    return {split.name: check_split(split, quick) for split in splits_of(name, str(root), subsets)}
+    return {split.name: check_split(split, quick) for split in splits_to_check(name, str(root), subsets)}
 
 
 def problems(report: SplitReport) -> dict[str, list[str]]:

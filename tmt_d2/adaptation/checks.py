@@ -34,7 +34,7 @@ def check_task(cfg: CfgNode, eval_only: bool = False) -> ClassList:
     """Check what would otherwise fail, or mislead, long after the start; no image is read.
 
     Returns:
-        the class list of the model, see ``class_list_of``.
+        the class list of the model, see ``classes_of_run``.
 
     Raises:
         UserError: names the key. FileNotFoundError: a data set is missing.
@@ -67,7 +67,7 @@ def check_task(cfg: CfgNode, eval_only: bool = False) -> ClassList:
         task.labeled_images(cfg)
         if task.measures_splits:
             _check_best(cfg)
-    classes, configured = class_list_of(cfg, eval_only), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    classes, configured = classes_of_run(cfg, eval_only), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if configured not in (len(classes), *NUM_CLASSES_UNSET):
         raise UserError(
             f"the data sets have {classes}",
@@ -83,7 +83,7 @@ def splits_of(task: type[Task], cfg: CfgNode, eval_only: bool = False) -> list[S
     return [*([] if eval_only else task.training_splits(cfg)), *task.test_splits]
 
 
-def class_list_of(cfg: CfgNode, eval_only: bool = False) -> ClassList:
+def classes_of_run(cfg: CfgNode, eval_only: bool = False) -> ClassList:
     """Return the one class list of the splits that define the classes.
 
     Raises:
@@ -100,7 +100,10 @@ def _check_split(cfg: CfgNode, split: Split) -> None:
     for name in names:
         check_registered(name, key)
         try:
-            _ = labeled_records([name]) if split.needs_labels else DatasetCatalog.get(name)
+            if split.needs_labels:
+                labeled_records([name])
+            else:
+                DatasetCatalog.get(name)
         except FileNotFoundError as error:
             if not split.hint:
                 raise

@@ -1,4 +1,4 @@
-"""Drift: how far T of held-out images moves while the features that it is made of are fine-tuned."""
+"""Drift: how far T of held-out images moves while the features that it is computed from are fine-tuned."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ class Drift:
     def _read(self, file: Path) -> list[list[np.ndarray]] | None:
         """Return T before the first step, per level; None if ``file`` is missing or of another number of levels."""
         levels = len(self.model.transferability.discriminators)
-        content = read_npz(file, remedy="delete it; the drift of T is then not known") if file.is_file() else {}
+        content = read_npz(file, remedy="delete it; the drift of T is then unknown") if file.is_file() else {}
         names = [[f"{level}_{i}" for i in range(len(content) // levels)] for level in range(levels)]
         if not content or {name for level in names for name in level} != {*content}:
-            logger.warning("%s is missing or of another model: the drift of T is not known", file)
+            logger.warning("%s is missing or of another model: the drift of T is unknown", file)
             return None
         return [[content[name] for name in level] for level in names]
 
@@ -90,7 +90,7 @@ class Drift:
             "spread": [float(np.mean([each.std(correction=0) for each in level])) for level in t],
         }
         if self.step_0 is not None and _shapes(maps) != _shapes(self.step_0):
-            logger.warning("%s is of other images or sizes: the drift of T is not known", self.folder / STEP_0)
+            logger.warning("%s is of other images or sizes: the drift of T is unknown", self.folder / STEP_0)
             self.step_0 = None
         if self.step_0 is not None:
             result["spearman_to_step_0"] = [

@@ -168,7 +168,7 @@ class Estimator(Task):
 
     @torch.no_grad()
     def _regions(self, records: Sequence[Record]) -> list[tuple[Tensor, Tensor]]:
-        """Per level: features (B, R, S, C) of the regions, and which of them exist, (B, R, S) bool."""
+        """Return per level the features of the regions, (B, R, S, C), and a mask of existing ones, (B, R, S) bool."""
         images = self.model.preprocess(records)
         estimator = self.model.transferability
         levels = estimator.encode(images.tensor) or self.model.encode(images).levels

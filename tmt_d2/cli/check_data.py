@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from tmt_d2.cli.common import run
-from tmt_d2.data.check import FAMILIES, PROBLEMS, QUICK_SAMPLE, SplitFiles, SplitReport, check_split, splits_of
+from tmt_d2.data.check import FAMILIES, PROBLEMS, QUICK_SAMPLE, SplitFiles, SplitReport, check_split, splits_to_check
 from tmt_d2.data.class_lists import RGB
 from tmt_d2.data.datasets.label_spaces import IGNORE
 from tmt_d2.data.datasets.registration import DATA_SETS, dataset_root
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     args = _parse(arguments)
     names = args.data_sets or FAMILIES
-    splits = [split for name in names for split in splits_of(name, args.root, args.subsets)]
+    splits = [split for name in names for split in splits_to_check(name, args.root, args.subsets)]
     reports: Reports = {}
     for split in splits:
         reports.setdefault(split.data_set, {})[split.name] = check_split(split, args.quick)

@@ -109,7 +109,7 @@ class SplitReport:
         }
 
 
-def splits_of(name: str, root: str, subsets: bool = False) -> list[SplitFiles]:
+def splits_to_check(name: str, root: str, subsets: bool = False) -> list[SplitFiles]:
     """Return the splits of a YAML file, or of a data set of ``FAMILIES``; none where its folder does not exist.
 
     Args:

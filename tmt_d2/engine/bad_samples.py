@@ -16,7 +16,11 @@ logger = logging.getLogger(__name__)
 
 
 class BadSamples:
-    """Attributes: reasons: {file name: reason} of all unreadable files so far."""
+    """Unreadable training images of a run.
+
+    Attributes:
+        reasons: {file name: reason} of all unreadable files so far.
+    """
 
     def __init__(self, images: int, max_fraction: float):
         """images: number in the training set. max_fraction: of them that may be unreadable."""

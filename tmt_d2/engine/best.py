@@ -91,7 +91,7 @@ class Best:
 
     @property
     def iteration(self) -> int | None:
-        """Completed iterations of the first evaluation with the highest value; None without a value."""
+        """Return the completed iterations of the first evaluation with the highest value; None without a value."""
         finite = {iteration: value for iteration, value in sorted(self.values.items()) if math.isfinite(value)}
         return max(finite, key=lambda iteration: finite[iteration]) if finite else None
 

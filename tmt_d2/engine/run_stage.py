@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from tmt_d2.adaptation import task_of
-from tmt_d2.adaptation.checks import check_files, check_task, class_list_of, warn_of_small_inputs
+from tmt_d2.adaptation.checks import check_files, check_task, classes_of_run, warn_of_small_inputs
 from tmt_d2.config import check_cfg, replace_keys
 from tmt_d2.data import register_data
 from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer
@@ -93,7 +93,7 @@ def run_stage(
 
 def _evaluate(cfg: CfgNode, resume: bool, trainer: type[Trainer]) -> dict[str, Any]:
     model: Any = trainer.build_model(cfg)
-    model.classes = class_list_of(cfg, eval_only=True)
+    model.classes = classes_of_run(cfg, eval_only=True)
     has_estimator = isinstance(model, TransferableMaskFormer)
     checkpointer = TMTCheckpointer(model, cfg.OUTPUT_DIR, require_estimator=has_estimator, require_head=True)
     checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)

@@ -103,8 +103,10 @@ class TrainingStep:
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1
 
     def _mean_count(self, micro_batches: Sequence[Sequence[Record]]) -> Tensor | None:
-        """Return the mean of the task's ``count_masks`` over all micro-batches; None for one micro-batch per process,
-        where each module counts for itself."""
+        """Return the mean of the task's ``count_masks`` over all micro-batches.
+
+        None for one micro-batch per process: the criterion then averages over the processes itself.
+        """
         if len(micro_batches) == 1:
             return None
         counts = [self.task.count_masks(micro_batch) for micro_batch in micro_batches]

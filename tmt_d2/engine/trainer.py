@@ -27,7 +27,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tmt_d2.adaptation.checks import class_list_of
+from tmt_d2.adaptation.checks import classes_of_run
 from tmt_d2.adaptation.map_cache import reads_maps
 from tmt_d2.adaptation.task import Scores, Task, task_of
 from tmt_d2.data.datasets.registration import labeled_records
@@ -76,7 +76,7 @@ class Trainer(TrainerBase):
         super().__init__()
         self.cfg, self.extra_hooks = cfg, list(hooks)
         self.model = cast(MaskFormer, self.build_model(cfg))
-        self.model.classes = class_list_of(cfg)
+        self.model.classes = classes_of_run(cfg)
         self.task = (task or task_of(cfg)).from_config(cfg, self.model)
         self.data_loader = self.build_train_loader(cfg) if task is None else task.build_train_loader(cfg)
         self.sampler = cast(StepSampler, self.data_loader.batch_sampler)

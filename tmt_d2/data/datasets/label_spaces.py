@@ -33,8 +33,10 @@ CITYSCAPES_CLASSES = ClassList(CLASSES, PALETTE)
 
 
 def class_list(names: Sequence[str], given: Mapping[str, RGB]) -> ClassList:
-    """Return a class list with the given colors. Names of the 19 have theirs unless it is given to another class, other
-    names have generated colors."""
+    """Return a class list with the given colors.
+
+    The other names get the color of Cityscapes if it is one of the 19 and its color is free, else a generated color.
+    """
     familiar = {name: PALETTE[TRAIN_ID[name]] for name in names if name in TRAIN_ID and name not in given}
     taken = set(given.values())
     return with_colors(names, {**given, **{name: color for name, color in familiar.items() if color not in taken}})

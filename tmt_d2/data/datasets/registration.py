@@ -214,8 +214,9 @@ def check_readable(records: Sequence[Record]) -> None:
 
 
 def to_records(name: str, listing: Listing, label_space: LabelSpace, unlabeled_allowed: bool = False) -> list[Record]:
-    """Return the records of a split for Detectron2's catalog: pairs, then images without a label on purpose, which
-    have no ``sem_seg_file_name``.
+    """Return the records of a split for Detectron2's catalog.
+
+    Pairs come first, then images without a label on purpose, which have no ``sem_seg_file_name``.
 
     Args:
         unlabeled_allowed: leave out images that lack a label, as in a subset.

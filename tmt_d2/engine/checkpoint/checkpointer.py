@@ -105,12 +105,12 @@ class TMTCheckpointer(DetectionCheckpointer):
         return bool(self.save_dir and self.save_to_disk)
 
     def _newest_first(self) -> list[Path]:
-        """Periodic checkpoints by time of writing; those of an earlier run in the folder may have larger numbers."""
+        """Return the periodic checkpoints by time of writing: those of an earlier run may have larger numbers."""
         paths = [path for path in Path(self.save_dir).glob("model_*.pth") if _PERIODIC.fullmatch(path.name)]
         return sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
 
     def resumable(self) -> list[Path]:
-        """Files to resume from, in the order to try: the one named in ``last_checkpoint``, the others newest first."""
+        """Return the files to resume from, in order: that of ``last_checkpoint``, the others newest first."""
         folder = Path(self.save_dir)
         tag = folder / "last_checkpoint"
         tagged = [folder / Path(tag.read_text(errors="replace").strip()).name] if tag.is_file() else []
@@ -361,8 +361,9 @@ def refuse_another_estimator(path: str, folder: str | Path) -> None:
 
 
 def keep_weights(folder: str | Path) -> None:
-    """Delete periodic checkpoints and the optimizer's state in the final one; a run has ended and needs its weights
-    only. It has no effect the second time, or without a checkpoint.
+    """Delete periodic checkpoints and the optimizer's state in the final one, of a run that has ended.
+
+    It has no effect the second time, or without a checkpoint.
 
     Raises:
         UserError: the final checkpoint is damaged; no file was changed.

@@ -302,7 +302,7 @@ def test_old_keys_are_answered_with_their_new_names(tmp_path: Path) -> None:
     ("opts", "key", "hint"),
     [
         (["MODEL.TMT.PT", "0.3"], "MODEL.TMT.PT", "MODEL.TMT.P_T"),
-        (["SEED"], "SEED", ""),
+        (["SEED"], "SEED", "KEY VALUE"),
         (["MODEL.TMT.ATTENTION", "ofd"], "MODEL.TMT.ATTENTION", "did you mean off"),
     ],
 )

@@ -85,3 +85,11 @@ def test_its_labels_are_train_ids_as_they_are(tmp_path: Path) -> None:
             label_space_of("two_classes")
     finally:
         DatasetCatalog.remove("two_classes")
+
+
+def test_a_split_without_an_image_is_refused(clean_catalogs: None) -> None:
+    DatasetCatalog.register("nothing_sem_seg_val", list)
+    MetadataCatalog.get("nothing_sem_seg_val").set(stuff_classes=["a"])
+    with pytest.raises(UserError) as error:
+        records_of(["nothing_sem_seg_val"])
+    assert error.value.key == "nothing_sem_seg_val"

@@ -28,6 +28,14 @@ REMOVE = "remove one of them"
 LABEL_KEYS = ("TRANSFER.LABEL_COUNT", "TRANSFER.LABEL_LIST", "TRANSFER.LABEL_FRACTION")
 # Keys of MODEL.TMT that an estimator depends on: a method with other values needs an estimator of its own.
 ESTIMATOR_KEYS = ("REGIONS", "CELL_SIZES", "ITERATIONS", "KAPPA", "DISCRIMINATOR")
+# Keys that no result depends on, with the value that stands for all.
+WITHOUT_EFFECT = {
+    "OUTPUT_DIR": "",
+    "DATALOADER.NUM_WORKERS": 0,
+    "LOGGING.IMAGES": 0,
+    "LOGGING.WANDB_PROJECT": "",
+    "SOLVER.DETECT_ANOMALY": False,
+}
 
 
 @dataclass(frozen=True)
@@ -94,11 +102,10 @@ class Unit:
     def fingerprint(self) -> str:
         """Return a hash that is equal for units that must give equal results.
 
-        It is of the identity and of all config keys except OUTPUT_DIR and DATALOADER.NUM_WORKERS; of input files only
-        the names count.
+        It is of the identity and of all config keys that results depend on; of input files only the names count.
         """
         files = {key: Path(get_key(self.cfg, key)).name for key in ("MODEL.WEIGHTS", "TRANSFER.LABEL_LIST")}
-        cfg = replace_keys(self.cfg, {"OUTPUT_DIR": "", "DATALOADER.NUM_WORKERS": 0, **files})
+        cfg = replace_keys(self.cfg, {**WITHOUT_EFFECT, **files})
         return hashlib.sha256(json.dumps([cfg, self._identity()], sort_keys=True).encode()).hexdigest()
 
     def digest(self) -> str:

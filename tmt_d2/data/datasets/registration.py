@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from tmt_d2.data.class_lists import ClassList
 from tmt_d2.data.datasets import bdd100k, cityscapes, gtav, mapillary, synthia
@@ -102,12 +102,18 @@ def check_registered(name: str, key: str) -> None:
 
 
 def records_of(names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the records of registered splits, each with ``dataset`` and ``image_id``."""
-    return [
-        {"dataset": name, "image_id": record["file_name"], **record}
-        for name in names
-        for record in get_detection_dataset_dicts(name, filter_empty=False)
-    ]
+    """Return the records of registered splits, each with ``dataset`` and ``image_id``.
+
+    Raises:
+        UserError: a split has no image.
+    """
+    records = []
+    for name in names:
+        of_split = DatasetCatalog.get(name)
+        if not of_split:
+            raise UserError("the split has no image", key=name)
+        records += [{"dataset": name, "image_id": record["file_name"], **record} for record in of_split]
+    return records
 
 
 def label_space_of(dataset_name: str) -> LabelSpace:

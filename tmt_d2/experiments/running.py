@@ -140,7 +140,8 @@ def check_units(units: Sequence[Unit]) -> None:
     for unit in units:
         cfg = unit.cfg
         labels = cfg.TRANSFER.LABEL_COUNT, cfg.TRANSFER.LABEL_LIST
-        settings = unit.kind, cfg.TRANSFER.METHOD, cfg.DATASETS.dump(), labels
+        sections = (section.dump() for section in (cfg.DATASETS, cfg.SELF_TRAINING, cfg.TEST))
+        settings = unit.kind, cfg.TRANSFER.METHOD, labels, *sections
         if settings not in seen:
             register_data(cfg)
             check_task(cfg, eval_only=unit.trains_nothing and unit.kind != "scores")

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.test_reader import picture, save_label
+from tests.data.test_reader import random_image, save_label
 from tmt_d2.data.datasets.cityscapes import CITYSCAPES
 from tmt_d2.data.reader import DataError, SizeError, exif_orientation, read_image, read_image_of, read_pair
 
 
 def with_orientation(path: Path, orientation: int | None, size: tuple[int, int] = (32, 48), **options: object) -> str:
-    """A picture of `size` (height, width) as stored, with no two corners alike."""
+    """An image of `size` (height, width) as stored, with no two corners alike."""
     exif = Image.Exif()
     if orientation is not None:
         exif[0x0112] = orientation
-    Image.fromarray(cv2.resize(picture(2, 2), size[::-1], interpolation=cv2.INTER_CUBIC)).save(
+    Image.fromarray(cv2.resize(random_image(2, 2), size[::-1], interpolation=cv2.INTER_CUBIC)).save(
         path, exif=exif, **options
     )
     return str(path)
@@ -54,7 +54,7 @@ def test_files_without_a_readable_orientation_have_none(tmp_path: Path) -> None:
     assert exif_orientation(str(tmp_path / "gone.jpg")) == 1
     (tmp_path / "text.jpg").write_text("no image")
     assert exif_orientation(str(tmp_path / "text.jpg")) == 1
-    Image.fromarray(picture()).save(tmp_path / "damaged.jpg", exif=b"Exif\0\0MM\0*\xff\xff")
+    Image.fromarray(random_image()).save(tmp_path / "damaged.jpg", exif=b"Exif\0\0MM\0*\xff\xff")
     assert exif_orientation(str(tmp_path / "damaged.jpg")) == 1
     path = with_orientation(tmp_path / "image.tif", 6)  # decoders turn it, whatever they are asked
     assert exif_orientation(path) == 1 and read_image(path).shape == (48, 32, 3)

@@ -103,7 +103,7 @@ DAMAGED = {
     "cut": stored()[:1000],
     "cut, with an end": stored()[:1000] + END,
     "without its last bytes": stored()[:-4],
-    "without a picture": stored()[:33] + END,
+    "without image data": stored()[:33] + END,
     "too few rows": built(8, 2, rows(15)[:20]),
     "no such filter": built(8, 2, b"\x07" * 48),
     "no header": SIGNATURE + stored()[33:],
@@ -153,7 +153,7 @@ def same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], t
 @pytest.mark.parametrize("kind", PLAIN)
 def test_plain_files_are_read_by_kornia_and_equal(kind: str, same: Callable[[bytes], tuple[int, int]]) -> None:
     gray = PLAIN[kind][25] == 0
-    assert same(PLAIN[kind]) == ((3, 1) if gray else (2, 2))  # a gray picture is a label, too
+    assert same(PLAIN[kind]) == ((3, 1) if gray else (2, 2))  # a gray image is a label, too
 
 
 @pytest.mark.parametrize("kind", OTHERS)

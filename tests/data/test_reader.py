@@ -31,14 +31,14 @@ def save_label(path: Path, ids: np.ndarray, palette: bool = False) -> str:
     return str(path)
 
 
-def picture(height: int = 61, width: int = 93) -> np.ndarray:
+def random_image(height: int = 61, width: int = 93) -> np.ndarray:
     """Rough enough that a JPEG of it is several kilobytes."""
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def encoded(kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture()).save(buffer, kind, **options)
+    Image.fromarray(random_image()).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -216,7 +216,7 @@ def test_a_jpeg_is_no_label(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep", [0.02, 0.5, 0.97])
 def test_a_truncated_label_is_an_error(tmp_path: Path, keep: float) -> None:
-    path = Path(save_label(tmp_path / "label.png", picture()[:, :, 0] % 34, palette=True))
+    path = Path(save_label(tmp_path / "label.png", random_image()[:, :, 0] % 34, palette=True))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
     with pytest.raises(DataError, match=r"label\.png: .*(truncated|decoded)"):
         read_label(str(path), CITYSCAPES)

@@ -177,7 +177,7 @@ def test_given_labels_are_used_before_scores(make_split: Any) -> None:
     assert evaluator.evaluate()["sem_seg"]["mIoU"] < 90  # negative control
 
 
-def test_image_without_labelled_pixels(make_split: Any) -> None:
+def test_image_without_labeled_pixels(make_split: Any) -> None:
     label = np.array([[0, 1, 1]], np.uint8)
     split = make_split([label, np.full((4, 5), 255, np.uint8)])
     evaluator = SemanticEvaluator(split.name)
@@ -187,7 +187,7 @@ def test_image_without_labelled_pixels(make_split: Any) -> None:
     assert evaluator.evaluate()["sem_seg"]["mIoU"] == pytest.approx(100)
 
 
-def test_nothing_labelled_at_all_is_nan_not_zero(make_split: Any, tmp_path: Path) -> None:
+def test_nothing_labeled_at_all_is_nan_not_zero(make_split: Any, tmp_path: Path) -> None:
     split = make_split([np.full((4, 5), 255, np.uint8)])
     evaluator = SemanticEvaluator(split.name, str(tmp_path / "out"))
     evaluator.process(split.inputs, [{"sem_seg_labels": torch.zeros(4, 5).long()}])

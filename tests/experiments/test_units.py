@@ -73,13 +73,13 @@ def test_numbers_of_labels_are_units_too(tmp_path) -> None:
 
 
 def test_a_list_of_labels_is_counted_and_named_after_its_file(tmp_path) -> None:
-    (tmp_path / "labelled.txt").write_text("# two of them\na\n\nb\na\n")
+    (tmp_path / "labeled.txt").write_text("# two of them\na\n\nb\na\n")
     plan = read_plan(write_plan(tmp_path, **ONE_PAIR, methods=["full", "self-training"]))
-    units = units_of(plan, tmp_path, ["TRANSFER.LABEL_LIST", str(tmp_path / "labelled.txt")])
-    assert units[-1].name == "finetune/cityscapes-bdd100k/self-training/count2-labelled/seed1"
-    assert (units[-1].about["label_count"], units[-1].about["label_list"]) == (2, "labelled")
-    unlabelled = [str(tmp_path / "labelled.txt"), "SELF_TRAINING.LABELED_RATIO", "0.0"]
-    none = units_of(plan, tmp_path, ["TRANSFER.LABEL_LIST", *unlabelled])[-1]  # its labels are not read
+    units = units_of(plan, tmp_path, ["TRANSFER.LABEL_LIST", str(tmp_path / "labeled.txt")])
+    assert units[-1].name == "finetune/cityscapes-bdd100k/self-training/count2-labeled/seed1"
+    assert (units[-1].about["label_count"], units[-1].about["label_list"]) == (2, "labeled")
+    unlabeled = [str(tmp_path / "labeled.txt"), "SELF_TRAINING.LABELED_RATIO", "0.0"]
+    none = units_of(plan, tmp_path, ["TRANSFER.LABEL_LIST", *unlabeled])[-1]  # its labels are not read
     assert none.about["label_count"] == 0 and "label_list" not in none.about
 
 
@@ -112,7 +112,7 @@ def test_lists_stand_beside_random_draws_by_their_names(tmp_path) -> None:
 
 
 def test_a_list_of_other_images_is_another_setting(tmp_path) -> None:
-    file = tmp_path / "labelled.txt"
+    file = tmp_path / "labeled.txt"
 
     def done(text: str, path: Path = file) -> bool:
         path.parent.mkdir(exist_ok=True)
@@ -124,8 +124,8 @@ def test_a_list_of_other_images_is_another_setting(tmp_path) -> None:
             unit.write_record(1.0)
         return unit.is_done()
 
-    assert done("a\nb\n") and done("b\na\n") and done("a\nb\n", tmp_path / "moved" / "labelled.txt")
-    with pytest.raises(UserError, match="count2-labelled/seed1"):
+    assert done("a\nb\n") and done("b\na\n") and done("a\nb\n", tmp_path / "moved" / "labeled.txt")
+    with pytest.raises(UserError, match="count2-labeled/seed1"):
         done("a\nc\n")
 
 

@@ -1,4 +1,4 @@
-"""Small data sets of one's own: the YAML file and the pictures."""
+"""Small data sets of one's own: the YAML file and the images."""
 
 from __future__ import annotations
 

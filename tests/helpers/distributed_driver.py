@@ -27,7 +27,7 @@ STAGES = {"source": 1, "estimator": 1, "linear": 2, "tmt": 2, "self-training": 2
 
 
 def changes(accumulation: int, stage: str = "") -> dict[str, Any]:
-    target = "val" if stage == "estimator" else "train"  # more pictures than processes, but none that E has seen
+    target = "val" if stage == "estimator" else "train"  # more images than processes, but none that E has seen
     return {
         "SOLVER__IMS_PER_BATCH": 8,
         "SOLVER__ACCUMULATION_STEPS": accumulation,
@@ -68,7 +68,7 @@ def stop_discriminators(folder: Path, start: Path) -> None:
 
 
 def align(method: str, folder: Path, start: Path) -> None:
-    """Alignment and fine-tuning; the second process finds no labelled pixel in its first step."""
+    """Alignment and fine-tuning; the second process finds no labeled pixel in its first step."""
     draw, calls = alignment.draw_pixels, iter(range(10**6))
 
     def draw_none_at_first(labels: torch.Tensor, number: int) -> alignment.Pixels:
@@ -81,12 +81,12 @@ def align(method: str, folder: Path, start: Path) -> None:
 
 
 def with_statistics() -> dict[str, Any]:
-    """Batch normalisation, whose statistics each process gathers alone."""
+    """Batch normalization, whose statistics each process gathers alone."""
     return changes(1) | {"MODEL__RESNETS__NORM": "BN"}
 
 
 def teachers(folder: Path, start: Path) -> None:
-    """Self-training with batch normalisation; each process writes the teacher's statistics after every step."""
+    """Self-training with batch normalization; each process writes the teacher's statistics after every step."""
     update, seen = SelfTraining.after_step, []
 
     def noting(self: SelfTraining) -> None:

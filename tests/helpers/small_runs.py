@@ -71,7 +71,7 @@ def save_start(path: Path) -> Path:
 
 
 def store_anew(path: Path, on_its_side: bool) -> None:
-    """Store the upright picture of ``path`` without loss; on its side: with the EXIF entry that turns it back."""
+    """Store the upright image of ``path`` without loss; on its side: with the EXIF entry that turns it back."""
     exif = Image.Exif()
     if on_its_side:
         exif[0x0112] = 6  # a quarter turn clockwise shows it upright

@@ -218,7 +218,7 @@ def test_heads_must_divide_the_channels() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_sampling_locations_are_not_rounded(dtype: torch.dtype) -> None:
-    """A map that holds its own column numbers, sampled at cell centers: rounded locations would read neighbours.
+    """A map that holds its own column numbers, sampled at cell centers: rounded locations would read neighbors.
 
     bfloat16 has 8 bits, so near the right edge a rounded location would be off by half a cell.
     """

@@ -41,7 +41,7 @@ def test_all_ignored_gives_no_mask_of_the_right_shape() -> None:
     assert target.masks.shape == (0, 4, 6)
 
 
-def test_masks_cover_labelled_pixels_once() -> None:
+def test_masks_cover_labeled_pixels_once() -> None:
     sem_seg = torch.randint(0, 19, (9, 11), generator=torch.Generator().manual_seed(1))
     sem_seg[2:4] = 255
     (target,) = semantic_targets(sem_seg)

@@ -54,15 +54,15 @@ def cluster_by_loops(
 
 
 def dense_assignment(regions: Regions, c: int) -> Tensor:
-    """(B, 9, H, W) over the neighbours -> (B, H, W, R, S) over all regions; asserts that nothing lies outside."""
+    """(B, 9, H, W) over the neighbors -> (B, H, W, R, S) over all regions; asserts that nothing lies outside."""
     B, _, H, W = regions.assignment.shape
     R, S = regions.centers.shape[2:]
     dense = torch.zeros(B, H, W, R, S)
     for y in range(H):
         for x in range(W):
-            for neighbour in range(9):
-                i, j = y // c + neighbour // 3 - 1, x // c + neighbour % 3 - 1
-                share = regions.assignment[:, neighbour, y, x]
+            for neighbor in range(9):
+                i, j = y // c + neighbor // 3 - 1, x // c + neighbor % 3 - 1
+                share = regions.assignment[:, neighbor, y, x]
                 if 0 <= i < R and 0 <= j < S:
                     dense[:, y, x, i, j] = share
                 else:

@@ -174,7 +174,7 @@ def test_jc_otce_by_hand() -> None:
     # every class is one sample: the distance of classes is that of the samples, and the two halves make the whole
     alone = torch.arange(4)
     assert jc_otce(points, alone, points, alone) == pytest.approx(otce(points, alone, points, alone), abs=1e-9)
-    # 4 and 6 are neighbours of different classes; the distance of the classes, 36, keeps them apart
+    # 4 and 6 are neighbors of different classes; the distance of the classes, 36, keeps them apart
     assert jc_otce(points, labels, points, labels) > otce(points, labels, points, labels) + 0.05
     with pytest.raises(ValueError):
         jc_otce(points, labels, points, labels[:3])

@@ -12,6 +12,7 @@ INTRODUCTION = """# Config keys
 The project's own keys, made by `python -m tmt_d2.config.table > docs/config.md` from
 [`tmt_d2/config/keys.py`](../tmt_d2/config/keys.py). All other keys are those of
 [Detectron2](https://detectron2.readthedocs.io/en/latest/modules/config.html) and of the official Mask2Former.
+Files in `configs/methods/` override defaults: `self-training.yaml` sets `SOURCE_RATIO` and `WARM_UP`, for example.
 """
 
 

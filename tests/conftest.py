@@ -11,6 +11,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
+from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from tests.helpers.models import make_records, tiny_cfg
@@ -23,12 +24,15 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def loggers_speak_to_pytest() -> None:
-    """Whatever a command that another test ran has done to them."""
+    """Undo what a command that another test ran has done to the loggers; its screen is a closed file by now."""
+    setup_logger.cache_clear()
     for name in [*LOGGERS, *logging.root.manager.loggerDict]:
         if name.split(".")[0] in LOGGERS:
             logger = logging.getLogger(name)
             logger.propagate = True
             logger.setLevel(logging.NOTSET)
+            for handler in [each for each in logger.handlers if type(each) is logging.StreamHandler]:
+                logger.removeHandler(handler)
 
 
 @pytest.fixture

@@ -264,7 +264,7 @@ class Trainer(TrainerBase):
             except signals.Stopped:
                 self.save_checkpoint()
                 logger.warning(
-                    "%s: stopping after %d of %d iterations; they are saved in %s, --resume continues there",
+                    "%s: stopping after %d of %d iterations; they are saved, and a run resumed in %s continues there",
                     signals.reason(),
                     self.done + 1,
                     self.max_iter,

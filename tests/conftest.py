@@ -11,7 +11,6 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
-from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from tests.helpers.models import make_records, tiny_cfg
@@ -24,15 +23,15 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def loggers_speak_to_pytest() -> None:
-    """Undo what a command that another test ran has done to the loggers; its screen is a closed file by now."""
-    setup_logger.cache_clear()
+    """Undo what a command that another test ran has done to the loggers; its screen may be a closed file by now."""
     for name in [*LOGGERS, *logging.root.manager.loggerDict]:
         if name.split(".")[0] in LOGGERS:
             logger = logging.getLogger(name)
             logger.propagate = True
             logger.setLevel(logging.NOTSET)
-            for handler in [each for each in logger.handlers if type(each) is logging.StreamHandler]:
-                logger.removeHandler(handler)
+            for handler in list(logger.handlers):
+                if type(handler) is logging.StreamHandler and handler.stream.closed:
+                    logger.removeHandler(handler)
 
 
 @pytest.fixture

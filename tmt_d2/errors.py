@@ -19,6 +19,7 @@ class UserError(ValueError):
     Any other ValueError is a bug: it keeps its traceback, and the status is 1.
 
     Attributes:
+        message: the problem, without key, value and hint.
         key: the config key, command-line option or file that is wrong.
         value: the value received.
         hint: a way to fix it.
@@ -26,7 +27,8 @@ class UserError(ValueError):
 
     def __init__(self, message: str = "", *, key: object = "", value: object = UNSET, hint: str = "") -> None:
         """Render "KEY is VALUE: MESSAGE: HINT" without the parts that are missing."""
-        self.key, self.value, self.hint = str(key), None if value is UNSET else value, hint
+        self.message, self.key, self.hint = message, str(key), hint
+        self.value = None if value is UNSET else value
         subject = self.key if value is UNSET else f"{key} is {value!r}"
         super().__init__(": ".join(part for part in (subject, message, hint) if part))
 

@@ -220,6 +220,7 @@ def test_what_is_made_from_a_unit_goes_with_it(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         Progress(changed, tmp_path / "out", {})
     assert all(unit.name in str(caught.value) for unit in units)
+    assert caught.value.key == str(units[1].folder) and "--output" in caught.value.hint
 
 
 def test_what_began_with_other_settings_does_not_go_on(tmp_path: Path) -> None:

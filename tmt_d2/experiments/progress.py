@@ -103,18 +103,21 @@ def _release(error: BaseException | None) -> None:
 def _states(units: Sequence[Unit]) -> dict[str, str]:
     """
     Raises:
-        UserError: folders hold units of other settings; all are named, for one change may concern many.
+        UserError: folders hold units of other settings; its key is the first of them, and the message names all units,
+            for one change may concern many.
     """
-    states, problems = {}, {}
+    states: dict[str, str] = {}
+    problems: dict[str, UserError] = {}
     for unit in units:
         try:
             states[unit.name] = "done" if unit.is_done() else "waiting"
         except UserError as error:
             problems[unit.name] = error
-    first, *others = problems.values() or (None,)
-    if first is not None:
-        also = f"; likewise {', '.join([*problems][1:])}" if others else ""
-        raise UserError(f"{first}{also}")
+    if problems:
+        first, *others = problems
+        problem = problems[first]
+        also = f"; likewise {', '.join(others)}" if others else ""
+        raise UserError(f"{problem.message}{also}", key=problem.key, hint=problem.hint) from problem
     return states
 
 

@@ -20,6 +20,7 @@ from tmt_d2.errors import UserError
 from tmt_d2.inference import Predictor
 from tmt_d2.inference.folder import KINDS, ids_table, predict_images, predictions, write_classes
 from tmt_d2.inference.images import find_images
+from tmt_d2.utils.lock import folder_lock
 
 pytestmark = pytest.mark.slow
 
@@ -100,18 +101,29 @@ def test_the_command_refuses_other_predictions(run: Any, photos: Path, tmp_path:
     assert len(classes) == 19 and classes[0] == {"id": 7, "name": "road", "color": [128, 64, 128]}
     ids = ("--ids", "cityscapes")
     for words, different in (
-        ((), "--ids"),
-        ((*ids, "INPUT.MIN_SIZE_TEST", "32"), "INPUT or TEST"),
-        ((*ids, "MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0]"), "MODEL settings"),
+        ((), {"--ids"}),
+        ((*ids, "INPUT.MIN_SIZE_TEST", "32"), {"INPUT or TEST settings"}),
+        ((*ids, "MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0]"), {"MODEL settings"}),
+        (("MODEL.TMT.P_T", "0.1"), {"--ids", "MODEL.TMT", "MODEL settings"}),
     ):
-        with pytest.raises(UserError, match=different):
+        with pytest.raises(UserError) as error:
             run(photos, output, *words)
+        facts = json.loads((output / "predictions.json").read_text())
+        assert error.value.key == str(output)
+        assert {fact for fact in facts if f"'{fact}'" in error.value.message} == different
     place = tmp_path / "list.txt"
     place.write_text(f"# one image\n{photos / 'a/1.png'}\n")
     assert run(place, tmp_path / "listed", "--write", "labels") == 0
     place.write_text(f"{photos / 'b/1.png'}\n")
     with pytest.raises(UserError, match="common folder"):
         run(place, tmp_path / "listed")
+
+
+def test_a_folder_in_use_is_not_claimed(run: Any, photos: Path, tmp_path: Path) -> None:
+    """Two first runs with other settings would both find no record of the origin."""
+    with folder_lock(tmp_path / "out", "--output"), pytest.raises(UserError) as error:
+        run(photos, tmp_path / "out")
+    assert error.value.key == "--output" and not (tmp_path / "out" / "predictions.json").exists()
 
 
 def test_unreadable_images_are_named(run: Any, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -159,11 +159,11 @@ def claim(path: Path, identity: Mapping[str, Any], hint: str = "choose another -
 def check_identity(there: Mapping[str, Any], here: Mapping[str, Any], folder: Path, hint: str) -> None:
     """
     Raises:
-        UserError: a value of ``here`` differs from that of ``there``.
+        UserError: values of ``here`` differ from those of ``there``; the message names all of them.
     """
-    for key, value in here.items():
-        if there.get(key) != value:
-            raise UserError(f"its files are made with another value of {key!r}", key=folder, hint=hint)
+    different = [repr(key) for key, value in here.items() if there.get(key) != value]
+    if different:
+        raise UserError(f"its files are made with other values of {', '.join(different)}", key=folder, hint=hint)
 
 
 def _differences(changed: Mapping[str, tuple[Any, Any]], keys: Iterable[str]) -> str:

@@ -72,10 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "transferability" in args.write and not isinstance(predictor.model, TransferableMaskFormer):
         raise UserError("the model is a plain Mask2Former, which has none", key="--write transferability")
     ids = None if args.ids == TRAIN_IDS else ids_table(predictor.label_space_of(split_name(args.ids, "val")))
-    claim_output(args.output, predictor, images, args.ids)
     if images.left_out:
         print(f"{args.input}: {len(images)} images, {images.left_out} other and hidden files left out")
     with folder_lock(args.output, "--output"):
+        claim_output(args.output, predictor, images, args.ids)
         remove_temporaries(args.output)
         write_classes(args.output, predictor.classes, ids)
         outcome = predict_images(predictor, images, args.output, args.write, ids, args.batch_size)

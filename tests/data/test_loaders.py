@@ -96,7 +96,7 @@ def test_numbers_lie_inside_one_another_and_inside_shares() -> None:
         assert smaller < larger
 
 
-def test_only_images_with_a_label_can_be_labeled() -> None:
+def test_only_images_with_a_label_can_be_labeled(tmp_path: Path) -> None:
     without = [{key: value for key, value in each.items() if key != "sem_seg_file_name"} for each in records(5, "u")]
     assert LabelChoice().of([*without, *records(3)]) == records(3)
     assert LabelChoice(fraction=0.5).of([*without, *records(8)]) == LabelChoice(fraction=0.5).of(records(8))
@@ -104,6 +104,12 @@ def test_only_images_with_a_label_can_be_labeled() -> None:
         LabelChoice().of(without)
     with pytest.raises(ValueError, match="TRANSFER.LABEL_COUNT is 4"):
         LabelChoice(count=4).of([*without, *records(3)])
+    files = [each | {"file_name": f"/data/{each['image_id']}.png"} for each in [*without, *records(8)[5:]]]
+    (tmp_path / "list.txt").write_text("0000\n0006\n")
+    with pytest.raises(UserError) as error:
+        LabelChoice(file=str(tmp_path / "list.txt")).of(files)
+    assert (error.value.key, error.value.value) == ("TRANSFER.LABEL_LIST", str(tmp_path / "list.txt"))
+    assert "0000" in error.value.message and "label" in error.value.message  # it is found, unlike an unknown name
 
 
 def test_a_seed_below_0_is_that_of_the_run() -> None:

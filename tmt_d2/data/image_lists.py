@@ -117,5 +117,9 @@ def listed_indices(
 
 
 def _wrong_lines(key: str, file: str | Path, lines: Sequence[str], problem: str, hint: str) -> UserError:
-    shown = ", ".join(lines[:NAMES_SHOWN]) + (", ..." if len(lines) > NAMES_SHOWN else "")
-    return UserError(f"{len(lines)} {problem} ({shown})", key=key, value=str(file), hint=hint)
+    return UserError(f"{len(lines)} {problem} ({first_names(lines)})", key=key, value=str(file), hint=hint)
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Return the first names for a message."""
+    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 
-from tmt_d2.data.image_lists import listed_indices
+from tmt_d2.data.image_lists import first_names, listed_indices
 from tmt_d2.errors import UserError
 
 LABEL = "sem_seg_file_name"  # key of a record; absent where the image has no label
@@ -52,13 +52,19 @@ class LabelChoice:
         """Return the chosen records with a label, in their order.
 
         Raises:
-            UserError: there is none, or fewer than ``count``, or ``file`` cannot be read or names unknown images.
+            UserError: there is none, or fewer than ``count``; ``file`` cannot be read, or names an image that is unknown
+                or has no label.
         """
         with_label = [record for record in records if LABEL in record]
         if not with_label:
             raise UserError(f"none of {len(records)} images has a label", key="DATASETS.TRAIN")
         if self.file:
-            return listed(with_label, self.file)
+            chosen = listed(records, self.file)
+            without = [str(record["image_id"]) for record in chosen if LABEL not in record]
+            if without:
+                message = f"{len(without)} of {len(chosen)} images have no label ({first_names(without)})"
+                raise UserError(message, key="TRANSFER.LABEL_LIST", value=self.file)
+            return chosen
         return label_subset(with_label, self.fraction, self.seed, self.count)
 
 

@@ -266,6 +266,16 @@ def test_values_at_the_edge_are_fine(key: str, value: Any) -> None:
     tmt_d2.setup_cfg(str(BASE_CONFIG), [key, value])
 
 
+def test_repeated_keys(tmp_path: Path) -> None:
+    """YAML takes the last one without a word."""
+    path = write(tmp_path, "SEED: 1\nSOLVER:\n  MAX_ITER: 5\n  BASE_LR: 0.1\n  'MAX_ITER': 6\n")
+    with pytest.raises(UserError, match=r"MAX_ITER.*line 5") as error:
+        tmt_d2.setup_cfg(path)
+    assert error.value.key == path
+    merged = write(tmp_path, "A: &a {x: 1, y: 1}\nB: {<<: *a, x: 2}\n")
+    assert load_config_file(merged)["B"] == {"x": 2, "y": 1}  # an override, no repetition
+
+
 def test_values_that_plainly_mean_another_kind() -> None:
     cfg = tmt_d2.setup_cfg(
         TINY_CONFIG, ["MODEL.TMT.P_T", "0", "DATASETS.TRAIN", "gtav_sem_seg_train", "DATASETS.CUSTOM", "a.yaml"]

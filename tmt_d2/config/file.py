@@ -23,29 +23,49 @@ METHODS = "configs/methods"
 MERGE_KEY = "tag:yaml.org,2002:merge"
 
 
-class UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader with an error for repeated keys of a mapping, of which it would take the last.
+class UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML's safe loader, in C if PyYAML has it, with an error for repeated keys of a mapping.
 
-    A merge key (``<<: *base``) is not resolved before the comparison: a mapping may override keys of the base.
+    YAML's own takes the last. A merge key (``<<: *base``) is not resolved before the comparison: a mapping may override
+    keys of the base.
     """
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)  # type: ignore[no-untyped-call]
+    def get_single_node(self) -> yaml.Node | None:
+        root: yaml.Node | None = super().get_single_node()
+        for mapping in _mappings(root):
+            self._check_keys(mapping)
+        return root
+
+    def _check_keys(self, node: yaml.MappingNode) -> None:
         keys: list[Any] = []
         for key_node, _ in node.value:
             if key_node.tag == MERGE_KEY:
                 continue
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if key in keys:
                 raise yaml.constructor.ConstructorError(
                     problem=f"the key {key!r} is repeated", problem_mark=key_node.start_mark
                 )
             keys.append(key)
-        return node
 
 
-class ConfigLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML's safe loader, in C if PyYAML has it, with the one arithmetic list of official configs."""
+def _mappings(node: yaml.Node | None) -> Iterator[yaml.MappingNode]:
+    """Yield each mapping of a document once; aliases may lead back to a mapping that contains them."""
+    nodes, visited = [node], set()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in visited:
+            continue
+        visited.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            yield node
+            nodes += [each for pair in node.value for each in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+
+
+class ConfigLoader(UniqueKeys):
+    """``UniqueKeys`` with the one arithmetic list of official configs."""
 
 
 def _scale_list(loader: ConfigLoader, node: yaml.Node) -> list[int]:
@@ -103,7 +123,8 @@ def load_config_file(path: str | Path, method: str | Path = "") -> dict[str, Any
 
     Raises:
         FileNotFoundError: a file or a base does not exist.
-        UserError: not YAML, not a mapping, an executable tag, or a circle of bases; the message names file and line.
+        UserError: not YAML, not a mapping, a repeated key, an executable tag, or a circle of bases; the message
+            names file and line.
     """
     merged: dict[str, Any] = {}
     for _, values in _layers(Path(path)):

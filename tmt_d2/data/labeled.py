@@ -52,8 +52,8 @@ class LabelChoice:
         """Return the chosen records with a label, in their order.
 
         Raises:
-            UserError: there is none, or fewer than ``count``; ``file`` cannot be read, or names an image that is unknown
-                or has no label.
+            UserError: there is none, or fewer than ``count``; ``file`` cannot be read, or names an image that is
+                unknown or has no label.
         """
         with_label = [record for record in records if LABEL in record]
         if not with_label:

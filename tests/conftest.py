@@ -17,7 +17,7 @@ from tests.helpers.models import make_records, tiny_cfg
 from tests.helpers.small_runs import make_scenes, save_start, small_cfg
 from tmt_d2.utils.logs import LOGGERS
 
-pytest.register_assert_rewrite("tests.helpers.fuzz")
+pytest.register_assert_rewrite("tests.helpers.errors", "tests.helpers.fuzz")
 torch.set_num_threads(1)
 
 

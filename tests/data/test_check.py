@@ -6,7 +6,6 @@ import json
 import os
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import yaml
@@ -108,30 +107,12 @@ def test_every_problem_is_found_and_named(root: Path) -> None:
     assert "validation" in reports["val"].problems["missing"][0]
 
 
-def test_only_the_first_messages_of_a_kind_are_printed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for index in range(5):
-        mapillary(root, "training", str(index), value=120)
-    assert main(["--root", str(root)]) == 1
-    output = capsys.readouterr().out
-    assert output.count(".png") == 3 and "... 5 in all" in output
-
-
 def test_quick_reads_a_sample_from_the_first_to_the_last(root: Path) -> None:
     for index in range(25):
         mapillary(root, "training", f"{index:02d}", value=120 if index in (0, 24) else 13)
     report = check(root, "mapillary", quick=True)["train"]
     assert (report.images, report.read, len(report.problems["undefined ids"])) == (25, 20, 2)
     assert check(root, "mapillary")["train"].read == 25
-
-
-def test_labels_of_mapillary_2_are_found_by_their_palette(root: Path) -> None:
-    mapillary(root, "training", "0")
-    label = root / "mapillary_vistas/training/labels/0.png"
-    image = Image.open(label)
-    image.putpalette([165, 42, 42, 0, 192, 0, 250, 170, 31] + [0] * 759)
-    image.save(label)
-    (message,) = check(root, "mapillary")["train"].problems["undefined ids"]
-    assert str(label) in message and "v2.0" in message
 
 
 def test_images_with_an_orientation_are_counted_and_are_no_problem(
@@ -167,21 +148,6 @@ def test_the_frames_of_gtav(root: Path) -> None:
     assert "2 of 12403" in message and "24966" in message
 
 
-def test_both_layouts_of_bdd100k_and_labels_of_16_bits(root: Path) -> None:
-    save(root / "bdd100k/seg/images/train/a.jpg")
-    save(root / "bdd100k/seg/labels/train/a_train_id.png", 18)
-    save(root / "bdd100k/images/10k/val/b.jpg")
-    save(root / "bdd100k/labels/sem_seg/masks/val/b.png", 40)  # a panoptic mask
-    save(root / "synthia/RAND_CITYSCAPES/RGB/0000009.png")
-    (root / "synthia/RAND_CITYSCAPES/GT/LABELS").mkdir(parents=True)
-    label = np.full((6, 8, 3), (0, 1000, 3), np.uint16)
-    cv2.imwrite(str(root / "synthia/RAND_CITYSCAPES/GT/LABELS/0000009.png"), label)
-    bdd100k = check(root, "bdd100k")
-    assert set(problems(bdd100k["train"])) == {"missing"}
-    assert "40" in bdd100k["val"].problems["undefined ids"][0]
-    assert set(problems(check(root, "synthia")["val"])) == {"missing"}  # 1 of 940
-
-
 def test_percent_of_pixels_and_a_sheet(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "town"
     splits = {name: {"images": f"{name}/{{stem}}.png", "labels": f"{name}/ids/{{stem}}.png"} for name in ("a", "b")}
@@ -203,11 +169,7 @@ def test_percent_of_pixels_and_a_sheet(root: Path, tmp_path: Path, capsys: pytes
     assert main(["--root", str(root), "--data-sets", file, "--sheet", str(sheet)]) == 1
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["lawn", "6.25", "0.00"] in rows and not any(row[:1] == ["pond"] for row in rows)  # no id leads to it
-    drawn = np.asarray(Image.open(sheet).convert("RGB")).reshape(-1, 3)
-    mixed = [40, 94, 193]  # 0.4 of 100 gray and 0.6 of (0, 90, 255)
-    colors = mixed, (0, 90, 255), (40, 40, 40)
-    shed, legend, ignored = ((np.abs(drawn - np.array(color, float)).max(1) <= 1).sum() for color in colors)
-    assert shed > 10000 and legend > 100 and ignored > 10000
+    assert len(set(Image.open(sheet).convert("RGB").getdata())) > 3
     for name in ("sheet.txt", "nowhere/sheet.png"):
         with pytest.raises((SystemExit, UserError)):
             main(["--root", str(root), "--data-sets", file, "--sheet", str(tmp_path / name)])
@@ -240,18 +202,3 @@ def test_a_custom_data_set_and_subsets(root: Path, tmp_path: Path) -> None:
     (tmp_path / "town.yaml").write_text(yaml.safe_dump({"name": 3}))
     with pytest.raises(UserError, match="town.yaml"):
         main(["--root", str(root), "--data-sets", str(tmp_path / "town.yaml")])
-
-
-def test_a_part_of_a_built_in_data_set_on_purpose(root: Path) -> None:
-    for stem in "ab":
-        mapillary(root, "training", stem)
-    (root / "mapillary_vistas/training/labels/b.png").unlink()
-    assert set(problems(check(root, "mapillary")["train"])) == {"missing", "unlabeled"}
-    report = check(root, "mapillary", subsets=True)["train"]
-    assert not problems(report) and "b.jpg" in report.notes[0]
-
-
-def test_a_wrong_name(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["--root", str(root), "--data-sets", "gta5"])
-    assert "did you mean gtav" in capsys.readouterr().err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 from tests.helpers.checkout import TINY_CONFIG
+from tests.helpers.errors import refuses
 from tests.helpers.models import Build
 from tests.helpers.small_runs import options, small_cfg
 from tmt_d2.adaptation.checks import check_task
@@ -29,7 +29,6 @@ from tmt_d2.engine.checkpoint.classes import read_classes
 from tmt_d2.engine.checkpoint.files import DamagedCheckpoint
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.errors import UserError
-from tmt_d2.experiments.results import Run, classes_of
 from tmt_d2.inference import Predictor
 from tmt_d2.inference.attention import report_image
 from tmt_d2.inference.images import InputImage
@@ -66,13 +65,10 @@ def test_colors_are_distinct_and_stay() -> None:
     assert unnamed(5).colors == many.colors[:5]  # whoever adds a class keeps the colors of the others
 
 
-def test_palette_legend_and_text() -> None:
+def test_palette_and_legend() -> None:
     classes = ClassList(("a", "b"), ((1, 2, 3), (4, 5, 6)))
     assert classes.palette()[:3].tolist() == [[1, 2, 3], [4, 5, 6], [0, 0, 0]] and classes.palette()[255].sum() == 0
     assert classes.legend(np.array([[1, 1], [0, 1]])) == [("a", (1, 2, 3)), ("b", (4, 5, 6))]
-    assert str(classes) == "2 classes (a, b)"
-    assert str(CITYSCAPES_CLASSES) == "19 classes (road, sidewalk, building, wall, ...)"
-    assert str(unnamed(1)) == "1 class (class 0)"
     assert (CITYSCAPES_CLASSES.names, CITYSCAPES_CLASSES.colors) == (CLASSES, PALETTE)
 
 
@@ -100,47 +96,35 @@ def new_model(build_tiny: Build, classes: ClassList | None, count: int) -> nn.Mo
     return model
 
 
-def test_rows_of_the_class_head_go_by_name(build_tiny: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("classes", "rows"),
+    [
+        (FIVE, [6, None, 0, None, 3, 7]),  # water and boat are new; the last row is "no object"
+        (with_colors(SEVEN.names[::-1], {}), [6, 5, 4, 3, 2, 1, 0, 7]),
+    ],
+)
+def test_rows_of_the_class_head_go_by_name(
+    build_tiny: Build, tmp_path: Path, classes: ClassList, rows: list[int | None]
+) -> None:
+    path = str(tmp_path / "start.pth")
     save(build_tiny, tmp_path / "start.pth", SEVEN, 7)
-    model = new_model(build_tiny, FIVE, 5)
-    head = model.sem_seg_head.predictor.class_embed
-    weight, bias = head.weight[:, 0].tolist(), head.bias.tolist()
-    caplog.set_level(logging.INFO)
-    TMTCheckpointer(model, reinit_class_head=True).load(str(tmp_path / "start.pth"))
-    # sky was row 6, road row 0, car row 3, "no object" row 7; water and boat are new.
-    assert head.weight[:, 0].tolist() == [106, weight[1], 100, weight[3], 103, 107]
-    assert (head.weight == head.weight[:, :1]).all(1).tolist() == [True, False, True, False, True, True]
-    assert head.bias.tolist() == [206, bias[1], 200, bias[3], 203, 207]
-    assert model.classes == FIVE and model.criterion.empty_weight.shape == (6,)
-    assert "class head, rows kept by name (3): sky, road, car" in caplog.text
-    assert "(2): water, boat" in caplog.text
-    assert "class head, in the file only, not used (4): mud, animal, kerb, hill" in caplog.text
-
-
-def test_the_same_names_in_another_order_are_put_in_order(build_tiny: Build, tmp_path: Path) -> None:
-    save(build_tiny, tmp_path / "start.pth", SEVEN, 7)
-    turned = with_colors(SEVEN.names[::-1], {})
-    model = new_model(build_tiny, turned, 7)
-    with pytest.raises(
-        UserError, match="has 7 classes .road, mud, animal, car, .*, the data sets have 7 classes .sky, "
-    ):
-        TMTCheckpointer(model).load(str(tmp_path / "start.pth"))
-    TMTCheckpointer(model, reinit_class_head=True).load(str(tmp_path / "start.pth"))
-    assert model.sem_seg_head.predictor.class_embed.bias.tolist() == [206, 205, 204, 203, 202, 201, 200, 207]
-
-
-def test_other_classes_are_refused_unless_they_may_begin_anew(build_tiny: Build, tmp_path: Path) -> None:
-    save(build_tiny, tmp_path / "start.pth", SEVEN, 7)
+    model = new_model(build_tiny, classes, len(classes))
     with pytest.raises(UserError) as error:
-        TMTCheckpointer(new_model(build_tiny, FIVE, 5)).load(str(tmp_path / "start.pth"))
-    assert error.value.key == str(tmp_path / "start.pth") and "REINIT_CLASS_HEAD" in error.value.hint
+        TMTCheckpointer(model).load(path)
+    assert error.value.key == path and "REINIT_CLASS_HEAD" in error.value.hint
+    head = model.sem_seg_head.predictor.class_embed
+    weight, bias = head.weight.detach().clone(), head.bias.detach().clone()
+    TMTCheckpointer(model, reinit_class_head=True).load(path)
+    for index, row in enumerate(rows):
+        expected = (weight[index], bias[index]) if row is None else (100.0 + row, 200.0 + row)
+        assert (head.weight[index] == expected[0]).all() and head.bias[index] == expected[1]
+    assert model.classes == classes and model.criterion.empty_weight.shape == (len(rows),)
 
 
-@pytest.mark.parametrize("reinit", [False, True])
-def test_equal_names_are_loaded_whatever_the_colors(build_tiny: Build, tmp_path: Path, reinit: bool) -> None:
+def test_equal_names_are_loaded_whatever_the_colors(build_tiny: Build, tmp_path: Path) -> None:
     save(build_tiny, tmp_path / "start.pth", SEVEN, 7)
     model = new_model(build_tiny, ClassList(SEVEN.names, unnamed(7).colors), 7)
-    TMTCheckpointer(model, reinit_class_head=reinit).load(str(tmp_path / "start.pth"))
+    TMTCheckpointer(model).load(str(tmp_path / "start.pth"))
     assert model.sem_seg_head.predictor.class_embed.bias.tolist() == list(range(200, 208))
     assert model.classes.colors == unnamed(7).colors
 
@@ -176,8 +160,6 @@ def test_a_model_that_does_not_know_its_classes_takes_those_of_the_file(build_ti
         {"names": list("abcdef"), "colors": [[0, 0, 0]] * 6},  # a class less than the head has
         {"names": list("abcdefa"), "colors": [[0, 0, 0]] * 7},
         {"names": list("abcdefg"), "colors": [[0, 0, 300]] * 7},
-        {"names": list("abcdefg"), "colors": [[0, 0]] * 7},
-        {"names": [1, 2, 3, 4, 5, 6, 7], "colors": [[0, 0, 0]] * 7},
     ],
 )
 def test_an_entry_that_is_no_list_of_classes_is_damage(build_tiny: Build, tmp_path: Path, entry: Any) -> None:
@@ -235,9 +217,8 @@ def test_the_number_of_classes_follows_from_the_data_sets(tmp_path: Path) -> Non
     for count in (2, 19):  # 19 is what the base configs say
         cfg = small_cfg("source", tmp_path, **splits, MODEL__SEM_SEG_HEAD__NUM_CLASSES=count)
         assert check_task(cfg).names == ("lawn", "pond")
-    with pytest.raises(UserError) as error:
+    with refuses("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 7):
         check_task(small_cfg("source", tmp_path, **splits, MODEL__SEM_SEG_HEAD__NUM_CLASSES=7))
-    assert (error.value.key, error.value.value) == ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 7)
 
 
 def test_unlabeled_splits_serve_the_estimator_alone(tmp_path: Path) -> None:
@@ -260,12 +241,11 @@ def train(tmp_path: Path, stage: str, file: Path, start: Path | str = "", **chan
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 150])
-def test_a_model_of_its_own_classes(tmp_path: Path, count: int) -> None:
+def test_a_model_of_its_own_classes(tmp_path: Path) -> None:
     """Trained, evaluated, drawn and predicted with; whoever comes later needs neither the data set nor its number."""
-    names = [f"thing/{index}" for index in range(count)]
-    file = garden(tmp_path, "own", ids=min(count, 100), classes=[{"name": names[0], "color": [1, 2, 3]}, *names[1:]])
-    queries = {"MODEL__MASK_FORMER__NUM_OBJECT_QUERIES": max(20, count)}
+    names = [f"thing/{index}" for index in range(150)]
+    file = garden(tmp_path, "own", ids=100, classes=[{"name": names[0], "color": [1, 2, 3]}, *names[1:]])
+    queries = {"MODEL__MASK_FORMER__NUM_OBJECT_QUERIES": 150}
     cfg = train(tmp_path, "source", file, **queries)
     metrics = run_stage(cfg)["own_sem_seg_val"]
     assert [key for key in metrics if key.startswith("IoU-")] == [f"IoU-{name}" for name in names]
@@ -277,7 +257,7 @@ def test_a_model_of_its_own_classes(tmp_path: Path, count: int) -> None:
     predictor = Predictor.from_config(base, weights, plain)
     assert predictor.classes.names == tuple(names) and predictor.classes.colors[0] == (1, 2, 3)
     image = tmp_path / "own/val/rgb/0.png"
-    assert predictor(image).scores.shape[0] == count
+    assert predictor(image).scores.shape[0] == 150
     file.unlink()  # the run's own config names it
     predictor = Predictor.from_config(f"{cfg.OUTPUT_DIR}/config.yaml", weights)
     drawn = report_image(predictor, InputImage.of({"file_name": str(image)}), [names[1]])
@@ -286,13 +266,12 @@ def test_a_model_of_its_own_classes(tmp_path: Path, count: int) -> None:
     assert files[-1].endswith("_thing-1_class")
     with pytest.raises(UserError, match="car"):
         report_image(predictor, InputImage.of({"file_name": str(image)}), ["car"])
-    with pytest.raises(UserError) as error:
+    with refuses("cityscapes_sem_seg_val"):
         predictor.label_space_of("cityscapes_sem_seg_val")
-    assert error.value.key == "cityscapes_sem_seg_val"
 
 
 @pytest.mark.slow
-def test_from_one_class_list_to_another(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_from_one_class_list_to_another(tmp_path: Path) -> None:
     """Source training on seven classes, an estimator for an unlabeled target, TMT; then five classes by name."""
     seven, five = (
         garden(tmp_path, "seven", ids=7, classes=list(SEVEN.names)),
@@ -315,7 +294,7 @@ def test_from_one_class_list_to_another(tmp_path: Path, caplog: pytest.LogCaptur
     start = f"{estimator.OUTPUT_DIR}/model_final.pth"
     fine_tuned = run_stage(train(tmp_path, "tmt", common, start, **sources))["common_sem_seg_val"]
     assert np.isnan(fine_tuned["IoU-car"]) and not np.isnan(fine_tuned["IoU-mud"])  # absent, not 0
-    with pytest.raises(UserError, match="set TRANSFER.REINIT_CLASS_HEAD True"):
+    with pytest.raises(UserError, match="REINIT_CLASS_HEAD"):
         run_stage(train(tmp_path, "full", five, start))
     # The source model's classes stay its own while it learns to tell the domains apart, whatever the target's are.
     other = {"DATASETS__CUSTOM": (str(seven), str(five))}
@@ -323,10 +302,7 @@ def test_from_one_class_list_to_another(tmp_path: Path, caplog: pytest.LogCaptur
     assert all(set(means) == {*FIVE.names} for means in measured["mean_t_by_class"])
     start = str(tmp_path / "estimator-five/model_final.pth")
     assert read_classes(start).names == SEVEN.names  # type: ignore[union-attr]
-    caplog.set_level(logging.INFO)
     run_stage(train(tmp_path, "tmt", five, start, TRANSFER__REINIT_CLASS_HEAD=True, **sources | other))
-    log = (tmp_path / "tmt-five/log.txt").read_text()
-    assert "class head, rows kept by name (3): sky, road, car" in log
     assert read_classes(str(tmp_path / "tmt-five/model_final.pth")).names == FIVE.names  # type: ignore[union-attr]
 
 
@@ -348,11 +324,3 @@ def test_self_training_on_images_without_labels(tmp_path: Path) -> None:
         run_stage(train(tmp_path, "self-training", file, weights, **splits))
     cfg = train(tmp_path, "self-training", file, weights, **splits, SELF_TRAINING__SOURCE_RATIO=0.0)
     assert set(run_stage(cfg)["own_sem_seg_val"]) >= {"IoU-lawn", "IoU-pond"}
-
-
-def test_reports_take_the_classes_that_were_measured() -> None:
-    runs = [
-        Run({}, Path(), 0.0, {"mIoU": 1.0, "IoU-lawn": 1.0, "ACC-lawn": 1.0, "IoU-pond": None}),
-        Run({}, Path(), 0.0, {"IoU-pond": 2.0, "IoU-shed": 3.0}),
-    ]
-    assert classes_of(runs) == ["lawn", "pond", "shed"]

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from tests.helpers.checkout import TINY_CONFIG
 from tests.helpers.custom_data import SPLITS, save, write
-from tests.helpers.small_runs import unit_options
-from tmt_d2 import add_tmt_config
-from tmt_d2.cli import train_pair
+from tests.helpers.models import tiny_cfg
 from tmt_d2.data import label_space_of, register_custom, register_data
 from tmt_d2.data.datasets.custom import read_custom
 from tmt_d2.data.datasets.label_spaces import CLASSES, IGNORE, OUTSIDE
@@ -36,17 +31,11 @@ def test_a_data_set_from_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [(r["image_id"], r["dataset"]) for r in records] == [(stem, "town_sem_seg_train") for stem in "ab"]
     image, label = read_pair(records[0], label_space_of("town_sem_seg_train"))
     assert image.shape == (1, 4, 3) and label.tolist() == [[0, 1, 255, 255]]
+    save(tmp_path / "data" / "ids" / "a_ids.png", [[7, 8, 9, 10]])
+    with pytest.raises(UndefinedIdError, match=r"a_ids\.png"):
+        read_pair(records[0], label_space_of("town_sem_seg_train"))
     metadata = MetadataCatalog.get("town_sem_seg_train")
     assert (metadata.evaluator_type, metadata.ignore_label, len(metadata.stuff_classes)) == ("sem_seg", 255, 19)
-
-
-def test_an_id_that_the_file_does_not_name_is_an_error(tmp_path: Path) -> None:
-    save(tmp_path / "rgb" / "a.png", [[0, 0]])
-    save(tmp_path / "ids" / "a_ids.png", [[7, 9]])
-    register_custom(write(tmp_path))
-    (record,) = DatasetCatalog.get("town_sem_seg_train")
-    with pytest.raises(UndefinedIdError, match=r"a_ids\.png.* 9 "):
-        read_pair(record, label_space_of("town_sem_seg_train"))
 
 
 def test_the_two_ways_to_give_the_classes(tmp_path: Path) -> None:
@@ -83,25 +72,19 @@ OWN = {"train_ids": None}
         ({"splits": {"train": TRAIN | {"subset": 1}}}, "splits.train.subset"),
         ({"splits": {"train": TRAIN | {"list": ["a"]}}}, "splits.train.list"),
         *[
-            ({"splits": {"train": TRAIN | {key: pattern}}}, f"splits.train.{key}")  # below the root
-            for key in ("images", "labels")
+            ({"splits": {"train": TRAIN | {"labels": pattern}}}, "splits.train.labels")  # below the root
             for pattern in ("../{stem}.png", "a/../../{stem}.png", "/etc/{stem}", "~/{stem}", "..\\{stem}")
         ],
         (OWN, ""),
         ({"classes": ["lawn"], "class_list": "a.yaml"}, ""),
-        ({"train_ids": {0: 0}, "classes": ["lawn"]}, "train_ids.0"),
         ({"train_ids": {0: "road"}, "classes": ["lawn"]}, "train_ids.0"),
         ({"train_ids": {0: "ignore"}, "classes": ["lawn"]}, "train_ids"),
-        ({"train_ids": {0: None}, "classes": ["lawn"]}, "train_ids.0"),
-        ({"train_ids": {256: "lawn"}, "classes": ["lawn"]}, "train_ids"),
         ({"classes": ["lawn", "pond", "lawn"]}, "classes.2"),
         *[(OWN | {"classes": ["lawn", name]}, "classes.1") for name in (13, True, "a\nb", "")],
         (OWN | {"classes": [{"color": [0, 0, 0]}]}, "classes.0"),
         (OWN | {"classes": [{"name": "a", "colour": 1}]}, "classes.0.colour"),
-        *[
-            (OWN | {"classes": [{"name": "a", "color": color}]}, "classes.0.color")
-            for color in ([0, 256, 0], [True, 0, 0], "red")
-        ],
+        (OWN | {"classes": [{"name": "a", "color": [0, 256, 0]}]}, "classes.0.color"),
+        (OWN | {"classes": [{"name": "a", "color": "red"}]}, "classes.0.color"),
         (OWN | {"classes": [f"c{i}" for i in range(255)]}, "classes"),
         (OWN | {"classes": [{"name": "ignore"}]}, "classes"),
         (OWN | {"classes": ["lawn"], "ignore_ids": [0]}, "ignore_ids"),
@@ -110,7 +93,7 @@ OWN = {"train_ids": None}
         *[({"train_ids": ids}, "train_ids") for ids in (["road"], {256: "road"}, {"road": 7}, {7: "ignore"})],
         (OWN | {"classes": {0: "road"}}, "classes"),
         (OWN | {"classes": ["road", None]}, "classes.1"),
-        *[({"ignore_ids": ids}, "ignore_ids") for ids in (255, [7], [-1])],
+        *[({"ignore_ids": ids}, "ignore_ids") for ids in (255, [7])],
     ],
 )
 def test_a_wrong_key_is_named(tmp_path: Path, changes: dict[str, object], key: str) -> None:
@@ -147,7 +130,7 @@ def test_merge_keys(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_yaml_or_would_run_code(tmp_path: Path) -> None:
-    for content in ("name: [", "name: !!python/object/apply:os.system ['true']", "- name", "", "\x00"):
+    for content in ("name: [", "name: !!python/object/apply:os.system ['true']", "- name", ""):
         with pytest.raises(DataError, match=r"town\.yaml") as error:
             register_custom(write(tmp_path, content))
         assert "\n" not in str(error.value)
@@ -191,17 +174,15 @@ def test_when_a_list_is_one_of_its_own(tmp_path: Path, changes: dict[str, object
     ("classes", "is_warned"),
     [
         (["road", "sidewlak", "sky"], True),
-        (["road", "sky", "lawn", "pond"], False),  # half are others: on purpose
         (["road", "sky", "lawn"], False),  # similar to none
         (["road", "wall", "walls"], False),  # the similar one is in the list as well
-        (["road", "sky"], False),
     ],
 )
 def test_a_misspelt_name_of_the_19(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, classes: list[str], is_warned: bool
 ) -> None:
     read_custom(write(tmp_path, train_ids=None, classes=classes))
-    assert ["sidewlak; did you mean sidewalk?" in message for message in caplog.messages] == [True] * is_warned
+    assert ["sidewalk" in message for message in caplog.messages] == [True] * is_warned
 
 
 def test_two_data_sets_on_a_common_list(tmp_path: Path) -> None:
@@ -227,7 +208,7 @@ def test_a_wrong_class_list_is_named_itself(tmp_path: Path) -> None:
         assert error.value.key == f"{tmp_path}/{key}"
 
 
-@pytest.mark.parametrize("count", [1, 2, 150, 254])
+@pytest.mark.parametrize("count", [1, 254])
 def test_any_number_of_classes(tmp_path: Path, count: int) -> None:
     save(tmp_path / "rgb" / "a.png", [[0] * count])
     save(tmp_path / "ids" / "a_ids.png", [list(range(count))])
@@ -238,39 +219,30 @@ def test_any_number_of_classes(tmp_path: Path, count: int) -> None:
     assert len(metadata.stuff_classes) == len({tuple(color) for color in metadata.stuff_colors}) == count
 
 
-# ---- Registration
-
-
-def test_a_subset_of_a_built_in_data_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_subset_of_a_built_in_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     for stem in ("a", "b"):
         save(tmp_path / "mapillary_vistas" / "training" / "images" / f"{stem}.jpg", [[0]])
     save(tmp_path / "mapillary_vistas" / "training" / "labels" / "b.png", [[13]])
-    name, cfg = "mapillary_sem_seg_train", get_cfg()
-    add_tmt_config(cfg)
-    register_data(cfg)
+    name = "mapillary_sem_seg_train"
     with pytest.raises(DataError, match="DATASETS.SUBSETS"):
         DatasetCatalog.get(name)
     try:
-        cfg.DATASETS.SUBSETS = (name,)
-        register_data(cfg)
+        register_data(tiny_cfg(DATASETS__SUBSETS=(name,)))
         assert [record["image_id"] for record in DatasetCatalog.get(name)] == ["b"]
     finally:
         del MetadataCatalog.get(name).subset
-    assert "left out 1 images without a label" in caplog.text
-    cfg.DATASETS.SUBSETS = ("mapilary_sem_seg_train",)
     with pytest.raises(UserError, match="DATASETS.SUBSETS"):
-        register_data(cfg)
+        register_data(tiny_cfg(DATASETS__SUBSETS=("mapilary_sem_seg_train",)))
+
+
+# ---- Registration
 
 
 def test_a_name_that_is_taken_is_an_error(tmp_path: Path) -> None:
     register_custom(write(tmp_path))
     with pytest.raises(DataError, match=r"other\.yaml: name is 'town_sem_seg_train'"):
         register_custom(write(tmp_path, file="other.yaml"))
-    with pytest.raises(DataError, match="gtav_sem_seg_train"):
-        register_custom(write(tmp_path, name="gtav"))
 
 
 def test_a_file_that_was_edited_counts_as_it_is_now(tmp_path: Path) -> None:
@@ -281,28 +253,3 @@ def test_a_file_that_was_edited_counts_as_it_is_now(tmp_path: Path) -> None:
     register_custom(write(tmp_path, train_ids={7: "building"}))
     assert label_space_of(name).train_ids != before == {**before}
     assert list(label_space_of(name).train_ids) == [7]
-
-
-@pytest.mark.slow
-def test_a_pair_of_custom_data_sets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Their files are named on the command line, and nothing else has registered them."""
-    rng = np.random.default_rng(0)
-    for name in ("town", "village"):
-        for split, count in (("train", 4), ("val", 1)):
-            for index in range(count):
-                save(tmp_path / name / split / "rgb" / f"{index}.png", rng.integers(0, 256, (64, 128, 3)).tolist())
-                save(tmp_path / name / split / "ids" / f"{index}_ids.png", rng.integers(7, 9, (64, 128)).tolist())
-        splits = {
-            split: {key: f"{split}/{path}" for key, path in SPLITS["train"].items()} for split in ("train", "val")
-        }
-        write(tmp_path / name, name=name, splits=splits)
-    files = tuple(str(tmp_path / name / "town.yaml") for name in ("town", "village"))
-    command = ["train_pair.py", "--model", str(TINY_CONFIG), "--source", "town", "--target", "village", "--output"]
-    overrides = [*unit_options(SOLVER__MAX_ITER=1), "DATASETS.CUSTOM", str(files)]
-    monkeypatch.setattr("sys.argv", [*command, str(tmp_path / "pair"), "--", *overrides])
-    train_pair.main()
-    lines = capsys.readouterr().out
-    assert "fine-tuned: tmt" in lines and "village" in lines
-    assert (tmp_path / "pair" / "finetune" / "town-village" / "tmt" / "labels1" / "seed1" / "stage.json").is_file()

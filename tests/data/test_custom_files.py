@@ -9,6 +9,7 @@ import pytest
 from detectron2.data import DatasetCatalog
 
 from tests.helpers.custom_data import SPLITS, save, write
+from tests.helpers.errors import refuses
 from tmt_d2.data import label_space_of, register_custom
 from tmt_d2.data.datasets.registration import labeled_records
 from tmt_d2.data.reader import DataError, read_pair
@@ -43,15 +44,14 @@ def test_a_list_file_restricts_a_split(tmp_path: Path, monkeypatch: pytest.Monke
     assert stems_of(tmp_path / file) == {"a": True, "c": True}
 
 
-@pytest.mark.parametrize("text", ["a\nx\nrgb/y.png\n", "v\nw\nx\ny\n", "# nothing\n", "\udcff", "a\0"])
+@pytest.mark.parametrize("text", ["a\nx\nrgb/y.png\n", "# nothing\n", "\udcff"])
 def test_a_list_that_names_what_is_not_there(tmp_path: Path, text: str) -> None:
     frames(tmp_path, "a", "b")
     (tmp_path / "some.txt").write_text(text, errors="surrogateescape")
     for name in ("some.txt", "gone.txt"):
         file = write(tmp_path, splits={"train": SPLITS["train"] | {"list": name}})
-        with pytest.raises(UserError) as error:
+        with refuses(f"{file}: splits.train.list", str(tmp_path / name)):
             stems_of(file)
-        assert (error.value.key, error.value.value) == (f"{file}: splits.train.list", str(tmp_path / name))
 
 
 def test_a_subset_on_purpose(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -62,17 +62,6 @@ def test_a_subset_on_purpose(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     assert stems_of(file) == {"a": True}
     assert "1 names in the split's list have no image" in caplog.text
     assert "left out 1 images without a label and 0 labels without an image" in caplog.text
-
-
-def test_several_captures_tell_frames_of_several_drives_apart(tmp_path: Path) -> None:
-    for drive in ("1", "2"):
-        save(tmp_path / "rgb" / drive / "0.png", [[0]])
-        save(tmp_path / "ids" / drive / "x" / "0.png", [[7]])
-    splits = {"train": {"images": "rgb/{drive}/{stem}.png", "labels": "ids/{drive}/*/{stem}.png"}}
-    register_custom(write(tmp_path, splits=splits))
-    records = DatasetCatalog.get("town_sem_seg_train")
-    assert [r["image_id"] for r in records] == ["1_0", "2_0"]
-    assert records[1]["sem_seg_file_name"] == f"{tmp_path}/ids/2/x/0.png"
 
 
 def test_several_patterns(tmp_path: Path) -> None:
@@ -109,13 +98,6 @@ def test_images_without_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     (tmp_path / "rgb" / "a.png").rename(tmp_path / "rgb" / "d.png")
     (tmp_path / "ids" / "a_ids.png").rename(tmp_path / "ids" / "d_ids.png")
     assert len(DatasetCatalog.get("town_sem_seg_train")) == 4  # control
-
-
-def test_a_list_says_which_are_labeled_and_the_rest_are_not(tmp_path: Path) -> None:
-    frames(tmp_path, "a", "b", "c")
-    (tmp_path / "few.txt").write_text("b\n")
-    split = SPLITS["train"] | {"list": "few.txt", "unlabeled": "rgb/{stem}.png"}
-    assert stems_of(write(tmp_path, splits={"train": split})) == {"b": True, "a": False, "c": False}
 
 
 def test_a_split_of_unlabeled_images_alone(tmp_path: Path) -> None:

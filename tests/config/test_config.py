@@ -266,6 +266,27 @@ def test_values_at_the_edge_are_fine(key: str, value: Any) -> None:
     tmt_d2.setup_cfg(str(BASE_CONFIG), [key, value])
 
 
+@pytest.mark.parametrize(
+    ("splits", "named"),
+    [
+        ({"TRAIN": "a"}, ["TEST"]),
+        ({"TRAIN": "a", "TEST": "b"}, []),
+        ({"TEST": "b"}, []),
+        ({"TRAIN": "a", "SOURCE_TRAIN": "c"}, ["TEST", "SOURCE_TEST"]),
+        ({}, []),
+    ],
+)
+def test_a_test_split_left_from_the_files_is_named(
+    splits: dict[str, str], named: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    opts = [item for key, name in splits.items() for item in (f"DATASETS.{key}", name)]
+    cfg = tmt_d2.setup_cfg(TINY_CONFIG, opts, "estimator")
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == len(named)
+    for key, message in zip(named, messages):
+        assert f"DATASETS.{key} " in message and cfg.DATASETS[key][0] in message
+
+
 def test_repeated_keys(tmp_path: Path) -> None:
     """YAML takes the last one without a word."""
     path = write(tmp_path, "SEED: 1\nSOLVER:\n  MAX_ITER: 5\n  BASE_LR: 0.1\n  'MAX_ITER': 6\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,14 +20,21 @@ from tmt_d2.config.keys import ALLOWED, RENAMED, add_tmt_config
 from tmt_d2.config.ranges import SIZES, Range
 from tmt_d2.errors import UserError, did_you_mean
 
+logger = logging.getLogger(__name__)
+
+TESTED_ON = {"DATASETS.TRAIN": "DATASETS.TEST", "DATASETS.SOURCE_TRAIN": "DATASETS.SOURCE_TEST"}
+
 
 def setup_cfg(config_file: str | Path, opts: Sequence[Any] = (), method: str | Path = "") -> CfgNode:
     """Return the frozen config of a config file, a method over it, and KEY VALUE overrides over both.
 
     Nothing in a file is executed: see ``load_config_file``, which also describes ``_BASE_`` and ``_METHODS_``. A whole
     number stands for a float, and a plain name for a list of one. OUTPUT_DIR is output/<config file>/<method> if there
-    is a method and neither file nor override sets it. The modules in the environment variable TMT_IMPORT, separated by
-    commas, are imported first: they may register data sets, backbones, ...
+    is a method and neither file nor override sets it. A test split that still comes from a file while an override names
+    the training split is logged as a warning: it may be of another data set.
+
+    The modules in the environment variable TMT_IMPORT, separated by commas, are imported first: they may register data
+    sets, backbones, ...
 
     Raises:
         FileNotFoundError: the file, or one of its bases, does not exist.
@@ -57,6 +65,10 @@ def setup_cfg(config_file: str | Path, opts: Sequence[Any] = (), method: str | P
                 raise UserError(message, key=key, value=value) from error
     check_cfg(cfg)
     cfg.freeze()
+    for train, test in TESTED_ON.items():
+        if train in opts[::2] and test not in opts[::2] and test in values:
+            names = ", ".join(get_key(cfg, test))
+            logger.warning("%s is overridden, and %s is not: it is %s, of %s", train, test, names, files)
     return cfg
 
 

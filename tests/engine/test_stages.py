@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +105,11 @@ def test_eval_only_of_an_estimator_gives_its_results(stages, tmp_path, caplog):
         cfg = stage_cfg("estimator", tmp_path / stage, stages / stage / "model_final.pth")
         return run_stage(cfg, eval_only=True)
 
-    assert measured("estimator") == recorded(stages / "estimator")
+    caplog.set_level(logging.INFO, "tmt_d2")
+    results = measured("estimator")
+    assert results == recorded(stages / "estimator")
+    (line,) = [each.getMessage() for each in caplog.records if "A-distance" in each.getMessage()]
+    assert re.findall(r"-?\d\.\d\d", line) == [f"{distance:.2f}" for distance in results["proxy_a_distance"]]
     assert "rank stability" not in caplog.text
     fine_tuned = measured("tmt")  # the discriminators are in it, their twins are not
     assert all(math.isnan(value) for value in fine_tuned["rank_stability"])

@@ -281,6 +281,8 @@ def measure(
     distances = [
         proxy_a_distance(torch.cat(logits["source"][level]), torch.cat(logits["target"][level])) for level in levels
     ]
+    names = ", ".join(f"{distance:.2f} at stride {stride}" for distance, stride in zip(distances, STRIDES))
+    logger.info("proxy A-distance of held-out images (0: not distinguished, 2: perfectly): %s", names)
     return {
         "proxy_a_distance": distances,
         "error": [(1 - distance / 2) / 2 for distance in distances],

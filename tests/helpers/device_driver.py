@@ -57,7 +57,7 @@ class Tasks:
     def all(self) -> dict[str, Callable[[], Any]]:
         tasks: dict[str, Callable[[], Any]] = {name: partial(self.stage, name, name) for name in TASKS}
         tasks |= {
-            "drift": partial(self.stage, "tmt-live", "drift", **SOURCE_TEST, LOGGING__IMAGES=1),
+            "tmt-live": partial(self.stage, "tmt-live", LOGGING__IMAGES=1),
             "careful": partial(
                 self.self_training, "careful", CAREFUL, MODEL__RESNETS__NORM="BN", SOLVER__ACCUMULATION_STEPS=2
             ),

@@ -70,9 +70,6 @@ def make_matrix(
                         about_it = {**about, "kind": "finetune", "method": method, "label_fraction": fraction}
                         record(folder, metrics(float(value), rng), **about_it)
                         (folder / "config.yaml").write_text(texts[method])
-                        if method == "tmt":
-                            drift = {"spearman_to_step_0": [0.81, 0.52, 0.43], "spread": [0.1] * 3, "error": [0.2] * 3}
-                            (folder / "transferability.json").write_text(json.dumps(drift))
                         lines = [{"iteration": i, "total_loss": 40 / (1 + i / 40) - gain} for i in range(19, 120, 20)]
                         (folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
                 for value in (0.0, 0.1, 0.5) if "tmt" in methods else ():

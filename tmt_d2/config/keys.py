@@ -185,7 +185,6 @@ OWN: dict[str, Key] = {
             None,
             "Folder of cached T with FEATURES source; auto: transferability/ beside MODEL.WEIGHTS; empty: no cache",
         ),
-        DRIFT_IMAGES=Key(20, NONNEGATIVE, "Held-out images per domain for the drift of T with FEATURES live"),
     ),
     **section(
         "TRANSFER.ESTIMATOR",

@@ -48,7 +48,6 @@ def test_page_of_three_domains(matrix) -> None:
     assert re.findall(r'<section id="(\w+)"', page) == list(sections)
     assert "6 pairs, 2 seeds, all labels. tmt minus full, 12 runs each: +1." in page and "a gain." in page
     assert "paper: tmt" in page
-    assert ">0.52</td>" in page  # drift of T at stride 16
     assert "nan" not in re.sub(r'<style>.*?</style>|<script>.*?</script>|"data:[^"]*"', "", page, flags=re.S).lower()
 
 

@@ -8,14 +8,12 @@ import numpy as np
 from markupsafe import Markup
 
 from tmt_d2.adaptation import BASELINE
-from tmt_d2.adaptation.drift import DRIFT
 from tmt_d2.experiments.results import by_cell, classes_of
 from tmt_d2.experiments.scoring import SCORES
 from tmt_d2.experiments.statistics import correlation
 from tmt_d2.projects.report.charts import Chart, Series, color_of
 from tmt_d2.projects.report.data import MIOU, ReportData
 from tmt_d2.projects.report.elements import NOTHING, Block, Cell, Figures, HeatTable, Legend, Section, Table, TableRow
-from tmt_d2.utils.files import read_json
 
 LEVELS = tuple(f"stride {stride}" for stride in (32, 16, 8))
 # Key, caption, and range of the quantity.
@@ -24,20 +22,14 @@ MEASURES = (
     ("std_of_t_within_image", "standard deviation of T within an image", (0.0, 0.5)),
     ("rank_stability", "rank stability: Spearman's correlation of two discriminators", (0.0, 1.0)),
 )
-DRIFTS = (
-    ("spearman_to_step_0", "after fine-tuning: Spearman's correlation of T with T before it", (0.0, 1.0)),
-    ("spread", "after fine-tuning: standard deviation of T within an image", (0.0, 0.5)),
-    ("error", "after fine-tuning: error of E on held-out images of both domains", (0.0, 0.5)),
-)
 ESTIMATORS = Markup(
     "Measurements of the domain discriminators on held-out images. Proxy A-distance: 0 = the domains cannot be "
-    "distinguished, 2 = perfectly. T: high = like the source. <i>After fine-tuning</i>: change of T on held-out target "
-    "images; with the features of the frozen source model T cannot change."
+    "distinguished, 2 = perfectly. T: high = like the source."
 )
 
 
 def estimators(data: ReportData) -> Section:
-    """Measurements of each discriminator, and the change of T during fine-tuning, by level."""
+    """Measurements of each discriminator, by level."""
     runs = [run for run in data.results.estimator if not run.about.get("variant")]
     pairs = [" → ".join(pair) for pair in data.pairs]
     parts = [
@@ -49,16 +41,6 @@ def estimators(data: ReportData) -> Section:
         (name, [means.get(name) for means in run.values["mean_t_by_class"]]) for run in runs for name in classes
     ]
     parts.append(("mean T by class, over all pairs", _by_level(classes, t_of_classes)))
-    drifts = [
-        (method, read_json(file))
-        for method in data.methods
-        for run in data.runs(method)
-        if (file := run.folder / f"{DRIFT}.json").is_file()
-    ]
-    parts += [
-        (caption, _by_level(data.methods, [(method, drift[key]) for method, drift in drifts if key in drift], scale))
-        for key, caption, scale in DRIFTS
-    ]
     parts = [(caption, table) for caption, table in parts if table.values]
     return Section("estimators", "Transferability", ESTIMATORS, [Figures(parts)] if parts else [])
 

@@ -103,7 +103,7 @@ def check_cfg(cfg: CfgNode) -> None:
         if value in allowed:
             continue
         if isinstance(allowed, Range):
-            raise UserError(f"it must be {allowed}", key=key, value=value)
+            raise UserError(f"must be {allowed}", key=key, value=value)
         known = [str(each) for each in (dict(allowed) if isinstance(allowed, Registry) else allowed)]
         nearest = did_you_mean(str(value), known)
         raise UserError("this does not exist", key=key, value=value, hint=f"choose one of {', '.join(known)}{nearest}")
@@ -115,12 +115,12 @@ def check_cfg(cfg: CfgNode) -> None:
     if crop.ENABLED and crop.TYPE != "absolute":
         raise UserError("only absolute crops are implemented", key="INPUT.CROP.TYPE", value=crop.TYPE)
     if crop.ENABLED and crop.SIZE not in SIZES:
-        raise UserError("it must be height and width in pixels", key="INPUT.CROP.SIZE", value=crop.SIZE)
+        raise UserError("must be height and width in pixels", key="INPUT.CROP.SIZE", value=crop.SIZE)
     if former.HIDDEN_DIM % former.NHEADS:
-        message = f"it must be a multiple of NHEADS, {former.NHEADS}"
+        message = f"must be a multiple of NHEADS, {former.NHEADS}"
         raise UserError(message, key="MODEL.MASK_FORMER.HIDDEN_DIM", value=former.HIDDEN_DIM)
     if head.NORM == "GN" and head.CONVS_DIM % 32:
-        message = "with NORM GN it must be a multiple of 32"
+        message = "must be a multiple of 32 with NORM GN"
         raise UserError(message, key="MODEL.SEM_SEG_HEAD.CONVS_DIM", value=head.CONVS_DIM)
 
 

@@ -110,7 +110,7 @@ class Shares:
             share = cfg.SELF_TRAINING[key]
             exact = share * cfg.SOLVER.IMS_PER_BATCH
             if abs(exact - round(exact)) > 0.01:
-                message = f"times SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} it must be a whole number of images"
+                message = f"must be a whole number of images, times SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}"
                 raise UserError(message, key=f"SELF_TRAINING.{key}", value=share)
             images.append(round(exact))
         if not any(images):

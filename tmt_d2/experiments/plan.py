@@ -223,13 +223,13 @@ def _numbers(value: Any, key: str, ranges: Mapping[str, Range]) -> dict[str, Any
     for name, number in values.items():
         if number not in ranges[name]:
             kind = "whole numbers" if ranges[name].whole else "numbers"
-            raise UserError(f"it takes {kind}, {ranges[name]}", key=f"{key}.{name}", value=number)
+            raise UserError(f"must be {kind}, {ranges[name]}", key=f"{key}.{name}", value=number)
     return {name: tuple(number) if isinstance(number, list) else number for name, number in values.items()}
 
 
 def _mapping(value: Any, key: str, known: Collection[str] | None = None) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError("it must hold keys and values", key=key, value=value)
+        raise UserError("must hold keys and values", key=key, value=value)
     for name in value:
         if known is not None and name not in known:
             hint = f"use {', '.join(known)}{did_you_mean(str(name), known)}"
@@ -248,5 +248,5 @@ def _list(content: Mapping[str, Any], key: str, kind: type, default: Sequence[An
 
     if not isinstance(value, (list, tuple)) or not value or not all(map(fits, value)):
         name = {str: "name", int: "whole number", float: "number", object: "value"}[kind]
-        raise UserError(f"it must be a list of at least one {name}", key=key, value=value)
+        raise UserError(f"must be a list of at least one {name}", key=key, value=value)
     return list(value)

@@ -69,7 +69,7 @@ def score_checkpoint(
     """
     for name, value, least in (("images", images, 2), ("pixels", pixels, 2), ("draws", draws, 1)):
         if value < least:
-            raise UserError(f"it must be at least {least}", key=name, value=value)
+            raise UserError(f"must be at least {least}", key=name, value=value)
     register_data(cfg)
     model = load_model(cfg)
     per_image = -(-pixels * draws // images)

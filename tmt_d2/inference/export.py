@@ -122,7 +122,7 @@ def export_model(
     if file_format not in FORMATS:
         raise UserError(f"choose one of {', '.join(FORMATS)}", key="--format", value=file_format)
     if min(size) < 1:
-        raise UserError("height and width must be positive", key="--size", value=f"{size[0]}x{size[1]}")
+        raise UserError("must be positive", key="--size", value=f"{size[0]}x{size[1]}")
     fixed = FixedSizeModel(model.cpu())
     image = sample_image(size, 0)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -136,7 +136,7 @@ def write_official(state: Mapping[str, Tensor], path: str | Path) -> None:
         with atomic_write(path) as file:
             _ZooPickler(file, protocol=3).dump({"model": arrays, "__author__": "tmt_d2"})
     else:
-        raise UserError("the suffix must be .pth or .pkl", key=path)
+        raise UserError("must end in .pth or .pkl", key=path)
 
 
 _PythonPickler: Any = pickle._Pickler  # type: ignore[attr-defined]  # the C class cannot be overridden here

@@ -45,7 +45,7 @@ def convert_from_huggingface(source: str, output: str | Path) -> Path:
     """
     output = Path(output)
     if output.suffix != ".pth":
-        raise UserError("it must end in .pth", key=output)
+        raise UserError("must end in .pth", key=output)
     config, tensors, processor = read_huggingface(source)
     state, settings = from_huggingface(config, tensors, processor)
     if "MIN_SIZE_TEST" not in settings.INPUT:

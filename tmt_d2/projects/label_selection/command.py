@@ -73,9 +73,9 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name, least in {"budget": 1, "batch_size": 1, "seed": 0}.items():
         if getattr(args, name) < least:
             option = f"--{name.replace('_', '-')}"
-            raise UserError(f"it must be at least {least}", key=option, value=getattr(args, name))
+            raise UserError(f"must be at least {least}", key=option, value=getattr(args, name))
     if not 0 <= args.confidence < 1:
-        raise UserError("it must be at least 0 and below 1", key="--confidence", value=args.confidence)
+        raise UserError("must be at least 0 and below 1", key="--confidence", value=args.confidence)
     if args.confidence and not args.prelabels:
         raise UserError("it needs --prelabels", key="--confidence", value=args.confidence)
     if Path(args.target).suffix.lower() in VIDEOS:

@@ -114,7 +114,7 @@ def render(
     if min(train, val) < 0 or train + val == 0:
         raise UserError("there must be frames", key="--train and --val", value=(train, val))
     if workers is not None and workers < 1:
-        raise UserError("it must be at least 1", key="--workers", value=workers)
+        raise UserError("must be at least 1", key="--workers", value=workers)
     manifest = {"train": train, "val": val, "size": list(size), "seed": seed, "version": VERSION}
     folders = {name: Path(root) / FORMATS[name].folder for name in data_sets}
     done = {name: _is_done(folder, manifest, overwrite) for name, folder in folders.items()}  # check before any work

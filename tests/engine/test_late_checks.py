@@ -65,15 +65,6 @@ def test_budget_and_labels_of_a_selection(photos: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_strategy_that_needs_an_estimator(photos: Path, monkeypatch: pytest.MonkeyPatch, build_tiny: Any) -> None:
-    model = build_tiny("MaskFormer")
-    monkeypatch.setattr(model, "run", None)  # it cannot look at anything
-    monkeypatch.setattr(Predictor, "from_config", lambda *_: Predictor(tiny_cfg(), model))
-    with pytest.raises(UserError) as error:
-        select(photos, 1, "--strategy", "domain")
-    assert error.value.key == "--strategy"
-
-
 @pytest.mark.usefixtures("no_model")
 def test_inputs_and_places_for_results(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nowhere, out = str(tmp_path / "nowhere"), str(tmp_path / "out")
@@ -101,11 +92,9 @@ def test_inputs_and_places_for_results(photos: Path, tmp_path: Path, monkeypatch
     ("words", "match"),
     [
         ({"num_processes": 0}, "--num-gpus"),
-        ({"num_processes": -2}, "--num-gpus"),
         ({"num_machines": 0}, "--num-machines"),
         ({"machine_rank": 1}, "--machine-rank"),
         ({"dist_url": "tcp://127.0.0.1:99999"}, "--dist-url"),
-        ({"dist_url": "tcp://127.0.0.1:port"}, "--dist-url"),
     ],
 )
 def test_processes_that_there_cannot_be(words: dict[str, Any], match: str) -> None:
@@ -114,7 +103,7 @@ def test_processes_that_there_cannot_be(words: dict[str, Any], match: str) -> No
 
 
 def test_ports_of_the_page() -> None:
-    for port in ("99999", "0", "-1"):
+    for port in ("99999", "0"):
         with pytest.raises(UserError, match="--port"):
             app.main(["--port", port])
 

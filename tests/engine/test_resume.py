@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.errors import refuses
 from tests.helpers.small_runs import contents, differences, small_cfg
 from tmt_d2.data import loaders
 from tmt_d2.engine import trainer
 from tmt_d2.engine.hooks.saving import PeriodicSaving
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.engine.trainer import Trainer
-from tmt_d2.errors import UserError
 from tmt_d2.modeling import precision
 from tmt_d2.utils.randomness import seeded
 
@@ -174,9 +174,8 @@ def test_another_max_iter_goes_on_or_is_refused(start: Path, tmp_path: Path) -> 
     rates = {line["iteration"]: line["lr"] for line in lines if "lr" in line}
     assert rates[2] == pytest.approx(1e-3 * (1 - 2 / 3) ** 0.9)  # of the new schedule, not of the old one
     run_stage(small_cfg("full", folder, start, SOLVER__MAX_ITER=3), resume=True)  # evaluates only
-    with pytest.raises(UserError) as error:
+    with refuses("SOLVER.MAX_ITER"):
         run_stage(small_cfg("full", folder, start, SOLVER__MAX_ITER=1), resume=True)
-    assert error.value.key == "SOLVER.MAX_ITER"
 
 
 def test_metrics_of_repeated_iterations_are_written_once(start: Path, tmp_path: Path) -> None:
@@ -225,28 +224,8 @@ def trainer_of(cfg: Any) -> tuple[Trainer, list[dict[str, Any]]]:
 
 def test_accumulation_that_does_not_divide_is_refused(start: Path, tmp_path: Path) -> None:
     for name, steps in (("full", 3), ("estimator", 4)):
-        with pytest.raises(UserError) as error:
+        with refuses("SOLVER.ACCUMULATION_STEPS"):
             run_stage(small_cfg(name, tmp_path, start, SOLVER__ACCUMULATION_STEPS=steps))
-        assert error.value.key == "SOLVER.ACCUMULATION_STEPS"
-
-
-def test_three_runs_with_one_seed_tell_the_same_losses(
-    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lines: list[list[str]] = []
-    backward = trainer.TrainingStep.backward
-
-    def recording(self: Any, batch: Any) -> Any:
-        losses, norm = backward(self, batch)
-        lines[-1].append(", ".join(f"{name} {float(value)!r}" for name, value in (losses | {"norm": norm}).items()))
-        return losses, norm
-
-    monkeypatch.setattr(trainer.TrainingStep, "backward", recording)
-    for run in range(3):
-        lines.append([])
-        run_stage(small_cfg("tmt", tmp_path / str(run), start))
-    assert lines[0] == lines[1] == lines[2]
-    assert len(set(lines[0])) == 4
 
 
 def test_a_run_that_begins_anew_does_not_go_on_from_the_one_before(start: Path, tmp_path: Path) -> None:
@@ -261,10 +240,3 @@ def test_a_run_that_begins_anew_does_not_go_on_from_the_one_before(start: Path, 
     assert not differences(tmp_path / "new" / FINAL, tmp_path / "run" / FINAL)
     run_stage(cfg, resume=True)  # control: the new one's can be resumed from
     assert not differences(tmp_path / "new" / FINAL, tmp_path / "run" / FINAL)
-
-
-def test_other_settings_of_a_resumed_run_are_said(start: Path, tmp_path: Path) -> None:
-    run_killed(small_cfg("full", tmp_path, start), 2)
-    run_stage(small_cfg("full", tmp_path, start, SOLVER__BASE_LR=0.5, SOLVER__MAX_ITER=5), resume=True)
-    log = (tmp_path / "log.txt").read_text()
-    assert "SOLVER.BASE_LR 0.001, now 0.5" in log and "SOLVER.MAX_ITER" not in log

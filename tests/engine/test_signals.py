@@ -87,14 +87,6 @@ def test_before_the_first_step_there_is_nothing_to_save(start: Path, tmp_path: P
     assert not list(tmp_path.glob("*.pth"))
 
 
-def test_eval_only_stops_too(start: Path, tmp_path: Path) -> None:
-    names = ("bdd100k_sem_seg_val", "cityscapes_sem_seg_val")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_info:
-        patch.setattr(SemanticEvaluator, "process", signal_at(1, SemanticEvaluator.process))
-        run_stage(small_cfg("full", tmp_path, start, DATASETS__TEST=names), eval_only=True)
-    assert exit_info.value.code == 75
-
-
 def test_ctrl_c_saves_and_a_second_one_leaves_at_once(start: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_info:
         patch.setattr(TrainingStep, "backward", signal_at(2, TrainingStep.backward, signal.SIGINT))

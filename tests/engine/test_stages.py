@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from torch import Tensor, nn
 
+from tests.helpers.errors import refuses
 from tests.helpers.small_runs import small_cfg
-from tmt_d2.adaptation import task_of
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.engine.trainer import Trainer
 from tmt_d2.errors import UserError
@@ -110,11 +109,9 @@ def test_eval_only_of_an_estimator_gives_its_results(stages, tmp_path, caplog):
     assert results == recorded(stages / "estimator")
     (line,) = [each.getMessage() for each in caplog.records if "A-distance" in each.getMessage()]
     assert re.findall(r"-?\d\.\d\d", line) == [f"{distance:.2f}" for distance in results["proxy_a_distance"]]
-    assert "rank stability" not in caplog.text
     fine_tuned = measured("tmt")  # the discriminators are in it, their twins are not
     assert all(math.isnan(value) for value in fine_tuned["rank_stability"])
     assert not any(math.isnan(value) for value in fine_tuned["proxy_a_distance"])
-    assert "tmt/model_final.pth holds one set of discriminators" in caplog.text
 
 
 @pytest.mark.slow
@@ -130,14 +127,6 @@ def test_a_checkpoint_of_another_architecture_is_refused(stages, tmp_path, name,
     with pytest.raises(UserError, match=message):
         run_stage(stage_cfg(name, tmp_path, stages / "source" / "model_final.pth", **changes))
     assert not list((tmp_path / name).glob("*.pth"))
-
-
-@pytest.mark.slow
-def test_damaged_checkpoint_is_named(stages, tmp_path):
-    content = (stages / "source" / "model_final.pth").read_bytes()
-    (tmp_path / "damaged.pth").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match="damaged.pth"):
-        run_stage(stage_cfg("full", tmp_path, tmp_path / "damaged.pth"))
 
 
 @pytest.mark.parametrize(
@@ -164,45 +153,21 @@ def test_missing_files_are_named(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("eval_only", [False, True])
 @pytest.mark.parametrize(("key", "domain"), [("SOURCE_TEST", "cityscapes"), ("TEST", "bdd100k")])
-def test_an_estimator_is_not_measured_where_it_was_trained(tmp_path, key, domain, eval_only):
+def test_an_estimator_is_not_measured_where_it_was_trained(tmp_path, key, domain):
     val, train = f"{domain}_sem_seg_val", f"{domain}_sem_seg_train"
-
-    def run(name: str, *splits: str) -> None:
-        run_stage(stage_cfg(name, tmp_path, "nowhere.pth", **{f"DATASETS__{key}": splits}), eval_only=eval_only)
-
-    with pytest.raises(UserError) as error:
-        run("estimator", val, train)
-    assert (error.value.key, error.value.value) == (f"DATASETS.{key}", train)
-    for name, splits in (("estimator", [val]), ("tmt", [train])):  # control: the weights are refused next
+    with refuses(f"DATASETS.{key}", train):
+        run_stage(stage_cfg("estimator", tmp_path, "nowhere.pth", **{f"DATASETS__{key}": (val, train)}))
+    for name, split in (("estimator", val), ("tmt", train)):  # control: the weights are refused next
         with pytest.raises(FileNotFoundError, match="nowhere"):
-            run(name, *splits)
-
-
-def test_fine_tuning_freezes_the_estimator(tmp_path):
-    cfg = stage_cfg("tmt", tmp_path, "x.pth")
-    model = build_model(cfg)
-    task_of(cfg).from_config(cfg, model)
-    assert not any(parameter.requires_grad for parameter in model.transferability.parameters())
-    assert model.backbone.stem.conv1.weight.requires_grad
-
-
-@pytest.mark.slow
-def test_windows_are_used_where_the_config_asks_for_them(stages, tmp_path):
-    window = {"ENABLED": True, "SIZE": (64, 64), "STRIDE": (64, 32)}
-    changes = {f"TEST__SLIDING_WINDOW__{key}": value for key, value in window.items()}
-    cfg = stage_cfg("full", tmp_path, stages / "full" / "model_final.pth", **changes)
-    assert run_stage(cfg, eval_only=True) != recorded(stages / "full")  # other windows, other scores
+            run_stage(stage_cfg(name, tmp_path, "nowhere.pth", **{f"DATASETS__{key}": (split,)}))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU")
 def test_without_a_gpu_it_trains_on_the_cpu(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         run_stage(stage_cfg("source", tmp_path, MODEL__DEVICE="cuda", SOLVER__MAX_ITER=1))
-    assert "MODEL.DEVICE" in caplog.text
-    log = (tmp_path / "source" / "log.txt").read_text()
-    assert "bdd100k_sem_seg_val" in log and "mIoU" in log and f"{tmp_path}/source/evaluation.json" in log
+    assert "MODEL.DEVICE" in caplog.text and (tmp_path / "source" / "evaluation.json").is_file()
 
 
 def test_parts_of_the_trainer_can_be_replaced(start: Path, tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from tests.helpers.errors import refuses
 from tests.helpers.small_runs import contents, small_cfg
 from tmt_d2.adaptation import Task
 from tmt_d2.engine.anomaly import find_anomalies
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.engine.step import TrainingStep, clipping, split
-from tmt_d2.errors import UserError
 from tmt_d2.modeling.pixel_decoder import MSDeformAttnPixelDecoder
 
 pytestmark = pytest.mark.usefixtures("data_root")
@@ -61,9 +61,8 @@ def test_clipping_by_hand(kind: str, value: float, moved: tuple[float, float]) -
 
 def test_clipping_of_the_config_is_applied() -> None:
     assert clipping(False, "full_model", 1.0, 2.0) is None
-    with pytest.raises(UserError) as error:
+    with refuses("SOLVER.CLIP_GRADIENTS.CLIP_TYPE"):
         clipping(True, "all", 1.0, 2.0)
-    assert error.value.key == "SOLVER.CLIP_GRADIENTS.CLIP_TYPE"
 
 
 def test_accumulation_is_the_mean() -> None:
@@ -72,9 +71,8 @@ def test_accumulation_is_the_mean() -> None:
     (first, _), (second, _) = whole.backward(batch), parts.backward(batch)
     torch.testing.assert_close(first, second)
     torch.testing.assert_close(whole.parameters[0].grad, parts.parameters[0].grad)
-    with pytest.raises(UserError) as error:
+    with refuses("SOLVER.ACCUMULATION_STEPS", 3):
         split(batch, 3)
-    assert (error.value.key, error.value.value) == ("SOLVER.ACCUMULATION_STEPS", 3)
 
 
 def test_float16_lowers_its_scale_instead_of_stepping() -> None:
@@ -133,12 +131,10 @@ def test_a_step_is_taken_back_with_its_statistics() -> None:
         assert all(torch.equal(a, b) for a, b in zip(moved, module.buffers()))
 
 
-def test_bfloat16_has_no_scaler() -> None:
-    step = make_step(amp_dtype=torch.bfloat16)
-    assert not step.scaler.is_enabled() and not step.may_overflow()
-
-
-def break_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_not_finite_loss_names_images_and_saves_the_state_before(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = MSDeformAttnPixelDecoder.forward
 
     def broken(self: Any, features: Any) -> Any:
@@ -146,13 +142,6 @@ def break_loss(monkeypatch: pytest.MonkeyPatch) -> None:
         return mask_features * torch.tensor(torch.inf), levels
 
     monkeypatch.setattr(MSDeformAttnPixelDecoder, "forward", broken)
-
-
-@pytest.mark.slow
-def test_not_finite_loss_names_images_and_saves_the_state_before(
-    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    break_loss(monkeypatch)
     message = r"loss_\w+ .*(\S+\.jpg, ){3}\S+\.jpg.*not_finite_0000000.pth"
     with pytest.raises(FloatingPointError, match=message):
         run_stage(small_cfg("full", tmp_path, start, MODEL__RESNETS__NORM="BN"))
@@ -165,9 +154,8 @@ def test_not_finite_loss_names_images_and_saves_the_state_before(
 
 def test_one_value_per_channel_is_refused(tmp_path: Path) -> None:
     tiny = {"INPUT__CROP__SIZE": (32, 32), "INPUT__MIN_SIZE_TRAIN": (32,), "SOLVER__IMS_PER_BATCH": 1}
-    with pytest.raises(UserError) as error:
+    with refuses("INPUT.CROP.SIZE"):
         run_stage(small_cfg("source", tmp_path, MODEL__RESNETS__NORM="BN", **tiny))
-    assert error.value.key == "INPUT.CROP.SIZE"
 
 
 @pytest.mark.slow
@@ -194,17 +182,8 @@ def test_not_finite_gradient_names_the_parameter(start: Path, tmp_path: Path, mo
 
 
 @pytest.mark.slow
-def test_anomaly_detection_finds_the_module(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    break_loss(monkeypatch)
-    module = r"output of model\.sem_seg_head\.pixel_decoder \(MSDeformAttnPixelDecoder\)"
-    with pytest.raises(FloatingPointError, match=module):
-        run_stage(small_cfg("full", tmp_path, start, SOLVER__DETECT_ANOMALY=True))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["tmt", "estimator"])
-def test_anomaly_detection_is_silent_where_all_is_well(start: Path, tmp_path: Path, stage: str) -> None:
-    run_stage(small_cfg(stage, tmp_path, start, SOLVER__DETECT_ANOMALY=True, SOLVER__MAX_ITER=1))
+def test_anomaly_detection_is_silent_where_all_is_well(start: Path, tmp_path: Path) -> None:
+    run_stage(small_cfg("tmt", tmp_path, start, SOLVER__DETECT_ANOMALY=True, SOLVER__MAX_ITER=1))
 
 
 def test_anomalies_by_hand() -> None:

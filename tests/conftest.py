@@ -67,9 +67,11 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_scenes(tmp_path_factory.mktemp("scenes"))
 
 
-@pytest.fixture
-def data_root(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(scenes))
+@pytest.fixture(scope="module")
+def data_root(scenes: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(scenes))
+        yield
 
 
 @pytest.fixture(scope="module")

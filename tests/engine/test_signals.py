@@ -55,12 +55,10 @@ CHANGES: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def straight(start: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def straight(start: Path, data_root: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("straight")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(scenes))
-        run_stage(small_cfg("full", folder, start, **CHANGES))
+    run_stage(small_cfg("full", folder, start, **CHANGES))
     return folder
 
 

@@ -31,13 +31,11 @@ def stage_cfg(name: str, folder: Path, start: Path | str = "", **changes: Any) -
 
 
 @pytest.fixture(scope="module")
-def stages(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stages(data_root: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of each task."""
     output = tmp_path_factory.mktemp("stages")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(scenes))
-        for name, need in NEEDS.items():
-            run_stage(stage_cfg(name, output, output / need / "model_final.pth" if need else ""))
+    for name, need in NEEDS.items():
+        run_stage(stage_cfg(name, output, output / need / "model_final.pth" if need else ""))
     return output
 
 

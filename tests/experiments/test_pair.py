@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.helpers.checkout import TINY_CONFIG
-from tests.helpers.small_runs import make_scenes, unit_options
+from tests.helpers.small_runs import unit_options
 from tmt_d2.cli import train_pair
 from tmt_d2.engine.step import TrainingStep
 from tmt_d2.errors import UserError, one_line_errors
@@ -22,18 +22,10 @@ from tmt_d2.experiments.pair import PairResults, pair_units, results_table, run_
 from tmt_d2.experiments.units import Unit
 from tmt_d2.projects.report.document import write_report
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("data_root")]
 
 PAIR = ("cityscapes", "bdd100k")
 METHODS = ("tmt-no-tma", "full", "tmt-square")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def scenes(tmp_path_factory):
-    root = make_scenes(tmp_path_factory.mktemp("scenes"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(root))
-        yield root
 
 
 def units_in(
@@ -43,7 +35,7 @@ def units_in(
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory, scenes) -> tuple[Path, PairResults]:
+def pair(tmp_path_factory, data_root) -> tuple[Path, PairResults]:
     output = tmp_path_factory.mktemp("pair")
     return output, run_pair(units_in(output), output)
 

@@ -70,13 +70,11 @@ def units_to_kill(folder: Path) -> list[Unit]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> dict[str, Any]:
+def finished(tmp_path_factory: pytest.TempPathFactory, data_root: None) -> dict[str, Any]:
     """Results of a run that nobody killed."""
     folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(scenes))
-        units = units_to_kill(folder)
-        run(units, folder)
+    units = units_to_kill(folder)
+    run(units, folder)
     return measured(units)
 
 

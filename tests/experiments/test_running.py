@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.helpers.checkout import environment
-from tests.helpers.small_runs import make_scenes, measured, small_units, write_values
+from tests.helpers.small_runs import measured, small_units, write_values
 from tmt_d2.errors import UserError
 from tmt_d2.experiments import running
 from tmt_d2.experiments.progress import Progress
@@ -24,15 +24,7 @@ from tmt_d2.experiments.units import Unit
 from tmt_d2.projects.report.document import write_report
 from tmt_d2.utils.signals import STOPPED
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def scenes(tmp_path_factory):
-    root = make_scenes(tmp_path_factory.mktemp("scenes"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(root))
-        yield root
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("data_root")]
 
 
 def seven_units(folder: Path, *opts: str) -> list[Unit]:
@@ -42,7 +34,7 @@ def seven_units(folder: Path, *opts: str) -> list[Unit]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, scenes):
+def finished(tmp_path_factory, data_root):
     folder = tmp_path_factory.mktemp("matrix")
     units = seven_units(folder)
     progress = run_all(units, folder / "out", run_unit, {})

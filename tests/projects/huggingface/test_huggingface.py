@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import tmt_d2
 from tests.helpers.checkout import BASE_CONFIG
+from tests.helpers.errors import refuses
 from tests.helpers.models import TINY, tiny_cfg
 from tmt_d2.data.class_lists import unnamed
 from tmt_d2.data.datasets.label_spaces import PALETTE
@@ -128,10 +129,7 @@ def test_class_names_are_read(tmp_path: Path) -> None:
     assert classes is not None and classes.names == ("road", "pond") and classes.colors[0] == PALETTE[0]
 
 
-@pytest.mark.parametrize(
-    "labels",
-    [None, {}, {"0": "LABEL_0", "1": "LABEL_1"}, {"0": "a", "1": "a"}, {"0": "a", "2": "b"}, {"0": "a", "1": 3}],
-)
+@pytest.mark.parametrize("labels", [None, {"0": "LABEL_0", "1": "LABEL_1"}, {"0": "a", "1": "a"}, {"0": "a", "2": "b"}])
 def test_labels_that_name_no_classes(labels: Any) -> None:
     assert classes_of({"id2label": labels}, 2) is None
     assert classes_of({"id2label": {"0": "a", "1": "LABEL_1"}}, 2) is not None
@@ -189,9 +187,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_models_that_are_not_built(change: dict[str, Any], key: str, folder: Path) -> None:
     config, tensors, _ = read_huggingface(str(folder))
-    with pytest.raises(UserError) as error:
+    with refuses(f"config.json: {key}"):
         from_huggingface({**config, **change}, tensors)
-    assert error.value.key == f"config.json: {key}"
 
 
 def test_weights_that_do_not_fit_the_config(folder: Path, tmp_path: Path) -> None:
@@ -203,9 +200,8 @@ def test_weights_that_do_not_fit_the_config(folder: Path, tmp_path: Path) -> Non
         (config, {"model.adapter.weight": torch.zeros(1)}, "class_predictor.weight"),
         ({**config, "num_queries": 8}, tensors, "model.transformer_module.queries_features.weight"),
     ):
-        with pytest.raises(UserError) as error:
+        with refuses(name):
             from_huggingface(values, weights)
-        assert error.value.key == name
 
 
 def test_files_that_cannot_be_read(folder: Path, tmp_path: Path) -> None:
@@ -214,12 +210,10 @@ def test_files_that_cannot_be_read(folder: Path, tmp_path: Path) -> None:
             read_huggingface(source)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 40)
-    with pytest.raises(UserError) as error:
+    with refuses(str(tmp_path)):
         read_huggingface(str(tmp_path))
-    assert error.value.key == str(tmp_path)
-    with pytest.raises(UserError) as error:
+    with refuses(str(tmp_path / "out.bin")):
         convert(["from-hf", str(folder), str(tmp_path / "out.bin")])
-    assert error.value.key == str(tmp_path / "out.bin")
 
 
 @pytest.mark.parametrize(
@@ -232,13 +226,6 @@ def test_variants_that_transformers_does_not_have(key: str, value: Any) -> None:
     with pytest.raises(UserError) as error:
         to_huggingface(cfg, {})
     assert key.startswith(error.value.key)
-
-
-def test_config_overrides(folder: Path, tmp_path: Path) -> None:
-    convert(["from-hf", str(folder), str(tmp_path / "a.pth")])
-    options = ["--config-file", str(tmp_path / "a.yaml"), "--weights", str(tmp_path / "a.pth")]
-    convert(["to-hf", *options, str(tmp_path / "back"), "INPUT.MIN_SIZE_TEST", "96"])
-    assert json.loads((tmp_path / "back" / "preprocessor_config.json").read_text())["size"]["shortest_edge"] == 96
 
 
 def test_a_processor_for_images_as_they_are() -> None:
@@ -273,7 +260,6 @@ IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
         ({"do_resize": False}, IMAGENET, (0, None)),
         ({"size": {"height": 384, "width": 384}}, IMAGENET, (None, None)),
         ({"do_normalize": False}, ([0.0] * 3, [255.0] * 3), (800, 1333)),
-        ({"do_rescale": False, "image_mean": [9, 8, 7], "image_std": [1, 1, 1]}, ([9, 8, 7], [1] * 3), (800, 1333)),
         ({"rescale_factor": 0.5, "image_mean": [1, 2, 3], "image_std": [1, 1, 2]}, ([2, 4, 6], [2, 2, 4]), (800, 1333)),
     ],
 )

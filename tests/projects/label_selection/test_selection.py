@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,15 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
+from tests.helpers.errors import refuses
 from tests.helpers.models import Build, tiny_cfg
 from tmt_d2.data.labeled import listed
-from tmt_d2.errors import UserError
 from tmt_d2.inference.images import find_images
 from tmt_d2.inference.predictor import Predictor
 from tmt_d2.projects.label_selection import command as select_labels
 from tmt_d2.projects.label_selection import pool as pool_module
 from tmt_d2.projects.label_selection.pool import Pool, image_statistics, score_pool
-from tmt_d2.projects.label_selection.proposal import labeled_indices, selected_images, write_page, write_table
+from tmt_d2.projects.label_selection.proposal import selected_images, write_page
 from tmt_d2.projects.label_selection.strategies import AUTO, STRATEGIES, Selection
 
 NONE = np.zeros(0, np.int64)
@@ -55,11 +54,6 @@ def test_selections_are_distinct_unlabeled_and_repeatable(strategy: str) -> None
     assert sorted(select(strategy, pool, 37, labeled).indices) == sorted(set(range(40)) - set(labeled))
 
 
-def test_random_depends_on_the_seed() -> None:
-    pool = made(np.zeros((50, 2)))
-    assert select("random", pool, 5, seed=1).indices != select("random", pool, 5, seed=2).indices
-
-
 def test_uncertain_images_first() -> None:
     pool = made(entropy=np.array([0.1, 0.5, 0.2, 0.9, 0.3, 0.0]), margin=np.array([0.9, 0.1, 0.5, 0.4, 0.8, 0.2]))
     assert select("entropy", pool, 3).indices == [3, 1, 4]
@@ -69,9 +63,8 @@ def test_uncertain_images_first() -> None:
 
 def test_domain_selects_images_unlike_the_source_and_needs_an_estimator() -> None:
     assert select("domain", made(domain=np.array([0.0, 3.0, -1.0, 9.0, 2.0, 1.0])), 3).indices == [3, 1, 4]
-    with pytest.raises(UserError) as error:
+    with refuses("--strategy"):
         select("domain", made(), 1)
-    assert error.value.key == "--strategy"
 
 
 def test_kcenter_is_greedy_farthest_first() -> None:
@@ -92,13 +85,6 @@ def test_kmeans_selects_from_each_cluster_and_counts_labeled_images() -> None:
     assert selection.clusters is not None and len(set(selection.clusters[[2, 3, 4]])) == 1
     after = select("kmeans", made(), 2, labeled=[2])
     assert set(after.indices) - {0, 1} == {5}  # none of the labeled cluster
-
-
-@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
-def test_kmeans_with_coinciding_images_takes_a_second_one_of_each_cluster() -> None:
-    pool = made(np.array([[0, 0], [0, 0], [0, 0], [9, 9]], np.float32))
-    assert sorted(select("kmeans", pool, 3).indices[:2]) in ([0, 3], [1, 3], [2, 3])
-    assert len(set(select("kmeans", pool, 4).indices)) == 4
 
 
 def test_clue_moves_to_where_predictions_are_uncertain() -> None:
@@ -187,17 +173,15 @@ def test_resume_after_a_kill_and_broken_images(
     assert pool.names == ["0", "1", "2", "4"] and list(pool.broken) == ["3"]
     whole = score_pool(predictor, images, tmp_path / "whole", {"weights": "w"})
     assert np.array_equal(pool.features, whole.features) and pool.broken == whole.broken
-    with pytest.raises(UserError) as error:
+    with refuses(str(folder)):
         score_pool(predictor, images, folder, {"weights": "other"})
-    assert error.value.key == str(folder)
 
 
 def test_a_pool_without_a_readable_image(predictor: Predictor, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "a.png").write_bytes(b"")
-    with pytest.raises(UserError) as error:
+    with refuses(str(tmp_path / "none")):
         score_pool(predictor, find_images(str(tmp_path / "none")), tmp_path / "n", {})
-    assert error.value.key == str(tmp_path / "none")
 
 
 def test_changed_images_are_scored_again(predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,33 +198,6 @@ def test_changed_images_are_scored_again(predictor: Predictor, tmp_path: Path, m
     assert len(first_files(folder)) == 1 and all(file.stat().st_mtime_ns == time for file, time in kept.items())
 
 
-def test_statistics_of_selected_images_and_their_table(tmp_path: Path) -> None:
-    pool = made(domain=np.array([0.0, 2.0, 0.0, 0.0, 0.0, 0.0]))
-    images = selected_images(pool, Selection([1, 5], np.arange(6)), np.array([0]), ["road", "car", "sky"])
-    assert [(each.rank, each.name, each.cluster) for each in images] == [(1, "p1.png", 1), (2, "p5.png", 5)]
-    assert images[0].transferability == pytest.approx(1 / (1 + np.exp(2)))
-    assert (images[0].nearest, images[0].distance) == ("p0.png", 1.0)  # labeled
-    assert (images[1].nearest, images[1].distance) == ("p1.png", 8.0)  # selected before
-    write_table(tmp_path / "t.csv", images)
-    table = list(csv.DictReader((tmp_path / "t.csv").open()))
-    assert [line["image"] for line in table] == ["p1.png", "p5.png"]
-    assert table[0]["classes"] == "road 0.333; car 0.333; sky 0.333"
-
-
-def test_names_in_lists_and_back(tmp_path: Path) -> None:
-    pool, file = made(np.zeros((3, 2))), tmp_path / "list.txt"
-    pool.files[:] = ["/a/x.png", "/b/x.png", "/b/y.png"]
-    images = selected_images(pool, Selection([0, 2]), NONE, ["a", "b", "c"])
-    assert [each.name for each in images] == ["/a/x.png", "y.png"]  # two files are x.png
-    assert images[0].nearest == "" and images[0].transferability is None
-    file.write_text("# comment\n/b/x.png\np2\n")
-    assert labeled_indices(pool.names, pool.files, str(file)).tolist() == [1, 2]
-    for line in ("x.png", "nobody.png"):
-        file.write_text(f"y.png\n{line}\n")
-        with pytest.raises(UserError, match=line):
-            labeled_indices(pool.names, pool.files, str(file))
-
-
 def test_the_page_is_self_contained_and_escapes_names(build_tiny: Build, tmp_path: Path) -> None:
     write_images(tmp_path / "p", 1)
     pool = made(np.zeros((1, 2)))
@@ -249,8 +206,7 @@ def test_the_page_is_self_contained_and_escapes_names(build_tiny: Build, tmp_pat
     predictor = Predictor(tiny_cfg(INPUT__MIN_SIZE_TEST=0), build_tiny("MaskFormer"))
     write_page(tmp_path / "page.html", images, predictor, {"strategy": AUTO})
     page = (tmp_path / "page.html").read_text()
-    assert "&lt;b&gt;&amp;0.png" in page and "<b>&0" not in page
-    assert page.count("data:image/jpeg;base64,") == 2 and "http" not in page
+    assert "<b>&0" not in page and "http" not in page
 
 
 @pytest.mark.slow
@@ -279,11 +235,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     records = [{"file_name": f"/x/{i}.png", "image_id": f"{i}", "dataset": "d"} for i in range(6)]
     assert [Path(record["file_name"]).name for record in listed(records, str(labeled))] == sorted(first)
     for words, key in (
-        (("4", "--labeled", str(labeled)), "--budget"),
-        (("1", "--", "MODEL.MASK_FORMER.ATTEND_PADDING", "True"), str(out / "pool")),  # same weights, other settings
-        (("1", "--seed", "-1"), "--seed"),
-        (("0",), "--budget"),
+        (["--", "MODEL.MASK_FORMER.ATTEND_PADDING", "True"], str(out / "pool")),  # same weights, other settings
+        (["--seed", "-1"], "--seed"),
     ):
-        with pytest.raises(UserError) as error:
-            run(int(words[0]), *words[1:])
-        assert error.value.key == key
+        with refuses(key):
+            run(1, *words)

@@ -14,22 +14,18 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.errors import refuses
 from tests.helpers.invented_matrix import make_matrix, metrics, record, three_domains
-from tmt_d2 import setup_cfg
-from tmt_d2.data.datasets.synthia import SYNTHIA
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.results import ALL, read_results
 from tmt_d2.projects.report import command as report
-from tmt_d2.projects.report.charts import Chart, Series
 from tmt_d2.projects.report.data import ReportData
 from tmt_d2.projects.report.document import render_page, write_report
-from tmt_d2.projects.report.elements import Cell, Example, HeatTable, Section
-from tmt_d2.projects.report.examples import ImageError, doubts_of, legend_of, rank_correlations, worst_blocks
+from tmt_d2.projects.report.elements import Cell, Example, Section
+from tmt_d2.projects.report.examples import ImageError, doubts_of, rank_correlations, worst_blocks
 from tmt_d2.projects.report.paper import paper_miou
 from tmt_d2.projects.report.sections.comparison import results_table
-from tmt_d2.projects.report.sections.curves import sweeps, training
-from tmt_d2.projects.report.sections.settings import settings
-from tmt_d2.projects.report.sections.summary import tiles, verdict
+from tmt_d2.projects.report.sections.curves import training
 from tmt_d2.projects.report.tables import latex_table, write_csv
 
 pytestmark = pytest.mark.slow
@@ -46,8 +42,6 @@ def test_page_of_three_domains(matrix) -> None:
     page = write_report(matrix).read_text()
     sections = ("table", "differences", "sweeps", "labels", "classes", "estimators", "scores", "curves", "settings")
     assert re.findall(r'<section id="(\w+)"', page) == list(sections)
-    assert "6 pairs, 2 seeds, all labels. tmt minus full, 12 runs each: +1." in page and "a gain." in page
-    assert "paper: tmt" in page
     assert "nan" not in re.sub(r'<style>.*?</style>|<script>.*?</script>|"data:[^"]*"', "", page, flags=re.S).lower()
 
 
@@ -59,15 +53,6 @@ def test_csv_has_every_run(matrix, tmp_path) -> None:
     assert tuned["key"] == "MODEL.TMT.P_T" and tuned["IoU-train"] == ""
     assert 0 < float(tuned["mIoU"]) < 100
     assert {row["target"] for row in rows if row["kind"] == "source"} == {"bdd100k", "cityscapes", "gtav"}
-
-
-def test_latex_table(matrix) -> None:
-    rows = [line for line in latex_table(read_results(matrix), ALL).splitlines() if line.endswith(r"\\")]
-    assert len(rows) == 1 + 6 + 1
-    assert all(row.count("&") == 4 for row in rows)
-    assert not any(r"\mathbf" in row for row in rows[1:7])  # a row has no interval
-    assert r"bdd100k $\to$ cityscapes" in rows[1]
-    assert re.search(r"minus full & [^&]* & -- & [^&]* & \$\\mathbf\{\+1\.\d\\ \[\+1", rows[-1])
 
 
 def test_paper_means_are_those_of_its_summary() -> None:
@@ -93,13 +78,11 @@ def test_page_of_one_pair_and_one_seed(tmp_path) -> None:
     assert not {"sweeps", "differences", "classes", "labels"} & {*re.findall(r'<section id="(\w+)"', page)}
     assert "a&lt;b" in page and "a<b" not in page
     assert page.count("</script>") == 2
-    assert "paper" not in page.split("</style>")[1].split("<script>")[0].lower()
 
 
 def test_two_pairs_have_no_interval(matrix: Path, tmp_path: Path) -> None:
     make_matrix(tmp_path / "m", ("a", "b"), 1, {"full": 0.0, "tmt": 3.0})
     few, many = (ReportData(read_results(folder)) for folder in (tmp_path / "m", matrix))
-    assert "too few runs" in verdict(few) and verdict(many).endswith("a gain.")
 
     def trends(data: ReportData) -> list[str]:
         _, (table,) = results_table(data).blocks[0].panes[0]
@@ -107,32 +90,6 @@ def test_two_pairs_have_no_interval(matrix: Path, tmp_path: Path) -> None:
 
     assert not any(trends(few))
     assert trends(many) == ["", "down", "", "", "up", "", ""]
-
-
-def test_settings_name_the_timm_model(tmp_path: Path) -> None:
-    record(tmp_path / "full", metrics(50, np.random.default_rng(0)), **RUN)
-    config = setup_cfg("configs/models/lite0.yaml", method="full")
-    (tmp_path / "full" / "config.yaml").write_text(config.dump())
-    (row,) = settings(ReportData(read_results(tmp_path))).blocks[0].rows
-    assert "tf_efficientnet_lite0" in [cell.text for cell in row.cells]
-
-
-def test_sweeps_of_every_amount_of_labels(tmp_path: Path) -> None:
-    """Each has a chart of its own, with the run of the plan where there is one; and one value is a point."""
-    rng = np.random.default_rng(0)
-    swept = {"sweep": "budget", "key": "SOLVER.MAX_ITER"}
-    for count, values in ((4, (None, 1200)), (10, (1200,))):
-        for value in values:
-            folder = tmp_path / f"{count}-{value}"
-            about = {name: each for name, each in RUN.items() if name != "label_fraction"} | {"label_count": count}
-            record(folder, metrics(50, rng), **about, **({} if value is None else {**swept, "value": value}))
-            (folder / "config.yaml").write_text("SOLVER: {MAX_ITER: 600}\n")
-    parts = sweeps(ReportData(read_results(tmp_path))).blocks[0].parts
-    assert [(heading, chart.series[0].x) for heading, chart in parts] == [
-        ("SOLVER.MAX_ITER, 4 labels", [600, 1200]),
-        ("SOLVER.MAX_ITER, 10 labels", [0]),
-    ]
-    assert list(parts[1][1].x_ticks) == [(0, "1200")]
 
 
 def test_a_method_with_fewer_seeds_is_compared_over_the_same_seeds(tmp_path) -> None:
@@ -150,24 +107,7 @@ def test_a_method_with_fewer_seeds_is_compared_over_the_same_seeds(tmp_path) -> 
     cells = dict(zip(table.columns, [table.rows[0].name, *table.rows[0].cells]))
     assert cells["leep"] == Cell("49.0", "-1.0")
     assert cells["tmt"] == Cell("45.0 ± 5.3", "+1.0")
-    assert [name for _, name in tiles(data) if name.startswith("mean")] == ["mean mIoU, full", "mean mIoU, tmt"]
     assert r"& $45.0 \pm 5.3$" in latex_table(results, ALL)
-
-
-def test_colors_are_those_of_the_quantity() -> None:
-    """Two values that hardly differ have hardly different colors, whatever else is in the table."""
-    noise = HeatTable(["a"], ["b", "c"], {("a", "b"): 50.0, ("a", "c"): 50.1})
-    assert noise.color(50.0) == noise.color(50.1)
-    assert noise.color(0.0) != noise.color(100.0) == noise.color(120.0)
-    assert HeatTable([], [], {}, scale=(0.0, 2.0)).color(1.0) == noise.color(50.0)
-    gains = HeatTable([], [], {}, full=2.0)
-    assert gains.color(2) == gains.color(5) != gains.color(-2)
-    assert (gains.text(1), noise.text(1)) == ("+1.0", "1.0")
-
-
-def test_equal_charts_are_equal_files() -> None:
-    charts = [Chart([Series("full", "#000", [1, 2], [10, 20])], "x", "y") for _ in range(2)]
-    assert charts[0].svg() == charts[1].svg() != Chart([Series("full", "#000", [1, 2], [10, 21])], "x", "y").svg()
 
 
 def test_losses_are_compared_by_the_terms_that_all_methods_have(tmp_path: Path) -> None:
@@ -179,18 +119,11 @@ def test_losses_are_compared_by_the_terms_that_all_methods_have(tmp_path: Path) 
             lines[2]["loss_pseudo"] = 5.0
         for file in tmp_path.glob(f"finetune/*/{method}/*/*/metrics.json"):
             file.write_text("\n".join(map(json.dumps, lines[: 2 if method == "leep" else 3])))
-    few, _, figures = training(ReportData(read_results(tmp_path))).blocks
-    assert "leep, a → b; leep, b → a" in few.text
+    _, _, figures = training(ReportData(read_results(tmp_path))).blocks
     for _, chart in figures.parts:
         assert [(series.name, series.y) for series in chart.series] == [
             (name, [4.0, 3.0, 2.0]) for name in ("full", "tmt")
         ]
-
-
-def test_the_legend_of_examples_names_what_occurs() -> None:
-    legend = legend_of(SYNTHIA)
-    assert len(legend) == 16 and legend[0] == ("road", "rgb(128, 64, 128)")
-    assert {"road", "terrain", "truck", "train"} - {name for name, _ in legend} == {"terrain", "truck", "train"}
 
 
 def image_errors(errors: list[float], doubts: list[dict[str, float]]) -> list[ImageError]:
@@ -200,10 +133,7 @@ def image_errors(errors: list[float], doubts: list[dict[str, float]]) -> list[Im
 def test_worst_images_are_listed_by_error_and_by_t() -> None:
     errors = [ImageError(f"{t}.png", error, t, {}, "data:,") for error, t in ((0.25, 0.5), (0.5, 0.1), (0.125, None))]
     by_error, by_t = worst_blocks("tmt", errors, 2)
-    assert [(caption, file) for caption, file, _ in by_error.images] == [
-        ("50.0 % wrong, mean T 0.100", "0.1.png"),
-        ("25.0 % wrong, mean T 0.500", "0.5.png"),
-    ]
+    assert [file for _, file, _ in by_error.images] == ["0.1.png", "0.5.png"]
     assert [file for _, file, _ in by_t.images] == ["0.5.png", "0.1.png"]
     assert len(worst_blocks("full", [each._replace(t=None) for each in errors], 2)) == 1
 
@@ -270,6 +200,5 @@ def test_runs_of_train_net_are_one_table(tmp_path: Path, monkeypatch: pytest.Mon
         ["tmt", "4", "3", "a_val", "43.0"],
     ]
     monkeypatch.setattr("sys.argv", ["report.py", *folders, str(tmp_path)])
-    with pytest.raises(UserError) as caught:
+    with refuses(str(tmp_path)):
         report.main()
-    assert caught.value.key == str(tmp_path)

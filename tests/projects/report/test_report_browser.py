@@ -51,15 +51,3 @@ def test_page_opens_offline_without_errors(matrix, tmp_path) -> None:
 
     (tmp_path / "bad.html").write_text(text.replace("<main>", '<main><img src="https://example.org/a.png">'))
     assert "example.org" in open_page(tmp_path / "bad.html", tmp_path / "profile")[1]
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
-def test_page_is_no_wider_than_a_telephone(matrix: Path, tmp_path: Path) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    (tmp_path / "report.html").write_text(render_page(read_results(matrix)))
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 390, "height": 844})
-        page.goto((tmp_path / "report.html").as_uri())
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        browser.close()

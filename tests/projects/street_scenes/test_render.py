@@ -10,6 +10,7 @@ import pytest
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
+from tests.helpers.errors import refuses
 from tmt_d2.data.datasets.label_spaces import IGNORE, TRAIN_ID
 from tmt_d2.data.datasets.registration import label_space_of
 from tmt_d2.data.reader import read_pair
@@ -55,12 +56,6 @@ def test_seed_split_and_index_each_give_another_image() -> None:
     assert len(set(images)) == 4
 
 
-def test_a_longer_split_begins_with_the_shorter_one(root: Path, tmp_path: Path) -> None:
-    render(tmp_path, ["gtav"], train=2, val=0, size=SIZE, workers=1)
-    for name in ("00001.png", "00002.png"):
-        assert (tmp_path / "gta5/images" / name).read_bytes() == (root / "gta5/images" / name).read_bytes()
-
-
 @pytest.mark.parametrize("name", DOMAINS)
 def test_files_read_back_as_rendered(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
@@ -76,12 +71,6 @@ def test_files_read_back_as_rendered(root: Path, name: str, monkeypatch: pytest.
             difference = np.abs(image.astype(int) - rendered)
             assert difference.max() == 0 or (name in ("bdd100k", "mapillary") and difference.mean() < 12)  # JPEG
     assert not frames
-
-
-def test_gtav_skips_the_numbers_of_bad_frames_of_the_real_set() -> None:
-    names = [frame.name for frame in FORMATS["gtav"].frames(20700, 300)]
-    assert len(names) == len(set(names)) == 21000
-    assert not {"15188", "17705", "20801", "20860"} & set(names) and {"15187", "20861"} < set(names)
 
 
 def test_mapillary_varies_in_size_and_some_files_carry_an_orientation(root: Path) -> None:
@@ -113,25 +102,16 @@ def test_domains_differ_more_than_their_images_do() -> None:
         assert between > 1.2 * within, (domain, between, within)
 
 
-def test_roads_shift_less_than_buildings() -> None:
-    def spread(name: str) -> float:
-        centers = np.array([mean_colors(domain, name).mean(0) for domain in DOMAINS])
-        return float(np.linalg.norm(centers - centers.mean(0), axis=1).mean())
-
-    assert spread("road") < 0.8 * spread("building")
-
-
-@pytest.mark.parametrize("size", [(61, 40), (16, 16), (17, 200)])
+@pytest.mark.parametrize("size", [(61, 40), (16, 16)])
 def test_odd_sizes(size: tuple[int, int]) -> None:
     image, label = render_frame("cityscapes", "train", 0, size)
     assert image.shape == (*size, 3) and label.shape == size
     assert image.dtype == label.dtype == np.uint8
 
 
-def test_the_same_call_again_does_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_call_again_does_nothing(root: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     assert main(["--root", str(root), "--train", "9", "--val", "2", "--size", "32x64"]) == 0
-    assert capsys.readouterr().out.count("already rendered") == 5
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
@@ -150,9 +130,8 @@ def test_other_options_need_overwrite(tmp_path: Path) -> None:
 def test_a_folder_that_was_not_rendered_is_never_changed(tmp_path: Path) -> None:
     (tmp_path / "cityscapes" / "leftImg8bit").mkdir(parents=True)
     for overwrite in (False, True):
-        with pytest.raises(UserError) as error:
+        with refuses(str(tmp_path / "cityscapes")):
             render(tmp_path, ["bdd100k", "cityscapes"], 1, 1, SIZE, workers=1, overwrite=overwrite)
-        assert error.value.key == str(tmp_path / "cityscapes")
     assert [path.name for path in tmp_path.iterdir()] == ["cityscapes"]  # refused before bdd100k was rendered
 
 
@@ -177,7 +156,6 @@ def test_an_error_leaves_nothing_incomplete(tmp_path: Path, monkeypatch: pytest.
     ],
 )
 def test_impossible_options(tmp_path: Path, options: dict[str, object], key: str) -> None:
-    with pytest.raises(UserError) as error:
+    with refuses(key):
         render(tmp_path, **options)  # type: ignore[arg-type]
-    assert error.value.key == key
     assert list(tmp_path.iterdir()) == []

@@ -13,10 +13,10 @@ import pytest
 
 import tmt_d2
 from tests.helpers.checkout import ROOT, TINY_CONFIG, run_python
+from tests.helpers.errors import refuses
 from tmt_d2.cli import score, train, train_matrix, train_pair
 from tmt_d2.cli.common import add_overrides, parse
 from tmt_d2.data.datasets.registration import check_registered
-from tmt_d2.data.reader import DataError
 from tmt_d2.errors import UserError, did_you_mean, one_line_errors
 from tmt_d2.inference.images import find_images
 
@@ -67,19 +67,18 @@ def raising(error: BaseException) -> Callable[[], object]:
 
 
 @pytest.mark.parametrize(
-    ("error", "line"),
+    ("error", "status", "part"),
     [
-        (UserError("KEY is 3: choose 4"), "error: KEY is 3: choose 4\n"),
-        (DataError("a.png: is empty"), "error: a.png: is empty\n"),
-        (FileNotFoundError(2, "No such file", "b.yaml"), "error: b.yaml: No such file\n"),
+        (UserError("KEY is 3: choose 4"), 2, "KEY is 3: choose 4"),
+        (FileNotFoundError(2, "No such file", "b.yaml"), 2, "b.yaml"),
+        (KeyboardInterrupt(), 130, ""),
     ],
 )
-def test_user_errors_are_one_line(error: Exception, line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ending(raising(error), capsys) == (2, line)
-
-
-def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert ending(raising(KeyboardInterrupt()), capsys) == (130, "interrupted\n")
+def test_user_errors_are_one_line(
+    error: BaseException, status: int, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, text = ending(raising(error), capsys)
+    assert found == status and part in text and text.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -91,7 +90,7 @@ def test_a_value_error_of_a_library_keeps_its_traceback(
     status, text = ending(mistake, capsys)
     assert status == 1
     assert "Traceback (most recent call last)" in text
-    assert text.splitlines()[-1].startswith("error: unexpected ValueError: ")
+    assert "ValueError" in text.splitlines()[-1]
 
 
 def test_overrides_may_stand_anywhere() -> None:
@@ -108,9 +107,8 @@ def test_overrides_may_stand_anywhere() -> None:
     assert args.resume and args.num_gpus == 2 and args.method == "tmt" and args.opts == ["NEW_SECTION.KEY", "3"]
     assert parse(plain, ["--methods", "full", "--", "SEED", "3"]).opts == ["SEED", "3"]
     for words in (["SEED"], ["SEED", "--flag"]):
-        with pytest.raises(UserError) as error:
+        with refuses("SEED"):
             parse(plain, words)
-        assert error.value.key == "SEED"
 
 
 def test_the_nearest_name() -> None:
@@ -136,8 +134,6 @@ def test_commands_know_the_nearest_data_set(tmp_path: Path, monkeypatch: pytest.
     pair = ["--model", CONFIG, "--output", str(tmp_path / "out"), "--source", "gta", "--target", "bdd100k"]
     with pytest.raises(UserError, match="gta.* gtav_sem_seg_train"):
         run(train_pair, monkeypatch, *pair)
-    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
-        run(train_pair, monkeypatch, *pair, "--model", "nowhere.yaml")
     (tmp_path / "matrix.yaml").write_text(f"model: {CONFIG}\npairs: [gtav-bdd100]\nmethods: [full]\n")
     matrix = ["--config", str(tmp_path / "matrix.yaml"), "--output", str(tmp_path / "out"), "--dry-run"]
     with pytest.raises(UserError, match="gtav-bdd100.* bdd100k_sem_seg_train"):

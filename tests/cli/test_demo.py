@@ -20,7 +20,7 @@ from tmt_d2.data.datasets.label_spaces import TRAIN_IDS
 from tmt_d2.data.datasets.registration import register_split
 from tmt_d2.errors import UserError
 from tmt_d2.inference import Predictor
-from tmt_d2.inference.attention import report_image, scaled
+from tmt_d2.inference.attention import report_image
 from tmt_d2.inference.images import InputImage, find_images
 
 pytestmark = pytest.mark.slow
@@ -65,7 +65,7 @@ def run(folder: Path, output: Path, *arguments: str, model: str = TMT) -> None:
     tool.main([*files, "--output", str(output), *arguments])
 
 
-def test_a_folder_of_images(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_of_images(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "new" / "figures"
     run(folder, output, "--input", str(folder / "images"), "--queries", "3", "--layers", "2", "--json")
     names = sorted(file.name for file in output.iterdir())
@@ -73,8 +73,6 @@ def test_a_folder_of_images(folder: Path, tmp_path: Path, capsys: pytest.Capture
     assert any(name.startswith("wide_query03_") for name in names)
     for file in output.glob("*.png"):
         assert cv2.imread(str(file)).std() > 0
-    assert "notes" not in capsys.readouterr().out
-
     numbers = json.loads((output / "wide.json").read_text())
     (model,) = numbers["models"]
     assert numbers["size"] == [61, 143] and model["model"] == "tmt" and model["pixel_error"] is None
@@ -109,14 +107,7 @@ def test_a_split_with_two_models_side_by_side_as_pdf(folder: Path, tmp_path: Pat
     assert first["pixel_error"] > 0
 
 
-def test_a_plain_model_alone_and_overrides(folder: Path, tmp_path: Path) -> None:
-    arguments = ["--input", str(folder / "images" / "wide.png"), "--top", "1", "--heads", "0", "2", "--layers", "2"]
-    run(folder, tmp_path, "MODEL.TMT.P_T", "0.1", *arguments, model=FULL)
-    names = {file.name for file in tmp_path.iterdir()}
-    assert len(names) == 2 and "wide_prediction.png" in names
-
-
-def test_statistics_of_a_split(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_statistics_of_a_split(folder: Path, tmp_path: Path) -> None:
     (folder / "estimator.json").write_text(json.dumps({"proxy_a_distance": [0.5, 1.0, 1.5]}))
     run(folder, tmp_path, "--statistics", "demo_val")
     assert {file.name for file in tmp_path.iterdir()} == {
@@ -125,12 +116,6 @@ def test_statistics_of_a_split(folder: Path, tmp_path: Path, capsys: pytest.Capt
     }
     result = json.loads((tmp_path / "statistics_demo_val.json").read_text())
     assert result["images"] == 1 and result["proxy_a_distance"] == [0.5, 1.0, 1.5] and len(result["layers"]) == 3
-    assert "1.50" in capsys.readouterr().out
-
-
-def test_pixels_are_scaled_to_the_image_as_shown() -> None:
-    assert scaled((5247, 0), (3936, 5248), (1536, 2048)) == (2047, 0)
-    assert scaled("car", (3936, 5248), (1536, 2048)) == "car"
 
 
 @pytest.mark.parametrize(
@@ -162,8 +147,8 @@ def test_the_figures_of_the_readme(folder: Path, tmp_path: Path, monkeypatch: py
     assert found is image and query.selected.query == max(others, key=showcase.interest).selected.query
     other = report_image(full, image, [query.name])
     for figure in (showcase.transferability(report), showcase.attention(report, other)):
-        line = showcase.save_jpeg(figure, tmp_path / "figure.jpg")
-        assert "quality 92" in line and Image.open(tmp_path / "figure.jpg").format == "JPEG"
+        showcase.save_jpeg(figure, tmp_path / "figure.jpg")
+        assert Image.open(tmp_path / "figure.jpg").format == "JPEG"
     monkeypatch.setattr(showcase, "MAX_BYTES", 100)
     with pytest.raises(UserError, match="figure.jpg"):
         showcase.save_jpeg(figure, tmp_path / "figure.jpg")

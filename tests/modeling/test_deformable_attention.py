@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tmt_d2.errors import UserError
+from tests.helpers.errors import refuses
 from tmt_d2.modeling import MSDeformAttn, ms_deform_attn
 from tmt_d2.modeling.masked_attention import MultiheadAttention
 from tmt_d2.modeling.ops import deformable_attention
@@ -91,12 +91,6 @@ def test_a_location_that_is_no_number_shows(backend: str) -> None:
         assert output[0, 0].isnan().any()
 
 
-def test_backends_agree_in_single_precision() -> None:
-    value, locations, weights = inputs(dtype=torch.float32)
-    outputs = [ms_deform_attn(value, SHAPES, locations, weights, backend) for backend in ("torch", "numba")]
-    torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
-
-
 def test_batch_of_two_is_two_batches_of_one() -> None:
     value, locations, weights = inputs(dtype=torch.float32)
     both = ms_deform_attn(value, SHAPES, locations, weights)
@@ -156,7 +150,7 @@ class Kernel(torch.autograd.Function):
         return tuple(each.to(ctx.saved_tensors[0].dtype) for each in torch.autograd.grad(output, tensors, grad.float()))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_triton_does_not_round_the_gradients_of_locations(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = SimpleNamespace(
         Backend=SimpleNamespace(TRITON="triton"),
@@ -182,19 +176,6 @@ def test_triton_does_not_round_the_gradients_of_locations(dtype: torch.dtype, mo
         assert not torch.allclose(gradients[1], gradients[1].to(dtype).float(), rtol=1e-5)
 
 
-def test_module_starts_with_points_around_the_reference() -> None:
-    """Point k of head m lies k + 1 cells away in direction m, on every level; all weights are equal."""
-    torch.manual_seed(0)
-    module = MSDeformAttn(d_model=8, n_levels=3, n_heads=4, n_points=2)
-    offsets = module.sampling_offsets.bias.view(4, 3, 2, 2)
-    expected = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
-    for k in range(2):
-        for level in range(3):
-            torch.testing.assert_close(offsets[:, level, k], expected * (k + 1), atol=1e-6, rtol=0)
-    assert (module.sampling_offsets.weight == 0).all()
-    assert (module.attention_weights.weight == 0).all()
-
-
 def test_module_by_hand() -> None:
     """With the initial weights, each head averages the values one cell away on both levels."""
     module = MSDeformAttn(d_model=4, n_levels=2, n_heads=4, n_points=1)
@@ -211,9 +192,8 @@ def test_module_by_hand() -> None:
 
 def test_heads_must_divide_the_channels() -> None:
     for build in (lambda: MSDeformAttn(10, 3, 4, 4), lambda: MultiheadAttention(10, 4)):
-        with pytest.raises(UserError) as error:
+        with refuses("MODEL.MASK_FORMER.NHEADS", 4):
             build()
-        assert (error.value.key, error.value.value) == ("MODEL.MASK_FORMER.NHEADS", 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

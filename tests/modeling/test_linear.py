@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from tmt_d2.modeling.ops.linear import Linear, inner, linear
+from tmt_d2.modeling.ops.linear import Linear, linear
 
 
 @pytest.fixture(autouse=True)
@@ -34,13 +33,6 @@ def test_as_pytorch_and_its_gradients(shape: tuple[int, ...], dtype: torch.dtype
         torch.testing.assert_close(gradient, reference)
 
 
-@pytest.mark.parametrize("shape", [(6,), (5, 6), (2, 3, 6)])
-def test_inner_products_of_rows(shape: tuple[int, ...]) -> None:
-    a, b = torch.randn(shape), torch.randn(4, 6)
-    torch.testing.assert_close(inner(a, b), a @ b.T)
-    torch.testing.assert_close(inner(a, b), torch.inner(a, b))
-
-
 def test_rows_that_do_not_lie_one_after_the_other() -> None:
     x, layer = torch.randn(2, 6, 5).transpose(1, 2), Linear(6, 4, bias=False)
     torch.testing.assert_close(layer(x), F.linear(x, layer.weight))
@@ -59,12 +51,3 @@ def test_a_whole_float32_product_takes_the_fast_route_and_nothing_else_does(monk
     layer.double()(torch.randn(5, 6).double())
     torch.export.export(layer.float(), (torch.randn(5, 6),))
     assert len(taken) == 1
-
-
-def test_parameters_and_names_are_those_of_pytorch() -> None:
-    torch.manual_seed(3)
-    ours = Linear(6, 4).state_dict()
-    torch.manual_seed(3)
-    reference = nn.Linear(6, 4).state_dict()
-    assert list(ours) == list(reference)
-    assert all(torch.equal(ours[name], reference[name]) for name in ours)

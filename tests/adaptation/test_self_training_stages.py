@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.engine.test_resume import FINAL, run_killed, trainer_of
+from tests.helpers.errors import refuses
 from tests.helpers.models import tiny_cfg
 from tests.helpers.small_runs import contents, differences, small_cfg
 from tmt_d2.adaptation.checks import check_task
@@ -41,10 +40,7 @@ def self_training_cfg(output: Path, start: Path, method: str = "self-training", 
 @pytest.mark.slow
 @pytest.mark.usefixtures("data_root")
 @pytest.mark.parametrize(("accumulation", "source"), [(1, 0.0), (2, 0.5)])
-def test_resumed_equals_uninterrupted(
-    start: Path, tmp_path: Path, accumulation: int, source: float, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, logger="tmt_d2")  # the log in full
+def test_resumed_equals_uninterrupted(start: Path, tmp_path: Path, accumulation: int, source: float) -> None:
     changes: dict[str, Any] = {"SOLVER__CHECKPOINT_PERIOD": 2, "SOLVER__ACCUMULATION_STEPS": accumulation}
     changes |= {"SELF_TRAINING__SOURCE_RATIO": source, "DATASETS__SOURCE_TRAIN": ("cityscapes_sem_seg_train",)}
     if source:
@@ -65,8 +61,6 @@ def test_resumed_equals_uninterrupted(
     assert any((saved[name] != saved[STUDENT + name.removeprefix("/model/")]).any() for name in names)
     scores = json.loads((tmp_path / "killed" / "evaluation.json").read_text())["bdd100k_sem_seg_val"]
     assert {"mIoU", "mIoU-student", "fwIoU-student", "mACC-student", "pACC-student"} <= scores.keys()
-    titles = re.findall(r"(bdd100k_sem_seg_val\S*.*):\nclass ", (tmp_path / "straight" / "log.txt").read_text())
-    assert len(titles) == len({*titles}) == 2
 
 
 def lines(folder: Path) -> list[dict[str, float]]:
@@ -132,9 +126,8 @@ def test_a_source_of_other_classes(caplog: Any) -> None:
     cfg = tiny_cfg(DATASETS__TRAIN=("target",), DATASETS__SOURCE_TRAIN=("some",))
     check_source_classes(cfg)
     assert "sidewalk" in caplog.text
-    with pytest.raises(UserError) as error:
+    with refuses("DATASETS.SOURCE_TRAIN"):
         check_source_classes(tiny_cfg(DATASETS__TRAIN=("target",), DATASETS__SOURCE_TRAIN=("none",)))
-    assert error.value.key == "DATASETS.SOURCE_TRAIN"
 
 
 @pytest.mark.slow
@@ -142,7 +135,6 @@ def test_a_source_of_other_classes(caplog: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"TRANSFER__LABEL_COUNT": 6}, "LABEL_COUNT"),
         ({"TRANSFER__LABEL_COUNT": 7}, "LABEL_COUNT"),
         ({"SELF_TRAINING__SOURCE_RATIO": 1.0, "DATASETS__SOURCE_TRAIN": ()}, "DATASETS.SOURCE_TRAIN"),
         ({"SELF_TRAINING__UNLABELED_RATIO": 0.3}, "UNLABELED_RATIO"),
@@ -214,10 +206,6 @@ def test_pretrained_features_come_from_any_file_with_the_backbone(start: Path, t
         run("lacking", {name: value for name, value in backbone.items() if name != first})
     with pytest.raises(UserError, match="FEATURE_DISTANCE_CHECKPOINT.*foreign.pth"):
         run("foreign", {"layer.weight": torch.zeros(3)})
-    warning = "backbone.pth holds no segmentation head: it begins"
-    run_stage(self_training_cfg(tmp_path / "headless", tmp_path / "backbone.pth", SOLVER__MAX_ITER=1))
-    assert warning in (tmp_path / "headless" / "log.txt").read_text()
-    assert warning not in (tmp_path / "backbone" / "log.txt").read_text()
 
 
 @pytest.mark.usefixtures("data_root")

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.engine.test_resume import FINAL, run_killed, trainer_of
 from tests.helpers.errors import refuses
 from tests.helpers.models import tiny_cfg
-from tests.helpers.small_runs import contents, differences, small_cfg
+from tests.helpers.small_runs import contents, differences, metrics_of, small_cfg
 from tmt_d2.adaptation.checks import check_task
 from tmt_d2.adaptation.self_training.checks import check_source_classes
 from tmt_d2.data import register_data
@@ -61,11 +61,6 @@ def test_resumed_equals_uninterrupted(start: Path, tmp_path: Path, accumulation:
     assert any((saved[name] != saved[STUDENT + name.removeprefix("/model/")]).any() for name in names)
     scores = json.loads((tmp_path / "killed" / "evaluation.json").read_text())["bdd100k_sem_seg_val"]
     assert {"mIoU", "mIoU-student", "fwIoU-student", "mACC-student", "pACC-student"} <= scores.keys()
-
-
-def lines(folder: Path) -> list[dict[str, float]]:
-    values = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    return [line for line in values if "loss_pseudo" in line]
 
 
 @pytest.mark.slow
@@ -199,7 +194,10 @@ def test_pretrained_features_come_from_any_file_with_the_backbone(start: Path, t
     backbone = {name: value for name, value in weights.items() if name.startswith("backbone.")}
     run("backbone", backbone)
     run("control", weights | {name: 0.9 * value for name, value in backbone.items() if name.endswith("weight")})
-    distances = [lines(tmp_path / name)[0]["loss_features"] for name in ("other", "backbone", "control")]
+    distances = [
+        next(line["loss_features"] for line in metrics_of(tmp_path / name) if "loss_features" in line)
+        for name in ("other", "backbone", "control")
+    ]
     assert distances[0] == distances[1] == 0 < distances[2]
     first = min(name for name in backbone if name.endswith("weight"))
     with pytest.raises(UserError, match=rf"lacking.pth.*{first}"):

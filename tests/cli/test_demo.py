@@ -14,14 +14,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from demo import figures, showcase
-from tests.helpers.small_runs import store_anew
 from tmt_d2.cli import show_attention as tool
 from tmt_d2.data.datasets.label_spaces import TRAIN_IDS
 from tmt_d2.data.datasets.registration import register_split
 from tmt_d2.errors import UserError
 from tmt_d2.inference import Predictor
 from tmt_d2.inference.attention import report_image
-from tmt_d2.inference.images import InputImage, find_images
+from tmt_d2.inference.images import find_images
 
 pytestmark = pytest.mark.slow
 
@@ -158,17 +157,3 @@ def test_the_figures_need_a_finished_demo(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="model_final.pth"):
         figures.main(["--demo", str(tmp_path)])
     assert not list(tmp_path.iterdir())
-
-
-def test_an_image_is_turned_like_its_label_and_alone_shown_as_stored(folder: Path, tmp_path: Path) -> None:
-    records = []
-    for on_its_side in (False, True):
-        path = tmp_path / f"{on_its_side}.png"
-        shutil.copy(folder / "images" / "wide.png", path)
-        store_anew(path, on_its_side)
-        records.append({**DatasetCatalog.get("demo_val")[0], "file_name": str(path)})
-    predictor = Predictor.from_config(str(folder / "full.yaml"), str(folder / "full.pth"))
-    upright, turned = (report_image(predictor, InputImage.of(record), [], 1, [0]) for record in records)
-    assert np.array_equal(upright.image, turned.image) and np.array_equal(upright.prediction, turned.prediction)
-    alone = report_image(predictor, InputImage.of({"file_name": records[1]["file_name"]}), [], 1, [0])
-    assert alone.image.shape == (143, 61, 3) and alone.prediction.shape == (143, 61)

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.helpers.checkout import ROOT
 from tests.helpers.errors import refuses
-from tests.helpers.small_runs import TINIEST, small_cfg, tmt_cfg
+from tests.helpers.small_runs import TINIEST, metrics_of, small_cfg, tmt_cfg
 from tmt_d2 import notebook
 from tmt_d2.engine.hooks.evaluation_images import EvaluationImages
 from tmt_d2.engine.run_stage import run_stage
@@ -84,8 +84,7 @@ def test_hooks_of_ones_own_and_pictures(start: Path, tmp_path: Path) -> None:
     mine = Counting()
     run_stage(cfg, hooks=[EvaluationImages(cfg), mine])
     assert mine.steps == 4
-    lines = [json.loads(line) for line in (tmp_path / "with" / "metrics.json").read_text().splitlines()]
-    assert any(line.get("mine") == 4 for line in lines)
+    assert any(line.get("mine") == 4 for line in metrics_of(tmp_path / "with"))
     events = EventAccumulator(str(tmp_path / "with"), size_guidance={"images": 0}).Reload()
     assert events.Tags()["images"] == ["bdd100k_sem_seg_val/0 prediction", "bdd100k_sem_seg_val/0 T"]
     assert len(events.Images("bdd100k_sem_seg_val/0 T")) == 2  # after two steps and after four

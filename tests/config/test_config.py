@@ -158,25 +158,6 @@ def test_official_list_of_scales(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value",
-    [
-        '!!python/object/apply:os.system ["touch {marker}"]',
-        "!!python/object/apply:eval [\"open('{marker}', 'w')\"]",
-        '!!python/object/apply:eval ["[int(x * 0.1 * 1024) for x in range(5, 999999999)]"]',
-        '!!python/object/apply:eval {{args: ["1"]}}',
-        "!!python/name:os.system",
-    ],
-)
-def test_nothing_is_executed(value: str, tmp_path: Path) -> None:
-    marker = tmp_path / "executed"
-    path = write(tmp_path, "INPUT:\n  MIN_SIZE_TRAIN: " + value.format(marker=marker) + "\n")
-    with pytest.raises(UserError, match="line 2") as error:
-        tmt_d2.setup_cfg(path)
-    assert error.value.key == path and "\n" not in str(error.value)
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize(
     ("text", "key"),
     [
         ("MODEL: [1\n", ""),

@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from tests.helpers.custom_data import SPLITS, write
+from tests.helpers.small_runs import exif
 from tmt_d2.cli.check_data import main
 from tmt_d2.data.check import SplitReport, check_split, splits_to_check
 from tmt_d2.errors import UserError
@@ -121,9 +122,7 @@ def test_images_with_an_orientation_are_counted_and_are_no_problem(
     render(root, ["mapillary"], train=5, val=1, size=(32, 64), workers=1)
     images = sorted((root / "mapillary_vistas/training/images").iterdir())
     for index, orientation in ((1, 3), (3, 6), (4, 8)):
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        Image.open(images[index]).save(images[index], exif=exif)
+        Image.open(images[index]).save(images[index], exif=exif(orientation))
     reports = check(root, "mapillary")
     assert not problems(reports["train"])
     assert reports["train"].oriented == [str(images[index]) for index in (1, 3, 4)] and not reports["val"].oriented

@@ -13,6 +13,7 @@ from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 from PIL import Image
 
+from tests.helpers.small_runs import exif
 from tmt_d2.data import reader
 from tmt_d2.data.augmentation import Crop, crop_image, crop_label, ssd_colors
 from tmt_d2.data.datasets.label_spaces import TRAIN_IDS
@@ -145,9 +146,7 @@ def test_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same(
 def test_testing_and_training_without_labels_read_what_training_reads(
     tmp_path: Path, orientation: int, label_is: str
 ) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(smooth_image((64, 96))).save(tmp_path / "i.jpg", quality=98, exif=exif)
+    Image.fromarray(smooth_image((64, 96))).save(tmp_path / "i.jpg", quality=98, exif=exif(orientation))
     size = (96, 64) if label_is == "turned" and orientation > 4 else (64, 96)
     Image.fromarray(blocky_label(size)).save(tmp_path / "l.png")
     record = {"file_name": str(tmp_path / "i.jpg"), "sem_seg_file_name": str(tmp_path / "l.png"), "dataset": NAME}
@@ -165,10 +164,8 @@ def test_testing_and_training_without_labels_read_what_training_reads(
 @pytest.mark.parametrize("reduction", [1, 2])
 def test_sizes_that_are_equal_at_a_fraction_only(tmp_path: Path, reduction: int) -> None:
     """208 x 207 and 207 x 208 are both 104 x 104 at one half."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
     stored = smooth_image((207, 208))
-    Image.fromarray(stored).save(tmp_path / "i.jpg", quality=98, exif=exif)
+    Image.fromarray(stored).save(tmp_path / "i.jpg", quality=98, exif=exif(6))
     record = {"file_name": str(tmp_path / "i.jpg"), "sem_seg_file_name": str(tmp_path / "l.png"), "dataset": NAME}
     Image.fromarray(blocky_label((208, 207))).save(record["sem_seg_file_name"])
     mapper = build(min_sizes=(208 // reduction,), max_size=999, crop_size=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.small_runs import contents, tmt_cfg
+from tests.helpers.small_runs import contents, metrics_of, tmt_cfg
 from tmt_d2.adaptation import map_cache as precompute
 from tmt_d2.adaptation.map_cache import maps_of, prepare_maps
 from tmt_d2.data.augmentation import Crop
@@ -87,10 +86,10 @@ def test_maps_are_what_the_frozen_model_says_in_a_step(tmp_path: Path, start: Pa
     run_stage(tmt_cfg(tmp_path / "read", start, TRANSFER__MAP_CACHE=str(tmp_path / "maps"), **whole))
     run_stage(tmt_cfg(tmp_path / "made", start, TRANSFER__MAP_CACHE="", **whole))
     assert len(list((tmp_path / "maps").rglob("*.npz"))) == 6
-    losses = []
-    for name in ("read", "made"):
-        lines = [json.loads(line) for line in (tmp_path / name / "metrics.json").read_text().splitlines()]
-        losses.append([line["total_loss"] for line in lines if "total_loss" in line])
+    losses = [
+        [line["total_loss"] for line in metrics_of(tmp_path / name) if "total_loss" in line]
+        for name in ("read", "made")
+    ]
     assert losses[0]
     assert np.allclose(*losses, rtol=1e-4)
 

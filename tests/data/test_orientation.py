@@ -10,18 +10,16 @@ import pytest
 from PIL import Image
 
 from tests.data.test_reader import random_image, save_label
+from tests.helpers.small_runs import exif
 from tmt_d2.data.datasets.cityscapes import CITYSCAPES
 from tmt_d2.data.reader import DataError, SizeError, exif_orientation, read_image, read_image_of, read_pair
 
 
 def with_orientation(path: Path, orientation: int | None, size: tuple[int, int] = (32, 48), **options: object) -> str:
     """An image of `size` (height, width) as stored, with no two corners alike."""
-    exif = Image.Exif()
-    if orientation is not None:
-        exif[0x0112] = orientation
-    Image.fromarray(cv2.resize(random_image(2, 2), size[::-1], interpolation=cv2.INTER_CUBIC)).save(
-        path, exif=exif, **options
-    )
+    block = Image.Exif() if orientation is None else exif(orientation)
+    pixels = cv2.resize(random_image(2, 2), size[::-1], interpolation=cv2.INTER_CUBIC)
+    Image.fromarray(pixels).save(path, exif=block, **options)
     return str(path)
 
 

@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from tests.helpers.errors import refuses
-from tests.helpers.small_runs import contents, differences, small_cfg
+from tests.helpers.small_runs import Killed, contents, differences, small_cfg
 from tmt_d2.engine.best import Best
 from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer, keep_weights
 from tmt_d2.engine.run_stage import run_stage
@@ -22,10 +22,6 @@ from tmt_d2.errors import UserError
 
 SPLIT = "bdd100k_sem_seg_val"
 EVERY_STEP = {"TEST__EVAL_PERIOD": 1, "TEST__BEST__METRIC": "mIoU"}
-
-
-class Killed(BaseException):
-    """An error that nothing in the run handles."""
 
 
 def measuring(values: Callable[[int, nn.Module], float]) -> Callable[..., dict[str, Any]]:

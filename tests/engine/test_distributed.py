@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.checkout import run_python
 from tests.helpers.custom_data import write
 from tests.helpers.distributed_driver import ONE_LABEL, STAGES, changes, run_stages, with_statistics
-from tests.helpers.small_runs import contents, make_scenes, save_start, small_cfg
+from tests.helpers.small_runs import contents, make_scenes, metrics_of, save_start, small_cfg
 from tmt_d2.adaptation import TASKS
 from tmt_d2.data.datasets.label_spaces import CLASSES
 from tmt_d2.engine.run_stage import run_stage
@@ -56,8 +56,7 @@ def two(runs: Path) -> subprocess.CompletedProcess[str]:
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    return [line for line in lines if "total_loss" in line]
+    return [line for line in metrics_of(folder) if "total_loss" in line]
 
 
 def assert_equal_stages(one: Path, two: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from tests.helpers.errors import refuses
-from tests.helpers.small_runs import contents, differences, small_cfg
+from tests.helpers.small_runs import Killed, contents, differences, metrics_of, small_cfg
 from tmt_d2.data import loaders
 from tmt_d2.engine import trainer
 from tmt_d2.engine.hooks.saving import PeriodicSaving
@@ -24,10 +23,6 @@ from tmt_d2.utils.randomness import seeded
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("data_root")]
 
 FINAL = "model_final.pth"
-
-
-class Killed(BaseException):
-    """An error that nothing in the run handles."""
 
 
 def run_killed(cfg: Any, iteration: int) -> None:
@@ -45,9 +40,7 @@ def run_killed(cfg: Any, iteration: int) -> None:
 
 
 def losses(folder: Path) -> dict[int, float]:
-    lines = (folder / "metrics.json").read_text().splitlines()
-    values = [json.loads(line) for line in lines]
-    return {each["iteration"]: each["total_loss"] for each in values if "total_loss" in each}
+    return {each["iteration"]: each["total_loss"] for each in metrics_of(folder) if "total_loss" in each}
 
 
 # The other combinations of stage, loader processes and accumulation, with real kills: tests/soak.
@@ -170,8 +163,7 @@ def test_another_max_iter_goes_on_or_is_refused(start: Path, tmp_path: Path) -> 
     folder = tmp_path / "run"
     run_stage(small_cfg("full", folder, start, SOLVER__MAX_ITER=2))
     run_stage(small_cfg("full", folder, start, SOLVER__MAX_ITER=3), resume=True)
-    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    rates = {line["iteration"]: line["lr"] for line in lines if "lr" in line}
+    rates = {line["iteration"]: line["lr"] for line in metrics_of(folder) if "lr" in line}
     assert rates[2] == pytest.approx(1e-3 * (1 - 2 / 3) ** 0.9)  # of the new schedule, not of the old one
     run_stage(small_cfg("full", folder, start, SOLVER__MAX_ITER=3), resume=True)  # evaluates only
     with refuses("SOLVER.MAX_ITER"):
@@ -183,7 +175,7 @@ def test_metrics_of_repeated_iterations_are_written_once(start: Path, tmp_path: 
     path = tmp_path / "metrics.json"
     path.write_text(path.read_text() + '{"iteration": 7, "total_loss": 1.0}\n{"iteration": 1, "tot')
     run_stage(small_cfg("full", tmp_path, start, SOLVER__MAX_ITER=3), resume=True)
-    iterations = [json.loads(line)["iteration"] for line in path.read_text().splitlines()]
+    iterations = [line["iteration"] for line in metrics_of(tmp_path)]
     assert 7 not in iterations and iterations == sorted(iterations) and 2 in losses(tmp_path)
 
 
@@ -240,3 +232,10 @@ def test_a_run_that_begins_anew_does_not_go_on_from_the_one_before(start: Path, 
     assert not differences(tmp_path / "new" / FINAL, tmp_path / "run" / FINAL)
     run_stage(cfg, resume=True)  # control: the new one's can be resumed from
     assert not differences(tmp_path / "new" / FINAL, tmp_path / "run" / FINAL)
+
+
+def test_other_settings_of_a_resumed_run_are_logged(start: Path, tmp_path: Path) -> None:
+    run_killed(small_cfg("full", tmp_path, start), 2)
+    run_stage(small_cfg("full", tmp_path, start, SOLVER__BASE_LR=0.5, SOLVER__MAX_ITER=5), resume=True)
+    log = (tmp_path / "log.txt").read_text()
+    assert "SOLVER.BASE_LR" in log and "SOLVER.MAX_ITER" not in log

@@ -45,9 +45,9 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
 def test_damaged_json_is_named(name: str, text: bytes, tmp_path: Path) -> None:
     file, read = READERS[name]
     (tmp_path / file).write_bytes(text)
-    with pytest.raises(UserError, match=file) as caught:
+    with pytest.raises(UserError, match=file) as error:
         read(tmp_path)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
     assert (tmp_path / file).read_bytes() == text
 
 

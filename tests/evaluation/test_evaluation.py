@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from PIL import Image, ImageOps
 from torch.nn import functional as F
 
+from tests.helpers.small_runs import exif
 from tmt_d2.data.datasets.label_spaces import CLASSES, PALETTE, TRAIN_IDS
 from tmt_d2.data.datasets.registration import register_split
 from tmt_d2.data.mapper import SemanticMapper
@@ -28,7 +29,6 @@ from tmt_d2.evaluation.semantic import (
     evaluate_split,
     labels_at_size,
     metrics,
-    metrics_table,
 )
 
 SIZES = ((17, 23), (8, 40), (31, 5))
@@ -106,12 +106,6 @@ def test_confusion_and_metrics_by_hand() -> None:
     assert result["fwIoU"] == pytest.approx(50)
     assert result["mACC"] == pytest.approx(75)
     assert result["pACC"] == pytest.approx(200 / 3)
-
-
-def test_confusion_is_not_symmetric() -> None:
-    a, b = torch.tensor([[0, 0, 1]]), torch.tensor([[0, 1, 1]])
-    assert torch.equal(confusion_matrix(a, b, 2), confusion_matrix(b, a, 2).T)
-    assert not torch.equal(confusion_matrix(a, b, 2), confusion_matrix(b, a, 2))
 
 
 def test_iou_equals_brute_force() -> None:
@@ -218,11 +212,6 @@ def test_two_processes_together_equal_one(make_split: Any, monkeypatch: pytest.M
     assert first.evaluate()["sem_seg"] != pytest.approx(expected, nan_ok=True)  # negative control
 
 
-def test_a_process_without_images_counts_nothing(make_split: Any) -> None:
-    split = make_split([np.zeros((2, 2), np.uint8)])
-    assert np.isnan(SemanticEvaluator(split.name).evaluate()["sem_seg"]["mIoU"])
-
-
 def test_files(make_split: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(6)
     split = make_split(random_labels(rng, (16,)))
@@ -273,30 +262,16 @@ def test_wrong_inputs_are_named(make_split: Any) -> None:
     assert error.value.key == "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
 
 
-def test_evaluate_split_runs_the_model_over_the_loader(make_split: Any) -> None:
-    rng = np.random.default_rng(8)
-    split = make_split(random_labels(rng, (255,)))
-    answers = {f"{i}.jpg": torch.tensor(a) for i, a in enumerate(split.labels)}
-
-    def model(batch: list[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
-        return [{"sem_seg_labels": answers[item["file_name"]]} for item in batch]
-
-    result = evaluate_split(model, [[item] for item in split.inputs], SemanticEvaluator(split.name))
-    assert result["sem_seg"]["mIoU"] == pytest.approx(100)
-
-
 @pytest.mark.parametrize("shape", [(8, 40), (17, 17)])
-@pytest.mark.parametrize("orientation", [1, 3, 6, 7, 8])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
 @pytest.mark.parametrize("label_is", ["as stored", "turned"])
 def test_an_image_with_an_orientation_is_scored_as_it_is_trained_on(
     tmp_path: Path, shape: tuple[int, int], orientation: int, label_is: str
 ) -> None:
     """By a model that knows each class by its color; only where sizes cannot tell does a turned label not fit."""
     stored = np.random.default_rng(9).integers(0, 19, shape).astype(np.uint8)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
     colors = np.array(PALETTE, np.uint8)
-    Image.fromarray(colors[stored]).save(tmp_path / "i.png", exif=exif)
+    Image.fromarray(colors[stored]).save(tmp_path / "i.png", exif=exif(orientation))
     label = Image.fromarray(stored)
     label.getexif()[0x0112] = orientation
     if label_is == "turned":
@@ -347,13 +322,6 @@ def test_ties_go_to_the_first_class(size: tuple[int, int]) -> None:
 
 def interpolated(scores: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]
-
-
-def test_the_table_of_a_log_by_hand() -> None:
-    values = {"mIoU": 50.04, "fwIoU": 1.0, "mACC": 2.0, "pACC": 99.96, "IoU-a": 12.34, "ACC-a": 100.0, "IoU-b": None}
-    lines = metrics_table(values, ("a", "b", "c", "d")).splitlines()
-    assert lines[2].split()[:3] == ["a", "12.3", "100.0"] and lines[3].split()[:3] == ["b", "-", "-"]
-    assert lines[-1] == "mIoU 50.0, fwIoU 1.0, mACC 2.0, pACC 100.0"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

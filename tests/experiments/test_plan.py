@@ -74,10 +74,10 @@ def sweep(**item: Any) -> dict[str, Any]:
 )
 def test_files_that_cannot_be_used(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
     file = write_plan(tmp_path, **changes)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         read_plan(file)
-    assert caught.value.key == str(file)
-    assert str(caught.value).startswith((f"{file}: {key} is ", f"{file}: {key}: "))
+    assert error.value.key == str(file)
+    assert str(error.value).startswith((f"{file}: {key} is ", f"{file}: {key}: "))
 
 
 def test_a_file_that_does_not_exist(tmp_path: Path) -> None:

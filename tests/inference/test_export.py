@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 from torch import Tensor, nn
 
+from tests.helpers.errors import refuses
 from tests.helpers.models import tiny_cfg
 from tmt_d2.cli import export as command
 from tmt_d2.cli.export import main
@@ -94,13 +95,11 @@ def test_a_file_that_does_not_agree_is_not_written(tmp_path: Path, monkeypatch: 
 def test_wrong_arguments(tmp_path: Path, files: Path) -> None:
     model, config = small_model("MaskFormer"), ["--config-file", str(files / "tmt.yaml")]
     for arguments, key in (((32, 32), "--format"), ((0, 32), "--size")):
-        with pytest.raises(UserError) as error:
+        with refuses(key):
             export_model(model, arguments, tmp_path / "a", "trt" if key == "--format" else "pt2", channels="RGB")
-        assert error.value.key == key
     for option, size in (("--size", "32"), ("--image", "0x32")):
-        with pytest.raises(UserError) as error:
+        with refuses(option):
             main([*config, option, size, "--output", "a.onnx"])
-        assert error.value.key == option
     with pytest.raises(UserError, match=r"MODEL\.TMT\.P_X"):
         main(["MODEL.TMT.P_X", "1", *config, "--size", "32x32", "--output", "a.onnx"])
 

@@ -99,24 +99,6 @@ def test_every_output_is_supervised_alone() -> None:
             torch.testing.assert_close(losses[name + suffix], loss)
 
 
-def test_weights_are_named_but_not_applied() -> None:
-    outputs, targets = make_outputs(layers=2), make_targets([0, 1, 2], [0, 1, 2])
-    criterion = make_criterion(aux=1)
-    assert criterion.weight_dict == {
-        "loss_ce": 2.0,
-        "loss_mask": 5.0,
-        "loss_dice": 5.0,
-        "loss_ce_0": 2.0,
-        "loss_mask_0": 5.0,
-        "loss_dice_0": 5.0,
-    }
-    scaled = make_criterion(aux=1, class_weight=4.0, mask_weight=10.0, dice_weight=10.0)  # the same matching
-    for left, right in zip(
-        seeded(criterion, outputs, targets).values(), seeded(scaled, outputs, targets).values(), strict=True
-    ):
-        assert left == right
-
-
 @pytest.mark.parametrize("labels", [([0, 1], []), ([], [2]), ([], [])])
 def test_images_without_a_target(labels: tuple[list[int], list[int]]) -> None:
     outputs, targets = make_outputs(), make_targets(*labels)

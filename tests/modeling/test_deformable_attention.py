@@ -91,15 +91,6 @@ def test_a_location_that_is_no_number_shows(backend: str) -> None:
         assert output[0, 0].isnan().any()
 
 
-def test_batch_of_two_is_two_batches_of_one() -> None:
-    value, locations, weights = inputs(dtype=torch.float32)
-    both = ms_deform_attn(value, SHAPES, locations, weights)
-    for i in range(2):
-        torch.testing.assert_close(
-            ms_deform_attn(value[i : i + 1], SHAPES, locations[i : i + 1], weights[i : i + 1])[0], both[i]
-        )
-
-
 def test_shapes_that_do_not_fit() -> None:
     value, locations, weights = inputs()
     with pytest.raises(ValueError, match="spatial_shapes"):

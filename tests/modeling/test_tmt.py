@@ -49,12 +49,6 @@ def test_without_tma(build_tiny: Build, records: Records) -> None:
     assert [level.shape for level in results[1]["transferability"]] == [(2, 2), (4, 4), (8, 7)]
 
 
-def test_without_acte_is_no_iterations(build_tiny: Build, records: Records) -> None:
-    square = scores(build_tiny(MODEL__TMT__REGIONS="square"), records)
-    assert equal(square, scores(build_tiny(MODEL__TMT__ITERATIONS=0), records))
-    assert not equal(square, scores(build_tiny(), records))
-
-
 def test_transferability_is_given_where_asked(build_tiny: Build, records: Records) -> None:
     with torch.no_grad():
         silent = build_tiny()(records)

@@ -94,13 +94,6 @@ def test_square_regions_are_equal_patches() -> None:
     )
 
 
-def test_what_padding_holds_changes_nothing() -> None:
-    levels, valid, estimator = make_levels(), make_valid(), make_estimator()
-    filled = [level.masked_fill(~mask[:, None], 1e4) for level, mask in zip(levels, valid)]
-    for left, right in zip(estimator(levels, valid), estimator(filled, valid)):
-        assert torch.equal(left.logits, right.logits)
-
-
 @pytest.mark.parametrize("changes", [{}, {"iterations": 1}, {"regions": "square"}])
 def test_a_feature_that_is_no_number_shows_in_transferability(changes: dict[str, Any]) -> None:
     levels = make_levels()
@@ -173,12 +166,6 @@ def test_frozen_encoder_is_a_copy_that_never_changes() -> None:
         assert torch.equal(left, right)
     assert all(parameter.requires_grad for parameter in backbone.parameters())
     assert make_estimator().encode(images) is None
-
-
-def test_frozen_encoder_is_frozen_before_train_is_called() -> None:
-    arguments = {"channels": C, "cell_sizes": CELLS, "iterations": 1, "kappa": 1.0, "hidden_dim": 0, "normalize": True}
-    estimator = TransferabilityEstimator(**arguments, regions="square", frozen_encoder=frozen_pair())
-    assert not any(module.training for module in estimator.backbone.modules())
 
 
 def test_a_plain_checkpoint_fills_the_frozen_encoder() -> None:

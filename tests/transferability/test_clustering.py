@@ -168,14 +168,6 @@ def test_batch_of_two_is_two_batches_of_one() -> None:
             torch.testing.assert_close(left[0], right[image])
 
 
-def test_no_padding_is_a_mask_of_ones() -> None:
-    features = random_case(7, 9)
-    for left, right in zip(
-        adaptive_clustering(features, 3), adaptive_clustering(features, 3, valid=torch.ones(2, 7, 9, dtype=torch.bool))
-    ):
-        assert torch.equal(left, right)
-
-
 def test_regions_follow_an_edge_that_cells_do_not() -> None:
     """Two colors that meet in the middle of a column of cells: after clustering no region holds both."""
     features = torch.zeros(1, 2, 8, 12)

@@ -56,12 +56,6 @@ def test_an_estimator_of_other_settings_is_refused(
     TMTCheckpointer(build_tiny("MaskFormer")).load(path)  # has no estimator that it could mistake
 
 
-def test_all_differences_are_named(build_tiny: Build, tmp_path: Path) -> None:
-    path = save(build_tiny(MODEL__TMT__KAPPA=3.0), tmp_path / "estimator.pth", **STAGE)
-    with pytest.raises(UserError, match=r"MODEL\.TMT\.ITERATIONS 6 .*MODEL\.TMT\.KAPPA 3\.0 "):
-        TMTCheckpointer(build_tiny(MODEL__TMT__ITERATIONS=2)).load(path)
-
-
 def test_squares_have_no_kappa_and_no_iterations(build_tiny: Build, tmp_path: Path) -> None:
     square = {"MODEL__TMT__REGIONS": "square"}
     path = save(build_tiny(**square), tmp_path / "estimator.pth", **STAGE)

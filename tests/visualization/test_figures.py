@@ -9,7 +9,6 @@ import pytest
 
 from tmt_d2.data.datasets.label_spaces import CITYSCAPES_CLASSES, PALETTE
 from tmt_d2.errors import UserError
-from tmt_d2.visualization.figures import _excluded_share
 from tmt_d2.visualization.grid import Grid
 from tmt_d2.visualization.overlays import (
     BORDER,
@@ -104,16 +103,11 @@ def test_colors_of_overlays() -> None:
     assert np.array_equal(outlined(image, np.zeros((4, 6), int)), image)
 
 
-def test_a_figure_holds_every_panel(tmp_path: Path) -> None:
+def test_a_figure_is_saved_by_its_suffix(tmp_path: Path) -> None:
     blue = np.zeros((20, 31, 3), np.uint8)
     blue[..., 2] = 255
-    one = to_array(draw([PanelRow([Panel(blue, "one")])]))
-    three = to_array(
-        draw([PanelRow([Panel(blue, "one"), None]), PanelRow([Panel(blue, "two"), Panel(blue, "three")], "row")])
-    )
-    pixels = [int((figure == (0, 0, 255)).all(-1).sum()) for figure in (one, three)]
-    assert pixels[1] == pytest.approx(3 * pixels[0], rel=0.02)
-    figure = draw([PanelRow([Panel(blue, "one", "numbers")])], "heading", [("road", PALETTE[0])])
+    figure = draw([PanelRow([Panel(blue, "one", "numbers"), None])], "heading", [("road", PALETTE[0])])
+    assert (to_array(figure) == (0, 0, 255)).all(-1).any()
     for suffix, start in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
         save(figure, tmp_path / f"figure.{suffix}")
         assert (tmp_path / f"figure.{suffix}").read_bytes().startswith(start)
@@ -128,8 +122,3 @@ def test_large_images_are_shown_smaller_and_small_ones_larger() -> None:
     image = np.zeros((3, 300, 3), np.uint8)
     assert shrink(image, 100).shape == (1, 100, 3) and shrink(image) is image
     assert enlarge(image).shape == (9, 900, 3)
-
-
-def test_excluded_share_is_explained_if_regions_stay_whole() -> None:
-    assert _excluded_share(153, 512, 0.3) == "153 of 512 positions, 30 %"
-    assert _excluded_share(125, 512, 0.3).startswith("125 of 512 positions, 24 %: ")

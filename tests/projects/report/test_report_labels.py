@@ -13,38 +13,13 @@ import pytest
 from tests.helpers.checkout import TINY_CONFIG
 from tests.helpers.invented_matrix import metrics, record
 from tmt_d2 import setup_cfg
-from tmt_d2.experiments.results import ALL, Labels, read_results
+from tmt_d2.experiments.results import Labels, read_results
 from tmt_d2.projects.report.data import ReportData
 from tmt_d2.projects.report.document import write_report
 from tmt_d2.projects.report.sections.choices import chosen_labels
 from tmt_d2.projects.report.sections.curves import few_labels
 
 pytestmark = pytest.mark.slow
-
-
-def test_numbers_of_labels_are_a_curve_that_ends_with_all_labels(tmp_path) -> None:
-    rng = np.random.default_rng(0)
-    amounts: list[dict[str, Any]] = [{"label_count": 4}, {"label_count": 10}, {"label_fraction": 1.0}]
-    for method, step in {"full": 5.0, "self-training": 4.0}.items():
-        for place, labels in enumerate(amounts):
-            for seed in (1, 2):
-                about = {"kind": "finetune", "source": "gtav", "target": "bdd100k", "seed": seed, "method": method}
-                record(tmp_path / f"{method}{place}{seed}", metrics(40 + step * place + seed, rng), **about, **labels)
-    data = ReportData(read_results(tmp_path))
-    assert list(map(str, data.amounts)) == ["all labels", "10 labels", "4 labels"]
-    assert data.labels == ALL
-    assert data.difference("self-training", labels=Labels(0.0, 10)).mean == pytest.approx(-1)
-    chart = few_labels(data).blocks[0]
-    assert sorted(chart.x_ticks) == [
-        (0, "4 labels"),
-        (1, "10 labels"),
-        (2, "all labels"),
-    ]
-    full = next(series for series in chart.series if series.name == "full")
-    assert [*zip(full.x, full.y)] == [
-        (x, pytest.approx(41.5 + 5 * place)) for place, (x, _) in enumerate(sorted(chart.x_ticks))
-    ]
-    assert len(full.band) == 3
 
 
 def write_runs(folder: Path, mious: Mapping[str, tuple[float, ...]], label_seed: int = -1, **more: Any) -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 from demo.run import fine_tuned
 from tests.helpers.checkout import ROOT, environment
 from tests.helpers.errors import refuses
+from tests.helpers.small_runs import exif
 from tmt_d2.errors import UserError
 from tmt_d2.projects.viewer import command as app
 from tmt_d2.projects.viewer.checkpoints import Viewer, find_checkpoints
@@ -81,9 +82,7 @@ def test_any_image_is_shown(folder: Path) -> None:
 def test_uploads_are_read_and_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = read_upload(save_image(tmp_path / "a.png", (37, 91)))
     assert image.shape == (37, 91, 3) and image.dtype == np.uint8
-    exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side
-    Image.fromarray(image).save(tmp_path / "turned.jpg", exif=exif)
+    Image.fromarray(image).save(tmp_path / "turned.jpg", exif=exif(6))
     assert read_upload(tmp_path / "turned.jpg").shape == (91, 37, 3)
     assert read_upload(save_image(tmp_path / "wide.png", (10, 2 * LONGEST))).shape == (5, LONGEST, 3)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.layers import FrozenBatchNorm2d
 from scipy.stats import spearmanr
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
@@ -199,8 +200,8 @@ def test_masks_in_inference_only_are_the_training_of_full(tmp_path: Path, start:
 
 
 def test_what_differs_in_training() -> None:
-    for module in (nn.BatchNorm2d(3), nn.Dropout(0.1), StochasticDepth(0.1, "row")):
+    for module in (nn.BatchNorm2d(3), nn.Dropout(0.1), StochasticDepth(0.1, "row"), DropPath(0.1)):
         assert differs_in_training(module.train())
         assert not differs_in_training(module.eval())
-    for module in (nn.LayerNorm(3), nn.Dropout(0.0), StochasticDepth(0.0, "row"), FrozenBatchNorm2d(3)):
+    for module in (nn.LayerNorm(3), nn.Dropout(0.0), StochasticDepth(0.0, "row"), DropPath(0.0), FrozenBatchNorm2d(3)):
         assert not differs_in_training(module.train())

@@ -29,6 +29,7 @@ COMMANDS = {
     "tmt-report": "tmt_d2.projects.report.command",
     "tmt-score": "tmt_d2.cli.score",
     "tmt-predict": "tmt_d2.cli.predict",
+    "tmt-estimate": "tmt_d2.cli.estimate",
     "tmt-select-labels": "tmt_d2.projects.label_selection.command",
     "tmt-show-attention": "tmt_d2.cli.show_attention",
     "tmt-app": "tmt_d2.projects.viewer.command",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -21,7 +22,7 @@ from tmt_d2.data.datasets.registration import (
 from tmt_d2.data.mapper import resized_size
 from tmt_d2.data.reader import DataError, stored_size
 from tmt_d2.errors import UserError
-from tmt_d2.evaluation.semantic import metric_names
+from tmt_d2.evaluation.semantic import ESTIMATED, metric_names
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,15 @@ def check_task(cfg: CfgNode, eval_only: bool = False) -> ClassList:
 
 def splits_of(task: type[Task], cfg: CfgNode, eval_only: bool = False) -> list[Split]:
     """Return the keys of DATASETS that a run reads."""
-    return [*([] if eval_only else task.training_splits(cfg)), *task.test_splits]
+    return [*([] if eval_only else task.training_splits(cfg)), *test_splits_of(task, cfg)]
+
+
+def test_splits_of(task: type[Task], cfg: CfgNode) -> list[Split]:
+    """Return the keys of DATASETS that the evaluation reads; an estimated metric needs labels of the source only."""
+    if cfg.TEST.BEST.METRIC != ESTIMATED or not task.measures_splits:
+        return [*task.test_splits]
+    source = Split("SOURCE_TEST", hint="TEST.BEST.METRIC estimated is fitted on labeled images of the source")
+    return [replace(split, needs_labels=False) for split in task.test_splits] + [source]
 
 
 def classes_of_run(cfg: CfgNode, eval_only: bool = False) -> ClassList:
@@ -122,7 +131,7 @@ def _check_best(cfg: CfgNode) -> None:
     if best.SPLIT and best.SPLIT not in tests:
         hint = f"choose one of DATASETS.TEST, {', '.join(tests)}"
         raise UserError(key="TEST.BEST.SPLIT", value=best.SPLIT, hint=hint)
-    known = metric_names(best.SPLIT or tests[0])
+    known = [*metric_names(best.SPLIT or tests[0]), ESTIMATED]
     if best.METRIC not in known:
         raise UserError(key="TEST.BEST.METRIC", value=best.METRIC, hint=f"choose one of {', '.join(known)}")
 
@@ -134,7 +143,7 @@ def check_files(cfg: CfgNode, eval_only: bool = False) -> None:
         DataError: an image to test on is unreadable, or no labeled training image has a pixel of a class.
     """
     task = task_of(cfg)
-    for split in task.test_splits:
+    for split in test_splits_of(task, cfg):
         names = cfg.DATASETS[split.key]
         tested = labeled_records(names) if split.needs_labels else records_of(names)
         check_readable(tested)

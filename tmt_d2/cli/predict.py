@@ -7,7 +7,7 @@
 
     labels/NAME.png             train ids (255: none), or with --ids cityscapes the ids of that data set's own files
     overlays/NAME.png           the image in the colors of its classes
-    confidence/NAME.png         0-255: score of the best class divided by the sum of all scores
+    confidence/NAME.png         0-255: score of the best class divided by the sum of all scores; see --calibration
     transferability/NAME.png    0-255: T, mean over the levels; TMT models only
     classes.json                the ids in labels/: {"classes": [{"id": 0, "name": "road", "color": [...]}]}
 
@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="write this data set's own ids to labels/; default: train ids",
     )
+    add("--calibration", metavar="FILE", help="calibration.json of tools/estimate.py, for --write confidence")
     add("--batch-size", type=int, default=8, metavar="N", help="maximum number of images in a forward pass")
     return arguments
 
@@ -69,13 +70,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     register_data(cfg, missing_ok=True)  # --input may be a split of custom data
     images = find_images(args.input)
     predictor = Predictor.from_config(args.config_file, args.weights, args.opts, args.method)
+    if args.calibration:
+        predictor.calibrate(args.calibration)
     if "transferability" in args.write and not isinstance(predictor.model, TransferableMaskFormer):
         raise UserError("the model is a plain Mask2Former, which has none", key="--write transferability")
     ids = None if args.ids == TRAIN_IDS else ids_table(predictor.label_space_of(split_name(args.ids, "val")))
     if images.left_out:
         print(f"{args.input}: {len(images)} images, {images.left_out} other and hidden files left out")
     with folder_lock(args.output, "--output"):
-        claim_output(args.output, predictor, images, args.ids)
+        claim_output(args.output, predictor, images, args.ids, args.calibration)
         remove_temporaries(args.output)
         write_classes(args.output, predictor.classes, ids)
         outcome = predict_images(predictor, images, args.output, args.write, ids, args.batch_size)

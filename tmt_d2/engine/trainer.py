@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 from tmt_d2.adaptation.checks import classes_of_run
 from tmt_d2.adaptation.map_cache import reads_maps
 from tmt_d2.adaptation.task import Scores, Task, task_of
-from tmt_d2.data.datasets.registration import labeled_records
+from tmt_d2.data.datasets.registration import has_labels, labeled_records
 from tmt_d2.data.loaders import MappedRecords, StepSampler
 from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.engine.anomaly import find_anomalies
@@ -43,8 +43,9 @@ from tmt_d2.engine.optimizer import build_lr_scheduler, build_optimizer
 from tmt_d2.engine.step import TrainingStep, clipping
 from tmt_d2.engine.writers import build_writers, forget_metrics
 from tmt_d2.errors import USER_ERRORS, UserError
+from tmt_d2.estimation.estimate import estimated_miou
 from tmt_d2.evaluation.inference import build_inference
-from tmt_d2.evaluation.semantic import SemanticEvaluator, evaluate_split, metrics_table
+from tmt_d2.evaluation.semantic import ESTIMATED, SemanticEvaluator, evaluate_split, metrics_table
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.precision import bfloat16_where_faster
 from tmt_d2.modeling.tmt import TransferableMaskFormer
@@ -154,14 +155,19 @@ class Trainer(TrainerBase):
 
         folder: below OUTPUT_DIR, for other files of the evaluator. title: name of the model in the log.
         """
-        results = {}
+        results: Scores = {}
         for name in cfg.DATASETS.TEST:
-            evaluator = cls.build_evaluator(cfg, name, f"{cfg.OUTPUT_DIR}/{folder}/{name}")
-            loader = signals.Stoppable(cls.build_test_loader(cfg, name))
-            results[name] = evaluate_split(build_inference(cfg, model), loader, evaluator).get("sem_seg", {})
-            if results[name]:
-                table = metrics_table(results[name], evaluator.classes)
-                logger.info("%s%s, in percent:\n%s", name, title and f" by the {title}", table)
+            results[name] = {}
+            if has_labels(name):
+                evaluator = cls.build_evaluator(cfg, name, f"{cfg.OUTPUT_DIR}/{folder}/{name}")
+                loader = signals.Stoppable(cls.build_test_loader(cfg, name))
+                results[name] = evaluate_split(build_inference(cfg, model), loader, evaluator).get("sem_seg", {})
+                if results[name]:
+                    table = metrics_table(results[name], evaluator.classes)
+                    logger.info("%s%s, in percent:\n%s", name, title and f" by the {title}", table)
+            if cfg.TEST.BEST.METRIC == ESTIMATED and comm.is_main_process():
+                results[name] = {**results[name], ESTIMATED: estimated_miou(cfg, cast(MaskFormer, model), name)}
+                logger.info("%s: mIoU %.1f estimated without its labels", name, results[name][ESTIMATED])
         return results
 
     def build_hooks(self) -> list[HookBase]:

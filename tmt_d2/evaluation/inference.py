@@ -19,7 +19,9 @@ from torch.nn import functional as F
 from tmt_d2.data.mapper import resized_size
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.semantic import labels_at_size
-from tmt_d2.modeling.ops.resize import resize
+from tmt_d2.modeling.mask_former import MaskFormer
+from tmt_d2.modeling.ops.resize import resize, resize_level
+from tmt_d2.modeling.pixel_decoder import STRIDES
 from tmt_d2.modeling.precision import bfloat16_where_faster, mixed_precision
 
 MAX_SCORE_PIXELS = 2048 * 2048  # 19 maps: 319 MB
@@ -48,6 +50,26 @@ class _InBFloat16(nn.Module):
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         with mixed_precision(self.device_type, self.dtype):
             return self.model(batched_inputs)
+
+
+class WithTransferability(nn.Module):
+    """A model whose ``sem_seg`` (K + L, H, W) holds the K class scores and then the transferability of each level.
+
+    Averages over windows, scales and mirror images then treat transferability like scores.
+    """
+
+    def __init__(self, model: MaskFormer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        results = self.model(batched_inputs)
+        for record, result in zip(batched_inputs, results):
+            scores, image = result["sem_seg"], record["image"].shape[-2:]
+            maps = zip(result.pop("transferability", []), STRIDES)
+            levels = [resize_level(level[None].float(), stride, image, scores.shape[-2:]) for level, stride in maps]
+            result["sem_seg"] = torch.cat([scores, *(level.to(scores) for level in levels)])
+        return results
 
 
 class SinglePass(nn.Module):

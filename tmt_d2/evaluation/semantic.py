@@ -32,6 +32,7 @@ from tmt_d2.utils.files import atomic_write, write_json
 
 logger = logging.getLogger(__name__)
 
+ESTIMATED = "estimated"  # mIoU, without labels; see ``tmt_d2.estimation``
 METRICS = ("mIoU", "fwIoU", "mACC", "pACC")  # over all classes, in percent
 
 

@@ -134,11 +134,13 @@ def predictions(
     yield from predict_waiting()
 
 
-def claim_output(output: Path, predictor: Predictor, images: InputImages, ids: str) -> None:
+def claim_output(
+    output: Path, predictor: Predictor, images: InputImages, ids: str, calibration: str | None = None
+) -> None:
     """Record in ``output`` which images, model and settings its files come from.
 
     Raises:
-        UserError: the folder holds predictions of other images, models, settings or ids, or files of unknown origin.
+        UserError: the folder holds predictions of other images, models or settings, or files of unknown origin.
     """
     cfg, place, path = predictor.cfg, images.place, output / IDENTITY
     settings = {key: cfg.INPUT[key] for key in ("MIN_SIZE_TEST", "MAX_SIZE_TEST", "FORMAT")}
@@ -149,6 +151,7 @@ def claim_output(output: Path, predictor: Predictor, images: InputImages, ids: s
         "common folder of the images": images.top,
         "--weights": sha256_of(weights).hexdigest() if Path(weights).is_file() else weights,
         "--ids": ids,
+        "--calibration": calibration and sha256_of(calibration).hexdigest(),
         "INPUT or TEST settings": settings,
         "MODEL.TMT": yaml.safe_load(cfg.MODEL.TMT.dump()),
         "MODEL settings": hashlib.sha256((model_settings(cfg) + cfg.TEST.PRECISION).encode()).hexdigest(),

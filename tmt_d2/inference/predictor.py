@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from tmt_d2.config import setup_cfg
 from tmt_d2.data import mapper, register_data
@@ -22,11 +22,13 @@ from tmt_d2.data.datasets.registration import label_space_of
 from tmt_d2.data.reader import ChannelOrder, read_image_of
 from tmt_d2.engine.loading import load_model
 from tmt_d2.errors import UserError
-from tmt_d2.evaluation.inference import MAX_SCORE_PIXELS, SinglePass, build_inference
+from tmt_d2.estimation.estimators import Confidence, read_calibration
+from tmt_d2.estimation.sample import PixelSample
+from tmt_d2.evaluation.inference import MAX_SCORE_PIXELS, SinglePass, WithTransferability, build_inference
 from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.modeling.mask_former import MaskFormer
-from tmt_d2.modeling.ops.resize import resize, resize_level
-from tmt_d2.modeling.pixel_decoder import STRIDES
+from tmt_d2.modeling.ops.resize import resize
+from tmt_d2.modeling.tmt import TransferableMaskFormer
 
 ImageLike = str | Path | Image.Image | np.ndarray
 
@@ -40,15 +42,22 @@ class Prediction(NamedTuple):
             ... of the model's input size.
         transferability: (L, H, W) float32 in [0, 1] at the size of ``scores``, coarsest level first, high = like the
             source (Eq. 11); None for plain Mask2Former.
+        temperatures: (K,) float32, of each predicted class in this image; None without a calibration.
     """
 
     labels: Tensor
     scores: Tensor
     transferability: Tensor | None
+    temperatures: Tensor | None = None
 
     def confidence(self) -> Tensor:
-        """(H, W) float32 in [0, 1]: score of the best class, divided by the sum over all classes."""
-        shares = self.scores.amax(0) / self.scores.sum(0).clamp(min=1e-6)
+        """(H, W) float32 in [0, 1]: score of the best class, divided by the sum over all classes, and calibrated."""
+        best, index = self.scores.max(0)
+        if self.temperatures is None:
+            shares = best / self.scores.sum(0).clamp(min=1e-6)
+        else:  # the largest of softmax(log p / temperature)
+            ratios = (self.scores / best.clamp(min=1e-6)).clamp(min=1e-6)
+            shares = 1 / (ratios.log() / self.temperatures[index]).exp().sum(0)
         return resize(shares[None], self.labels.shape)[0]
 
     def __repr__(self) -> str:
@@ -78,6 +87,7 @@ class Predictor:
         classes: names and colors of the labels, from the checkpoint.
         image_format: channel order that the model reads.
         name: task or method that trained the model, used in titles.
+        calibration: calibrates the confidence of predictions; None at first, see ``calibrate``.
     """
 
     def __init__(self, cfg: CfgNode, model: MaskFormer) -> None:
@@ -86,6 +96,7 @@ class Predictor:
         self.classes = class_list_of(model)
         self.image_format: ChannelOrder = cfg.INPUT.FORMAT
         self.name: str = cfg.TRANSFER.METHOD
+        self.calibration: Confidence | None = None
         self._inference = cast(SinglePass, build_inference(cfg, WithTransferability(model)).eval())
         self._batched = not (cfg.TEST.SLIDING_WINDOW.ENABLED or cfg.TEST.AUG.ENABLED)
 
@@ -148,6 +159,15 @@ class Predictor:
         pixels = _pixels(image, channels, self.image_format)
         return mapper.model_input(pixels, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
 
+    def calibrate(self, file: str | Path) -> None:
+        """Read the calibration that ``tools/estimate.py`` has written for this model.
+
+        Raises:
+            UserError: it is of a model with other classes, or of one with discriminators while this one has none.
+        """
+        has_domain = isinstance(self.model, TransferableMaskFormer)
+        self.calibration = read_calibration(file, self.classes.names, has_domain)
+
     def label_space_of(self, split: str) -> LabelSpace:
         """Return the label space of a registered split whose classes are the model's.
 
@@ -174,31 +194,11 @@ class Predictor:
         num_classes = len(self.classes)
         scores, transferability = maps[:num_classes], maps[num_classes:]
         labels = labels_at_size(scores, (item["height"], item["width"]))
-        return Prediction(
-            labels.to("cpu", torch.uint8),
-            scores.float().cpu(),
-            transferability.float().cpu() if len(transferability) else None,
-        )
-
-
-class WithTransferability(nn.Module):
-    """A model whose ``sem_seg`` (K + L, H, W) holds the K class scores and then the transferability of each level.
-
-    Averages over windows, scales and mirror images then treat transferability like scores.
-    """
-
-    def __init__(self, model: MaskFormer) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        results = self.model(batched_inputs)
-        for record, result in zip(batched_inputs, results):
-            scores, image = result["sem_seg"], record["image"].shape[-2:]
-            maps = zip(result.pop("transferability", []), STRIDES)
-            levels = [resize_level(level[None].float(), stride, image, scores.shape[-2:]) for level, stride in maps]
-            result["sem_seg"] = torch.cat([scores, *(level.to(scores) for level in levels)])
-        return results
+        scores, t = scores.float().cpu(), transferability.float().cpu() if len(transferability) else None
+        temperatures = None
+        if self.calibration is not None:
+            temperatures = self.calibration.temperatures(PixelSample.of_image(scores, t))[0]
+        return Prediction(labels.to("cpu", torch.uint8), scores, t, temperatures)
 
 
 def _area(item: Mapping[str, Any]) -> int:

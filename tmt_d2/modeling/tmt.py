@@ -9,7 +9,8 @@ Letters: B images, (h, w) a level of the pyramid.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,3 +202,16 @@ def differs_in_training(module: nn.Module) -> bool:
     if type(module).__name__ == "DropPath":  # timm's stochastic depth; timm need not be installed
         return float(getattr(module, "drop_prob", 0.0)) > 0
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+@contextmanager
+def output_transferability(model: Any) -> Iterator[None]:
+    """Let the model, if it has T, output it within the block."""
+    if not isinstance(model, TransferableMaskFormer):
+        yield
+        return
+    before, model.output_transferability = model.output_transferability, True
+    try:
+        yield
+    finally:
+        model.output_transferability = before

@@ -14,6 +14,7 @@ from detectron2.modeling import build_model
 from tests.helpers.errors import refuses
 from tests.helpers.models import Build, tiny_cfg
 from tmt_d2.data.labeled import listed
+from tmt_d2.inference import statistics
 from tmt_d2.inference.images import find_images
 from tmt_d2.inference.predictor import Predictor
 from tmt_d2.projects.label_selection import command as select_labels
@@ -152,7 +153,7 @@ def test_resume_after_a_kill_and_broken_images(
 ) -> None:
     write_images(tmp_path / "p")
     (tmp_path / "p" / "3.png").write_bytes(b"no image")
-    monkeypatch.setattr(pool_module, "IMAGES_PER_FILE", 2)
+    monkeypatch.setattr(statistics, "IMAGES_PER_FILE", 2)
     images, folder = find_images(str(tmp_path / "p")), tmp_path / "pool"
     calls: list[int] = []
 
@@ -188,7 +189,7 @@ def test_changed_images_are_scored_again(predictor: Predictor, tmp_path: Path, m
     write_images(tmp_path / "p")
     sound = (tmp_path / "p" / "1.png").read_bytes()
     (tmp_path / "p" / "1.png").write_bytes(b"no image")
-    monkeypatch.setattr(pool_module, "IMAGES_PER_FILE", 2)
+    monkeypatch.setattr(statistics, "IMAGES_PER_FILE", 2)
     images, folder = find_images(str(tmp_path / "p")), tmp_path / "pool"
     assert list(score_pool(predictor, images, folder, {}).broken) == ["1"]
     (tmp_path / "p" / "1.png").write_bytes(sound)

@@ -160,6 +160,11 @@ def common_classes(splits: Sequence[str]) -> ClassList:
     return classes
 
 
+def has_labels(split: str) -> bool:
+    """Return True if an image of a registered split has a label."""
+    return any(LABEL in record for record in records_of([split]))
+
+
 def labeled_records(splits: Sequence[str]) -> list[Record]:
     """Return the records with a label of registered splits.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.modeling.modes import evaluation_mode
 from tmt_d2.modeling.ops.resize import resize_level
 from tmt_d2.modeling.pixel_decoder import STRIDES
-from tmt_d2.modeling.tmt import TransferableMaskFormer
+from tmt_d2.modeling.tmt import output_transferability
 from tmt_d2.visualization.overlays import TRANSFERABILITY_MAP, heat_overlay, label_overlay
 from tmt_d2.visualization.sizes import resized, size_within
 
@@ -42,7 +40,7 @@ class EvaluationImages(EvalHook):
         if not (self.count and self.splits and comm.is_main_process()):
             return
         model = self.trainer.checkpointer.model
-        with evaluation_mode(model), _output_transferability(model):
+        with evaluation_mode(model), output_transferability(model):
             for index, record in enumerate(records_of(self.splits)[: self.count]):
                 self._draw_image(model, f"{self.splits[0]}/{index}", record)
 
@@ -60,16 +58,3 @@ class EvaluationImages(EvalHook):
 
     def _put(self, name: str, image: np.ndarray) -> None:
         self.trainer.storage.put_image(name, np.ascontiguousarray(image.transpose(2, 0, 1)))
-
-
-@contextmanager
-def _output_transferability(model: Any) -> Iterator[None]:
-    """Let the model, if it has T, output it within the block."""
-    if not isinstance(model, TransferableMaskFormer):
-        yield
-        return
-    before, model.output_transferability = model.output_transferability, True
-    try:
-        yield
-    finally:
-        model.output_transferability = before

@@ -27,20 +27,19 @@ split. Images of --labeled LIST are not proposed again, and count in strategies 
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
-from detectron2.config import CfgNode
 
 from tmt_d2.cli.common import add_config_arguments, parse, run
-from tmt_d2.config import model_settings, setup_cfg
+from tmt_d2.config import setup_cfg
 from tmt_d2.data import register_data
 from tmt_d2.errors import UserError
 from tmt_d2.inference.images import VIDEOS, check_outside, find_images
 from tmt_d2.inference.predictor import Predictor
+from tmt_d2.inference.statistics import model_identity
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.projects.label_selection.pool import Pool, score_pool
 from tmt_d2.projects.label_selection.prelabels import MASKS, SEGMENTATIONS, check_no_prelabels, write_prelabels
@@ -65,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="seed of random, kmeans and clue; default: %(default)s")
     add("--prelabels", nargs="?", const=MASKS, choices=SEGMENTATIONS, help="write predictions for annotators")
     add("--confidence", type=float, default=0.0, metavar="P", help="pre-labels are 255 where confidence is below P")
+    add("--calibration", metavar="FILE", help="calibration.json of tools/estimate.py, for confidence in pre-labels")
     add("--batch-size", type=int, default=8, metavar="N", help="maximum number of images in a forward pass")
     return arguments
 
@@ -90,16 +90,6 @@ def check_budget(budget: int, unlabeled: int) -> None:
         raise UserError(f"there are {unlabeled} images without a label", key="--budget", value=budget)
 
 
-def pool_identity(cfg: CfgNode) -> dict[str, Any]:
-    weights = Path(cfg.MODEL.WEIGHTS)
-    return {
-        "weights": str(weights),
-        "changed": weights.stat().st_mtime_ns if weights.is_file() else 0,
-        "model": hashlib.sha256(model_settings(cfg).encode()).hexdigest()[:16],
-        **{key: cfg.INPUT[key] for key in ("FORMAT", "MIN_SIZE_TEST", "MAX_SIZE_TEST")},
-    }
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(parser(), arguments)
     log_to_screen()
@@ -110,11 +100,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names, files = zip(*((each.name, str(each.record["file_name"])) for each in images))
     check_budget(args.budget, len(images) - len(labeled_indices(names, files, args.labeled) if args.labeled else ()))
     predictor = Predictor.from_config(args.config_file, args.weights, args.opts, args.method)
+    if args.calibration:
+        predictor.calibrate(args.calibration)
     if args.strategy == "domain" and not isinstance(predictor.model, TransferableMaskFormer):
         raise UserError(DOMAIN_NEEDS, key="--strategy", value="domain")
     with folder_lock(args.output, "--output"):
         remove_temporaries(args.output)
-        folder, identity = args.output / "pool", pool_identity(predictor.cfg)
+        folder, identity = args.output / "pool", model_identity(predictor.cfg)
         return propose(args, predictor, score_pool(predictor, images, folder, identity, args.batch_size))
 
 

@@ -5,32 +5,24 @@ Letters: n images, D features, K classes.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from tmt_d2.adaptation.self_training.pseudo_labels import marginals
-from tmt_d2.data.reader import DataError
-from tmt_d2.engine.run_dir import claim
-from tmt_d2.errors import UserError
-from tmt_d2.inference.images import InputImage, InputImages
+from tmt_d2.inference.images import InputImages
 from tmt_d2.inference.predictor import Predictor
+from tmt_d2.inference.statistics import statistics_of
 from tmt_d2.modeling.mask_former import real_positions
-from tmt_d2.utils.files import atomic_write, read_npz
 
-IMAGES_PER_FILE = 256
 FEATURES = ("res4", "res5")
-ARRAYS = ("features", "entropy", "margin", "classes", "domain")
 
 
 @dataclass(frozen=True)
@@ -108,61 +100,5 @@ def score_pool(
     Raises:
         UserError: ``folder`` belongs to other images or to another model, or no image can be read.
     """
-    listing = json.dumps([each.record["file_name"] for each in images])
-    claim(folder / "pool.json", identity | {"images": hashlib.sha256(listing.encode()).hexdigest()[:16]})
-    keys = ("names", "files", "broken", "reasons")  # and ARRAYS, if any image could be read
-    parts = []
-    with tqdm(total=images.count or None, unit="image", desc=images.place) as progress:
-        for number, chunk in enumerate(_chunks(images)):
-            file = folder / f"pool_{number:05d}_{_file_state(chunk)}.npz"
-            if not file.is_file():
-                for old in folder.glob(f"pool_{number:05d}*.npz"):  # its images have changed
-                    old.unlink()
-                with atomic_write(file) as stream:
-                    np.savez(stream, **_statistics(predictor, chunk, batch_size))  # type: ignore[arg-type]
-            parts.append(read_npz(file, keys, "delete it, its images are read again"))
-            progress.update(len(chunk))
-    broken = {str(name): str(why) for part in parts for name, why in zip(part["broken"], part["reasons"])}
-    parts = [part for part in parts if len(part["names"])]
-    if not parts:
-        raise UserError(f"no image can be read: {next(iter(broken.values()))}", key=images.place)
-    arrays = {key: np.concatenate([part[key] for part in parts]) for key in ARRAYS}
-    names, files = ([str(name) for part in parts for name in part[key]] for key in ("names", "files"))
-    return Pool(names, files, **arrays, broken=broken)
-
-
-def _chunks(images: InputImages) -> Iterator[list[InputImage]]:
-    iterator = iter(images)
-    while chunk := list(islice(iterator, IMAGES_PER_FILE)):
-        yield chunk
-
-
-def _file_state(images: Sequence[InputImage]) -> str:
-    """Hash of sizes and modification times."""
-    stats = [path.stat() if (path := Path(each.record["file_name"])).is_file() else None for each in images]
-    text = json.dumps([stat and (stat.st_size, stat.st_mtime_ns) for stat in stats])
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _statistics(predictor: Predictor, images: Sequence[InputImage], batch_size: int) -> dict[str, np.ndarray]:
-    statistics: list[dict[str, np.ndarray]] = []
-    names, files = list[str](), list[str]()
-    broken: dict[str, str] = {}
-    batch: list[np.ndarray] = []
-    for image in images:
-        try:
-            pixels = image.read("RGB")
-        except DataError as error:
-            broken[image.name] = " ".join(str(error).split())
-            continue
-        if batch and (len(batch) == batch_size or batch[0].shape != pixels.shape):
-            statistics.append(image_statistics(predictor, batch))
-            batch = []
-        batch.append(pixels)
-        names.append(image.name)
-        files.append(str(image.record["file_name"]))
-    if batch:
-        statistics.append(image_statistics(predictor, batch))
-    arrays = {key: np.concatenate([each[key] for each in statistics]) for key in ARRAYS} if statistics else {}
-    texts = {"names": names, "files": files, "broken": list(broken), "reasons": list(broken.values())}
-    return arrays | {key: np.array(values, dtype=np.str_) for key, values in texts.items()}
+    found = statistics_of(images, folder, identity, partial(image_statistics, predictor), batch_size)
+    return Pool(found.names, found.files, **found.arrays, broken=found.broken)

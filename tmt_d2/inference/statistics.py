@@ -1,0 +1,126 @@
+"""Statistics of every image of a place from one pass of a model, kept in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from tqdm import tqdm
+
+from tmt_d2.config import model_settings
+from tmt_d2.data.reader import DataError
+from tmt_d2.engine.run_dir import claim
+from tmt_d2.errors import UserError
+from tmt_d2.inference.images import InputImage, InputImages
+from tmt_d2.utils.files import atomic_write, read_npz
+
+IMAGES_PER_FILE = 256
+TEXTS = ("names", "files", "broken", "reasons")
+
+Measure = Callable[[Sequence[np.ndarray]], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class ImageStatistics:
+    """Statistics of the images that could be read.
+
+    Attributes:
+        names, files: of the images, in order.
+        arrays: by name, one row per image.
+        broken: name -> reason, of images that cannot be read.
+    """
+
+    names: list[str]
+    files: list[str]
+    arrays: dict[str, np.ndarray]
+    broken: dict[str, str]
+
+
+def statistics_of(
+    images: InputImages, folder: Path, identity: Mapping[str, Any], measure: Measure, batch_size: int = 8
+) -> ImageStatistics:
+    """Return the statistics of all images; files of ``folder`` that are up to date are read instead of computed.
+
+    Args:
+        identity: values that the statistics depend on, such as the weights.
+        measure: (H, W, 3) uint8 RGB arrays of one size -> arrays with one row per image.
+        batch_size: maximum number of images that ``measure`` gets.
+
+    Raises:
+        UserError: ``folder`` belongs to other images or to another model, or no image can be read.
+    """
+    listing = json.dumps([each.record["file_name"] for each in images])
+    claim(folder / "pool.json", {**identity, "images": hashlib.sha256(listing.encode()).hexdigest()[:16]})
+    parts = []
+    with tqdm(total=images.count or None, unit="image", desc=images.place) as progress:
+        for number, chunk in enumerate(_chunks(images)):
+            file = folder / f"pool_{number:05d}_{_file_state(chunk)}.npz"
+            if not file.is_file():
+                for old in folder.glob(f"pool_{number:05d}*.npz"):  # its images have changed
+                    old.unlink()
+                with atomic_write(file) as stream:
+                    np.savez(stream, **_measured(chunk, measure, batch_size))  # type: ignore[arg-type]
+            parts.append(read_npz(file, TEXTS, "delete it, its images are read again"))
+            progress.update(len(chunk))
+    broken = {str(name): str(why) for part in parts for name, why in zip(part["broken"], part["reasons"])}
+    parts = [part for part in parts if len(part["names"])]
+    if not parts:
+        raise UserError(f"no image can be read: {next(iter(broken.values()))}", key=images.place)
+    arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0] if key not in TEXTS}
+    names, files = ([str(name) for part in parts for name in part[key]] for key in ("names", "files"))
+    return ImageStatistics(names, files, arrays, broken)
+
+
+def _chunks(images: InputImages) -> Iterator[list[InputImage]]:
+    iterator = iter(images)
+    while chunk := list(islice(iterator, IMAGES_PER_FILE)):
+        yield chunk
+
+
+def _file_state(images: Sequence[InputImage]) -> str:
+    """Hash of sizes and modification times."""
+    stats = [path.stat() if (path := Path(each.record["file_name"])).is_file() else None for each in images]
+    text = json.dumps([stat and (stat.st_size, stat.st_mtime_ns) for stat in stats])
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _measured(images: Sequence[InputImage], measure: Measure, batch_size: int) -> dict[str, np.ndarray]:
+    statistics: list[Mapping[str, np.ndarray]] = []
+    names, files = list[str](), list[str]()
+    broken: dict[str, str] = {}
+    batch: list[np.ndarray] = []
+    for image in images:
+        try:
+            pixels = image.read("RGB")
+        except DataError as error:
+            broken[image.name] = " ".join(str(error).split())
+            continue
+        if batch and (len(batch) == batch_size or batch[0].shape != pixels.shape):
+            statistics.append(measure(batch))
+            batch = []
+        batch.append(pixels)
+        names.append(image.name)
+        files.append(str(image.record["file_name"]))
+    if batch:
+        statistics.append(measure(batch))
+    arrays = {key: np.concatenate([each[key] for each in statistics]) for key in statistics[0]} if statistics else {}
+    texts = {"names": names, "files": files, "broken": list(broken), "reasons": list(broken.values())}
+    return arrays | {key: np.array(values, dtype=np.str_) for key, values in texts.items()}
+
+
+def model_identity(cfg: CfgNode) -> dict[str, Any]:
+    """Return the values that predictions of a checkpoint depend on."""
+    weights = Path(cfg.MODEL.WEIGHTS)
+    return {
+        "weights": str(weights),
+        "changed": weights.stat().st_mtime_ns if weights.is_file() else 0,
+        "model": hashlib.sha256(model_settings(cfg).encode()).hexdigest()[:16],
+        **{key: cfg.INPUT[key] for key in ("FORMAT", "MIN_SIZE_TEST", "MAX_SIZE_TEST")},
+    }

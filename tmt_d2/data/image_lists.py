@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -26,6 +27,13 @@ def list_line(name: str) -> str:
         return json.dumps(name)
     plain = name == name.strip() and not re.search(r'^["\ufeff]|(?:^|\s)#|[\r\n]', name) and name
     return name if plain else json.dumps(name, ensure_ascii=False)
+
+
+def names_in_lists(files: Sequence[str]) -> list[str]:
+    """Return the file name of each image; the absolute path where another image has the same file name."""
+    names = [os.path.basename(file) for file in files]
+    count = Counter(names)
+    return [name if count[name] == 1 else os.path.abspath(file) for name, file in zip(names, files)]
 
 
 def write_names(path: str | Path, names: Iterable[str]) -> None:

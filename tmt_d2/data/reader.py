@@ -227,7 +227,7 @@ def _decode(path: str, data: bytes, flags: int) -> np.ndarray:
     return image
 
 
-def _open(path: str, data: bytes) -> Image.Image:
+def open_image(path: str, data: bytes) -> Image.Image:
     """Decode an image by Pillow, which keeps palette indices and reports missing data."""
     try:
         image = Image.open(io.BytesIO(data))
@@ -245,7 +245,7 @@ def _index_ids(path: str, data: bytes, label_space: LabelSpace) -> np.ndarray:
     depth, color_type = data[24], data[25]  # of the header chunk, which always comes first
     if color_type in (GRAY, PALETTE) and (plain := decode_plain(data, "GRAY")) is not None:
         return plain
-    image = _open(path, data)
+    image = open_image(path, data)
     if color_type == PALETTE:
         color = tuple((image.getpalette() or [])[6:9])  # of id 2
         if color == label_space.other_version_color:
@@ -276,9 +276,9 @@ def _index_ids(path: str, data: bytes, label_space: LabelSpace) -> np.ndarray:
     raise DataError(f"is a {depth}-bit {kind} PNG", key=path, hint=hint)
 
 
-def _by_color(pixels: np.ndarray, label_space: LabelSpace) -> np.ndarray:
-    """Map (H, W, 3) RGB to (H, W) train ids, ``OUTSIDE`` where ``label_space.colors`` lacks the color."""
-    table = sorted((r << 16 | g << 8 | b, train_id) for (r, g, b), train_id in label_space.colors.items())
+def ids_of_colors(pixels: np.ndarray, colors: Mapping[tuple[int, int, int], int]) -> np.ndarray:
+    """Map (H, W, 3) RGB to (H, W) uint8 ids, ``OUTSIDE`` where ``colors`` lacks the color."""
+    table = sorted((r << 16 | g << 8 | b, train_id) for (r, g, b), train_id in colors.items())
     codes, train_ids = np.array(table).T
     values = pixels.astype(np.int64) @ (1 << 16, 1 << 8, 1)
     places = np.searchsorted(codes, values).clip(max=len(codes) - 1)
@@ -286,7 +286,7 @@ def _by_color(pixels: np.ndarray, label_space: LabelSpace) -> np.ndarray:
 
 
 def _train_ids_of_colors(path: str, pixels: np.ndarray, label_space: LabelSpace) -> np.ndarray:
-    label = _by_color(pixels, label_space)
+    label = ids_of_colors(pixels, label_space.colors)
     outside = label == OUTSIDE
     if outside.any():
         color = pixels[outside][0].tolist()
@@ -306,7 +306,7 @@ def _is_in_colors(path: str, pixels: np.ndarray, label_space: LabelSpace) -> boo
     """
     if pixels.shape[-1] == 1 or not any(len({*color}) == 1 for color in label_space.colors):
         return False
-    by_color = _by_color(pixels, label_space)
+    by_color = ids_of_colors(pixels, label_space.colors)
     by_id = cv2.LUT(np.ascontiguousarray(pixels[..., 0]), label_space.lookup())
     if (by_color == OUTSIDE).any() or (by_color == by_id).all():
         return False

@@ -36,6 +36,7 @@ import numpy as np
 from tmt_d2.cli.common import add_config_arguments, parse, run
 from tmt_d2.config import setup_cfg
 from tmt_d2.data import register_data
+from tmt_d2.data.image_lists import names_in_lists
 from tmt_d2.errors import UserError
 from tmt_d2.inference.images import VIDEOS, check_outside, find_images
 from tmt_d2.inference.predictor import Predictor
@@ -43,7 +44,7 @@ from tmt_d2.inference.statistics import model_identity
 from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.projects.label_selection.pool import Pool, score_pool
 from tmt_d2.projects.label_selection.prelabels import MASKS, SEGMENTATIONS, check_no_prelabels, write_prelabels
-from tmt_d2.projects.label_selection.proposal import labeled_indices, names_in_lists, write_proposal
+from tmt_d2.projects.label_selection.proposal import labeled_indices, write_proposal
 from tmt_d2.projects.label_selection.strategies import AUTO, DOMAIN_NEEDS, STRATEGIES
 from tmt_d2.utils.files import remove_temporaries
 from tmt_d2.utils.lock import folder_lock
@@ -130,7 +131,7 @@ def propose(args: argparse.Namespace, predictor: Predictor, pool: Pool) -> int:
     if args.prelabels:
         options = {"confidence": args.confidence, "segmentation": args.prelabels}
         write_prelabels(args.output, pool, selection.indices, predictor, **options)
-    names = names_in_lists(pool)
+    names = names_in_lists(pool.files)
     for rank, index in enumerate(selection.indices, 1):
         print(f"{rank:4d}  {names[index]}")
     print(f"\nwritten: {args.output}; train with TRANSFER.LABEL_LIST {training_list}")

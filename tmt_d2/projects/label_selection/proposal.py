@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from tmt_d2.data.image_lists import list_line, listed_indices, write_names
+from tmt_d2.data.image_lists import list_line, listed_indices, names_in_lists, write_names
 from tmt_d2.data.reader import read_image
 from tmt_d2.inference.predictor import Predictor
 from tmt_d2.projects.label_selection.pool import Pool
@@ -52,13 +50,6 @@ class SelectedImage:
     distance: float
 
 
-def names_in_lists(pool: Pool) -> list[str]:
-    """Return the file name of each image; the absolute path where another image has the same file name."""
-    names = [os.path.basename(file) for file in pool.files]
-    count = Counter(names)
-    return [name if count[name] == 1 else os.path.abspath(file) for name, file in zip(names, pool.files)]
-
-
 def labeled_indices(names: Sequence[str], files: Sequence[str], list_file: str) -> np.ndarray:
     """Return the ascending indices of the images that a list names, by file name, path, or name in the pool.
 
@@ -86,7 +77,7 @@ def write_proposal(
         the list for training.
     """
     images = selected_images(pool, selection, labeled, predictor.classes.names)
-    names, path = names_in_lists(pool), output / LIST
+    names, path = names_in_lists(pool.files), output / LIST
     write_names(path, [image.name for image in images])
     if len(labeled):
         path = output / TRAINING_LIST
@@ -99,7 +90,7 @@ def write_proposal(
 def selected_images(
     pool: Pool, selection: Selection, labeled: np.ndarray, class_names: Sequence[str]
 ) -> list[SelectedImage]:
-    names, images = names_in_lists(pool), []
+    names, images = names_in_lists(pool.files), []
     for rank, index in enumerate(selection.indices, 1):
         earlier = [*labeled.tolist(), *selection.indices[: rank - 1]]
         nearest, distance = "", float("nan")

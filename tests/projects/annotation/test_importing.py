@@ -1,0 +1,315 @@
+"""Import: matched and renamed images, what is kept, bad input, training on the result, round trips of pre-labels."""
+
+from __future__ import annotations
+
+import json
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers.errors import refuses
+from tests.projects.annotation import exports
+from tests.projects.annotation.exports import CLASSES, COLORS, IDS, NAMES, SIZE, blobs, write_folder, write_zip
+from tmt_d2.data.class_lists import ClassList
+from tmt_d2.data.datasets.custom import read_custom
+from tmt_d2.data.image_lists import listed_names
+from tmt_d2.data.reader import read_pair
+from tmt_d2.inference.images import find_images
+from tmt_d2.projects.annotation import command as import_command
+from tmt_d2.projects.annotation.archive import open_export
+from tmt_d2.projects.annotation.brush import encode_brush
+from tmt_d2.projects.annotation.importing import ImportReport, import_labels
+from tmt_d2.projects.annotation.labels import LabelClasses, read_classes
+from tmt_d2.projects.annotation.matching import ImageNames
+from tmt_d2.projects.annotation.writers import labeling_config, write_cvat_masks, write_label_studio
+from tmt_d2.projects.label_selection.prelabels import MASKS, POLYGONS, mask_annotations
+
+OWN = LabelClasses(ClassList(tuple(CLASSES), ((1, 2, 3), (4, 5, 6), (7, 8, 9))), tuple(CLASSES.values()))
+PHOTOS = ("a.jpg", "day/b.jpg", "night/b.jpg", "night/c.PNG")
+
+
+def photos(folder: Path, names: tuple[str, ...] = PHOTOS, size: tuple[int, int] = SIZE) -> Path:
+    for seed, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    return folder
+
+
+def run(folder: Path, export: Path, **options: Any) -> ImportReport:
+    return import_labels(export, find_images(str(folder / "photos")), OWN, folder / "out", **options)
+
+
+def files_below(folder: Path) -> set[str]:
+    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+
+
+def label(folder: Path, name: str) -> np.ndarray:
+    return cv2.imread(str(folder / "out" / "labels" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+
+
+@pytest.mark.parametrize(
+    ("name", "indices"),
+    [
+        ("night/b.jpg", [2]),
+        ("night/b", [2]),
+        ("images/day/b.jpg", [1]),
+        ("b.jpg", [1, 2]),
+        ("other/a.png", [0]),
+        ("c", [3]),
+        ("night_c.png", [3]),
+        ("day-b.png", [1]),
+        ("/data/upload/2/01234567-a.jpg", [0]),
+        ("01234567-night_b.jpg", [2]),
+        ("d.jpg", []),
+        ("aa.jpg", []),
+        ("a.b", []),
+    ],
+)
+def test_images_by_the_names_that_tools_give_them(name: str, indices: list[int]) -> None:
+    assert ImageNames(PHOTOS).find(name) == indices
+
+
+def test_files_of_an_import(tmp_path: Path) -> None:
+    photos(tmp_path / "photos")
+    labels = {"a.jpg": blobs(1), "images/night/b.jpg": blobs(2), "gone.jpg": blobs(3), "b.jpg": blobs(4)}
+    labels |= {"day_b.jpg": np.full(SIZE, 255, np.uint8), "c.png": blobs(5, (SIZE[1], SIZE[0]))}
+    report = run(tmp_path, write_zip(tmp_path / "e.zip", exports.cvat_coco(labels)))
+    assert not report.is_complete and len(report.lines()) == 7
+    assert {kind: names for kind, names in report.names.items() if names} == {
+        "written": ["a.jpg", "night/b.jpg"],
+        "renamed": ["images/night/b.jpg -> night/b.jpg", "day_b.jpg -> day/b.jpg"],
+        "empty": ["day/b.jpg"],
+        "additional": ["gone.jpg"],
+        "ambiguous": ["b.jpg"],
+        "wrong_size": [f"c.png ({SIZE[0]}x{SIZE[1]}, not {SIZE[1]}x{SIZE[0]})"],
+        "missing": ["day/b.jpg", "night/c.PNG"],
+    }
+    assert np.array_equal(label(tmp_path, "a"), IDS[blobs(1)])
+    assert np.array_equal(label(tmp_path, "night/b"), IDS[blobs(2)])
+    others = {"classes.json", "dataset.yaml", "labeled.txt"}
+    assert files_below(tmp_path / "out") == {"labels/a.png", "labels/night/b.png"} | others
+    assert read_classes(str(tmp_path / "out" / "classes.json")) == OWN
+
+
+def test_the_data_set_has_labeled_and_unlabeled_images(tmp_path: Path) -> None:
+    photos(tmp_path / "photos")
+    run(tmp_path, write_zip(tmp_path / "e.zip", exports.cvat_masks({"a": blobs(1), "day/b": blobs(2)})))
+    data_set = read_custom(tmp_path / "out" / "dataset.yaml")
+    assert data_set.label_space.classes == OWN.classes and list(data_set.splits) == ["train_0", "train_1"]
+    deep = data_set.listing("train_1")
+    assert sorted(deep.unlabeled) == ["night_b", "night_c"] and list(deep.pairs) == ["day_b"]
+    image, own = deep.pairs["day_b"]
+    _, train_ids = read_pair({"file_name": image, "sem_seg_file_name": own}, data_set.label_space)
+    assert np.array_equal(train_ids, np.array([0, 1, 2, *[255] * 253])[blobs(2)])  # positions in the class list
+    listed = listed_names("", tmp_path / "out" / "labeled.txt")
+    assert listed == ["a.jpg", str(tmp_path / "photos" / "day" / "b.jpg")]
+
+
+def test_a_later_import_keeps_what_differs(tmp_path: Path) -> None:
+    photos(tmp_path / "photos", ("a.jpg", "b.jpg", "c.jpg"))
+    run(tmp_path, write_zip(tmp_path / "1.zip", exports.cvat_masks({"a": blobs(1), "b": blobs(2)})))
+    later = write_zip(tmp_path / "2.zip", exports.id_files({"a": blobs(1), "b": blobs(3), "c": blobs(4)}))
+    report = run(tmp_path, later)
+    assert [report.names[kind] for kind in ("unchanged", "kept", "written")] == [["a.jpg"], ["b.jpg"], ["c.jpg"]]
+    assert np.array_equal(label(tmp_path, "b"), IDS[blobs(2)]) and not report.is_complete
+    assert len(listed_names("", tmp_path / "out" / "labeled.txt")) == 3
+    assert run(tmp_path, later, replace=True).names["written"] == ["b.jpg"]
+    assert np.array_equal(label(tmp_path, "b"), IDS[blobs(3)])
+    other = LabelClasses(OWN.classes, (0, 1, 2))
+    with refuses("--output"):
+        import_labels(later, find_images(str(tmp_path / "photos")), other, tmp_path / "out")
+
+
+def test_of_two_annotators_the_last_counts(tmp_path: Path) -> None:
+    photos(tmp_path / "photos", ("a.jpg",))
+    results = []
+    for seed in (1, 2):
+        values = [(name, blobs(seed) == index) for index, name in enumerate(NAMES)]
+        results.append([exports.region("brushlabels", n, {"rle": encode_brush(mask)}) for n, mask in values])
+    task = exports.task("a.jpg", *results)
+    task["annotations"][0]["updated_at"] = "2026-02-01T10:00:00Z"
+    task["annotations"][1]["updated_at"] = "2026-01-01T10:00:00Z"
+    (tmp_path / "e.json").write_text(json.dumps([task]))
+    report = run(tmp_path, tmp_path / "e.json")
+    assert report.names["repeated"] == ["a.jpg"] and np.array_equal(label(tmp_path, "a"), IDS[blobs(1)])
+
+
+def test_labels_of_an_image_turned_by_its_orientation(tmp_path: Path) -> None:
+    photos(tmp_path / "photos", ("a.jpg",))
+    with Image.open(tmp_path / "photos" / "a.jpg") as image:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.save(tmp_path / "photos" / "a.jpg", exif=exif)
+    turned = blobs(1, (SIZE[1], SIZE[0]))
+    run(tmp_path, write_zip(tmp_path / "e.zip", exports.cvat_masks({"a": turned})))
+    data_set = read_custom(tmp_path / "out" / "dataset.yaml")
+    image_file, own = data_set.listing("train").pairs["a"]
+    pixels, _ = read_pair({"file_name": image_file, "sem_seg_file_name": own}, data_set.label_space)
+    assert pixels.shape[:2] == turned.shape
+
+
+def truncated(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[:-40])
+    return path
+
+
+def with_link(path: Path) -> Path:
+    with zipfile.ZipFile(path, "a") as archive:
+        link = zipfile.ZipInfo("SegmentationClass/b.png")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/passwd")
+    return path
+
+
+def with_damaged_bytes(path: Path) -> Path:
+    """The names remain, the checksum of the first file is wrong."""
+    data = bytearray(path.read_bytes())
+    start = data.index(b"SegmentationClass/a.png") + len("SegmentationClass/a.png")
+    data[start + 20] ^= 255
+    path.write_bytes(bytes(data))
+    return path
+
+
+GOOD = exports.cvat_masks({"a": blobs()})
+MASK = "SegmentationClass/a.png"
+BAD: dict[str, Callable[[Path], Path]] = {
+    "another project": lambda path: write_zip(path, exports.cvat_masks({"x": blobs()})),
+    "other sizes": lambda path: write_zip(path, exports.cvat_masks({"a": blobs(0, (9, 9))})),
+    "other classes": lambda path: write_zip(path, GOOD | {"labelmap.txt": "background:0,0,0::\ncat:128,64,128::\n"}),
+    "two labels of one color": lambda path: write_zip(
+        path, GOOD | {"labelmap.txt": str(GOOD["labelmap.txt"]) + "sky:128,64,128::"}
+    ),
+    "a wrong label map": lambda path: write_zip(path, GOOD | {"labelmap.txt": "road 1 2 3"}),
+    "another encoding": lambda path: write_zip(path, GOOD | {"labelmap.txt": "straße:1,2,3::".encode("latin-1")}),
+    "no label map": lambda path: write_zip(path, {MASK: GOOD[MASK]}),
+    "a truncated image": lambda path: write_zip(path, GOOD | {MASK: bytes(GOOD[MASK][:80])}),  # type: ignore[arg-type]
+    "no image": lambda path: write_zip(path, GOOD | {MASK: b"text"}),
+    "nothing labeled": lambda path: write_zip(path, exports.cvat_masks({"a": np.full(SIZE, 255, np.uint8)})),
+    "no images": lambda path: write_zip(path, exports.cvat_masks({})),
+    "no files": lambda path: write_zip(path, {}),
+    "another format": lambda path: write_zip(path, {"annotations.xml": "<annotations/>"}),
+    "no JSON": lambda path: write_zip(path, {"instances.json": '{"images": ['}),
+    "half a zip": lambda path: truncated(write_zip(path, GOOD)),
+    "damaged bytes": lambda path: with_damaged_bytes(write_zip(path, GOOD)),
+    "a path outside": lambda path: write_zip(path, GOOD | {"SegmentationClass/../../evil.png": GOOD[MASK]}),
+    "a path outside of Windows": lambda path: write_zip(path, GOOD | {"..\\evil.png": GOOD[MASK]}),
+    "an absolute path": lambda path: write_zip(path, GOOD | {"/tmp/evil.png": GOOD[MASK]}),
+    "a link": lambda path: with_link(write_zip(path, GOOD)),
+    "a bomb": lambda path: write_zip(path, GOOD | {"SegmentationClass/b.png": bytes(3_000_000)}),
+    "no such file": lambda path: path,
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_is_one_error_and_writes_nothing(tmp_path: Path, kind: str) -> None:
+    photos(tmp_path / "photos", ("a.jpg", "b.jpg"))
+    export = BAD[kind](tmp_path / "in" / "e.zip")
+    before = files_below(tmp_path)
+    with pytest.raises(import_command.UserError) as error:
+        run(tmp_path, export, limit=2**20)
+    assert error.value.key.startswith(str(export)) and "\n" not in str(error.value)
+    assert files_below(tmp_path) == before
+
+
+def test_a_header_that_hides_the_size_of_a_file(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "e.zip", {"a.json": bytes(3_000_000)})
+    data = path.read_bytes().replace((3_000_000).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
+    path.write_bytes(data)
+    with open_export(path, limit=2**20) as archive, refuses(f"{path}: a.json"):
+        archive.read(*archive.select(lambda name: True))
+
+
+def test_reading_counts_again(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "e", {"a.json": bytes(600), "b.json": bytes(600)})
+    with open_export(folder, limit=1000) as archive:
+        archive.read("a.json")
+        with refuses(str(folder)):
+            archive.read("b.json")
+        with refuses(str(folder)):
+            archive.select(lambda name: True)
+
+
+def command(folder: Path, *more: str) -> int:
+    words = ["--images", str(folder / "photos"), "--output", str(folder / "out"), "--classes"]
+    return import_command.main([*words, str(folder / "classes.json"), *more])
+
+
+def labels_to_write() -> tuple[ClassList, list[tuple[str, np.ndarray]]]:
+    return ClassList(NAMES, COLORS), [("a.jpg", blobs(1)), ("day/b.jpg", blobs(2))]
+
+
+def prelabels_json(folder: Path, segmentation: str) -> Path:
+    content = exports.coco(dict(labels_to_write()[1])) | {"annotations": []}
+    for number, (_, own) in enumerate(labels_to_write()[1], 1):
+        for each in mask_annotations(own, np.ones(own.shape), segmentation):
+            content["annotations"].append({"image_id": number, **each})
+    (folder / "prelabels.json").write_text(json.dumps(content))
+    return folder / "prelabels.json"
+
+
+def cvat_zip(folder: Path) -> Path:
+    write_cvat_masks(folder / "cvat.zip", *labels_to_write())
+    return folder / "cvat.zip"
+
+
+def accepted_tasks(folder: Path) -> Path:
+    """Predictions that an annotator accepted as they are."""
+    write_label_studio(folder / "tasks.json", *labels_to_write())
+    tasks = json.loads((folder / "tasks.json").read_text())
+    for task in tasks:
+        task["annotations"] = task.pop("predictions")
+    (folder / "tasks.json").write_text(json.dumps(tasks))
+    return folder / "tasks.json"
+
+
+ROUND_TRIPS: dict[str, Callable[[Path], Path]] = {
+    "COCO masks": lambda folder: prelabels_json(folder, MASKS),
+    "CVAT masks": cvat_zip,
+    "Label Studio brush": accepted_tasks,
+}
+
+
+@pytest.mark.parametrize("name", ROUND_TRIPS)
+def test_prelabels_come_back_to_the_pixel(tmp_path: Path, name: str) -> None:
+    photos(tmp_path / "photos")
+    rows = [{"id": value, "name": key, "color": [value, 0, 0]} for key, value in CLASSES.items()]
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": rows}))
+    assert command(tmp_path, "--export", str(ROUND_TRIPS[name](tmp_path))) == 0
+    for image, own in labels_to_write()[1]:
+        assert np.array_equal(label(tmp_path, image.removesuffix(".jpg")), IDS[own])
+    with refuses("--map", "road"):
+        command(tmp_path, "--export", "e.zip", "--map", "road")
+
+
+def test_polygons_come_back_within_a_pixel_of_an_edge(tmp_path: Path) -> None:
+    photos(tmp_path / "photos")
+    run(tmp_path, prelabels_json(tmp_path, POLYGONS))
+    for image, own in labels_to_write()[1]:
+        expected, found = IDS[own], label(tmp_path, image.removesuffix(".jpg"))
+        flat = cv2.erode(expected, np.ones((3, 3))) == cv2.dilate(expected, np.ones((3, 3)))
+        assert flat.mean() > 0.3 and np.array_equal(found[flat], expected[flat])
+        assert (found != expected).mean() < 0.1
+
+
+def test_colors_that_cvat_could_not_tell_apart(tmp_path: Path) -> None:
+    classes = ClassList(NAMES, ((0, 0, 0), (5, 5, 5), (5, 5, 5)))
+    photos(tmp_path / "photos", ("a.jpg",))
+    write_cvat_masks(tmp_path / "e.zip", classes, [("a.jpg", blobs(1))])
+    run(tmp_path, tmp_path / "e.zip")
+    assert np.array_equal(label(tmp_path, "a"), IDS[blobs(1)])
+    assert labeling_config(classes).count("<Label ") == 3
+
+
+def test_classes_of_a_data_set() -> None:
+    assert read_classes("cityscapes") == read_classes("cityscapes_sem_seg_val")
+    assert read_classes("cityscapes").by_name()["sidewalk"] == 1
+    with refuses("--classes", "citty"):
+        read_classes("citty")

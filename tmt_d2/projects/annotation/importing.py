@@ -1,0 +1,237 @@
+"""Import of an export: label files, their data set and the list of the labeled images."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import cv2
+import numpy as np
+import yaml
+
+from tmt_d2.data.datasets.label_spaces import IGNORE
+from tmt_d2.data.image_lists import first_names, names_in_lists, write_names
+from tmt_d2.data.reader import exif_orientation, stored_size
+from tmt_d2.errors import UserError
+from tmt_d2.inference.folder import CLASSES, write_classes
+from tmt_d2.inference.images import InputImages
+from tmt_d2.projects.annotation.archive import LIMIT
+from tmt_d2.projects.annotation.formats import Size, read_export
+from tmt_d2.projects.annotation.labels import LabelClasses, classes_of_json
+from tmt_d2.projects.annotation.matching import ImageNames, bare
+from tmt_d2.utils.files import atomic_write
+
+LABELS, DATA_SET, LIST = "labels", "dataset.yaml", "labeled.txt"
+SIDEWAYS = range(5, 9)  # EXIF orientations that exchange height and width
+
+
+KINDS = {
+    "written": "labels written",
+    "unchanged": "already imported",
+    "kept": "left as it is, differs from the export: --replace",
+    "renamed": "matched under another name",
+    "repeated": "labeled several times, the last counts",
+    "empty": "left out, no pixel has a class",
+    "additional": "left out, no such image",
+    "ambiguous": "left out, several images have this name",
+    "wrong_size": "left out, of another size than the image",
+    "missing": "images without labels in the export",
+}
+LEFT_OUT = ("kept", "additional", "ambiguous", "wrong_size")
+
+
+@dataclass
+class ImportReport:
+    """Result of ``import_labels``.
+
+    Attributes:
+        names: kind of ``KINDS`` -> paths of images below their folder, or names in the export, with a remark.
+        without_area: number of annotations that are no masks or polygons, and were left out.
+    """
+
+    names: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    without_area: int = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """True if all that was exported is in the label files."""
+        return not any(self.names[kind] for kind in LEFT_OUT) and not self.without_area
+
+    def lines(self) -> list[str]:
+        """Return one line for each kind that occurs."""
+        lines = [f"{len(names):5d} {KINDS[kind]}: {first_names(names)}" for kind, names in self.names.items() if names]
+        if self.without_area:
+            lines.append(f"{self.without_area:5d} annotations left out, no masks or polygons")
+        return lines
+
+
+def import_labels(
+    export: str | Path,
+    images: InputImages,
+    classes: LabelClasses,
+    output: Path,
+    *,
+    mapping: Mapping[str, str] | None = None,
+    replace: bool = False,
+    limit: int = LIMIT,
+) -> ImportReport:
+    """Write ``output/labels/NAME.png`` for each image that an export labels, a data set and a list for training.
+
+    Nothing is written before all of the export is read.
+
+    Args:
+        export, mapping, limit: as of ``read_export``.
+        replace: replace label files that differ.
+
+    Raises:
+        UserError: as ``read_export``; the export labels none of the images; ``output`` has other classes.
+    """
+    _check_classes(output, classes)
+    files = [os.path.abspath(image.record["file_name"]) for image in images]
+    paths = [Path(os.path.relpath(file, images.top)).as_posix() for file in files]
+    _check_names(paths)
+    report, encoded = ImportReport(), dict[int, np.ndarray]()
+    names, count = ImageNames(paths), 0
+    for exported in read_export(export, classes.by_name(), mapping, limit):
+        count += 1
+        matches = names.find(exported.name)
+        if len(matches) != 1:
+            report.names["ambiguous" if matches else "additional"].append(exported.name)
+            continue
+        path, sizes = paths[matches[0]], _sizes_of(files[matches[0]])
+        size = exported.size or sizes[0]
+        if size not in sizes:
+            remark = f"{exported.name} ({size[1]}x{size[0]}, not {sizes[0][1]}x{sizes[0][0]})"
+            report.names["wrong_size"].append(remark)
+            continue
+        if bare(exported.name) != bare(path):
+            report.names["renamed"].append(f"{exported.name} -> {path}")
+        report.without_area += exported.without_area
+        label = exported.paint(size)
+        if (label == IGNORE).all():
+            report.names["empty"].append(path)
+            continue
+        if matches[0] in encoded:
+            report.names["repeated"].append(path)
+        encoded[matches[0]] = cv2.imencode(".png", label)[1]
+    if not encoded:
+        raise _no_labels(export, images, report, count)
+    report.names["missing"] = [path for index, path in enumerate(paths) if index not in encoded]
+    labeled = [index for index, path in enumerate(paths) if index in encoded or _label_file(output, path).is_file()]
+    data_set = _data_set(output, images.top, paths, [paths[index] for index in labeled], classes)
+    for index, png in sorted(encoded.items()):
+        kind = _write_label(_label_file(output, paths[index]), png, replace)
+        report.names[kind].append(paths[index])
+    write_classes(output, classes.classes, np.array(classes.ids, np.uint8))
+    in_lists = names_in_lists(files)
+    write_names(output / LIST, [in_lists[index] for index in labeled])
+    file = output / DATA_SET
+    if file.is_file() and file.read_text(encoding="utf-8") != data_set and not replace:
+        report.names["kept"].append(DATA_SET)
+    else:
+        with atomic_write(file, "w") as opened:
+            opened.write(data_set)
+    return report
+
+
+def _no_labels(export: str | Path, images: InputImages, report: ImportReport, count: int) -> UserError:
+    reasons = "; ".join(line.strip() for line in report.lines())
+    message = f"has labels of none of the {len(images)} images of {images.place}" if count else "has no labels"
+    return UserError(f"{message} ({reasons})" if reasons else message, key=export, hint="export again")
+
+
+def _check_classes(output: Path, classes: LabelClasses) -> None:
+    """
+    Raises:
+        UserError: an earlier import to ``output`` has other classes or ids.
+    """
+    file = output / CLASSES
+    if file.is_file():
+        earlier = classes_of_json(str(file), file.read_text(encoding="utf-8")).by_name()
+        if earlier != classes.by_name():
+            message = f"it has labels of other classes or ids ({', '.join(earlier)})"
+            raise UserError(message, key="--output", value=str(output), hint="choose another folder")
+
+
+def _check_names(paths: Sequence[str]) -> None:
+    """
+    Raises:
+        UserError: two images would have the same label file.
+    """
+    known: dict[str, str] = {}
+    for path in paths:
+        if (other := known.setdefault(bare(path), path)) != path:
+            raise UserError(f"differs from {other} only in its suffix", key=path, hint="rename one of them")
+
+
+def _label_file(output: Path, path: str) -> Path:
+    return output / LABELS / f"{bare(path)}.png"
+
+
+def _sizes_of(file: str) -> list[Size]:
+    """Return (H, W) of an image as stored, and as turned by its EXIF orientation, which tools show."""
+    size = stored_size(file)
+    if size is None:
+        raise UserError("has no size: it is damaged, or no image", key=file)
+    return [size, size[::-1]] if exif_orientation(file) in SIDEWAYS else [size]
+
+
+def _write_label(file: Path, png: np.ndarray, replace: bool) -> str:
+    """Write a label file, unless another exists, and return its kind in the report."""
+    if file.exists():
+        earlier, label = cv2.imread(str(file), cv2.IMREAD_UNCHANGED), cv2.imdecode(png, cv2.IMREAD_UNCHANGED)
+        if earlier is not None and label is not None and np.array_equal(earlier, label):
+            return "unchanged"
+        if not replace:
+            return "kept"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(file) as opened:
+        opened.write(png.tobytes())
+    return "written"
+
+
+def _data_set(output: Path, top: str, paths: Sequence[str], labeled: Sequence[str], classes: LabelClasses) -> str:
+    """Return the YAML of a custom data set: one split for the images of each depth of folders, "train" if it is one.
+
+    Args:
+        top: common folder of the images. paths, labeled: below it, of all images and of those with a label.
+
+    Raises:
+        UserError: the path of a folder would be read as a pattern.
+    """
+    output = output.resolve()
+    root = os.path.commonpath([os.path.realpath(top), output])
+    places = [Path(os.path.relpath(folder, root)).as_posix() for folder in (os.path.realpath(top), output / LABELS)]
+    if any(re.search(r"[*{}]", place) for place in places):
+        raise UserError("a folder has one of * { } in its name", key="--output", value=str(output), hint="rename it")
+    splits: dict[str, dict[str, Any]] = {}
+    depths = sorted({path.count("/") for path in paths})
+    for depth in depths:
+        pattern = "".join(f"{{folder{level}}}/" for level in range(depth)) + "{stem}"
+        suffixes = sorted({PurePosixPath(path).suffix.lower() for path in paths if path.count("/") == depth})
+        images = [f"{places[0]}/{pattern}{suffix}".removeprefix("./") for suffix in suffixes]
+        split: dict[str, Any] = {"unlabeled": images}
+        if any(path.count("/") == depth for path in labeled):
+            split |= {"images": images, "labels": f"{places[1]}/{pattern}.png"}
+        splits["train" if len(depths) == 1 else f"train_{depth}"] = split
+    rows = list(zip(classes.ids, classes.classes.names, classes.classes.colors, strict=True))
+    content = {
+        "name": re.sub(r"\W|^(?![A-Za-z])", "_", f"own_{output.name}", flags=re.ASCII),
+        "root": os.path.relpath(root, output),
+        "splits": splits,
+        "classes": [{"name": name, "color": list(color)} for _, name, color in rows],
+        "train_ids": {value: name for value, name, _ in rows},
+        "ignore_ids": [IGNORE],
+    }
+    return yaml.dump(content, Dumper=PlainDumper, sort_keys=False, allow_unicode=True, default_flow_style=None)
+
+
+class PlainDumper(yaml.SafeDumper):
+    """Writes repeated lists in full, without anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True

@@ -43,7 +43,7 @@ from tmt_d2.engine.optimizer import build_lr_scheduler, build_optimizer
 from tmt_d2.engine.step import TrainingStep, clipping
 from tmt_d2.engine.writers import build_writers, forget_metrics
 from tmt_d2.errors import USER_ERRORS, UserError
-from tmt_d2.estimation.estimate import estimated_miou
+from tmt_d2.estimation.estimate import estimated_metrics
 from tmt_d2.evaluation.inference import build_inference
 from tmt_d2.evaluation.semantic import ESTIMATED, SemanticEvaluator, evaluate_split, metrics_table
 from tmt_d2.modeling.mask_former import MaskFormer
@@ -166,7 +166,7 @@ class Trainer(TrainerBase):
                     table = metrics_table(results[name], evaluator.classes)
                     logger.info("%s%s, in percent:\n%s", name, title and f" by the {title}", table)
             if cfg.TEST.BEST.METRIC == ESTIMATED and comm.is_main_process():
-                results[name] = {**results[name], ESTIMATED: estimated_miou(cfg, cast(MaskFormer, model), name)}
+                results[name] = {**results[name], **estimated_metrics(cfg, cast(MaskFormer, model), name)}
                 logger.info("%s: mIoU %.1f estimated without its labels", name, results[name][ESTIMATED])
         return results
 

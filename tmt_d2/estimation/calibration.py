@@ -12,7 +12,8 @@ from torch import Tensor
 from tmt_d2.estimation.sample import PixelSample
 
 BINS = 15
-LEAST_PIXELS = 500  # a class with fewer predicted pixels has the temperature of all
+FIT_PIXELS = 100_000  # about so many of the labeled pixels are fitted to
+LEAST_PIXELS = 200  # a class with fewer predicted pixels has the temperature of all
 RANGE = (0.05, 20.0)  # of a temperature
 HALVINGS = 24
 
@@ -29,7 +30,8 @@ def class_temperatures(sample: PixelSample) -> Tensor:
     """
     has_label, _ = sample.labeled()
     assert sample.truth is not None
-    p, truth, predicted = (each[has_label] for each in (sample.probabilities, sample.truth, sample.predicted))
+    step = int(has_label.sum()) // FIT_PIXELS + 1
+    p, truth, predicted = (each[has_label][::step] for each in (sample.probabilities, sample.truth, sample.predicted))
     temperatures = torch.full((p.shape[-1],), _best_temperature(p, truth))
     for index in range(len(temperatures)):
         chosen = predicted == index

@@ -15,7 +15,7 @@ from tmt_d2.data.datasets.registration import labeled_records, records_of
 from tmt_d2.estimation.collect import Collector, spread
 from tmt_d2.estimation.estimators import AccuracyEstimator, Confidence, Transferability
 from tmt_d2.estimation.sample import EPS, PixelSample
-from tmt_d2.evaluation.semantic import confusion_matrix, metrics
+from tmt_d2.evaluation.semantic import ESTIMATED, confusion_matrix, metrics
 from tmt_d2.modeling.mask_former import MaskFormer
 
 LEAST_SHARE = 1e-3  # of all pixels: a class that is expected in fewer does not count in mIoU
@@ -129,12 +129,18 @@ class Estimation:
         return float(((domain < low) | (domain > high)).any(1).mean())
 
 
-def estimated_miou(cfg: CfgNode, model: MaskFormer, split: str) -> float:
-    """Estimate the mIoU on a registered split, of which no label is read, from DATASETS.SOURCE_TEST."""
+def estimated_metrics(cfg: CfgNode, model: MaskFormer, split: str) -> dict[str, float]:
+    """Estimate the mIoU on a registered split, of which no label is read, from DATASETS.SOURCE_TEST.
+
+    Returns:
+        "estimated", and its interval as "estimated-low" and "estimated-high", in percent.
+    """
     collect = Collector(cfg, model)
     source = collect.of_records(spread(labeled_records(cfg.DATASETS.SOURCE_TEST)))
     target = collect.of_records(spread(records_of([split])), with_labels=False)
-    return Estimation(source, model.classes.names)(target).metrics()["mIoU"]
+    result = Estimation(source, model.classes.names)(target)
+    low, high = result.interval("mIoU")
+    return {ESTIMATED: result.metrics()["mIoU"], f"{ESTIMATED}-low": low, f"{ESTIMATED}-high": high}
 
 
 def info_max(mean_probability: np.ndarray, entropy: np.ndarray) -> float:

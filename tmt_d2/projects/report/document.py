@@ -18,6 +18,7 @@ from tmt_d2.projects.report.sections.gains import classes, differences
 from tmt_d2.projects.report.sections.measurements import estimators, scores
 from tmt_d2.projects.report.sections.settings import settings
 from tmt_d2.projects.report.sections.summary import tiles, verdict
+from tmt_d2.projects.report.sections.without_labels import without_labels
 from tmt_d2.projects.report.tables import latex_table, write_csv
 from tmt_d2.utils.files import atomic_write
 from tmt_d2.visualization.html import templates
@@ -33,6 +34,7 @@ SECTIONS = (
     classes,
     estimators,
     scores,
+    without_labels,
     training,
 )
 

@@ -13,6 +13,7 @@ import pytest
 from tests.helpers.errors import refuses
 from tests.projects.annotation import exports
 from tests.projects.annotation.exports import CLASSES, IDS, SIZE, blobs, region, task, write_folder, write_zip
+from tmt_d2.errors import UserError
 from tmt_d2.projects.annotation.brush import decode_brush, encode_brush
 from tmt_d2.projects.annotation.formats import read_export
 
@@ -132,17 +133,29 @@ def test_overlapping_polygons(tmp_path: Path) -> None:
         assert np.array_equal(read(file)["1.jpg"], [row] * 6)
 
 
+def test_an_image_without_its_size(tmp_path: Path) -> None:
+    content = polygons((0, [LEFT], {}))
+    content["images"][0] |= {"height": None, "file_name": "images\\1.jpg"}
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    (found,) = read_export(tmp_path / "result.json", CLASSES)
+    assert found.name == "images/1.jpg" and found.size is None
+    assert np.array_equal(found.paint((6, 8)), [[3] * 5 + [255] * 3] * 6)
+
+
 def test_unlabeled_pixels_and_labels_of_other_names(tmp_path: Path) -> None:
     labels = blobs()
     for make in (exports.cvat_masks, exports.cityscapes, exports.cvat_coco):
-        file = write_zip(tmp_path / "e.zip", make({"1": labels}))
-        assert np.array_equal(read(file, {"background": "sky"})["1"], np.where(labels == 255, 0, IDS[labels]))
+        file = write_zip(tmp_path / "e.zip", make({"1": labels, "2": np.full(SIZE, 255, np.uint8)}))
+        found = read(file, {"background": "sky"})
+        assert np.array_equal(found["1"], np.where(labels == 255, 0, IDS[labels]))
+        assert (found["2"] == 255).all()  # nobody has labeled it
         assert np.array_equal(read(file, {"Road": "ignore"})["1"], np.where(labels == 0, 255, IDS[labels]))
         with refuses("--map", "Road=rod"):
             read(file, {"Road": "rod"})
-        with pytest.raises(ValueError, match=r"Road, traffic light.*sky, lamp"):
+        with pytest.raises(UserError) as error:
             [each.paint(SIZE) for each in read_export(file, {"sky": 0, "lamp": 1})]
-        assert all(each.paint(SIZE).any() for each in read_export(file, CLASSES | {"unused": 1}))
+        assert all(name in error.value.message for name in ("Road", "traffic light"))
+        assert all(name in error.value.hint for name in ("sky", "lamp"))
 
 
 def test_a_label_that_no_pixel_has_may_be_unknown(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from tmt_d2.data.class_lists import ClassList
 from tmt_d2.data.datasets.custom import read_custom
 from tmt_d2.data.image_lists import listed_names
 from tmt_d2.data.reader import read_pair
+from tmt_d2.errors import UserError
 from tmt_d2.inference.images import find_images
 from tmt_d2.projects.annotation import command as import_command
 from tmt_d2.projects.annotation.archive import open_export
@@ -169,6 +170,12 @@ def with_link(path: Path) -> Path:
     return path
 
 
+def with_two_files_of_one_name(path: Path) -> Path:
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(MASK, b"")
+    return path
+
+
 def with_damaged_bytes(path: Path) -> Path:
     """The names remain, the checksum of the first file is wrong."""
     data = bytearray(path.read_bytes())
@@ -203,17 +210,19 @@ BAD: dict[str, Callable[[Path], Path]] = {
     "a path outside of Windows": lambda path: write_zip(path, GOOD | {"..\\evil.png": GOOD[MASK]}),
     "an absolute path": lambda path: write_zip(path, GOOD | {"/tmp/evil.png": GOOD[MASK]}),
     "a link": lambda path: with_link(write_zip(path, GOOD)),
+    "two files of one name": lambda path: with_two_files_of_one_name(write_zip(path, GOOD)),
     "a bomb": lambda path: write_zip(path, GOOD | {"SegmentationClass/b.png": bytes(3_000_000)}),
     "no such file": lambda path: path,
 }
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_input_is_one_error_and_writes_nothing(tmp_path: Path, kind: str) -> None:
     photos(tmp_path / "photos", ("a.jpg", "b.jpg"))
     export = BAD[kind](tmp_path / "in" / "e.zip")
     before = files_below(tmp_path)
-    with pytest.raises(import_command.UserError) as error:
+    with pytest.raises(UserError) as error:
         run(tmp_path, export, limit=2**20)
     assert error.value.key.startswith(str(export)) and "\n" not in str(error.value)
     assert files_below(tmp_path) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import stat
 import zipfile
@@ -13,7 +14,7 @@ from pathlib import Path
 from tmt_d2.errors import UserError
 
 LIMIT = 2**30  # bytes of all files of an export that are read
-DAMAGED = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError)
+DAMAGED = (OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError)  # of the decoders
 
 
 class Archive:

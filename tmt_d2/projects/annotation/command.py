@@ -75,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data_set = read_custom(args.output / DATA_SET)
     splits = [split_name(data_set.name, split) for split, content in data_set.splits.items()]
     print(f"\nwritten: {args.output}; train with DATASETS.CUSTOM {args.output / DATA_SET}")
-    print(f"    DATASETS.TRAIN {','.join(splits)} TRANSFER.LABEL_LIST {args.output / LIST}")
+    train = splits[0] if len(splits) == 1 else f'"{tuple(splits)}"'
+    print(f"    DATASETS.TRAIN {train} TRANSFER.LABEL_LIST {args.output / LIST}")
     return 0 if report.is_complete else 1
 
 

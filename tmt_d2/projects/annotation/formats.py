@@ -45,14 +45,13 @@ class Exported:
 
     Attributes:
         name: path of the image, with or without its suffix.
-        file: of the export that holds the labels, for messages.
         size: (H, W) of the image; None where the export does not give it.
-        paint: (H, W) -> (H, W) uint8 class ids, ``IGNORE`` where there is no label; raises UserError.
+        paint: (H, W) -> (H, W) uint8 class ids, or ``LabelNames.background`` where there is no label. All pixels of an
+            image without any label are ``IGNORE``. Raises UserError.
         without_area: number of annotations that are no masks or polygons, such as boxes.
     """
 
     name: str
-    file: str
     size: Size | None
     paint: Callable[[Size], np.ndarray]
     without_area: int = 0
@@ -152,7 +151,7 @@ def _label_map(archive: Archive, name: str, line_pattern: re.Pattern[str]) -> li
             continue
         match = line_pattern.fullmatch(line.strip())
         color = [int(match[channel]) for channel in "rgb"] if match else [256]
-        if max(color) > 255 or len(entries) > IGNORE:
+        if max(color) > 255 or len(entries) == OUTSIDE:
             raise UserError(f"line {number} is {line!r}, no label with its color", key=archive.where(files[0]))
         entries.append((match["name"], (color[0], color[1], color[2])))  # type: ignore[index]
     return entries
@@ -175,7 +174,7 @@ def _png(
     size = stored_size(data)
     if size is None:
         raise UserError("is no PNG file", key=where, hint="export again")
-    return Exported(name, where, size, lambda _: _paint_png(where, data, entries, as_ids, labels))
+    return Exported(name, size, lambda _: _paint_png(where, data, entries, as_ids, labels))
 
 
 def _paint_png(
@@ -197,6 +196,8 @@ def _paint_png(
     if undefined := [value for value in values if table[value] < 0]:
         content = "a color" if OUTSIDE in undefined else f"the value {undefined[0]}"
         raise UserError(f"has {content} that its label map lacks", key=where, hint="export again")
+    if all(names[value].casefold() == BACKGROUND for value in values):
+        return np.full(pixels.shape, IGNORE, np.uint8)
     return table.astype(np.uint8)[pixels.astype(np.uint8)]
 
 
@@ -214,16 +215,15 @@ def _json_files(archive: Archive, labels: LabelNames) -> Iterator[Exported]:
     found = False
     for file in archive.select(lambda name: name.lower().endswith(".json")):
         where = archive.where(file if file != archive.path.name else "")
+        text = archive.text(file)
         try:
-            content = json.loads(archive.text(file))
+            content = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise UserError(f"is no JSON file ({error})", key=where, hint="export again") from error
         if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
             found = True
             yield from _coco(where, content, labels)
-        elif (
-            isinstance(content, list) and content and all(isinstance(task, dict) and "data" in task for task in content)
-        ):
+        elif isinstance(content, list) and any("data" in task for task in content if isinstance(task, dict)):
             found = True
             yield from _label_studio(where, content, labels)
     if not found:
@@ -247,7 +247,7 @@ def _coco(where: str, content: dict[str, Any], labels: LabelNames) -> Iterator[E
             size = (int(image["height"]), int(image["width"])) if image.get("height") and image.get("width") else None
             name = str(image["file_name"]).replace("\\", "/")
             paint = partial(_paint, where, areas[image["id"]], ids, labels.background)
-            yield Exported(name, where, size, paint, without_area[image["id"]])
+            yield Exported(name, size, paint, without_area[image["id"]])
 
 
 def _z_order(annotation: dict[str, Any]) -> float:
@@ -270,23 +270,22 @@ def _label_studio(where: str, tasks: Sequence[dict[str, Any]], labels: LabelName
                         without_area += "value" in region  # a relation has none
                         continue
                     sizes.add((int(region["original_height"]), int(region["original_width"])))
-                    is_brush = "rle" in value
-                    decode = (
-                        partial(decode_brush, value["rle"]) if is_brush else partial(_fill_percent, value["points"])
-                    )
-                    areas.append((label, decode))
+                    if "rle" in value:
+                        areas.append((label, partial(decode_brush, value["rle"])))
+                    else:
+                        areas.append((label, partial(_fill_percent, value["points"])))
                 if len(sizes) > 1:
                     raise UserError(f"the regions of {name} have images of several sizes", key=where)
                 ids = labels.ids((label for label, _ in areas), where)
                 paint = partial(_paint, where, areas, ids, labels.background)
-                yield Exported(name, where, next(iter(sizes), None), paint, without_area)
+                yield Exported(name, next(iter(sizes), None), paint, without_area)
 
 
 def _paint(
     where: str, areas: Sequence[tuple[str, Decode]], ids: Mapping[str, int], background: int, size: Size
 ) -> np.ndarray:
     """Draw areas one over the other."""
-    result = np.full(size, background, np.uint8)
+    result = np.full(size, background if areas else IGNORE, np.uint8)
     with _expected_content(where):
         for name, decode in areas:
             result[decode(size)] = ids[name]

@@ -30,7 +30,7 @@ SIDEWAYS = range(5, 9)  # EXIF orientations that exchange height and width
 
 
 KINDS = {
-    "written": "labels written",
+    "written": "written",
     "unchanged": "already imported",
     "kept": "left as it is, differs from the export: --replace",
     "renamed": "matched under another name",
@@ -39,7 +39,7 @@ KINDS = {
     "additional": "left out, no such image",
     "ambiguous": "left out, several images have this name",
     "wrong_size": "left out, of another size than the image",
-    "missing": "images without labels in the export",
+    "missing": "not labeled in the export",
 }
 LEFT_OUT = ("kept", "additional", "ambiguous", "wrong_size")
 
@@ -227,7 +227,8 @@ def _data_set(output: Path, top: str, paths: Sequence[str], labeled: Sequence[st
         "train_ids": {value: name for value, name, _ in rows},
         "ignore_ids": [IGNORE],
     }
-    return yaml.dump(content, Dumper=PlainDumper, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    options = {"sort_keys": False, "allow_unicode": True, "default_flow_style": None, "width": 1000}
+    return yaml.dump(content, Dumper=PlainDumper, **options)
 
 
 class PlainDumper(yaml.SafeDumper):

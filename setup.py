@@ -37,7 +37,7 @@ COMMANDS = {
     "tmt-export": "tmt_d2.cli.export",
     "tmt-convert": "tmt_d2.projects.huggingface.convert",
     "tmt-check-data": "tmt_d2.cli.check_data",
-    "tmt-render-data": "tmt_d2.projects.street_scenes.render",
+    "tmt-render-data": "tmt_d2.projects.street_scenes.command",
 }
 
 

@@ -1,6 +1,6 @@
-"""``python -m datasets.render`` in a checkout; see tmt_d2/projects/street_scenes/render.py."""
+"""``python -m datasets.render`` in a checkout; see tmt_d2/projects/street_scenes/command.py."""
 
-from tmt_d2.projects.street_scenes.render import command
+from tmt_d2.projects.street_scenes.command import command
 
 if __name__ == "__main__":
     command()

@@ -126,7 +126,7 @@ def run(command: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 
 
 def test_commands_know_the_nearest_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scoring = ["--config-file", CONFIG, "--checkpoints", "x.pth"]
+    scoring = ["--config-file", CONFIG, "--checkpoints", CONFIG]  # a file that is there
     with pytest.raises(UserError, match="--target.* cityscapes_sem_seg_train"):
         run(score, monkeypatch, *scoring, "--target", "cityscape")
     with pytest.raises(UserError, match="--sources.* bdd100k_sem_seg_train"):

@@ -19,6 +19,7 @@ from tmt_d2.data.datasets.registration import check_registered
 from tmt_d2.engine.launch import launch
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.errors import UserError
+from tmt_d2.experiments import scoring as scoring_module
 from tmt_d2.inference import Predictor
 from tmt_d2.projects.label_selection import command as select_labels
 from tmt_d2.projects.viewer import command as app
@@ -32,7 +33,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the model was loaded first")
 
     monkeypatch.setattr(Predictor, "from_config", load)
-    monkeypatch.setattr(score, "score_checkpoint", load)
+    monkeypatch.setattr(scoring_module, "score_checkpoint", load)
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from tests.helpers.errors import refuses
 from tests.helpers.models import tiny_cfg
-from tmt_d2.cli import export as command
 from tmt_d2.cli.export import main
 from tmt_d2.data.class_lists import with_colors
 from tmt_d2.errors import UserError
@@ -134,7 +133,7 @@ def test_the_size_is_that_of_the_predictor(
         assert channels == "RGB"
         return Agreement(0, 0, 1, 0, 0)
 
-    monkeypatch.setattr(command, "export_model", export)
+    monkeypatch.setattr("tmt_d2.inference.export.export_model", export)
     words = ["--config-file", str(files / "tmt.yaml"), "--weights", str(files / "tmt.pth"), option, value]
     with caplog.at_level(logging.WARNING, "tmt_d2.cli"):
         main([*words, "--output", "a.onnx", "INPUT.MIN_SIZE_TEST", "32", "INPUT.MAX_SIZE_TEST", "64"])

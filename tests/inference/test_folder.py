@@ -19,7 +19,8 @@ from tmt_d2.data.datasets.cityscapes import CITYSCAPES
 from tmt_d2.data.datasets.mapillary import MAPILLARY_A
 from tmt_d2.errors import UserError
 from tmt_d2.inference import Predictor
-from tmt_d2.inference.folder import KINDS, ids_table, predict_images, predictions, write_classes
+from tmt_d2.inference.choices import KINDS
+from tmt_d2.inference.folder import ids_table, predict_images, predictions, write_classes
 from tmt_d2.inference.images import find_images
 from tmt_d2.utils.lock import folder_lock
 

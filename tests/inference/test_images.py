@@ -11,11 +11,12 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from tests.helpers.errors import refuses
+from tmt_d2.cli.common import check_output_folder
 from tmt_d2.data.datasets.label_spaces import TRAIN_IDS
 from tmt_d2.data.datasets.registration import register_split
 from tmt_d2.data.reader import DataError
 from tmt_d2.errors import UserError
-from tmt_d2.inference.images import check_outside, find_images
+from tmt_d2.inference.images import find_images
 
 NAMES = ["a/1", "a/2", "b/1"]
 
@@ -102,6 +103,6 @@ def test_places_without_an_image(tmp_path: Path) -> None:
 
 
 def test_outputs_are_not_written_into_the_input(photos: Path) -> None:
-    check_outside(photos.parent / "out", str(photos), "--input")
+    check_output_folder(photos.parent / "out", str(photos), "--input")
     with refuses("--output"):
-        check_outside(photos / "out", str(photos), "--input")
+        check_output_folder(photos / "out", str(photos), "--input")

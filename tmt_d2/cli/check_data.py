@@ -19,36 +19,36 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from tmt_d2.cli.common import run
-from tmt_d2.data.check import FAMILIES, PROBLEMS, QUICK_SAMPLE, SplitFiles, SplitReport, check_split, splits_to_check
-from tmt_d2.data.class_lists import RGB
-from tmt_d2.data.datasets.label_spaces import IGNORE
-from tmt_d2.data.datasets.registration import DATA_SETS, dataset_root
-from tmt_d2.data.labeled import LABEL
-from tmt_d2.data.reader import DataError, read_pair
+from tmt_d2.data.datasets.names import FAMILIES, QUICK_SAMPLE, dataset_root
 from tmt_d2.errors import UserError, did_you_mean
 from tmt_d2.utils.files import check_writable, write_json
-from tmt_d2.visualization.overlays import label_overlay
-from tmt_d2.visualization.panels import Panel, PanelRow, draw, save
-from tmt_d2.visualization.sizes import shrink
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from tmt_d2.data.check import SplitFiles, SplitReport
+    from tmt_d2.data.class_lists import RGB
+    from tmt_d2.visualization.panels import PanelRow
 
 SHOWN = 3  # messages printed per split and kind
 SHEET_IMAGES, SHEET_SIDE = 4, 640  # images per split on the sheet, length of their longer side
 
-Reports = dict[str, dict[str, SplitReport]]  # by data set and split
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    args = _parse(arguments)
+    args = parser().parse_args(arguments)
+    check_arguments(args)
+    from tmt_d2.data.check import check_split, splits_to_check
+    from tmt_d2.data.datasets.registration import DATA_SETS
+
     names = args.data_sets or FAMILIES
     splits = [split for name in names for split in splits_to_check(name, args.root, args.subsets)]
-    reports: Reports = {}
+    reports: dict[str, dict[str, SplitReport]] = {}  # by data set and split
     for split in splits:
         reports.setdefault(split.data_set, {})[split.name] = check_split(split, args.quick)
     absent = [name for name in names if name in FAMILIES and name not in reports]
@@ -64,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     _print_reports(reports)
     if args.sheet:
+        from tmt_d2.visualization.panels import save
+
         save(contact_sheet(splits), args.sheet)
         print(f"{args.sheet}: images of every split under the colors of their labels")
     if absent:
@@ -78,6 +80,13 @@ def contact_sheet(splits: Sequence[SplitFiles]) -> Figure:
     Raises:
         UserError: no image with a label can be read.
     """
+    from tmt_d2.data.datasets.label_spaces import IGNORE
+    from tmt_d2.data.labeled import LABEL
+    from tmt_d2.data.reader import DataError, read_pair
+    from tmt_d2.visualization.overlays import label_overlay
+    from tmt_d2.visualization.panels import Panel, PanelRow, draw
+    from tmt_d2.visualization.sizes import shrink
+
     rows: list[PanelRow] = []
     legend: dict[tuple[str, RGB], None] = {}
     for split in splits:
@@ -102,37 +111,39 @@ def contact_sheet(splits: Sequence[SplitFiles]) -> Figure:
     return draw(rows, "Images under the colors of their labels", list(legend))
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default=dataset_root(), help="folder of the data sets (default: %(default)s)")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = arguments.add_argument
+    add("--root", default=dataset_root(), help="folder of the data sets (default: %(default)s)")
+    add(
         "--data-sets",
         nargs="+",
         default=(),
         metavar="NAME",
         help=f"{', '.join(FAMILIES)}, or YAML files of custom data sets; default: all below the root",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the report with all messages into FILE")
-    parser.add_argument(
-        "--sheet", metavar="FILE.png", help="draw images under the colors of their labels into FILE.png"
-    )
-    parser.add_argument("--quick", action="store_true", help=f"read only {QUICK_SAMPLE} images of every split")
-    parser.add_argument("--subsets", action="store_true", help="images or labels are missing on purpose")
-    args = parser.parse_args(arguments)
+    add("--json", metavar="FILE", help="write the report with all messages into FILE")
+    add("--sheet", metavar="FILE.png", help="draw images under the colors of their labels into FILE.png")
+    add("--quick", action="store_true", help=f"read only {QUICK_SAMPLE} images of every split")
+    add("--subsets", action="store_true", help="images or labels are missing on purpose")
+    return arguments
+
+
+def check_arguments(args: argparse.Namespace) -> None:
     for name in args.data_sets:
         if name not in FAMILIES and not name.endswith((".yaml", ".yml")):
-            parser.error(
-                f"--data-sets {name}: no YAML file, nor one of {', '.join(FAMILIES)}{did_you_mean(name, FAMILIES)}"
-            )
+            hint = f"choose of {', '.join(FAMILIES)}{did_you_mean(name, FAMILIES)}"
+            raise UserError("no YAML file and no data set", key="--data-sets", value=name, hint=hint)
     if args.sheet and not args.sheet.endswith((".png", ".pdf")):
-        parser.error(f"--sheet {args.sheet}: should end with .png or .pdf")
+        raise UserError("must end with .png or .pdf", key="--sheet", value=args.sheet)
     for option, file in (("--json", args.json), ("--sheet", args.sheet)):
         if file:
             check_writable(option, file)
-    return args
 
 
-def _print_reports(reports: Reports) -> None:
+def _print_reports(reports: dict[str, dict[str, SplitReport]]) -> None:
+    from tmt_d2.data.check import PROBLEMS
+
     splits = [(name, split, report) for name, own in reports.items() for split, report in own.items()]
     kinds = [kind for kind in PROBLEMS if any(report.problems[kind] for *_, report in splits)]
     rows = []

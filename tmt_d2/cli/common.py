@@ -1,12 +1,20 @@
-"""Arguments that commands share, parsing, errors and exit status."""
+"""Arguments that commands share, parsing, errors and exit status.
+
+``--help`` and wrong arguments must not wait for PyTorch and Detectron2, which take seconds to import. So a command
+module imports at its top only what its ``parser()`` needs. ``main`` parses, checks by the functions below, and then
+imports what does the work; any other function in the module imports what it uses.
+"""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
+from tmt_d2.config.file import find_config, load_config_file
 from tmt_d2.errors import UserError, one_line_errors
 
 
@@ -33,6 +41,48 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
     if len(args.opts) % 2:
         raise UserError("the override has no value", key=args.opts[-1], hint="overrides are KEY VALUE ...")
     return args
+
+
+def check_config(config_file: str | Path, opts: Sequence[str] = (), method: str = "") -> None:
+    """Check files, keys and types of a config before a model is imported: files even without PyTorch.
+
+    Raises:
+        FileNotFoundError, UserError: as ``merge_cfg``.
+    """
+    load_config_file(find_config(config_file), method)
+    from tmt_d2.config import merge_cfg
+
+    merge_cfg(config_file, opts, method)
+
+
+def check_file(option: str, path: str | Path) -> None:
+    """
+    Raises:
+        FileNotFoundError: the file that an option names does not exist; an empty name and a URL pass.
+    """
+    if str(path) and ":/" not in str(path) and not Path(path).is_file():
+        raise FileNotFoundError(f"{option} {path} {'is a folder' if Path(path).is_dir() else 'does not exist'}")
+
+
+def check_place(option: str, place: str) -> None:
+    """
+    Raises:
+        FileNotFoundError: ``place`` is neither a file nor a folder, and no name of a registered split, which is a word.
+    """
+    if not Path(place).exists() and not re.fullmatch(r"[\w-]+", place):
+        raise FileNotFoundError(f"{option} {place}: no such image, folder, list or video")
+
+
+def check_output_folder(output: Path, place: str = "", option: str = "") -> None:
+    """
+    Raises:
+        UserError: --output is a file, or lies in the folder ``place`` of ``option``, whose files would be taken for
+            input next time.
+    """
+    if output.exists() and not output.is_dir():
+        raise UserError("this is a file, not a folder", key="--output", value=str(output))
+    if place and Path(place).is_dir() and output.resolve().is_relative_to(Path(place).resolve()):
+        raise UserError(f"lies in {option} {place}", key="--output", value=str(output), hint="choose another folder")
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:

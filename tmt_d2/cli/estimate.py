@@ -25,30 +25,29 @@ import argparse
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
-import torch
 from tabulate import tabulate
 
-from tmt_d2.cli.common import add_config_arguments, parse, run
-from tmt_d2.config import setup_cfg
-from tmt_d2.data import register_data
-from tmt_d2.data.datasets.registration import check_registered, labeled_records
+from tmt_d2.cli.common import (
+    add_config_arguments,
+    check_config,
+    check_file,
+    check_output_folder,
+    check_place,
+    parse,
+    run,
+)
 from tmt_d2.errors import UserError
-from tmt_d2.estimation.collect import Collector, spread
-from tmt_d2.estimation.estimate import Estimation, info_max
-from tmt_d2.estimation.estimators import Confidence, encode
-from tmt_d2.estimation.sample import PixelSample
-from tmt_d2.inference.images import InputImages, check_outside, find_images
-from tmt_d2.inference.predictor import Predictor
-from tmt_d2.inference.statistics import ImageStatistics, model_identity, statistics_of
 from tmt_d2.utils.files import atomic_write, remove_temporaries, write_json
-from tmt_d2.utils.lock import folder_lock
-from tmt_d2.utils.logs import log_to_screen
-from tmt_d2.visualization.overlays import label_overlay
-from tmt_d2.visualization.panels import Panel, PanelRow, draw, save
-from tmt_d2.visualization.sizes import shrink
+
+if TYPE_CHECKING:
+    from tmt_d2.estimation.collect import Collector
+    from tmt_d2.estimation.estimate import Estimation
+    from tmt_d2.inference.images import InputImages
+    from tmt_d2.inference.predictor import Predictor
+    from tmt_d2.inference.statistics import ImageStatistics
 
 CALIBRATION = "calibration.json"
 FEW_IMAGES = 30
@@ -68,8 +67,20 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(parser(), arguments)
+    check_output_folder(args.output, args.input, "--input")
+    check_place("--input", args.input)
+    for weights in args.weights:
+        check_file("--weights", weights)
+    check_config(args.config_file, args.opts, args.method)
+    from tmt_d2.config import setup_cfg
+    from tmt_d2.data import register_data
+    from tmt_d2.data.datasets.registration import check_registered, labeled_records
+    from tmt_d2.inference.images import find_images
+    from tmt_d2.inference.predictor import Predictor
+    from tmt_d2.utils.lock import folder_lock
+    from tmt_d2.utils.logs import log_to_screen
+
     log_to_screen()
-    check_outside(args.output, args.input, "--input")
     cfg = setup_cfg(args.config_file, args.opts, args.method)
     register_data(cfg, missing_ok=True)  # --input may be a split of custom data
     images = find_images(args.input)
@@ -112,6 +123,11 @@ def estimate_model(predictor: Predictor, images: InputImages, source: str, folde
     Returns:
         a row of the table, and True if some images could not be read.
     """
+    from tmt_d2.data.datasets.registration import labeled_records
+    from tmt_d2.estimation.collect import Collector, spread
+    from tmt_d2.estimation.estimate import Estimation, info_max
+    from tmt_d2.inference.statistics import model_identity, statistics_of
+
     collect = Collector(predictor.cfg, predictor.model)
     estimation = None
     if source:
@@ -136,6 +152,10 @@ class Measurement:
         self.collect, self.estimation = collect, estimation
 
     def __call__(self, pixels: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        import torch
+
+        from tmt_d2.estimation.sample import PixelSample
+
         ordered = [each if self.collect.image_format == "RGB" else each[:, :, ::-1] for each in pixels]
         sample = PixelSample.concatenate([self.collect(each) for each in ordered])
         p = sample.probabilities
@@ -152,6 +172,8 @@ class Measurement:
 
 def write_estimate(folder: Path, estimation: Estimation, statistics: ImageStatistics) -> dict[str, Any]:
     """Write estimate.json, images.csv and calibration.json; return a row of the table."""
+    from tmt_d2.estimation.estimators import Confidence, encode
+
     estimate = estimation.of(statistics.arrays["confusions"])
     metrics, interval = estimate.metrics(), estimate.interval("mIoU")
     reasons = warnings(estimation, statistics)
@@ -203,6 +225,10 @@ def write_worst(
     path: Path, predictor: Predictor, images: InputImages, statistics: ImageStatistics, estimation: Estimation
 ) -> None:
     """Draw the images with the lowest estimated accuracy with their predictions."""
+    from tmt_d2.visualization.overlays import label_overlay
+    from tmt_d2.visualization.panels import Panel, PanelRow, draw, save
+    from tmt_d2.visualization.sizes import shrink
+
     accuracy = estimation.of(statistics.arrays["confusions"]).accuracy
     rank = {statistics.names[index]: float(accuracy[index]) for index in np.argsort(accuracy, kind="stable")[:WORST]}
     panels, predicted = {}, set[int]()

@@ -15,16 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-
-from tmt_d2.cli.common import add_config_arguments, parse, run
-from tmt_d2.data.mapper import resized_size
-from tmt_d2.data.reader import read_image_of
+from tmt_d2.cli.common import add_config_arguments, check_config, check_file, parse, run
 from tmt_d2.errors import UserError
-from tmt_d2.inference.export import FORMATS, IMAGES, export_model
-from tmt_d2.inference.predictor import Predictor
+from tmt_d2.inference.choices import FORMATS
 from tmt_d2.utils.files import check_writable
-from tmt_d2.utils.logs import log_to_screen
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +26,6 @@ logger = logging.getLogger(__name__)
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(parser(), arguments)
     given = _size("--size", args.size) if args.size else _image_size(args.image)
-    log_to_screen()
     suffix = Path(args.output).suffix[1:]
     file_format = args.format or (suffix if suffix in FORMATS else FORMATS[0])
     if suffix in FORMATS and suffix != file_format:
@@ -40,6 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if Path(args.output).is_dir():
         raise UserError("this is a folder", key="--output", value=args.output, hint="name a file in it")
     check_writable("--output", args.output)
+    check_file("--weights", args.weights)
+    check_config(args.config_file, args.opts, args.method)
+    import torch
+
+    from tmt_d2.data.mapper import resized_size
+    from tmt_d2.inference.export import IMAGES, export_model
+    from tmt_d2.inference.predictor import Predictor
+    from tmt_d2.utils.logs import log_to_screen
+
+    log_to_screen()
     predictor = Predictor.from_config(args.config_file, args.weights, ["MODEL.DEVICE", "cpu", *args.opts], args.method)
     cfg = predictor.cfg
     resized = resized_size(given, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
@@ -74,6 +77,9 @@ def _size(option: str, text: str) -> tuple[int, int]:
 def _image_size(text: str) -> tuple[int, int]:
     """Return the size of an image file, or the size itself."""
     if Path(text).suffix:
+        check_file("--image", text)
+        from tmt_d2.data.reader import read_image_of
+
         height, width = read_image_of({"file_name": text}).shape[:2]
         return height, width
     return _size("--image", text)

@@ -23,18 +23,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from tmt_d2.cli.common import add_config_arguments, parse, run
-from tmt_d2.config import setup_cfg
-from tmt_d2.data import register_data
-from tmt_d2.data.datasets.registration import split_name
+from tmt_d2.cli.common import (
+    add_config_arguments,
+    check_config,
+    check_file,
+    check_output_folder,
+    check_place,
+    parse,
+    run,
+)
 from tmt_d2.errors import UserError
-from tmt_d2.inference.folder import KINDS, claim_output, ids_table, predict_images, write_classes
-from tmt_d2.inference.images import check_outside, find_images
-from tmt_d2.inference.predictor import Predictor
-from tmt_d2.modeling.tmt import TransferableMaskFormer
-from tmt_d2.utils.files import remove_temporaries
-from tmt_d2.utils.lock import folder_lock
-from tmt_d2.utils.logs import log_to_screen
+from tmt_d2.inference.choices import KINDS
 
 TRAIN_IDS = "train"
 
@@ -60,12 +59,24 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(parser(), arguments)
-    log_to_screen()
     if args.batch_size < 1:
         raise UserError("must be at least 1", key="--batch-size", value=args.batch_size)
-    if args.output.exists() and not args.output.is_dir():
-        raise UserError("this is a file, not a folder", key="--output", value=str(args.output))
-    check_outside(args.output, args.input, "--input")
+    check_output_folder(args.output, args.input, "--input")
+    check_place("--input", args.input)
+    check_file("--weights", args.weights)
+    check_config(args.config_file, args.opts, args.method)
+    from tmt_d2.config import setup_cfg
+    from tmt_d2.data import register_data
+    from tmt_d2.data.datasets.registration import split_name
+    from tmt_d2.inference.folder import claim_output, ids_table, predict_images, write_classes
+    from tmt_d2.inference.images import find_images
+    from tmt_d2.inference.predictor import Predictor
+    from tmt_d2.modeling.tmt import TransferableMaskFormer
+    from tmt_d2.utils.files import remove_temporaries
+    from tmt_d2.utils.lock import folder_lock
+    from tmt_d2.utils.logs import log_to_screen
+
+    log_to_screen()
     cfg = setup_cfg(args.config_file, args.opts, args.method)
     register_data(cfg, missing_ok=True)  # --input may be a split of custom data
     images = find_images(args.input)

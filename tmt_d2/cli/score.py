@@ -12,19 +12,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from tabulate import tabulate
 
-from tmt_d2.cli.common import add_config_arguments, parse, run
-from tmt_d2.config import setup_cfg
-from tmt_d2.data import register_data
-from tmt_d2.data.datasets.registration import check_registered, split_name
+from tmt_d2.cli.common import add_config_arguments, check_config, check_file, parse, run
 from tmt_d2.errors import UserError
-from tmt_d2.experiments.scoring import SCORES, ranked, score_checkpoint
 from tmt_d2.utils.files import check_writable, write_json
-from tmt_d2.utils.logs import log_to_screen
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +46,16 @@ def parser() -> argparse.ArgumentParser:
     return arguments
 
 
-def main() -> None:
-    args = parse(parser())
-    log_to_screen()
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse(parser(), arguments)
     check_arguments(args)
+    from tmt_d2.config import setup_cfg
+    from tmt_d2.data.datasets.registration import split_name
+    from tmt_d2.experiments.scoring import SCORES, ranked, score_checkpoint
+    from tmt_d2.utils.logs import log_to_screen
+
+    log_to_screen()
+    check_data_sets(args)
     target = [split_name(args.target, "train")]
     amounts = {name: getattr(args, name) for name in ("images", "pixels", "draws", "seed")}
     results = {}
@@ -82,13 +84,20 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise UserError(f"must be at least {least}", key=f"--{option}", value=getattr(args, option))
     if args.json:
         check_writable("--json", args.json)
+    for checkpoint in args.checkpoints:
+        check_file("--checkpoints", checkpoint)
+    check_config(args.config_file, args.opts, args.method)
+
+
+def check_data_sets(args: argparse.Namespace) -> None:
+    from tmt_d2.config import setup_cfg
+    from tmt_d2.data import register_data
+    from tmt_d2.data.datasets.registration import check_registered, split_name
+
     register_data(setup_cfg(args.config_file, args.opts, args.method))
     for option, names in (("--target", [args.target]), ("--sources", args.sources)):
         for name in names:
             check_registered(split_name(name, "train"), f"{option} {name}")
-    for checkpoint in args.checkpoints:
-        if ":/" not in str(checkpoint) and not checkpoint.is_file():
-            raise FileNotFoundError(f"--checkpoints {checkpoint} does not exist")
     if args.target in args.sources:
         logger.warning("--target and --sources both name %s: the scores are those of one domain", args.target)
 

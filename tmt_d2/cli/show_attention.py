@@ -25,41 +25,52 @@ import logging
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from tmt_d2.cli.common import add_config_arguments, parse, run
-from tmt_d2.config import setup_cfg
-from tmt_d2.data import register_data
-from tmt_d2.data.datasets.registration import check_registered
+from tmt_d2.cli.common import (
+    add_config_arguments,
+    check_config,
+    check_file,
+    check_output_folder,
+    check_place,
+    parse,
+    run,
+)
 from tmt_d2.errors import UserError
-from tmt_d2.inference.attention import report_image, split_statistics
-from tmt_d2.inference.images import InputImages, check_outside, find_images
-from tmt_d2.inference.predictor import Predictor
-from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.utils.files import write_json
-from tmt_d2.utils.logs import log_to_screen
-from tmt_d2.visualization.exclusion import statistics_figure, table
-from tmt_d2.visualization.figures import report_figures
-from tmt_d2.visualization.inspection import Selector
-from tmt_d2.visualization.panels import save
+
+if TYPE_CHECKING:
+    from tmt_d2.inference.images import InputImages
+    from tmt_d2.inference.predictor import Predictor
+    from tmt_d2.visualization.inspection import Selector
 
 DEFAULT_TOP = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(parser(), arguments)
-    log_to_screen()
-    logging.getLogger("fvcore.common.checkpoint").setLevel(logging.WARNING)
     if not (args.input or args.statistics):
         raise UserError("nothing to show", hint="give --input, --statistics, or both")
-    if args.output.exists() and not args.output.is_dir():
-        raise UserError("this is a file, not a folder", key="--output", value=str(args.output))
+    check_output_folder(args.output, args.input or "", "--input")
+    if args.input:
+        check_place("--input", args.input)
+    check_file("--weights", args.weights)
+    check_config(args.config_file, args.opts, args.method)
+    if args.compare:
+        check_config(args.compare[0])
+        check_file("--compare", args.compare[1])
+    from tmt_d2.config import setup_cfg
+    from tmt_d2.data import register_data
+    from tmt_d2.data.datasets.registration import check_registered
+    from tmt_d2.inference.images import find_images
+    from tmt_d2.inference.predictor import Predictor
+    from tmt_d2.utils.logs import log_to_screen
+
+    log_to_screen()
+    logging.getLogger("fvcore.common.checkpoint").setLevel(logging.WARNING)
     cfg = setup_cfg(args.config_file, args.opts, args.method)
     register_data(cfg, missing_ok=True)  # for splits of custom data
-    images = None
-    if args.input:
-        check_outside(args.output, args.input, "--input")
-        images = find_images(args.input)
+    images = find_images(args.input) if args.input else None
     if args.statistics:
         check_registered(args.statistics, "--statistics")
     predictors = [Predictor.from_config(args.config_file, args.weights, args.opts, args.method)]
@@ -82,6 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def show_images(predictors: Sequence[Predictor], images: InputImages, args: argparse.Namespace) -> None:
     """Write the figures, and with --json the numbers, of each image."""
+    from tmt_d2.inference.attention import report_image
+    from tmt_d2.visualization.figures import report_figures
+    from tmt_d2.visualization.panels import save
+
     first, others = predictors[0], predictors[1:]
     if images.left_out:
         print(f"{images.place}: {len(images)} images, {images.left_out} other files left out")
@@ -111,6 +126,11 @@ def show_images(predictors: Sequence[Predictor], images: InputImages, args: argp
 
 def show_statistics(predictor: Predictor, split: str, limit: int | None, file: Path) -> None:
     """Print the statistics of a registered split as a table; write a plot, and a JSON file beside it."""
+    from tmt_d2.inference.attention import split_statistics
+    from tmt_d2.modeling.tmt import TransferableMaskFormer
+    from tmt_d2.visualization.exclusion import statistics_figure, table
+    from tmt_d2.visualization.panels import save
+
     if not isinstance(predictor.model, TransferableMaskFormer):
         print(f"{predictor.name}: no statistics, a plain Mask2Former has no transferability")
         return

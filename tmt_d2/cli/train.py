@@ -18,13 +18,10 @@ Exit status: 0 done; 2 an error, in one line on stderr; 75 stopped by SIGTERM, S
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from tmt_d2.cli.common import add_config_arguments, parse, run
-from tmt_d2.config import setup_cfg
-from tmt_d2.engine.hooks.evaluation_images import EvaluationImages
-from tmt_d2.engine.launch import launch
-from tmt_d2.engine.run_stage import run_stage
+from tmt_d2.cli.common import add_config_arguments, check_config, parse, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,13 +40,20 @@ def parser() -> argparse.ArgumentParser:
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
     """Run one process of the training."""
+    from tmt_d2.config import setup_cfg
+    from tmt_d2.engine.hooks.evaluation_images import EvaluationImages
+    from tmt_d2.engine.run_stage import run_stage
+
     opts = [*args.opts, *(["SOLVER.DETECT_ANOMALY", "True"] if args.detect_anomaly else [])]
     cfg = setup_cfg(args.config_file, opts, args.method)
     return run_stage(cfg, args.resume, args.eval_only, hooks=[EvaluationImages(cfg)])
 
 
-def main() -> None:
-    args = parse(parser())
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse(parser(), arguments)
+    check_config(args.config_file, args.opts, args.method)
+    from tmt_d2.engine.launch import launch
+
     launch(train, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
 
 

@@ -17,18 +17,17 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from tmt_d2.cli.common import add_overrides, parse, run
+from tmt_d2.cli.common import add_overrides, check_file, parse, run
+from tmt_d2.config.file import find_config
 from tmt_d2.errors import UserError
-from tmt_d2.experiments.plan import Plan, read_plan
-from tmt_d2.experiments.progress import Progress
-from tmt_d2.experiments.running import check_names, launch_unit, run_all
-from tmt_d2.experiments.units import select, units_of
-from tmt_d2.utils.lock import file_lock
-from tmt_d2.utils.logs import log_to_screen
+
+if TYPE_CHECKING:
+    from tmt_d2.experiments.plan import Plan
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,14 +50,22 @@ def render_data(plan: Plan, output: Path) -> None:
     root = output.resolve() / "data"
     names = dict.fromkeys(name for pair in plan.pairs for name in pair)
     options = [word for key, value in plan.render.items() for word in (f"--{key}", str(value))]
-    command = [sys.executable, "-m", "tmt_d2.projects.street_scenes.render", "--root", str(root), "--data-sets", *names]
-    if subprocess.run([*command, *options]).returncode:
+    command = [sys.executable, "-m", "tmt_d2.projects.street_scenes.command", "--root", str(root), *options]
+    if subprocess.run([*command, "--data-sets", *names]).returncode:
         raise UserError(f"the scenes of {', '.join(names)} could not be rendered in {root}", key="render")
     os.environ["DETECTRON2_DATASETS"] = str(root)
 
 
-def main() -> int:
-    args = parse(parser())
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parse(parser(), arguments)
+    check_file("--config", find_config(args.config))
+    from tmt_d2.experiments.plan import read_plan
+    from tmt_d2.experiments.progress import Progress
+    from tmt_d2.experiments.running import check_names, launch_unit, run_all
+    from tmt_d2.experiments.units import select, units_of
+    from tmt_d2.utils.lock import file_lock
+    from tmt_d2.utils.logs import log_to_screen
+
     log_to_screen()
     plan = read_plan(args.config)
     units = select(units_of(plan, args.output, args.opts), args.only)

@@ -13,14 +13,12 @@ otherwise. Exit status: 0 done; 2 an error that one line on stderr names; 75 sto
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from tmt_d2.cli.common import add_overrides, parse, run
-from tmt_d2.experiments.pair import pair_units, results_table, run_pair
-from tmt_d2.experiments.running import check_names, launch_unit
-from tmt_d2.utils.logs import log_to_screen
+from tmt_d2.cli.common import add_overrides, check_config, check_file, parse, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,8 +37,15 @@ def parser() -> argparse.ArgumentParser:
     return arguments
 
 
-def main() -> None:
-    args = parse(parser())
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse(parser(), arguments)
+    check_file("--source-weights", args.source_weights or "")
+    for method in args.methods:
+        check_config(args.model, args.opts, method)
+    from tmt_d2.experiments.pair import pair_units, results_table, run_pair
+    from tmt_d2.experiments.running import check_names, launch_unit
+    from tmt_d2.utils.logs import log_to_screen
+
     log_to_screen()
     pair = args.model, args.source, args.target, args.methods, args.output
     units = pair_units(*pair, args.opts, args.source_weights)

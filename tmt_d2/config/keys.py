@@ -1,24 +1,40 @@
 """Every config key that this project adds to Detectron2's, with its default, allowed values and description.
 
-``MASK2FORMER`` holds the official Mask2Former keys with the official defaults, so official YAML files merge unchanged.
-``OWN`` holds the project's own keys; docs/config.md is made from it. Symbols and equation numbers are those of arXiv
-2504.05774. ``DETECTRON2`` holds allowed values of keys that Detectron2 declares.
+``DEEPLAB`` and ``MASK2FORMER`` hold the official keys with the official defaults, so official YAML files merge
+unchanged. ``OWN`` holds the project's own keys; docs/config.md is made from it. Symbols and equation numbers are those
+of arXiv 2504.05774. ``DETECTRON2`` holds allowed values of keys that Detectron2 declares.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
-from detectron2.projects.deeplab import add_deeplab_config
 
 from tmt_d2.config.access import set_key
 from tmt_d2.config.ranges import COUNT, NONNEGATIVE, PART, POSITIVE, RATE, SHARE, SIZES, Range
 
-Allowed = Any  # a Range, a Registry or a tuple of values
+Allowed = Any  # a Range, a Registered or a tuple of values
+
+
+@dataclass(frozen=True)
+class Registered:
+    """Names in a registry of ``detectron2.modeling``, which is imported when a value is checked: it takes seconds.
+
+    Attributes:
+        registry: such as META_ARCH_REGISTRY.
+    """
+
+    registry: str
+
+    def __iter__(self) -> Iterator[str]:
+        registry = getattr(importlib.import_module("detectron2.modeling"), self.registry)
+        return (name for name, _ in registry)
 
 
 class Key(NamedTuple):
@@ -39,6 +55,22 @@ def section(prefix: str, **keys: Key) -> dict[str, Key]:
     return {f"{prefix}.{name}": key for name, key in keys.items()}
 
 
+DEEPLAB: dict[str, Key] = {  # as ``add_deeplab_config``, whose package imports models; official configs set them
+    **section("INPUT.CROP", SINGLE_CATEGORY_MAX_AREA=Key(1.0, PART)),
+    **section("SOLVER", POLY_LR_POWER=Key(0.9, NONNEGATIVE), POLY_LR_CONSTANT_ENDING=Key(0.0)),
+    **section(
+        "MODEL.SEM_SEG_HEAD",
+        LOSS_TYPE=Key("hard_pixel_mining"),
+        PROJECT_FEATURES=Key(["res2"]),
+        PROJECT_CHANNELS=Key([48]),
+        ASPP_CHANNELS=Key(256),
+        ASPP_DILATIONS=Key([6, 12, 18]),
+        ASPP_DROPOUT=Key(0.1),
+        USE_DEPTHWISE_SEPARABLE_CONV=Key(False),
+    ),
+    **section("MODEL.RESNETS", RES4_DILATION=Key(1), RES5_MULTI_GRID=Key([1, 2, 4]), STEM_TYPE=Key("deeplab")),
+}
+
 MASK2FORMER: dict[str, Key] = {
     **section(
         "INPUT",
@@ -49,7 +81,6 @@ MASK2FORMER: dict[str, Key] = {
         MIN_SCALE=Key(0.1),
         MAX_SCALE=Key(2.0),
     ),
-    **section("INPUT.CROP", SINGLE_CATEGORY_MAX_AREA=Key(1.0, PART)),
     **section(
         "SOLVER",
         WEIGHT_DECAY_EMBED=Key(0.0, NONNEGATIVE),
@@ -310,7 +341,6 @@ DETECTRON2: dict[str, Allowed] = {
     "SOLVER.LR_SCHEDULER_NAME": (
         "WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR",
     ),
-    "SOLVER.POLY_LR_POWER": NONNEGATIVE,
     "SOLVER.GAMMA": PART,
     "SOLVER.NUM_DECAYS": COUNT,
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "norm", "value"),
@@ -328,8 +358,8 @@ DETECTRON2: dict[str, Allowed] = {
     "TEST.EVAL_PERIOD": NONNEGATIVE,
     "TEST.AUG.MIN_SIZES": COUNT,
     "TEST.AUG.MAX_SIZE": COUNT,
-    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
-    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.META_ARCHITECTURE": Registered("META_ARCH_REGISTRY"),
+    "MODEL.BACKBONE.NAME": Registered("BACKBONE_REGISTRY"),
     "MODEL.BACKBONE.FREEZE_AT": NONNEGATIVE,
     "MODEL.PIXEL_MEAN": Range(-math.inf, count=3, above=True),
     "MODEL.PIXEL_STD": Range(0, count=3, above=True),
@@ -338,14 +368,14 @@ DETECTRON2: dict[str, Allowed] = {
     "MODEL.RESNETS.WIDTH_PER_GROUP": COUNT,
     "MODEL.RESNETS.STEM_OUT_CHANNELS": COUNT,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": COUNT,
-    "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
+    "MODEL.SEM_SEG_HEAD.NAME": Registered("SEM_SEG_HEADS_REGISTRY"),
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": Range(1, 255, below=False),
     "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": Range(0, 255, below=False),
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": COUNT,
 }  # fmt: skip
 
 ALLOWED: dict[str, Allowed] = DETECTRON2 | {
-    name: key.allowed for name, key in (MASK2FORMER | OWN).items() if key.allowed is not None
+    name: key.allowed for name, key in (DEEPLAB | MASK2FORMER | OWN).items() if key.allowed is not None
 }
 
 _RENAMED_SELF_TRAINING = {
@@ -371,7 +401,6 @@ RENAMED = {  # old key: new key
 
 
 def add_tmt_config(cfg: CfgNode) -> None:
-    """Add the official Mask2Former keys and the project's own keys to ``cfg`` in place."""
-    add_deeplab_config(cfg)  # SOLVER.POLY_LR_*, and ResNet keys in official configs
-    for name, key in (MASK2FORMER | OWN).items():
+    """Add the official DeepLab and Mask2Former keys and the project's own keys to ``cfg`` in place."""
+    for name, key in (DEEPLAB | MASK2FORMER | OWN).items():
         set_key(cfg, name, copy.copy(key.default))

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from fvcore.common.registry import Registry
 
+import tmt_d2
 from tmt_d2.config.access import flatten, get_key, replace_keys
 from tmt_d2.config.file import find_config, load_config_file
 from tmt_d2.config.keys import ALLOWED, RENAMED, add_tmt_config
@@ -26,25 +26,46 @@ TESTED_ON = {"DATASETS.TRAIN": "DATASETS.TEST", "DATASETS.SOURCE_TRAIN": "DATASE
 
 
 def setup_cfg(config_file: str | Path, opts: Sequence[Any] = (), method: str | Path = "") -> CfgNode:
-    """Return the frozen config of a config file, a method over it, and KEY VALUE overrides over both.
+    """Return the frozen and checked config of ``merge_cfg``.
+
+    A test split that still comes from a file while an override names the training split is logged as a warning: it may
+    be of another data set. The modules in the environment variable TMT_IMPORT, separated by commas, are imported before
+    values are checked: they may register data sets, backbones, ...
+
+    Raises:
+        FileNotFoundError, UserError: as ``merge_cfg``, or a value with which no task can run.
+    """
+    cfg, values = merge_cfg(config_file, opts, method)
+    _import_modules(os.environ.get("TMT_IMPORT", ""))
+    check_cfg(cfg)
+    cfg.freeze()
+    for train, test in TESTED_ON.items():
+        if train in opts[::2] and test not in opts[::2] and test in values:
+            names, files = ", ".join(get_key(cfg, test)), f"{config_file}, method {method}" if method else config_file
+            logger.warning("%s is overridden, and %s is not: it is %s, of %s", train, test, names, files)
+    return cfg
+
+
+def merge_cfg(
+    config_file: str | Path, opts: Sequence[Any] = (), method: str | Path = ""
+) -> tuple[CfgNode, dict[str, Any]]:
+    """Merge a config file, a method over it, and KEY VALUE overrides over both; no model is imported.
 
     Nothing in a file is executed: see ``load_config_file``, which also describes ``_BASE_`` and ``_METHODS_``. A whole
     number stands for a float, and a plain name for a list of one. OUTPUT_DIR is output/<config file>/<method> if there
-    is a method and neither file nor override sets it. A test split that still comes from a file while an override names
-    the training split is logged as a warning: it may be of another data set.
+    is a method and neither file nor override sets it.
 
-    The modules in the environment variable TMT_IMPORT, separated by commas, are imported first: they may register data
-    sets, backbones, ...
+    Returns:
+        the config, whose values are not checked beyond their type, and the values of the files by dotted key.
 
     Raises:
         FileNotFoundError: the file, or one of its bases, does not exist.
-        UserError: an unknown key, a value of a wrong type, or a value with which no task can run.
+        UserError: an unknown key, or a value of a wrong type.
     """
     if not config_file:
         raise UserError("no config file", hint="name one, e.g. --config-file configs/models/tiny.yaml")
     if len(opts) % 2:
         raise UserError("the override has no value", key=opts[-1], hint="overrides are KEY VALUE ...")
-    _import_modules(os.environ.get("TMT_IMPORT", ""))
     values = flatten(load_config_file(find_config(config_file), method))
     if method:
         values.setdefault("OUTPUT_DIR", f"output/{Path(config_file).stem}/{Path(method).stem}")
@@ -63,13 +84,7 @@ def setup_cfg(config_file: str | Path, opts: Sequence[Any] = (), method: str | P
             except ValueError as error:  # of another type
                 message = f"{source} needs a value of type {type(defaults[key]).__name__}"
                 raise UserError(message, key=key, value=value) from error
-    check_cfg(cfg)
-    cfg.freeze()
-    for train, test in TESTED_ON.items():
-        if train in opts[::2] and test not in opts[::2] and test in values:
-            names = ", ".join(get_key(cfg, test))
-            logger.warning("%s is overridden, and %s is not: it is %s, of %s", train, test, names, files)
-    return cfg
+    return cfg, values
 
 
 def _import_modules(names: str) -> None:
@@ -98,13 +113,14 @@ def check_cfg(cfg: CfgNode) -> None:
     Raises:
         UserError: a value that would only fail, or mislead, after training began.
     """
+    tmt_d2.register()  # architectures and backbones, whose names are values
     for key, allowed in ALLOWED.items():
         value = get_key(cfg, key)
         if value in allowed:
             continue
         if isinstance(allowed, Range):
             raise UserError(f"must be {allowed}", key=key, value=value)
-        known = [str(each) for each in (dict(allowed) if isinstance(allowed, Registry) else allowed)]
+        known = [str(each) for each in allowed]
         nearest = did_you_mean(str(value), known)
         raise UserError("this does not exist", key=key, value=value, hint=f"choose one of {', '.join(known)}{nearest}")
     try:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from tmt_d2.data.datasets.custom import read_custom
 from tmt_d2.data.datasets.label_spaces import CITYSCAPES_CLASSES, IGNORE, LabelSpace
 from tmt_d2.data.datasets.layouts import Listing
+from tmt_d2.data.datasets.names import FAMILIES, QUICK_SAMPLE
 from tmt_d2.data.datasets.registration import DATA_SETS
 from tmt_d2.data.labeled import LABEL
 from tmt_d2.data.reader import (
@@ -31,8 +32,6 @@ from tmt_d2.data.reader import (
 )
 from tmt_d2.errors import UserError
 
-FAMILIES = tuple(family for family in DATA_SETS if family != "mapillary_b")  # it has the files of "mapillary"
-QUICK_SAMPLE = 20  # images read per split with `quick`
 IGNORED = "(ignored)"
 MANIFEST = ".rendered.json"  # in folders of rendered scenes, which are smaller than the full data sets
 

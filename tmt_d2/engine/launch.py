@@ -19,6 +19,7 @@ from torch import distributed
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from tmt_d2.errors import USER_ERRORS, UserError, one_line_errors
+from tmt_d2.utils.ports import check_port
 from tmt_d2.utils.signals import handled
 
 PATIENCE = 5.0  # seconds
@@ -67,15 +68,6 @@ def _check(num_processes: int, num_machines: int, machine_rank: int, dist_url: s
         raise UserError("name a port of the first machine, tcp://HOST:PORT", key="--dist-url", value=dist_url)
     if dist_url.startswith("tcp://"):
         check_port("--dist-url", dist_url, dist_url.rpartition(":")[2])
-
-
-def check_port(option: str, given: object, port: str) -> None:
-    """
-    Raises:
-        UserError: ``port``, part of the value ``given`` to ``option``, is invalid.
-    """
-    if not (port.isdecimal() and 0 < int(port) < 2**16):
-        raise UserError("its port must be a whole number from 1 to 65535", key=option, value=given)
 
 
 def _run(main: Callable[..., Any], args: Sequence[Any]) -> None:

@@ -38,6 +38,7 @@ from tmt_d2.data.datasets.label_spaces import class_list_of
 from tmt_d2.data.reader import ChannelOrder
 from tmt_d2.engine.checkpoint.classes import CLASSES, encode_classes
 from tmt_d2.errors import UserError
+from tmt_d2.inference.choices import FORMATS
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.ops.resize import resize_level
 from tmt_d2.modeling.pixel_decoder import STRIDES
@@ -45,7 +46,6 @@ from tmt_d2.utils.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("onnx", "pt2")
 OPSET = 18  # GridSample came with 16, LayerNormalization with 17
 MAX_LOGIT_DIFFERENCE = 1e-3
 MIN_EQUAL_LABELS = 0.999

@@ -20,12 +20,12 @@ from tmt_d2.data.reader import PNG, DataError
 from tmt_d2.engine.run_dir import claim
 from tmt_d2.errors import UserError
 from tmt_d2.evaluation.inference import MAX_SCORE_PIXELS
+from tmt_d2.inference.choices import KINDS
 from tmt_d2.inference.images import InputImage, InputImages
 from tmt_d2.inference.predictor import Prediction, Predictor
 from tmt_d2.utils.files import atomic_write, sha256_of, write_json
 from tmt_d2.visualization.overlays import label_overlay
 
-KINDS = ("labels", "overlays", "confidence", "transferability")  # each is a folder of PNG files
 IDENTITY = "predictions.json"
 CLASSES = "classes.json"
 MAX_NAME = 255  # bytes of a file name

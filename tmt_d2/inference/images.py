@@ -24,11 +24,11 @@ from tmt_d2.data.datasets.registration import records_of
 from tmt_d2.data.image_files import image_files
 from tmt_d2.data.image_lists import listed_names
 from tmt_d2.data.reader import ChannelOrder, DataError, read_image_of
-from tmt_d2.errors import UserError, did_you_mean
+from tmt_d2.errors import did_you_mean
+from tmt_d2.inference.choices import VIDEOS
 
 logger = logging.getLogger(__name__)
 
-VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
 LISTS = {".txt", ".lst"}
 
 
@@ -103,16 +103,6 @@ def find_images(place: str) -> InputImages:
         lines = listed_names("the list", place, lambda line: (path.parent / line).is_file())
         return _of_files(place, [path.parent / line for line in lines])
     return _of_files(place, [path])
-
-
-def check_outside(output: Path, place: str, option: str) -> None:
-    """Refuse an output folder inside of the input folder, whose files would be taken for input next time.
-
-    Raises:
-        UserError: ``output`` lies in the folder ``place`` that ``option`` names.
-    """
-    if Path(place).is_dir() and output.resolve().is_relative_to(Path(place).resolve()):
-        raise UserError(f"lies in {option} {place}", key="--output", value=str(output), hint="choose another folder")
 
 
 def _of_files(place: str, files: Sequence[Path], left_out: int = 0) -> InputImages:

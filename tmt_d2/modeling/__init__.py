@@ -1,5 +1,7 @@
 """Mask2Former's parts and the meta-architectures; importing this registers them with Detectron2."""
 
+from detectron2.projects import deeplab as _  # noqa: F401  registers build_resnet_deeplab_backbone
+
 from tmt_d2.modeling.backbones.swin import D2SwinTransformer
 from tmt_d2.modeling.backbones.timm_backbone import TimmBackbone
 from tmt_d2.modeling.criterion import SetCriterion

@@ -295,7 +295,7 @@ def test_prelabels_come_back_to_the_pixel(tmp_path: Path, name: str) -> None:
     for image, own in labels_to_write()[1]:
         assert np.array_equal(label(tmp_path, image.removesuffix(".jpg")), IDS[own])
     with refuses("--map", "road"):
-        command(tmp_path, "--export", "e.zip", "--map", "road")
+        command(tmp_path, "--export", str(tmp_path), "--map", "road")
 
 
 def test_polygons_come_back_within_a_pixel_of_an_edge(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tests.helpers.invented_matrix import make_matrix, metrics, record, three_do
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.results import ALL, read_results
 from tmt_d2.projects.report import command as report
+from tmt_d2.projects.report import document
 from tmt_d2.projects.report.data import ReportData
 from tmt_d2.projects.report.document import render_page, write_report
 from tmt_d2.projects.report.elements import Cell, Example, Section
@@ -159,7 +160,7 @@ def test_a_matrix_shows_its_own_images(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("DETECTRON2_DATASETS", "elsewhere")
     monkeypatch.setattr("sys.argv", ["report", str(tmp_path), "--worst", "20"])
     seen: list[Any] = []
-    monkeypatch.setattr(report, "write_report", lambda *all: seen.append((os.environ["DETECTRON2_DATASETS"], *all)))
+    monkeypatch.setattr(document, "write_report", lambda *all: seen.append((os.environ["DETECTRON2_DATASETS"], *all)))
     report.main()
     (tmp_path / "data").mkdir()
     report.main()

@@ -15,9 +15,10 @@ from tmt_d2.data.datasets.label_spaces import IGNORE, TRAIN_ID
 from tmt_d2.data.datasets.registration import label_space_of
 from tmt_d2.data.reader import read_pair
 from tmt_d2.errors import UserError
+from tmt_d2.projects.street_scenes.command import main
 from tmt_d2.projects.street_scenes.domains import DOMAINS
 from tmt_d2.projects.street_scenes.formats import FORMATS
-from tmt_d2.projects.street_scenes.render import main, render, render_frame
+from tmt_d2.projects.street_scenes.render import render, render_frame
 
 pytestmark = pytest.mark.slow
 

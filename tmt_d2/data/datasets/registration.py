@@ -2,13 +2,12 @@
 
 ``{cityscapes,bdd100k,mapillary,mapillary_b,gtav,synthia}_sem_seg_{train,val}``, ``gtav_sem_seg_test`` and
 ``gtav_sem_seg_all`` (all frames, for training without ``split.mat``). The files are searched when a split is used,
-below ``$DETECTRON2_DATASETS`` (default: ``datasets``).
+below ``$DETECTRON2_DATASETS`` (default: ``datasets``). Importing this module registers them.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from tmt_d2.data.class_lists import ClassList
 from tmt_d2.data.datasets import bdd100k, cityscapes, gtav, mapillary, synthia
 from tmt_d2.data.datasets.label_spaces import IGNORE, LabelSpace, class_list
 from tmt_d2.data.datasets.layouts import Layout, Listing
+from tmt_d2.data.datasets.names import dataset_root
 from tmt_d2.data.labeled import LABEL
 from tmt_d2.data.reader import DataError, read_image, read_label, stored_size
 from tmt_d2.errors import UserError, did_you_mean
@@ -46,11 +46,6 @@ DATA_SETS = {
     "gtav": DataSet(gtav.LAYOUT, gtav.GTAV),
     "synthia": DataSet(synthia.LAYOUT, synthia.SYNTHIA),
 }
-
-
-def dataset_root() -> str:
-    """Return the folder of the data sets: ``$DETECTRON2_DATASETS``, or ``datasets``."""
-    return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 
 
 def split_name(family: str, split: str) -> str:
@@ -265,3 +260,6 @@ def _load(family: str, split: str) -> list[Record]:
     data_set = DATA_SETS[family]
     listing = data_set.layout.listing(dataset_root(), split)
     return to_records(split_name(family, split), listing, data_set.label_space, data_set.layout.unlabeled_allowed)
+
+
+register_all()

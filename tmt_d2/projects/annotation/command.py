@@ -34,16 +34,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from tmt_d2.cli.common import run
-from tmt_d2.data.datasets.custom import read_custom
-from tmt_d2.data.datasets.registration import split_name
+from tmt_d2.cli.common import check_output_folder, run
 from tmt_d2.errors import UserError
-from tmt_d2.inference.images import check_outside, find_images
-from tmt_d2.projects.annotation.importing import DATA_SET, LIST, import_labels
-from tmt_d2.projects.annotation.labels import read_classes, read_mapping
-from tmt_d2.utils.files import remove_temporaries
-from tmt_d2.utils.lock import folder_lock
-from tmt_d2.utils.logs import log_to_screen
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,12 +53,21 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
-    log_to_screen()
     if not Path(args.images).is_dir():
         raise UserError("is no folder", key="--images", value=args.images)
-    if args.output.exists() and not args.output.is_dir():
-        raise UserError("this is a file, not a folder", key="--output", value=str(args.output))
-    check_outside(args.output, args.images, "--images")
+    if not Path(args.export).exists():
+        raise FileNotFoundError(f"--export {args.export} does not exist")
+    check_output_folder(args.output, args.images, "--images")
+    from tmt_d2.data.datasets.custom import read_custom
+    from tmt_d2.data.datasets.registration import split_name
+    from tmt_d2.inference.images import find_images
+    from tmt_d2.projects.annotation.importing import DATA_SET, LIST, import_labels
+    from tmt_d2.projects.annotation.labels import read_classes, read_mapping
+    from tmt_d2.utils.files import remove_temporaries
+    from tmt_d2.utils.lock import folder_lock
+    from tmt_d2.utils.logs import log_to_screen
+
+    log_to_screen()
     classes, mapping, images = read_classes(args.classes), read_mapping(args.map), find_images(args.images)
     with folder_lock(args.output, "--output"):
         remove_temporaries(args.output)

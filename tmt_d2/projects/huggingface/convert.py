@@ -21,18 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-
-from tmt_d2.cli.common import add_config_arguments, run
-from tmt_d2.config import setup_cfg
-from tmt_d2.engine.checkpoint.checkpointer import read_state
-from tmt_d2.engine.checkpoint.classes import CLASSES, encode_classes, read_classes
+from tmt_d2.cli.common import add_config_arguments, check_config, check_file, run
 from tmt_d2.errors import UserError
-from tmt_d2.modeling.official import ESTIMATOR, write_official
-from tmt_d2.projects.huggingface.checkpoint import PROCESSOR, from_huggingface, read_huggingface, write_huggingface
-from tmt_d2.projects.huggingface.config import classes_of
 from tmt_d2.utils.files import atomic_write
-from tmt_d2.utils.logs import log_to_screen
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +37,12 @@ def convert_from_huggingface(source: str, output: str | Path) -> Path:
     output = Path(output)
     if output.suffix != ".pth":
         raise UserError("must end in .pth", key=output)
+    import torch
+
+    from tmt_d2.engine.checkpoint.classes import CLASSES, encode_classes
+    from tmt_d2.projects.huggingface.checkpoint import PROCESSOR, from_huggingface, read_huggingface
+    from tmt_d2.projects.huggingface.config import classes_of
+
     config, tensors, processor = read_huggingface(source)
     state, settings = from_huggingface(config, tensors, processor)
     if "MIN_SIZE_TEST" not in settings.INPUT:
@@ -65,6 +62,17 @@ def convert_from_huggingface(source: str, output: str | Path) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parser().parse_args(arguments)
+    if args.command != "from-hf":
+        check_file("checkpoint", args.weights)
+    if args.command == "to-hf":
+        check_config(args.config_file, args.opts, args.method)
+    from tmt_d2.config import setup_cfg
+    from tmt_d2.engine.checkpoint.checkpointer import read_state
+    from tmt_d2.engine.checkpoint.classes import read_classes
+    from tmt_d2.modeling.official import ESTIMATOR, write_official
+    from tmt_d2.projects.huggingface.checkpoint import write_huggingface
+    from tmt_d2.utils.logs import log_to_screen
+
     log_to_screen()
     if args.command == "from-hf":
         config_file = convert_from_huggingface(args.source, args.output)

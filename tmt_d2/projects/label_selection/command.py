@@ -29,26 +29,27 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from tmt_d2.cli.common import add_config_arguments, parse, run
-from tmt_d2.config import setup_cfg
-from tmt_d2.data import register_data
-from tmt_d2.data.image_lists import names_in_lists
+from tmt_d2.cli.common import (
+    add_config_arguments,
+    check_config,
+    check_file,
+    check_output_folder,
+    check_place,
+    parse,
+    run,
+)
 from tmt_d2.errors import UserError
-from tmt_d2.inference.images import VIDEOS, check_outside, find_images
-from tmt_d2.inference.predictor import Predictor
-from tmt_d2.inference.statistics import model_identity
-from tmt_d2.modeling.tmt import TransferableMaskFormer
-from tmt_d2.projects.label_selection.pool import Pool, score_pool
-from tmt_d2.projects.label_selection.prelabels import MASKS, SEGMENTATIONS, check_no_prelabels, write_prelabels
-from tmt_d2.projects.label_selection.proposal import labeled_indices, write_proposal
+from tmt_d2.inference.choices import VIDEOS
+from tmt_d2.projects.label_selection.choices import MASKS, SEGMENTATIONS
 from tmt_d2.projects.label_selection.strategies import AUTO, DOMAIN_NEEDS, STRATEGIES
-from tmt_d2.utils.files import remove_temporaries
-from tmt_d2.utils.lock import folder_lock
-from tmt_d2.utils.logs import log_to_screen
+
+if TYPE_CHECKING:
+    from tmt_d2.inference.predictor import Predictor
+    from tmt_d2.projects.label_selection.pool import Pool
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,9 +82,10 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("it needs --prelabels", key="--confidence", value=args.confidence)
     if Path(args.target).suffix.lower() in VIDEOS:
         raise UserError("it is a video", key="--target", value=args.target, hint="extract its frames")
-    check_outside(args.output, args.target, "--target")
-    if args.prelabels:
-        check_no_prelabels(args.output)
+    check_output_folder(args.output, args.target, "--target")
+    check_place("--target", args.target)
+    check_file("--weights", args.weights)
+    check_config(args.config_file, args.opts, args.method)
 
 
 def check_budget(budget: int, unlabeled: int) -> None:
@@ -93,8 +95,23 @@ def check_budget(budget: int, unlabeled: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(parser(), arguments)
-    log_to_screen()
     check_arguments(args)
+    from tmt_d2.config import setup_cfg
+    from tmt_d2.data import register_data
+    from tmt_d2.inference.images import find_images
+    from tmt_d2.inference.predictor import Predictor
+    from tmt_d2.inference.statistics import model_identity
+    from tmt_d2.modeling.tmt import TransferableMaskFormer
+    from tmt_d2.projects.label_selection.pool import score_pool
+    from tmt_d2.projects.label_selection.prelabels import check_no_prelabels
+    from tmt_d2.projects.label_selection.proposal import labeled_indices
+    from tmt_d2.utils.files import remove_temporaries
+    from tmt_d2.utils.lock import folder_lock
+    from tmt_d2.utils.logs import log_to_screen
+
+    log_to_screen()
+    if args.prelabels:
+        check_no_prelabels(args.output)
     cfg = setup_cfg(args.config_file, args.opts, args.method)
     register_data(cfg, missing_ok=True)  # --target may be a split of custom data
     images = find_images(args.target)
@@ -112,6 +129,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def propose(args: argparse.Namespace, predictor: Predictor, pool: Pool) -> int:
+    from tmt_d2.data.image_lists import names_in_lists
+    from tmt_d2.projects.label_selection.prelabels import write_prelabels
+    from tmt_d2.projects.label_selection.proposal import labeled_indices, write_proposal
+
     for name, reason in pool.broken.items():
         print(f"left out: {name}: {reason}")
     labeled = np.zeros(0, np.int64)

@@ -18,12 +18,12 @@ from tmt_d2.data.reader import read_image_of
 from tmt_d2.errors import UserError
 from tmt_d2.inference.folder import png_path, write_png
 from tmt_d2.inference.predictor import Predictor
+from tmt_d2.projects.label_selection.choices import MASKS, POLYGONS
 from tmt_d2.projects.label_selection.pool import Pool
 from tmt_d2.utils.files import write_json
 
 FOLDER, COCO = "prelabels", "prelabels.json"
 DRAFT = ".prelabels.draft"
-MASKS, POLYGONS = SEGMENTATIONS = ("masks", "polygons")
 TOLERANCE = 1.0  # maximum distance in pixels between a polygon and the outline; an annotator moves every corner
 
 

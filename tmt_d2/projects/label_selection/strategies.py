@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tmt_d2.errors import UserError
-from tmt_d2.projects.label_selection.pool import Pool
+
+if TYPE_CHECKING:
+    from tmt_d2.projects.label_selection.pool import Pool
 
 DOMAIN_NEEDS = "it needs a model with trained discriminators, by method estimator or tmt"
 CLUE_PERCENTILES = (5, 95)  # of the entropy, between which CLUE clips its weights
@@ -31,7 +34,7 @@ class Selection:
     clusters: np.ndarray | None = None
 
 
-Strategy = Callable[[Pool, int, np.ndarray, np.random.Generator], Selection]
+Strategy = Callable[["Pool", int, np.ndarray, np.random.Generator], Selection]
 """(pool, budget, labeled, rng) -> selection; ``labeled``: rows of the pool that have a label and are not selected."""
 
 

@@ -13,23 +13,32 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from tmt_d2.cli.common import run
-from tmt_d2.projects.report.document import write_report
-from tmt_d2.projects.report.tables import is_run, runs_table
-from tmt_d2.utils.logs import log_to_screen
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     folder = "output folder of train_matrix.py or train_pair.py, or folders of runs of train_net.py"
     arguments.add_argument("output", type=Path, nargs="+", metavar="FOLDER", help=folder)
     arguments.add_argument("--examples", type=int, default=2, metavar="N", help="images to show; 0 runs no model")
     arguments.add_argument("--worst", type=int, default=0, metavar="N", help="worst images to show; runs one model")
     arguments.add_argument("--title", default="", help="title of the page; default: name of the folder")
-    args = arguments.parse_args()
+    return arguments
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(arguments)
+    for folder in args.output:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder")
+    from tmt_d2.projects.report.document import write_report
+    from tmt_d2.projects.report.tables import is_run, runs_table
+    from tmt_d2.utils.logs import log_to_screen
+
     log_to_screen()
     if len(args.output) > 1 or is_run(args.output[0]):
         print(runs_table(args.output))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from tmt_d2.projects.street_scenes.canvas import Color
 from tmt_d2.projects.street_scenes.scene import StreetStyle
+
+if TYPE_CHECKING:
+    from tmt_d2.projects.street_scenes.canvas import Color
 
 
 @dataclass(frozen=True)

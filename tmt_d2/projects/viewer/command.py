@@ -15,18 +15,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from tmt_d2.cli.common import run
-from tmt_d2.engine.launch import check_port
 from tmt_d2.errors import UserError
-from tmt_d2.projects.viewer.checkpoints import Viewer, find_checkpoints
-from tmt_d2.projects.viewer.uploads import find_examples
-from tmt_d2.utils.logs import log_to_screen
+from tmt_d2.utils.ports import check_port
 
 NEEDS_GRADIO = "the page needs Gradio 6: pip install -e '.[app]'"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parser().parse_args(arguments)
-    log_to_screen()
     check_port("--port", args.port, str(args.port))
     try:
         import gradio
@@ -34,8 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(NEEDS_GRADIO) from error
     if int(gradio.__version__.split(".")[0]) < 6:
         raise UserError(NEEDS_GRADIO)
+    from tmt_d2.projects.viewer.checkpoints import Viewer, find_checkpoints
     from tmt_d2.projects.viewer.server import serve
+    from tmt_d2.projects.viewer.uploads import find_examples
+    from tmt_d2.utils.logs import log_to_screen
 
+    log_to_screen()
     serve(Viewer(find_checkpoints(args.output)), find_examples(args.output / "data"), args.host, args.port, args.name)
 
 

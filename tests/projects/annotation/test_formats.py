@@ -52,6 +52,20 @@ def test_a_folder_around_the_files_does_not_matter(tmp_path: Path, prefix: str) 
     assert list(read(write_zip(tmp_path / "e.zip", content | {"__MACOSX/SegmentationClass/._1.png": b""}))) == ["n/1"]
 
 
+def test_cityscapes_ids_depend_on_the_label_map(tmp_path: Path) -> None:
+    labels = blobs()
+    ids, colors = exports.cityscapes({"1": labels}), exports.cityscapes({"1": labels}, "color")
+    first, *others = str(ids["label_colors.txt"]).splitlines()
+    expected = IDS[labels]
+    without = ids | {"label_colors.txt": "\n".join(others)}
+    assert np.array_equal(read(write_zip(tmp_path / "1.zip", without))["1"], expected)
+    last = "\n".join([*others, first])
+    with refuses(str(tmp_path / "2.zip")):
+        read(write_zip(tmp_path / "2.zip", ids | {"label_colors.txt": last}))
+    both = ids | colors | {"label_colors.txt": last}
+    assert np.array_equal(read(write_zip(tmp_path / "3.zip", both))["1"], expected)
+
+
 def test_gray_and_palette_masks(tmp_path: Path) -> None:
     content, labels = exports.cvat_masks({}), blobs()
     palette = [0, 0, 0] * 40 + [value for color in exports.COLORS for value in color] + [0, 0, 0] * 213
@@ -61,6 +75,9 @@ def test_gray_and_palette_masks(tmp_path: Path) -> None:
     content["SegmentationClass/gray.png"] = exports.png(labels + np.uint8(1))  # position in the label map
     for label in read(write_zip(tmp_path / "e.zip", content)).values():
         assert np.array_equal(label, IDS[labels])
+    map_file = "\n".join(str(content["labelmap.txt"]).splitlines()[2:])  # without background
+    with refuses(f"{tmp_path / 'e.zip'}: SegmentationClass/gray.png"):
+        read(write_zip(tmp_path / "e.zip", content | {"labelmap.txt": map_file}))
 
 
 def test_brush_masks_of_label_studio() -> None:

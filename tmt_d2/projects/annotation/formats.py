@@ -107,13 +107,24 @@ def _cvat_masks(archive: Archive, labels: LabelNames) -> Iterator[Exported]:
 
 
 def _cityscapes(archive: Archive, labels: LabelNames) -> Iterator[Exported]:
-    colors = _label_map(archive, CITY_MAP, CITY_LINE)
+    """Yield the images of a Cityscapes export, by their colors if there are any.
+
+    Ids are positions in the label map, whose first label is the background. Some versions of Datumaro do not write it.
+    """
+    entries = _label_map(archive, CITY_MAP, CITY_LINE)
     files = _png_files(archive, CITY_MASKS)
-    kind = CITY_IDS if any(file.endswith(CITY_IDS) for file in files) else CITY_COLORS
+    kind = CITY_COLORS if any(file.endswith(CITY_COLORS) for file in files) else CITY_IDS
+    if kind == CITY_IDS:
+        names = [name.casefold() for name, _ in entries]
+        if BACKGROUND not in names:
+            entries.insert(0, (BACKGROUND, None))
+        elif names[0] != BACKGROUND:
+            message = f"{CITY_MAP} does not begin with {BACKGROUND}, so that the ids are ambiguous"
+            raise UserError(message, key=archive.path, hint=f"add the files *{CITY_COLORS}")
     for file in files:
         if file.endswith(kind):
             split, _, name = _below(file, CITY_MASKS).removesuffix(kind).partition("/")
-            yield _png(archive, labels, file, (name or split).removesuffix(f"_{CITY_MASKS}"), colors, kind == CITY_IDS)
+            yield _png(archive, labels, file, (name or split).removesuffix(f"_{CITY_MASKS}"), entries, kind == CITY_IDS)
 
 
 def _id_files(archive: Archive, labels: LabelNames) -> Iterator[Exported]:
@@ -190,6 +201,9 @@ def _paint_png(
     if pixels.ndim == 3:
         names.setdefault(IGNORE, BACKGROUND)
         pixels = ids_of_colors(pixels, {(0, 0, 0): IGNORE} | _values_of_colors(where, entries, labels))
+    elif not as_ids and names.get(0, "").casefold() != BACKGROUND:
+        message = f"its gray values are ambiguous, as {BACKGROUND} is not the first label"
+        raise UserError(message, key=where, hint="export masks in colors")
     table = labels.table(names)
     values = np.unique(pixels).tolist()
     labels.ids((names[value] for value in values if value in names and table[value] < 0), where)

@@ -139,9 +139,10 @@ def import_labels(
 
 
 def _no_labels(export: str | Path, images: InputImages, report: ImportReport, count: int) -> UserError:
+    if not count:
+        return UserError("has no labels", key=export, hint="annotate and submit images; predictions are no labels")
     reasons = "; ".join(line.strip() for line in report.lines())
-    message = f"has labels of none of the {len(images)} images of {images.place}" if count else "has no labels"
-    return UserError(f"{message} ({reasons})" if reasons else message, key=export, hint="export again")
+    return UserError(f"has labels of none of the {len(images)} images of {images.place} ({reasons})", key=export)
 
 
 def _check_classes(output: Path, classes: LabelClasses) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from detectron2.modeling import build_model
 from torch import nn
 
 from tests.helpers.errors import refuses
 from tests.helpers.small_runs import Killed, contents, differences, small_cfg
+from tmt_d2.data.datasets.label_spaces import CLASSES
+from tmt_d2.engine import trainer as trainer_module
 from tmt_d2.engine.best import Best
 from tmt_d2.engine.checkpoint.checkpointer import TMTCheckpointer, keep_weights
 from tmt_d2.engine.run_stage import run_stage
@@ -125,3 +128,84 @@ class TestRuns:
     def test_without_it_nothing_is_written(self, start: Path, tmp_path: Path) -> None:
         run_stage(small_cfg("full", tmp_path, start, TEST__EVAL_PERIOD=1, SOLVER__MAX_ITER=2))
         assert not list(tmp_path.glob("*best*"))
+
+
+ESTIMATED: dict[str, Any] = {
+    "TEST__EVAL_PERIOD": 1,
+    "TEST__BEST__METRIC": "estimated",
+    "DATASETS__SOURCE_TEST": ("cityscapes_sem_seg_val",),
+}
+UNLABELED = "copy_sem_seg_val"
+
+
+@pytest.fixture
+def unlabeled(scenes: Path, tmp_path: Path, clean_catalogs: None) -> dict[str, Any]:
+    """Settings that test on the images of ``SPLIT`` without their labels."""
+    splits = {"val": {"unlabeled": "bdd100k/images/10k/val/{stem}.jpg"}}
+    file = tmp_path / "copy.yaml"
+    content = {"name": "copy", "root": str(scenes), "splits": splits, "classes": list(CLASSES)}
+    file.write_text(yaml.safe_dump(content))
+    return {**ESTIMATED, "DATASETS__CUSTOM": (str(file),), "DATASETS__TEST": (UNLABELED,)}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+class TestEstimated:
+    def test_no_label_of_the_split_is_read(self, start: Path, tmp_path: Path, unlabeled: dict[str, Any]) -> None:
+        labeled, blind = (
+            run_stage(small_cfg("tmt", tmp_path / name, start, **options), eval_only=True)
+            for name, options in (("labeled", ESTIMATED), ("blind", unlabeled))
+        )
+        names = ("estimated-low", "estimated", "estimated-high")
+        assert blind == {UNLABELED: {name: labeled[SPLIT][name] for name in names}}
+        assert {"mIoU", "pACC"} < labeled[SPLIT].keys()
+        low, value, high = (labeled[SPLIT][name] for name in names)
+        assert 0 <= low <= value <= high <= 100
+
+    def test_killed_and_resumed_equals_uninterrupted(
+        self, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unlabeled: dict[str, Any]
+    ) -> None:
+        options = {**unlabeled, "SOLVER__CHECKPOINT_PERIOD": 2, "LOGGING__IMAGES": 1}
+        estimate, calls = trainer_module.estimated_metrics, iter(range(10))
+
+        def until_third(*arguments: Any) -> dict[str, Any]:
+            if next(calls) == 2:
+                raise Killed
+            return estimate(*arguments)
+
+        run_stage(small_cfg("full", tmp_path / "straight", start, **options))
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(trainer_module, "estimated_metrics", until_third)
+            run_stage(small_cfg("full", tmp_path / "killed", start, **options))
+        run_stage(small_cfg("full", tmp_path / "killed", start, **options), resume=True)
+        measured = {**options, "TEST__BEST__METRIC": "mIoU", "DATASETS__TEST": (SPLIT,)}
+        run_stage(small_cfg("full", tmp_path / "measured", start, **measured))
+        record = json.loads((tmp_path / "straight" / "best.json").read_text())
+        assert (record["metric"], record["split"]) == ("estimated", UNLABELED) and len(record["evaluations"]) == 4
+        assert len({each["value"] for each in record["evaluations"]}) > 1
+        for name in ("best.json", "evaluation.json"):
+            assert (tmp_path / "killed" / name).read_text() == (tmp_path / "straight" / name).read_text()
+        for name in ("model_best.pth", "model_final.pth"):
+            assert not differences(tmp_path / "straight" / name, tmp_path / "killed" / name)
+        final = [tmp_path / name / "model_final.pth" for name in ("straight", "measured")]
+        assert weights(final[0]) == weights(final[1])  # estimating changes no step
+
+    def test_early_stopping(
+        self, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unlabeled: dict[str, Any]
+    ) -> None:
+        values = iter([5.0, 7.0, 6.0, 6.5, 8.0])
+        monkeypatch.setattr(trainer_module, "estimated_metrics", lambda *_: {UNLABELED: {"estimated": next(values)}})
+        options = {**unlabeled, "TEST__BEST__PATIENCE": 2, "SOLVER__MAX_ITER": 9}
+        assert run_stage(small_cfg("full", tmp_path, start, **options)) == {UNLABELED: {"estimated": 6.5}}
+        assert json.loads((tmp_path / "best.json").read_text())["best"] == 2
+
+    def test_the_source_is_needed(self, start: Path, tmp_path: Path, unlabeled: dict[str, Any]) -> None:
+        for changes, key in (
+            ({"DATASETS__SOURCE_TEST": ()}, "DATASETS.SOURCE_TEST"),
+            ({"DATASETS__SOURCE_TEST": (UNLABELED,)}, UNLABELED),
+            ({"TEST__EVAL_PERIOD": 0}, "TEST.BEST.METRIC"),
+            ({"TEST__BEST__METRIC": "mIoU"}, UNLABELED),
+        ):
+            with refuses(key):
+                run_stage(small_cfg("full", tmp_path / "out", start, **unlabeled | changes))
+        assert not (tmp_path / "out").exists()

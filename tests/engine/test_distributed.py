@@ -153,6 +153,9 @@ def test_one_labeled_image_is_enough_for_several_processes(runs: Path) -> None:
     folder = runs / "one_label"
     for name in ONE_LABEL:
         assert (folder / name / TASKS[name].results).is_file(), name
+    record = json.loads((folder / "estimated" / "best.json").read_text())
+    assert [each["value"] >= 0 for each in record["evaluations"]] == [True, True]
+    assert (folder / "estimated" / "model_best.pth").is_file()
     assert json.loads((folder / "own" / "evaluation.json").read_text())["own_sem_seg_val"]["mIoU"] >= 0
 
 

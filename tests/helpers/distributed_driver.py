@@ -161,8 +161,8 @@ def stages_only(folder: Path, start: Path) -> None:
 
 
 def one_label(folder: Path, start: Path) -> None:
-    """Tasks of every kind of loader with one labeled image, one to test on, and more processes than that; then source
-    training on a custom data set, which only the launched processes register."""
+    """Tasks of every kind of loader with one labeled image, one to test on, and more processes than that; the best
+    weights by an estimate; then source training on a custom data set, which only the launched processes register."""
     torch.set_num_threads(1)
     for name in ONE_LABEL:
         options: dict[str, Any] = {
@@ -175,6 +175,15 @@ def one_label(folder: Path, start: Path) -> None:
         if name == "estimator":
             options["DATASETS__SOURCE_TEST"] = ("cityscapes_sem_seg_val",)
         run_stage(small_cfg(name, folder / name, start, **options))
+    estimated: dict[str, Any] = {
+        "TEST__BEST__METRIC": "estimated",
+        "TEST__EVAL_PERIOD": 1,
+        "DATASETS__SOURCE_TEST": ("cityscapes_sem_seg_val",),
+        "SOLVER__IMS_PER_BATCH": 4 * comm.get_world_size(),
+        "SOLVER__MAX_ITER": 2,
+        "TRANSFER__MAP_CACHE": str(folder / "maps"),
+    }
+    run_stage(small_cfg("tmt", folder / "estimated", start, **estimated))
     own = {
         "DATASETS__CUSTOM": (str(start.parent / "own.yaml"),),
         "DATASETS__TRAIN": ("own_sem_seg_train",),

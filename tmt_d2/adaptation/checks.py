@@ -81,10 +81,10 @@ def check_task(cfg: CfgNode, eval_only: bool = False) -> ClassList:
 
 def splits_of(task: type[Task], cfg: CfgNode, eval_only: bool = False) -> list[Split]:
     """Return the keys of DATASETS that a run reads."""
-    return [*([] if eval_only else task.training_splits(cfg)), *test_splits_of(task, cfg)]
+    return [*([] if eval_only else task.training_splits(cfg)), *evaluation_splits(task, cfg)]
 
 
-def test_splits_of(task: type[Task], cfg: CfgNode) -> list[Split]:
+def evaluation_splits(task: type[Task], cfg: CfgNode) -> list[Split]:
     """Return the keys of DATASETS that the evaluation reads; an estimated metric needs labels of the source only."""
     if cfg.TEST.BEST.METRIC != ESTIMATED or not task.measures_splits:
         return [*task.test_splits]
@@ -143,7 +143,7 @@ def check_files(cfg: CfgNode, eval_only: bool = False) -> None:
         DataError: an image to test on is unreadable, or no labeled training image has a pixel of a class.
     """
     task = task_of(cfg)
-    for split in test_splits_of(task, cfg):
+    for split in evaluation_splits(task, cfg):
         names = cfg.DATASETS[split.key]
         tested = labeled_records(names) if split.needs_labels else records_of(names)
         check_readable(tested)

@@ -9,7 +9,7 @@ estimator trains on source and target images. Without --source there is no numbe
 
 Files in --output, for several --weights in a folder each:
 
-    estimate.json      mIoU, IoU of every class and accuracy with intervals; warnings
+    estimate.json      mIoU with an interval, IoU of every class, and warnings
     images.csv         estimated accuracy, confidence and T of every image, the least accurate first
     worst.png          the images with the lowest estimated accuracy, with their predictions
     calibration.json   temperature of every class, for tools/predict.py --calibration
@@ -24,10 +24,12 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
+import yaml
 from tabulate import tabulate
 
 from tmt_d2.cli.common import (
@@ -71,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_place("--input", args.input)
     for weights in args.weights:
         check_file("--weights", weights)
+    names = folder_names(args.weights)
     check_config(args.config_file, args.opts, args.method)
     from tmt_d2.config import setup_cfg
     from tmt_d2.data import register_data
@@ -87,15 +90,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.source:
         check_registered(args.source, "--source")
         labeled_records([args.source])
-    names = folder_names(args.weights)
     rows: list[dict[str, Any]] = []
     broken = False
-    with folder_lock(args.output, "--output"):
+    with ExitStack() as stack:
         for weights, name in zip(args.weights, names):
+            predictor = Predictor.from_config(args.config_file, weights, args.opts, args.method)
+            if args.source:
+                predictor.label_space_of(args.source)
+            if not rows:  # nothing is written before a model is loaded
+                stack.enter_context(folder_lock(args.output, "--output"))
             folder = args.output / name
             folder.mkdir(exist_ok=True)
             remove_temporaries(folder)
-            predictor = Predictor.from_config(args.config_file, weights, args.opts, args.method)
             row, failed = estimate_model(predictor, images, args.source, folder)
             rows.append({"model": name or Path(predictor.cfg.MODEL.WEIGHTS).name, **row})
             broken = broken or failed
@@ -108,13 +114,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def folder_names(weights: Sequence[str]) -> list[str]:
-    """Return a folder for each checkpoint, of its last two names; "" for a single one."""
-    names = ["-".join(Path(each).with_suffix("").parts[-2:]).strip("/") for each in weights]
+    """Return a folder for each checkpoint, of as many of its last names as distinguish all; "" for a single one.
+
+    Raises:
+        UserError: two are the same.
+    """
     if len(weights) == 1:
         return [""]
-    if len({*names}) < len(names):
-        raise UserError("two have the same name and folder", key="--weights", value=names)
-    return names
+    paths = [Path(each) for each in weights]
+    for count in range(2, 3 + max(len(path.parts) for path in paths)):
+        names = ["-".join([*path.parent.parts, path.stem][-count:]).replace("/", "") for path in paths]
+        if len({*names}) == len(names):
+            return names
+    raise UserError("two are the same", key="--weights", value=" ".join(weights))
 
 
 def estimate_model(predictor: Predictor, images: InputImages, source: str, folder: Path) -> tuple[dict[str, Any], bool]:
@@ -124,18 +136,26 @@ def estimate_model(predictor: Predictor, images: InputImages, source: str, folde
         a row of the table, and True if some images could not be read.
     """
     from tmt_d2.data.datasets.registration import labeled_records
+    from tmt_d2.data.labeled import LABEL
     from tmt_d2.estimation.collect import Collector, spread
     from tmt_d2.estimation.estimate import Estimation, info_max
-    from tmt_d2.inference.statistics import model_identity, statistics_of
+    from tmt_d2.inference.statistics import claim_pool, model_identity, state_of, statistics_of
 
-    collect = Collector(predictor.cfg, predictor.model)
+    cfg, pool = predictor.cfg, folder / "pool"
+    collect = Collector(cfg, predictor.model)
+    records = spread(labeled_records([source])) if source else []
+    identity = {
+        **model_identity(cfg),
+        "--source": source,
+        "files of --source": state_of(str(each[key]) for each in records for key in ("file_name", LABEL)),
+        "TEST.PRECISION": cfg.TEST.PRECISION,
+        **{f"TEST.{key}": yaml.safe_load(cfg.TEST[key].dump()) for key in ("SLIDING_WINDOW", "AUG")},
+    }
+    claim_pool(images, pool, identity)  # before minutes of work
     estimation = None
     if source:
-        predictor.label_space_of(source)
-        sample = collect.of_records(spread(labeled_records([source])))
-        estimation = Estimation(sample, predictor.classes.names)
-    identity = model_identity(predictor.cfg) | {"source": source}
-    statistics = statistics_of(images, folder / "pool", identity, Measurement(collect, estimation))
+        estimation = Estimation(collect.of_records(records, progress=source), predictor.classes.names)
+    statistics = statistics_of(images, pool, identity, Measurement(collect, estimation))
     for name, reason in statistics.broken.items():
         print(f"left out: {name}: {reason}")
     row: dict[str, Any] = {"InfoMax": info_max(statistics.arrays["mean_probability"], statistics.arrays["entropy"])}
@@ -192,10 +212,10 @@ def write_estimate(folder: Path, estimation: Estimation, statistics: ImageStatis
     with atomic_write(folder / "images.csv", "w") as file:
         table = csv.writer(file)
         table.writerow(["image", "file", "estimated accuracy", "confidence", "transferability"])
-        transferability = 1 / (1 + np.exp(statistics.arrays["domain"].mean(1)))
+        transferability = 1 / (1 + np.exp(statistics.arrays["domain"].mean(1)))  # NaN without an estimator
         for index in np.argsort(estimate.accuracy, kind="stable"):
             values = estimate.accuracy[index], statistics.arrays["confidence"][index], transferability[index]
-            table.writerow([statistics.names[index], statistics.files[index], *(f"{value:.4f}" for value in values)])
+            table.writerow([statistics.names[index], statistics.files[index], *map(number, values)])
     for text in reasons:
         print(f"warning: {text}")
     return {
@@ -205,6 +225,11 @@ def write_estimate(folder: Path, estimation: Estimation, statistics: ImageStatis
         "accuracy": 100 * float(estimate.accuracy.mean()),
         "source mIoU": estimation.source["mIoU"],
     }
+
+
+def number(value: float) -> str:
+    """Return a cell of a table, empty for NaN."""
+    return f"{value:.4f}" if np.isfinite(value) else ""
 
 
 def warnings(estimation: Estimation, statistics: ImageStatistics) -> list[str]:

@@ -61,9 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(parser(), arguments)
     if args.batch_size < 1:
         raise UserError("must be at least 1", key="--batch-size", value=args.batch_size)
+    if args.calibration and "confidence" not in args.write:
+        raise UserError("it needs --write confidence", key="--calibration", value=args.calibration)
     check_output_folder(args.output, args.input, "--input")
     check_place("--input", args.input)
     check_file("--weights", args.weights)
+    check_file("--calibration", args.calibration or "")
     check_config(args.config_file, args.opts, args.method)
     from tmt_d2.config import setup_cfg
     from tmt_d2.data import register_data

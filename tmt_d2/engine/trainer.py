@@ -151,7 +151,7 @@ class Trainer(TrainerBase):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, folder: str = "inference", title: str = "") -> Scores:
-        """Return the metrics of every split of DATASETS.TEST.
+        """Return the metrics of every split of DATASETS.TEST; of a split without labels at most the estimated one.
 
         folder: below OUTPUT_DIR, for other files of the evaluator. title: name of the model in the log.
         """
@@ -165,9 +165,13 @@ class Trainer(TrainerBase):
                 if results[name]:
                     table = metrics_table(results[name], evaluator.classes)
                     logger.info("%s%s, in percent:\n%s", name, title and f" by the {title}", table)
-            if cfg.TEST.BEST.METRIC == ESTIMATED and comm.is_main_process():
-                results[name] = {**results[name], **estimated_metrics(cfg, cast(MaskFormer, model), name)}
-                logger.info("%s: mIoU %.1f estimated without its labels", name, results[name][ESTIMATED])
+        if cfg.TEST.BEST.METRIC == ESTIMATED and comm.is_main_process():
+            with signals.interruptible():
+                estimates = estimated_metrics(cfg, cast(MaskFormer, model), cfg.DATASETS.TEST)
+            for name, values in estimates.items():
+                results[name] = {**results[name], **values}
+                of_model = title and f" by the {title}"
+                logger.info("%s%s: mIoU %.1f, estimated without labels", name, of_model, values[ESTIMATED])
         return results
 
     def build_hooks(self) -> list[HookBase]:

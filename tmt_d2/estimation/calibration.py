@@ -88,9 +88,9 @@ def risk_coverage(confidence: Tensor, correct: Tensor, shares: Tensor) -> Tensor
     """Return the error among the most confident pixels, for each share of all pixels, (len(shares),).
 
     Args:
-        confidence: (m,). correct: (m,) bool. shares: in (0, 1].
+        confidence: (m,). correct: (m,) bool. shares: in (0, 1]; a part of a pixel counts as one.
     """
     order = confidence.argsort(descending=True)
     errors = (~correct[order]).double().cumsum(0)
-    counts = (shares * len(order)).ceil().long().clamp(min=1)
+    counts = (shares * len(order) * (1 - 1e-6)).ceil().long().clamp(min=1)
     return errors[counts - 1] / counts

@@ -8,12 +8,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from tqdm import tqdm
 
-from tmt_d2.data.datasets.label_spaces import IGNORE
-from tmt_d2.data.datasets.registration import label_space_of
-from tmt_d2.data.labeled import LABEL
+from tmt_d2.data.datasets.label_spaces import IGNORE, class_list_of
+from tmt_d2.data.datasets.registration import read_record_label
 from tmt_d2.data.mapper import model_input
-from tmt_d2.data.reader import read_image_of, read_label
+from tmt_d2.data.reader import read_image_of
 from tmt_d2.errors import UserError
 from tmt_d2.estimation.sample import PixelSample
 from tmt_d2.evaluation.inference import SinglePass, WithTransferability, build_inference
@@ -28,7 +28,7 @@ class Collector:
     """A model that predicts as in testing (TEST.SLIDING_WINDOW, TEST.AUG, TEST.PRECISION)."""
 
     def __init__(self, cfg: CfgNode, model: MaskFormer) -> None:
-        self.model, self.num_classes = model, len(model.classes)
+        self.model, self.num_classes = model, len(class_list_of(model))
         self.image_format, self.sizes = cfg.INPUT.FORMAT, (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         self._inference = cast(SinglePass, build_inference(cfg, WithTransferability(model)))
 
@@ -40,15 +40,20 @@ class Collector:
         scores, transferability = maps[: self.num_classes], maps[self.num_classes :]
         return PixelSample.of_image(scores, transferability if len(transferability) else None, truth)
 
-    def of_records(self, records: Sequence[Mapping[str, Any]], with_labels: bool = True) -> PixelSample:
+    def of_records(
+        self, records: Sequence[Mapping[str, Any]], with_labels: bool = True, progress: str = ""
+    ) -> PixelSample:
         """Sample images of registered splits.
 
+        Args:
+            progress: title of a progress bar; empty for none.
+
         Raises:
-            UserError: ``with_labels``, and no pixel has a label.
+            UserError: ``with_labels``, and no pixel has a label. DataError: an image or a label cannot be read.
         """
         samples = []
-        for record in records:
-            truth = read_label(record[LABEL], label_space_of(record["dataset"])) if with_labels else None
+        for record in tqdm(records, unit="image", desc=progress, disable=not progress):
+            truth = read_record_label(record) if with_labels else None
             samples.append(self(read_image_of(record, self.image_format), truth))
         sample = PixelSample.concatenate(samples)
         if sample.truth is not None and not (sample.truth != IGNORE).any():

@@ -11,6 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from tmt_d2.data.datasets.label_spaces import class_list_of
 from tmt_d2.data.datasets.registration import labeled_records, records_of
 from tmt_d2.estimation.collect import Collector, spread
 from tmt_d2.estimation.estimators import AccuracyEstimator, Confidence, Transferability
@@ -129,18 +130,21 @@ class Estimation:
         return float(((domain < low) | (domain > high)).any(1).mean())
 
 
-def estimated_metrics(cfg: CfgNode, model: MaskFormer, split: str) -> dict[str, float]:
-    """Estimate the mIoU on a registered split, of which no label is read, from DATASETS.SOURCE_TEST.
+def estimated_metrics(cfg: CfgNode, model: MaskFormer, splits: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Estimate the mIoU on registered splits, of which no label is read, from DATASETS.SOURCE_TEST.
 
     Returns:
-        "estimated", and its interval as "estimated-low" and "estimated-high", in percent.
+        {split: {"estimated", "estimated-low", "estimated-high": the ends of the interval}}
     """
     collect = Collector(cfg, model)
     source = collect.of_records(spread(labeled_records(cfg.DATASETS.SOURCE_TEST)))
-    target = collect.of_records(spread(records_of([split])), with_labels=False)
-    result = Estimation(source, model.classes.names)(target)
-    low, high = result.interval("mIoU")
-    return {ESTIMATED: result.metrics()["mIoU"], f"{ESTIMATED}-low": low, f"{ESTIMATED}-high": high}
+    estimation = Estimation(source, class_list_of(model).names)
+    values = {}
+    for name in splits:
+        estimate = estimation(collect.of_records(spread(records_of([name])), with_labels=False))
+        low, high = estimate.interval("mIoU")
+        values[name] = {ESTIMATED: estimate.metrics()["mIoU"], f"{ESTIMATED}-low": low, f"{ESTIMATED}-high": high}
+    return values
 
 
 def info_max(mean_probability: np.ndarray, entropy: np.ndarray) -> float:

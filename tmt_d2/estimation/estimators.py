@@ -150,7 +150,7 @@ class LogisticRegression:
     def fit(cls, values: Tensor, outcome: Tensor) -> LogisticRegression:
         """Fit by Newton's method with a small ridge. values: (m, D). outcome: (m,) bool."""
         values, outcome = values.double(), outcome.double()
-        start = cls(values.mean(0), values.std(0).clamp(min=EPS), values.new_zeros(1 + values.shape[1]))
+        start = cls(values.mean(0), values.std(0, correction=0).clamp(min=EPS), values.new_zeros(1 + values.shape[1]))
         x, coefficients = start.with_intercept(values), start.coefficients
         ridge = RIDGE * torch.eye(len(coefficients), dtype=torch.float64)
         ridge[0, 0] = 0
@@ -183,10 +183,10 @@ def read_calibration(path: str | Path, classes: Sequence[str], has_domain: bool)
     """Read an estimator that ``encode`` has written.
 
     Args:
-        has_domain: the model has discriminators.
+        has_domain: the model outputs transferability.
 
     Raises:
-        UserError: it is of a model with other classes, or of one with discriminators while this one has none.
+        UserError: it is of a model with other classes, or of one with transferability while this one outputs none.
     """
     values = read_json(path, ["temperatures"])
     if list(values["temperatures"]) != list(classes):
@@ -195,7 +195,7 @@ def read_calibration(path: str | Path, classes: Sequence[str], has_domain: bool)
     if "domain" not in values:
         return Confidence(temperatures)
     if not has_domain:
-        raise UserError("the model has no domain discriminators", key=path, hint="write it with tools/estimate.py")
+        raise UserError("the model outputs no transferability", key=path, hint="write it with tools/estimate.py")
     regression = LogisticRegression(
         **{name: torch.tensor(value, dtype=torch.float64) for name, value in values["domain"].items()}
     )

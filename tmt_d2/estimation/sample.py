@@ -66,13 +66,18 @@ class PixelSample:
         Args:
             scores: (K, h, w), not normalized. transferability: (L, h, w) in [0, 1]. truth: (H, W) uint8.
         """
-        probabilities = at_grid(scores.float()).clamp(min=EPS * EPS)
         domain = None if transferability is None else -at_grid(transferability.float()).clamp(EPS, 1 - EPS).logit()
         return cls(
-            (probabilities / probabilities.sum(0)).T[None],
+            normalized(at_grid(scores)).T[None],
             None if truth is None else at_grid(torch.from_numpy(truth)[None])[0][None],
             None if domain is None else domain.T[None],
         )
+
+
+def normalized(scores: Tensor) -> Tensor:
+    """(K, ...) scores -> probabilities of the same shape, float32, none of them 0."""
+    positive = scores.float().clamp(min=EPS * EPS)
+    return positive / positive.sum(0)
 
 
 def at_grid(maps: Tensor) -> Tensor:

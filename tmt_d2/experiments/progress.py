@@ -128,7 +128,7 @@ def headline(unit: Unit) -> str:
         return ", ".join(f"{name} {value:.2f}" for name, value in values.items())
     if unit.kind == "estimator":
         return "PAD " + ", ".join(f"{value:.2f}" for value in values["proxy_a_distance"])
-    scores = [metrics["mIoU"] for metrics in values.values()]  # None where no pixel of the split has a label
+    scores = [metrics.get("mIoU") for metrics in values.values()]  # None where no pixel of the split has a label
     return ", ".join("mIoU -" if score is None else f"mIoU {score:.1f}" for score in scores)
 
 

@@ -22,8 +22,9 @@ from tmt_d2.data.datasets.registration import label_space_of
 from tmt_d2.data.reader import ChannelOrder, read_image_of
 from tmt_d2.engine.loading import load_model
 from tmt_d2.errors import UserError
+from tmt_d2.estimation.calibration import tempered
 from tmt_d2.estimation.estimators import Confidence, read_calibration
-from tmt_d2.estimation.sample import PixelSample
+from tmt_d2.estimation.sample import PixelSample, normalized
 from tmt_d2.evaluation.inference import MAX_SCORE_PIXELS, SinglePass, WithTransferability, build_inference
 from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.modeling.mask_former import MaskFormer
@@ -55,9 +56,9 @@ class Prediction(NamedTuple):
         best, index = self.scores.max(0)
         if self.temperatures is None:
             shares = best / self.scores.sum(0).clamp(min=1e-6)
-        else:  # the largest of softmax(log p / temperature)
-            ratios = (self.scores / best.clamp(min=1e-6)).clamp(min=1e-6)
-            shares = 1 / (ratios.log() / self.temperatures[index]).exp().sum(0)
+        else:
+            probabilities = normalized(self.scores).movedim(0, -1)
+            shares = tempered(probabilities, self.temperatures[index][..., None]).amax(-1)
         return resize(shares[None], self.labels.shape)[0]
 
     def __repr__(self) -> str:
@@ -163,9 +164,9 @@ class Predictor:
         """Read the calibration that ``tools/estimate.py`` has written for this model.
 
         Raises:
-            UserError: it is of a model with other classes, or of one with discriminators while this one has none.
+            UserError: it is of a model with other classes, or of one with transferability while this one outputs none.
         """
-        has_domain = isinstance(self.model, TransferableMaskFormer)
+        has_domain = isinstance(self.model, TransferableMaskFormer) and self.model.output_transferability
         self.calibration = read_calibration(file, self.classes.names, has_domain)
 
     def label_space_of(self, split: str) -> LabelSpace:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -54,21 +55,24 @@ def statistics_of(
         batch_size: maximum number of images that ``measure`` gets.
 
     Raises:
-        UserError: ``folder`` belongs to other images or to another model, or no image can be read.
+        UserError: as ``claim_pool``, or no image can be read.
     """
-    listing = json.dumps([each.record["file_name"] for each in images])
-    claim(folder / "pool.json", {**identity, "images": hashlib.sha256(listing.encode()).hexdigest()[:16]})
-    parts = []
-    with tqdm(total=images.count or None, unit="image", desc=images.place) as progress:
-        for number, chunk in enumerate(_chunks(images)):
-            file = folder / f"pool_{number:05d}_{_file_state(chunk)}.npz"
-            if not file.is_file():
+    all_files = claim_pool(images, folder, identity)
+    remaining, parts = iter(images), []
+    with tqdm(total=len(all_files), unit="image", desc=images.place) as progress:
+        for number, start in enumerate(range(0, len(all_files), IMAGES_PER_FILE)):
+            of_chunk = all_files[start : start + IMAGES_PER_FILE]
+            chunk = islice(remaining, len(of_chunk))  # not a list: frames must be read one after the other
+            file = folder / f"pool_{number:05d}_{state_of(of_chunk)}.npz"
+            if file.is_file():
+                deque(chunk, maxlen=0)  # pass over its images
+            else:
                 for old in folder.glob(f"pool_{number:05d}*.npz"):  # its images have changed
                     old.unlink()
                 with atomic_write(file) as stream:
                     np.savez(stream, **_measured(chunk, measure, batch_size))  # type: ignore[arg-type]
             parts.append(read_npz(file, TEXTS, "delete it, its images are read again"))
-            progress.update(len(chunk))
+            progress.update(len(of_chunk))
     broken = {str(name): str(why) for part in parts for name, why in zip(part["broken"], part["reasons"])}
     parts = [part for part in parts if len(part["names"])]
     if not parts:
@@ -78,20 +82,26 @@ def statistics_of(
     return ImageStatistics(names, files, arrays, broken)
 
 
-def _chunks(images: InputImages) -> Iterator[list[InputImage]]:
-    iterator = iter(images)
-    while chunk := list(islice(iterator, IMAGES_PER_FILE)):
-        yield chunk
+def claim_pool(images: InputImages, folder: Path, identity: Mapping[str, Any]) -> list[str]:
+    """Record in ``folder`` the images and ``identity``, and return the file of each image.
+
+    Raises:
+        UserError: ``folder`` belongs to other images or to another model.
+    """
+    files = [str(each.record["file_name"]) for each in images]
+    listing = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    claim(folder / "pool.json", {**identity, "images": listing[:16]})
+    return files
 
 
-def _file_state(images: Sequence[InputImage]) -> str:
-    """Hash of sizes and modification times."""
-    stats = [path.stat() if (path := Path(each.record["file_name"])).is_file() else None for each in images]
+def state_of(files: Iterable[str]) -> str:
+    """Return a hash of sizes and modification times."""
+    stats = [path.stat() if (path := Path(each)).is_file() else None for each in files]
     text = json.dumps([stat and (stat.st_size, stat.st_mtime_ns) for stat in stats])
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _measured(images: Sequence[InputImage], measure: Measure, batch_size: int) -> dict[str, np.ndarray]:
+def _measured(images: Iterable[InputImage], measure: Measure, batch_size: int) -> dict[str, np.ndarray]:
     statistics: list[Mapping[str, np.ndarray]] = []
     names, files = list[str](), list[str]()
     broken: dict[str, str] = {}

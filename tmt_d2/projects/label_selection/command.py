@@ -80,6 +80,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("must be at least 0 and below 1", key="--confidence", value=args.confidence)
     if args.confidence and not args.prelabels:
         raise UserError("it needs --prelabels", key="--confidence", value=args.confidence)
+    if args.calibration and not args.prelabels:
+        raise UserError("it needs --prelabels", key="--calibration", value=args.calibration)
     if Path(args.target).suffix.lower() in VIDEOS:
         raise UserError("it is a video", key="--target", value=args.target, hint="extract its frames")
     check_output_folder(args.output, args.target, "--target")

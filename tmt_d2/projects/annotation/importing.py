@@ -108,7 +108,7 @@ def import_labels(
             remark = f"{exported.name} ({size[1]}x{size[0]}, not {sizes[0][1]}x{sizes[0][0]})"
             report.names["wrong_size"].append(remark)
             continue
-        if bare(exported.name) != bare(path):
+        if not f"/{bare(exported.name)}".endswith(f"/{bare(path)}"):
             report.names["renamed"].append(f"{exported.name} -> {path}")
         report.without_area += exported.without_area
         label = exported.paint(size)

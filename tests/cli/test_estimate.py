@@ -19,6 +19,7 @@ from tests.helpers import custom_data
 from tests.helpers.errors import refuses
 from tmt_d2.cli import estimate
 from tmt_d2.errors import UserError
+from tmt_d2.estimation import estimators
 from tmt_d2.estimation.collect import Collector
 from tmt_d2.inference.images import find_images
 
@@ -128,7 +129,7 @@ def test_resuming_and_refusing(
     assert run(*again, place=photos) == 0
     before = result(tmp_path / "out")
 
-    def unexpected(*_: Any) -> Any:
+    def unexpected(*_: Any, **__: Any) -> Any:
         raise AssertionError
 
     with monkeypatch.context() as patch:
@@ -150,6 +151,9 @@ def test_resuming_and_refusing(
             run(*words, *again, place=photos, source=source)
     with refuses(pool):
         run(*again, place=TARGET)
+    with monkeypatch.context() as patch, refuses(pool):  # a pool of an earlier version
+        patch.setattr(estimators, "DOMAIN_WEIGHT", 9.0)
+        run(*again, place=photos)
     for changed in (weights, next((scenes / "cityscapes" / "gtFine" / "val").rglob("*_labelIds.png"))):
         stat = os.stat(changed)
         os.utime(changed, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))

@@ -139,6 +139,7 @@ def estimate_model(predictor: Predictor, images: InputImages, source: str, folde
     from tmt_d2.data.labeled import LABEL
     from tmt_d2.estimation.collect import Collector, spread
     from tmt_d2.estimation.estimate import Estimation, info_max
+    from tmt_d2.estimation.estimators import CONFIDENCE_WEIGHT, DOMAIN_WEIGHT
     from tmt_d2.inference.statistics import claim_pool, model_identity, state_of, statistics_of
 
     cfg, pool = predictor.cfg, folder / "pool"
@@ -148,6 +149,7 @@ def estimate_model(predictor: Predictor, images: InputImages, source: str, folde
         **model_identity(cfg),
         "--source": source,
         "files of --source": state_of(str(each[key]) for each in records for key in ("file_name", LABEL)),
+        "constants of the estimator": [CONFIDENCE_WEIGHT, DOMAIN_WEIGHT],
         "TEST.PRECISION": cfg.TEST.PRECISION,
         **{f"TEST.{key}": yaml.safe_load(cfg.TEST[key].dump()) for key in ("SLIDING_WINDOW", "AUG")},
     }

@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", nargs="+", default=[""], metavar="FILE", help="checkpoints of one config; default: MODEL.WEIGHTS")
     add("--input", required=True, metavar="PLACE", help="a folder, a list, a registered split, a video, or an image")
     add("--source", default="", metavar="SPLIT", help="registered split with labels that no model was trained on")
+    add("--compare", action="store_true", help="compare all estimators with the labels of --input, a registered split")
     add("--output", required=True, type=Path, metavar="FOLDER", help="created if it does not exist")
     return arguments
 
@@ -90,6 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.source:
         check_registered(args.source, "--source")
         labeled_records([args.source])
+    if args.compare:
+        if not args.source:
+            raise UserError("it needs --source", key="--compare")
+        check_registered(args.input, "--input")
+        labeled_records([args.input])
     rows: list[dict[str, Any]] = []
     broken = False
     with ExitStack() as stack:
@@ -105,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             row, failed = estimate_model(predictor, images, args.source, folder)
             rows.append({"model": name or Path(predictor.cfg.MODEL.WEIGHTS).name, **row})
             broken = broken or failed
+            if args.compare:
+                print(tabulate(compare_splits(predictor, args.source, args.input), headers="keys", floatfmt=".3g"))
     order = "estimated mIoU" if args.source else "InfoMax"
     print(tabulate(sorted(rows, key=lambda row: -row[order]), headers="keys", floatfmt=".3g"))
     if not args.source:
@@ -165,6 +173,17 @@ def estimate_model(predictor: Predictor, images: InputImages, source: str, folde
         row = write_estimate(folder, estimation, statistics) | row
         write_worst(folder / "worst.png", predictor, images, statistics, estimation)
     return row, bool(statistics.broken)
+
+
+def compare_splits(predictor: Predictor, source: str, target: str) -> list[dict[str, Any]]:
+    """Return the table of ``compare`` for two registered splits."""
+    from tmt_d2.data.datasets.registration import labeled_records
+    from tmt_d2.estimation.collect import Collector, spread
+    from tmt_d2.estimation.compare import compare
+
+    collect = Collector(predictor.cfg, predictor.model)
+    fitted_on, compared = (collect.of_records(spread(labeled_records([split]))) for split in (source, target))
+    return compare(fitted_on, compared, predictor.classes.names)
 
 
 class Measurement:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from tmt_d2.errors import UserError
@@ -23,7 +24,7 @@ from tmt_d2.estimation.calibration import class_temperatures, matching_temperatu
 from tmt_d2.estimation.sample import EPS, PixelSample
 from tmt_d2.utils.files import read_json
 
-CONFIDENCE_WEIGHT, DOMAIN_WEIGHT = 1.5, 0.4  # fitted on pairs of domains with labels (docs/results.md)
+AMPLIFICATION = 1.9  # of a fall of confidence; chosen on pairs of domains with labels (docs/results.md)
 RIDGE = 1e-3  # of standardized coefficients, for the mean loss of a pixel
 NEWTON_STEPS = 20
 
@@ -95,18 +96,21 @@ class Transferability(Confidence):
     With c the mean calibrated confidence of an image, e the accuracy that its transferability predicts and a the
     accuracy on the source, the accuracy of the image is estimated as
 
-        sigmoid(logit a + CONFIDENCE_WEIGHT (logit c - logit a) + DOMAIN_WEIGHT (logit e - logit a)).
+        sigmoid(logit a + (1 - w) AMPLIFICATION (logit c - logit a) + w (logit e - logit a)),
 
-    Both are evidence of a departure from the source. A logistic regression of both on source images would drop e, which
-    tells little there. The probabilities of the image then get the temperature at which their mean confidence is this
-    accuracy.
+    where w is the rank correlation of e with the accuracy over the images of the source, or 0 if that is negative. A
+    logistic regression of c and e on source images would drop e: confidence orders them better, but does not fall with
+    the accuracy when the domain changes. The probabilities of the image then get the temperature at which their mean
+    confidence is this accuracy.
 
     accuracy_of_domain: logits of E at a pixel -> probability that its prediction is right. source_accuracy: a.
+    weight: w.
     """
 
     name = "transferability"
     accuracy_of_domain: LogisticRegression
     source_accuracy: Tensor
+    weight: float
 
     @classmethod
     def fit(cls, source: PixelSample) -> Transferability:
@@ -118,7 +122,10 @@ class Transferability(Confidence):
             raise UserError("the model has no domain discriminators", hint="train them with --method estimator")
         has_label, correct = source.labeled()
         regression = LogisticRegression.fit(source.domain[has_label], correct[has_label])
-        return cls(class_temperatures(source), regression, correct[has_label].float().mean())
+        labeled = has_label.sum(1)
+        accuracy = ((has_label & correct).sum(1) / labeled)[labeled > 0]
+        weight = _rank_correlation(regression(source.domain).mean(1)[labeled > 0], accuracy)
+        return cls(class_temperatures(source), regression, correct[has_label].float().mean(), max(0.0, weight))
 
     def temperatures(self, sample: PixelSample) -> Tensor:
         of_classes = super().temperatures(sample)
@@ -132,7 +139,7 @@ class Transferability(Confidence):
         source = _logit(self.source_accuracy)
         by_confidence = _logit(confidence) - source
         by_domain = _logit(self.accuracy_of_domain(sample.domain).mean(1)) - source
-        return (source + CONFIDENCE_WEIGHT * by_confidence + DOMAIN_WEIGHT * by_domain).sigmoid()
+        return (source + (1 - self.weight) * AMPLIFICATION * by_confidence + self.weight * by_domain).sigmoid()
 
 
 @dataclass(frozen=True)
@@ -174,7 +181,7 @@ def encode(estimator: Confidence, classes: Sequence[str]) -> dict[str, Any]:
     """Return an estimator as values that JSON preserves."""
     values: dict[str, Any] = {"temperatures": dict(zip(classes, estimator.class_temperatures.tolist()))}
     if isinstance(estimator, Transferability):
-        values["source_accuracy"] = float(estimator.source_accuracy)
+        values |= {"source_accuracy": float(estimator.source_accuracy), "weight": estimator.weight}
         values["domain"] = {name: value.tolist() for name, value in vars(estimator.accuracy_of_domain).items()}
     return values
 
@@ -199,11 +206,18 @@ def read_calibration(path: str | Path, classes: Sequence[str], has_domain: bool)
     regression = LogisticRegression(
         **{name: torch.tensor(value, dtype=torch.float64) for name, value in values["domain"].items()}
     )
-    return Transferability(temperatures, regression, torch.tensor(values["source_accuracy"]))
+    return Transferability(temperatures, regression, torch.tensor(values["source_accuracy"]), values["weight"])
 
 
 def _tempered(sample: PixelSample, temperatures: Tensor) -> Tensor:
     return tempered(sample.probabilities, temperatures.gather(1, sample.predicted)[..., None])
+
+
+def _rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Return Spearman's correlation; 0 where it is not defined."""
+    if a.unique().numel() < 2 or b.unique().numel() < 2:
+        return 0.0
+    return float(spearmanr(a, b).statistic)
 
 
 def _logit(p: Tensor) -> Tensor:

@@ -61,6 +61,9 @@ class Tasks:
             "careful": partial(
                 self.self_training, "careful", CAREFUL, MODEL__RESNETS__NORM="BN", SOLVER__ACCUMULATION_STEPS=2
             ),
+            "estimated": partial(
+                self.stage, "tmt", "estimated", TEST__EVAL_PERIOD=1, TEST__BEST__METRIC="estimated", **SOURCE_TEST
+            ),
             "resume": self.resume,
             "evaluation": self.evaluate,
             "predictor": self.predict,

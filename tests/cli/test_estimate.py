@@ -86,6 +86,14 @@ def test_without_a_source_there_is_no_number(run: Run, tmp_path: Path, capsys: p
     assert {path.name for path in (tmp_path / "out").iterdir()} == {".run.lock", "pool"}
 
 
+def test_comparison_with_labels(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--compare") == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n{name} " in printed for name in ("source-validation", "confidence", "transferability"))
+    with refuses("--compare"):
+        run("--compare", source="")
+
+
 def test_a_model_without_an_estimator(run: Run, tmp_path: Path) -> None:
     assert run(model="full") == 0
     out = tmp_path / "out"
@@ -152,7 +160,7 @@ def test_resuming_and_refusing(
     with refuses(pool):
         run(*again, place=TARGET)
     with monkeypatch.context() as patch, refuses(pool):  # a pool of an earlier version
-        patch.setattr(estimators, "DOMAIN_WEIGHT", 9.0)
+        patch.setattr(estimators, "VERSION", 0)
         run(*again, place=photos)
     for changed in (weights, next((scenes / "cityscapes" / "gtFine" / "val").rglob("*_labelIds.png"))):
         stat = os.stat(changed)
@@ -203,6 +211,8 @@ def test_a_source_with_other_classes(run: Run, tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / "town" / "rgb" / f"{stem}.png"), np.zeros((1, 2, 3), np.uint8))
     with refuses("town_sem_seg_train"):
         run("DATASETS.CUSTOM", f"['{data}']", source="town_sem_seg_train")
+    with refuses("town_sem_seg_train"):
+        run("--compare", "DATASETS.CUSTOM", f"['{data}']", place="town_sem_seg_train")
     assert not (tmp_path / "out").exists()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.helpers.errors import refuses
 from tests.helpers.pixel_samples import CLASSES, right, simulated
 from tmt_d2.errors import UserError
+from tmt_d2.estimation.compare import compare
 from tmt_d2.estimation.estimate import Estimate, Estimation, info_max, soft_confusion
 from tmt_d2.estimation.estimators import (
     RIDGE,
@@ -123,6 +124,23 @@ def test_a_domain_that_tells_nothing_changes_nothing() -> None:
     target = simulated(seed=1)
     here, there = (PixelSample(target.probabilities, None, torch.full((20, 500, 3), value)) for value in (1.0, 9.0))
     assert torch.allclose(*(accuracy(Transferability, source, each) for each in (here, there)), atol=1e-4)
+
+
+def test_comparison_with_measurements() -> None:
+    source, target = simulated(SOURCE_LEVELS), simulated(SOURCE_LEVELS + 2, seed=1)
+    rows = {row["estimator"]: row for row in compare(source, target, CLASSES)}
+    assert list(rows) == ["source-validation", "confidence", "transferability"]
+    assert len({row["measured mIoU"] for row in rows.values()}) == 1
+    assert all(row["from"] <= row["estimated mIoU"] <= row["to"] for row in rows.values())
+    for name in ("error per image", "ECE"):
+        assert rows["transferability"][name] < rows["confidence"][name]
+    assert rows["transferability"]["Spearman"] > 0.7
+    assert rows["confidence"]["error of 50%"] <= rows["confidence"]["error of 100%"]
+    assert target.truth is not None
+    partly = PixelSample(target.probabilities, target.truth.clone(), None)
+    partly.truth[:3] = 255  # type: ignore[index]
+    assert [row["estimator"] for row in compare(source, partly, CLASSES)] == list(rows)[:2]
+    assert all(np.isfinite(value) for row in compare(source, partly, CLASSES) for value in list(row.values())[1:])
 
 
 def test_probabilities_of_an_image_have_its_accuracy_and_predictions() -> None:

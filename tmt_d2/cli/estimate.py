@@ -101,8 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ExitStack() as stack:
         for weights, name in zip(args.weights, names):
             predictor = Predictor.from_config(args.config_file, weights, args.opts, args.method)
-            if args.source:
-                predictor.label_space_of(args.source)
+            for split in (args.source, args.input if args.compare else ""):
+                if split:
+                    predictor.label_space_of(split)
             if not rows:  # nothing is written before a model is loaded
                 stack.enter_context(folder_lock(args.output, "--output"))
             folder = args.output / name
@@ -147,7 +148,7 @@ def estimate_model(predictor: Predictor, images: InputImages, source: str, folde
     from tmt_d2.data.labeled import LABEL
     from tmt_d2.estimation.collect import Collector, spread
     from tmt_d2.estimation.estimate import Estimation, info_max
-    from tmt_d2.estimation.estimators import CONFIDENCE_WEIGHT, DOMAIN_WEIGHT
+    from tmt_d2.estimation.estimators import VERSION
     from tmt_d2.inference.statistics import claim_pool, model_identity, state_of, statistics_of
 
     cfg, pool = predictor.cfg, folder / "pool"
@@ -157,7 +158,7 @@ def estimate_model(predictor: Predictor, images: InputImages, source: str, folde
         **model_identity(cfg),
         "--source": source,
         "files of --source": state_of(str(each[key]) for each in records for key in ("file_name", LABEL)),
-        "constants of the estimator": [CONFIDENCE_WEIGHT, DOMAIN_WEIGHT],
+        "version of the estimators": VERSION,
         "TEST.PRECISION": cfg.TEST.PRECISION,
         **{f"TEST.{key}": yaml.safe_load(cfg.TEST[key].dump()) for key in ("SLIDING_WINDOW", "AUG")},
     }

@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from scipy.stats import spearmanr
 
 from tmt_d2.estimation.calibration import calibration_error, risk_coverage
 from tmt_d2.estimation.estimate import Estimation
-from tmt_d2.estimation.estimators import AccuracyEstimator, Confidence, SourceValidation, Transferability
+from tmt_d2.estimation.estimators import (
+    AccuracyEstimator,
+    Confidence,
+    SourceValidation,
+    Transferability,
+    rank_correlation,
+)
 from tmt_d2.estimation.sample import PixelSample
 from tmt_d2.evaluation.semantic import confusion_matrix, metrics
 
@@ -50,7 +55,7 @@ def compare(source: PixelSample, target: PixelSample, classes: Sequence[str]) ->
                 "to": high,
                 "measured mIoU": measured["mIoU"],
                 "error per image": 100 * float(abs(of_images - accuracy).mean()),
-                "Spearman": float(spearmanr(of_images, accuracy).statistic),
+                "Spearman": rank_correlation(torch.from_numpy(of_images), torch.from_numpy(accuracy)),
                 "ECE": 100 * calibration_error(confidence[has_label], correct[has_label]),
                 **{f"error of {share:.0%}": 100 * float(error) for share, error in zip(COVERAGES, errors)},
             }

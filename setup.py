@@ -32,6 +32,7 @@ COMMANDS = {
     "tmt-estimate": "tmt_d2.cli.estimate",
     "tmt-select-labels": "tmt_d2.projects.label_selection.command",
     "tmt-import-labels": "tmt_d2.projects.annotation.command",
+    "tmt-adapt": "tmt_d2.projects.loop.command",
     "tmt-show-attention": "tmt_d2.cli.show_attention",
     "tmt-app": "tmt_d2.projects.viewer.command",
     "tmt-export": "tmt_d2.cli.export",

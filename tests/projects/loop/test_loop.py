@@ -1,0 +1,188 @@
+"""The whole way on rendered scenes: start, propose, label, import, train, status, predict."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from detectron2.modeling import build_model
+from PIL import Image
+
+from tests.helpers.checkout import TINY_CONFIG
+from tests.helpers.errors import refuses
+from tests.helpers.small_runs import Killed, differences, options, small_cfg
+from tmt_d2.config import setup_cfg
+from tmt_d2.data.datasets.label_spaces import CITYSCAPES_CLASSES
+from tmt_d2.engine.checkpoint.classes import encode_classes
+from tmt_d2.engine.run_stage import run_stage
+from tmt_d2.engine.trainer import Trainer
+from tmt_d2.projects.annotation.writers import write_cvat_masks
+from tmt_d2.projects.loop import training
+from tmt_d2.projects.loop.command import main
+from tmt_d2.projects.loop.project import Project
+from tmt_d2.projects.loop.status import status
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("data_root", "clean_catalogs")]
+
+SMALL = [word for pair in zip(*[iter(options(SOLVER__MAX_ITER=2))] * 2) if pair[0] != "DATASETS.TEST" for word in pair]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with random weights and the classes of Cityscapes."""
+    path = tmp_path_factory.mktemp("source") / "source.pth"
+    torch.manual_seed(0)
+    model = build_model(small_cfg("full", path.parent))
+    torch.save({"model": model.state_dict(), "classes": encode_classes(CITYSCAPES_CLASSES)}, path)
+    return path
+
+
+@pytest.fixture
+def photos(scenes: Path, tmp_path: Path) -> Path:
+    """Six images, in two folders of different depth."""
+    folder = tmp_path / "photos"
+    (folder / "more" / "night").mkdir(parents=True)
+    for index, file in enumerate(sorted((scenes / "bdd100k").rglob("images/**/train/*.jpg"))):
+        shutil.copy(file, folder / "more" / "night" if index % 3 == 2 else folder)
+    return folder
+
+
+@pytest.fixture
+def city(photos: Path, source: Path, tmp_path: Path) -> Path:
+    """A project with a source model and source data."""
+    words = ["--model", str(source), "--config-file", str(TINY_CONFIG), "--images", str(photos)]
+    output = tmp_path / "city"
+    assert main(["start", *words, "--output", str(output), "--source-data", "cityscapes", *SMALL]) == 0
+    return output
+
+
+def adapt(city: Path, *words: str) -> int:
+    return main([words[0], "--project", str(city), *words[1:]])
+
+
+def truth(scenes: Path, name: str) -> np.ndarray:
+    return np.asarray(Image.open(next((scenes / "bdd100k" / "labels").rglob(f"{Path(name).stem}*.png"))))
+
+
+def label(city: Path, scenes: Path, number: str) -> Path:
+    """Stands for an annotator: the export of CVAT with the true labels of a round."""
+    project = Project(city)
+    names = project.proposed(city / "rounds" / number)
+    export = city.parent / f"export{number}.zip"
+    labels = [(project.path_of(name), truth(scenes, name)) for name in names]
+    write_cvat_masks(export, project.classes().classes, labels)
+    return export
+
+
+def names_in(file: Path) -> set[str]:
+    return {*file.read_text().splitlines()} if file.is_file() else set()
+
+
+def test_the_whole_way(city: Path, scenes: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert adapt(city, "propose", "--budget", "2", "--purpose", "test", "--tool", "files") == 0
+    assert adapt(city, "propose", "--budget", "2") == 0
+    test, proposed = (names_in(city / "rounds" / number / "selected.txt") for number in ("01", "02"))
+    assert len(test) == len(proposed) == 2 and not test & proposed
+    assert {path.name for path in (city / "rounds/02/images").rglob("*.jpg")} == proposed
+    assert not (city / "rounds/01/files/labels").exists()  # no pre-labels where the model is measured
+    assert (city / "rounds/02/cvat/prelabels.zip").is_file()
+    assert status(Project(city)).next.startswith("import")
+    for number in ("01", "02"):
+        assert adapt(city, "import", str(label(city, scenes, number))) == 0
+    assert names_in(city / "labeled.txt") == proposed and names_in(city / "test.txt") == test
+    assert names_in(city / "unlabeled.txt") == {path.name for path in photos.rglob("*.jpg")} - test - proposed
+    assert status(Project(city)).next == "train"
+    assert adapt(city, "train") == 0
+    state = status(Project(city))
+    assert [(model.number, model.labels) for model in state.models] == [(0, 0), (1, 2)]
+    for model in state.models:
+        assert model.measured and model.measured.low <= model.measured.value <= model.measured.high
+        assert model.estimated and model.more > 0
+    assert state.next.startswith("propose")
+    with (city / "test.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["image"] for row in rows if row["round"]} == test
+    assert sum(float(row["probability"]) for row in rows) == pytest.approx(2)
+    assert adapt(city, "propose", "--budget", "2", "--tool", "label-studio") == 0  # all that are left
+    assert not names_in(city / "rounds/03/selected.txt") & (test | proposed)
+    assert len(json.loads((city / "rounds/03/label-studio/tasks.json").read_text())) == 2
+    assert (
+        "<img" in (city / "rounds/03/round.html").read_text()
+        and "<polyline" in (city / "rounds/03/round.html").read_text()
+    )
+    assert adapt(city, "predict", str(photos), "--output", str(city.parent / "out")) == 0
+    assert len([*(city.parent / "out" / "labels").rglob("*.png")]) == 6
+    capsys.readouterr()
+    assert adapt(city, "status") == 0
+    assert "rounds/03" in capsys.readouterr().out
+
+
+def test_train_equals_train_net_and_continues(
+    city: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapt(city, "propose", "--budget", "2")
+    adapt(city, "import", str(label(city, scenes, "01")))
+    step = Trainer.run_step
+
+    def killed(trainer: Trainer) -> None:
+        if trainer.iter == 1:
+            raise Killed
+        step(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run_step", killed)
+        with pytest.raises(Killed):
+            adapt(city, "train")
+    first = city / "models/01/model_0000000.pth"
+    written = first.stat().st_mtime_ns
+    assert status(Project(city)).next.startswith("train") and len(status(Project(city)).models) == 1
+    assert adapt(city, "train", "--time", "1h") == 0  # keeps what was decided
+    assert first.stat().st_mtime_ns == written
+    other = setup_cfg(city / "config.yaml", ["OUTPUT_DIR", str(tmp_path / "by_hand")])
+    run_stage(other)
+    assert not [
+        key
+        for key in differences(city / "models/01/model_final.pth", tmp_path / "by_hand/model_final.pth")
+        if key.startswith("model")
+    ]
+    assert training.train(Project(city)) is None  # nothing new
+    assert training.train(Project(city), opts=["SOLVER.MAX_ITER", "1"]) == city.resolve() / "models/02"
+
+
+def test_time_sets_the_iterations(city: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapt(city, "propose", "--budget", "2")
+    adapt(city, "import", str(label(city, scenes, "01")))
+    monkeypatch.setattr(training, "seconds_a_step", lambda cfg: 10.0)
+    assert adapt(city, "train", "--time", "0.5m") == 0
+    assert setup_cfg(city / "config.yaml").SOLVER.MAX_ITER == 3
+    monkeypatch.undo()
+    cfg = setup_cfg(city / "config.yaml")
+    assert 0 < training.seconds_a_step(cfg) < 60
+    assert not [*(city / "models").glob("*.timing")]
+
+
+def test_without_a_source_model(photos: Path, scenes: Path, tmp_path: Path) -> None:
+    city, classes = tmp_path / "city", tmp_path / "classes.yaml"
+    names = [*CITYSCAPES_CLASSES.names, "tent"]
+    classes.write_text(yaml.safe_dump(names))
+    words = ["--model", "none", "--config-file", str(TINY_CONFIG), "--images", str(photos), "--output", str(city)]
+    with refuses("--classes"):
+        main(["start", *words, *SMALL])
+    assert not city.exists()
+    assert main(["start", *words, "--classes", str(classes), *SMALL]) == 0
+    assert adapt(city, "propose", "--budget", "2", "--purpose", "test") == 0
+    assert adapt(city, "propose", "--budget", "2") == 0
+    for number in ("01", "02"):
+        assert not (city / f"rounds/{number}/cvat/prelabels.zip").exists()
+        assert adapt(city, "import", str(label(city, scenes, number))) == 0
+    with refuses("--project"):
+        adapt(city, "predict", str(photos), "--output", str(tmp_path / "out"))
+    assert adapt(city, "train") == 0
+    (model,) = status(Project(city)).models
+    assert model.number == 1 and model.measured and model.estimated is None

@@ -1,0 +1,352 @@
+"""The folder of an adaptation: everything that was decided, as files, and lists that follow from them.
+
+Kept: ``project.yaml``, ``classes.json``, ``config.yaml``, ``labels/`` (as ``tools/import_labels.py`` writes it),
+``rounds/NN/`` (proposals) and ``models/NN/`` (trainings). ``labeled.txt``, ``unlabeled.txt``, ``test.txt``,
+``test.csv`` and ``data.yaml`` follow from them and are written again by ``Project.refresh``.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
+from tmt_d2.config import replace_keys, setup_cfg
+from tmt_d2.config.file import UniqueKeys
+from tmt_d2.data.datasets.custom import read_custom, register_custom
+from tmt_d2.data.datasets.registration import labeled_records, split_name
+from tmt_d2.data.image_lists import list_line, listed_names, names_in_lists
+from tmt_d2.engine.checkpoint.classes import read_classes as classes_of_checkpoint
+from tmt_d2.errors import UserError
+from tmt_d2.inference.folder import CLASSES, write_classes
+from tmt_d2.inference.images import InputImages, check_outside, find_images
+from tmt_d2.projects.annotation.importing import DATA_SET, PlainDumper
+from tmt_d2.projects.annotation.importing import LABELS as LABEL_FILES
+from tmt_d2.projects.annotation.labels import YAML, LabelClasses, classes_of_json, read_classes
+from tmt_d2.projects.annotation.matching import bare
+from tmt_d2.utils.files import atomic_write
+
+PROJECT, CONFIG, DATA, LABELS, ROUNDS, MODELS = "project.yaml", "config.yaml", "data.yaml", "labels", "rounds", "models"
+LABELED, UNLABELED, TEST, FRAME = "labeled.txt", "unlabeled.txt", "test.txt", "test.csv"
+SELECTED, TRAINED_ON, FINISHED = "selected.txt", "labels.csv", "evaluation.json"
+NO_MODEL = "none"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the project.
+
+    Attributes:
+        number: of the training, from 1; 0: the source model.
+        labels: number of images whose labels it was trained on.
+    """
+
+    number: int
+    config: Path
+    weights: str
+    labels: int = 0
+
+
+class Project:
+    """A folder that ``start`` has written.
+
+    Attributes:
+        images: of the new city.
+        weights: of the source model, from which every training starts; empty without one.
+        source_custom: data set files of the source. source_train, source_test: registered splits; empty without them.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """
+        Raises:
+            UserError: the folder is no project.
+        """
+        self.folder = Path(folder).resolve()
+        file = self.folder / PROJECT
+        if not file.is_file():
+            raise UserError(f"has no {PROJECT}", key="--project", value=str(folder), hint="name a folder of `start`")
+        try:
+            values = yaml.load(file.read_text(encoding="utf-8"), UniqueKeys)
+            self.place, self.weights = str(values["images"]), str(values["weights"] or "")
+            source = (list(values[f"source_{key}"] or ()) for key in ("custom", "train", "test"))
+            self.source_custom, self.source_train, self.source_test = source
+        except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError) as error:
+            raise UserError(f"is damaged ({' '.join(str(error).split())})", key=file, hint="correct it") from error
+
+    # --- images and labels
+
+    @cached_property
+    def images(self) -> InputImages:
+        return find_images(self.place)
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """Name in lists -> absolute path, of every image."""
+        files = [os.path.abspath(image.record["file_name"]) for image in self.images]
+        return dict(zip(names_in_lists(files), files))
+
+    def path_of(self, name: str) -> str:
+        """Return the path of an image below the common folder of all."""
+        return Path(os.path.relpath(self.files[name], self.images.top)).as_posix()
+
+    def label_of(self, name: str) -> Path:
+        return self.folder / LABELS / LABEL_FILES / f"{bare(self.path_of(name))}.png"
+
+    def classes(self) -> LabelClasses:
+        file = self.folder / CLASSES
+        return classes_of_json(str(file), file.read_text(encoding="utf-8"))
+
+    def with_label(self) -> list[str]:
+        return [name for name in self.files if self.label_of(name).is_file()]
+
+    def labeled(self) -> list[str]:
+        """Return the images to train on."""
+        test = {*self.test()}
+        return [name for name in self.with_label() if name not in test]
+
+    # --- rounds
+
+    def rounds(self) -> list[Path]:
+        """Return the folders of all complete proposals, in order."""
+        return _numbered(self.folder / ROUNDS)
+
+    def proposed(self, folder: Path) -> list[str]:
+        return [name for name in listed_names(SELECTED, folder / SELECTED) if name in self.files]
+
+    def frame(self) -> list[dict[str, str]]:
+        """Return the rows of the newest ``test.csv``: every image that could be drawn for the test; [] without one."""
+        files = [folder / FRAME for folder in self.rounds() if (folder / FRAME).is_file()]
+        if not files:
+            return []
+        with files[-1].open(encoding="utf-8", newline="") as file:
+            return [row for row in csv.DictReader(file) if row["image"] in self.files]
+
+    def test(self) -> list[str]:
+        """Return the images that were drawn for the test; they are never trained on."""
+        return [row["image"] for row in self.frame() if row["round"]]
+
+    # --- models
+
+    def models(self) -> list[Model]:
+        """Return the source model, if there is one, and all that are trained."""
+        models = [Model(0, self.folder / CONFIG, self.weights)] if self.weights else []
+        for folder in _numbered(self.folder / MODELS):
+            weights = folder / "model_final.pth"
+            if (folder / FINISHED).is_file() and weights.is_file():
+                count = len((folder / TRAINED_ON).read_text(encoding="utf-8").splitlines()) - 1
+                models.append(Model(int(folder.name), folder / CONFIG, str(weights), count))
+        return models
+
+    def newest_training(self) -> Path | None:
+        """Return the folder of the training that was prepared last; it may not have ended."""
+        return next((each for each in reversed(_numbered(self.folder / MODELS)) if (each / TRAINED_ON).is_file()), None)
+
+    def newest_model(self) -> Model | None:
+        return next(reversed(self.models()), None)
+
+    def cached(self, name: str, compute: Callable[[Path], T]) -> T:
+        """Return ``compute(folder)`` for a folder of statistics; one of other images or models is emptied."""
+        folder = self.folder / "cache" / name
+        try:
+            return compute(folder)
+        except UserError as error:
+            if error.key != str(folder):
+                raise
+            shutil.rmtree(folder)
+            return compute(folder)
+
+    # --- files that follow from the others
+
+    def refresh(self) -> None:
+        """Write the lists and ``data.yaml`` again, where they have changed."""
+        labeled, test, with_label = self.labeled(), {*self.test()}, {*self.with_label()}
+        lists = {
+            LABELED: labeled,
+            TEST: [name for name in self.files if name in test & with_label],
+            UNLABELED: [name for name in self.files if name not in with_label | test],
+        }
+        for name, content in lists.items():
+            _replace(self.folder / name, "".join(f"{list_line(image)}\n" for image in content))
+        frames = [file for folder in self.rounds() if (file := folder / FRAME).is_file()]
+        _replace(self.folder / FRAME, frames[-1].read_text(encoding="utf-8") if frames else "")
+        if (self.folder / LABELS / DATA_SET).is_file():
+            options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "default_flow_style": None}
+            _replace(self.folder / DATA, yaml.dump(self._data_set(lists), Dumper=PlainDumper, width=1000, **options))
+
+    def _data_set(self, lists: dict[str, list[str]]) -> dict[str, Any]:
+        """Return the data set of the import, with a split for each list instead of one for all images."""
+        folder = self.folder / LABELS
+        content = yaml.load((folder / DATA_SET).read_text(encoding="utf-8"), UniqueKeys)
+        splits: dict[str, dict[str, Any]] = {}
+        for split, patterns in content["splits"].items():
+            depth = split.removeprefix("train").removeprefix("_")
+            for purpose, file in (("train", LABELED), ("unlabeled", UNLABELED), ("test", TEST)):
+                paths = [self.path_of(name) for name in lists[file]]
+                if not any(not depth or path.count("/") == int(depth) for path in paths):
+                    continue
+                keys = ("unlabeled",) if purpose == "unlabeled" else ("images", "labels")
+                of_split = {key: patterns[key] for key in keys} | {"list": file, "subset": True}
+                splits[f"{purpose}_{depth}" if depth else purpose] = of_split
+        root = os.path.relpath(folder / content["root"], self.folder)
+        return content | {"name": self.data_name, "root": root, "splits": splits}
+
+    @property
+    def data_name(self) -> str:
+        return re.sub(r"\W|^(?![A-Za-z])", "_", f"own_{self.folder.name}", flags=re.ASCII)
+
+    def splits(self) -> dict[str, list[str]]:
+        """Return "train", "unlabeled" and "test" -> names of the registered splits of ``data.yaml``; [] if empty."""
+        splits: dict[str, list[str]] = {"train": [], "unlabeled": [], "test": []}
+        if (self.folder / DATA).is_file():
+            for split in read_custom(self.folder / DATA).splits:
+                splits[split.partition("_")[0]].append(split_name(self.data_name, split))
+        return splits
+
+    def label_digests(self) -> str:
+        """Return a table of the images to train on with a digest of each label file."""
+        digests = {name: hashlib.sha256(self.label_of(name).read_bytes()).hexdigest() for name in self.labeled()}
+        return "".join(f"{digest[:16]},{name}\n" for name, digest in {"image": "sha256", **digests}.items())
+
+
+def start(
+    output: str | Path,
+    images: str,
+    config_file: str,
+    model: str = NO_MODEL,
+    *,
+    classes: str = "",
+    source_data: str = "",
+    opts: Sequence[str] = (),
+) -> Project:
+    """Write a new project.
+
+    Args:
+        images: a folder, searched with its subfolders.
+        model: checkpoint with its classes, or "none".
+        classes: of the labels, without a model: a YAML file with a list of names, or as in ``read_classes``.
+        source_data: labeled data that the model was trained on, for training and for estimates: the name of a data
+            set with the splits train and val, or its YAML file.
+
+    Raises:
+        UserError: a value cannot be used; nothing is written.
+    """
+    folder = Path(output).resolve()
+    if (folder / PROJECT).is_file():
+        raise UserError("is a project already", key="--output", value=str(output), hint="choose another folder")
+    if folder.exists() and not folder.is_dir():
+        raise UserError("this is a file, not a folder", key="--output", value=str(output))
+    if not Path(images).is_dir():
+        raise UserError("is no folder", key="--images", value=images)
+    check_outside(folder, images, "--images")
+    find_images(images)
+    own = _classes_of(model, classes)
+    custom, train, test = _source_splits(source_data)
+    cfg = setup_cfg(config_file, opts, "self-training")
+    weights = "" if model == NO_MODEL else str(Path(model).resolve())
+    if not (weights or cfg.MODEL.WEIGHTS):
+        cfg = setup_cfg(config_file, opts, "source")  # no weights to start from
+    cfg = replace_keys(
+        cfg,
+        {
+            "MODEL.WEIGHTS": weights or cfg.MODEL.WEIGHTS,
+            "MODEL.MASK_FORMER.IGNORED_PIXELS": "ignore",
+            "DATASETS.CUSTOM": tuple(custom),
+            "DATASETS.SOURCE_TRAIN": tuple(train),
+            "DATASETS.SOURCE_TEST": tuple(test),
+            "OUTPUT_DIR": str(folder / MODELS / "01"),
+            **({} if train else {"SELF_TRAINING.SOURCE_RATIO": 0.0}),
+        },
+    )
+    values = {"images": str(Path(images).resolve()), "weights": weights}
+    values |= {"source_custom": custom, "source_train": train, "source_test": test}  # type: ignore[dict-item]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_classes(folder, own.classes)
+    write_config(folder / CONFIG, cfg)
+    with atomic_write(folder / PROJECT, "w") as file:
+        yaml.safe_dump(values, file, sort_keys=False, allow_unicode=True)
+    return Project(folder)
+
+
+def write_config(path: Path, cfg: CfgNode) -> None:
+    with atomic_write(path, "w") as file:
+        file.write(cfg.dump())
+
+
+def _classes_of(model: str, place: str) -> LabelClasses:
+    if model != NO_MODEL:
+        if place:
+            raise UserError("the model has its own classes", key="--classes", value=place, hint="leave it out")
+        if not Path(model).is_file():
+            raise UserError("does not exist", key="--model", value=model, hint="name a checkpoint, or none")
+        classes = classes_of_checkpoint(model)
+        if classes is None:
+            hint = "name a checkpoint that this project trained, or none"
+            raise UserError("does not contain its classes", key="--model", value=model, hint=hint)
+        return LabelClasses(classes, tuple(range(len(classes))))
+    if not place:
+        raise UserError("there is no model to take them from", key="--classes", hint="name a YAML file with their list")
+    path = Path(place)
+    if path.suffix.lower() in YAML and path.is_file():
+        content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
+        if isinstance(content, list):  # of names, as `class_list` of a data set
+            with tempfile.TemporaryDirectory() as folder:
+                data_set = {"name": "own", "splits": {"train": {"unlabeled": "{stem}.png"}}}
+                file = Path(folder) / DATA
+                file.write_text(yaml.safe_dump(data_set | {"class_list": str(path.resolve())}), encoding="utf-8")
+                return read_classes(str(file))
+    return read_classes(place)
+
+
+def _source_splits(place: str) -> tuple[list[str], list[str], list[str]]:
+    """Return data set files, splits to train on and splits that no model was trained on.
+
+    Raises:
+        UserError: there is no split "train" with labels; "val" is optional.
+    """
+    if not place:
+        return [], [], []
+    custom, name = [], place
+    if Path(place).suffix.lower() in YAML:
+        custom, name = [str(Path(place).resolve())], read_custom(place).name
+        register_custom(place)
+    train, test = ([split_name(name, split)] for split in ("train", "val"))
+    known = DatasetCatalog.list()
+    if train[0] not in known:
+        raise UserError(f"there is no split {train[0]}", key="--source-data", value=place, hint="name a data set")
+    labeled_records(train)
+    return custom, train, test if test[0] in known else []
+
+
+def _numbered(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+
+
+def next_number(folder: Path) -> str:
+    """Return the name after the last of the numbered folders in ``folder``, such as 03."""
+    numbered = _numbered(folder)
+    return f"{int(numbered[-1].name) + 1 if numbered else 1:02d}"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file that follows from others where it has changed, or remove it if it would be empty."""
+    if not text:
+        path.unlink(missing_ok=True)
+    elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+        with atomic_write(path, "w") as file:
+            file.write(text)

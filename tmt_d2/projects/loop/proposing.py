@@ -1,0 +1,182 @@
+"""Proposals: images to label next, or images to measure on, with what an annotation tool imports."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tmt_d2.data.datasets.label_spaces import IGNORE
+from tmt_d2.data.image_lists import write_names
+from tmt_d2.errors import UserError
+from tmt_d2.inference.folder import png_path, write_classes, write_png
+from tmt_d2.inference.statistics import model_identity
+from tmt_d2.projects.annotation.matching import bare
+from tmt_d2.projects.annotation.writers import labeling_config, write_cvat_masks, write_label_studio
+from tmt_d2.projects.label_selection.pool import Pool, score_pool
+from tmt_d2.projects.label_selection.prelabels import FOLDER, write_prelabels
+from tmt_d2.projects.label_selection.proposal import write_proposal
+from tmt_d2.projects.label_selection.strategies import AUTO, STRATEGIES
+from tmt_d2.projects.loop.estimator import draw, strata_of
+from tmt_d2.projects.loop.page import PAGE, write_page
+from tmt_d2.projects.loop.project import FRAME, ROUNDS, SELECTED, Model, Project, next_number
+from tmt_d2.projects.loop.status import predicted_confusions, predictor_of
+from tmt_d2.utils.files import atomic_write
+
+PURPOSES, TOOLS = ("train", "test"), ("cvat", "label-studio", "files")
+STRATA, HARDEST = 5, 6
+DRAFT = ".draft"
+
+
+def propose(project: Project, budget: int, tool: str = "cvat", purpose: str = "train") -> Path:
+    """Write ``rounds/NN`` with proposed images, which appears when it is complete.
+
+    Args:
+        tool: of ``TOOLS``; purpose: of ``PURPOSES``. Images for the test come without pre-labels, which would make
+            the model look better than it is.
+
+    Returns:
+        the folder.
+
+    Raises:
+        UserError: there are fewer images.
+    """
+    project.refresh()
+    taken = {*project.test(), *project.with_label()}
+    free = [name for name in project.files if name not in taken]
+    if not 1 <= budget <= len(free):
+        raise UserError(f"there are {len(free)} images to choose from", key="--budget", value=budget)
+    number = next_number(project.folder / ROUNDS)
+    draft = project.folder / ROUNDS / f"{DRAFT}{number}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    model, hardest = project.newest_model(), list[str]()
+    rng = np.random.default_rng(int(number))
+    if purpose == "test":
+        names = _propose_test(project, model, draft, budget, rng)
+    elif model is None:
+        names = [free[index] for index in rng.permutation(len(free))[:budget]]
+        write_names(draft / SELECTED, names)
+    else:
+        names, hardest = _propose_training(project, model, draft, budget, rng)
+    for name in names:
+        copy = draft / "images" / project.path_of(name)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(project.files[name], copy)
+    write_for_tool(project, draft, names, tool)
+    overlays = {name: prelabel_file(project, draft, name) for name in names}
+    write_page(project, draft / PAGE, overlays, hardest, f"Round {number}: {budget} images, for the {purpose}")
+    folder = draft.with_name(number)
+    os.replace(draft, folder)
+    project.refresh()
+    return folder
+
+
+def _propose_training(
+    project: Project, model: Model, draft: Path, budget: int, rng: np.random.Generator
+) -> tuple[list[str], list[str]]:
+    """Return the proposed images, and those with the least certain predictions."""
+    predictor = predictor_of(model)
+    identity = model_identity(predictor.cfg)
+    pool = project.cached(
+        f"pool-{model.number:02d}", lambda folder: score_pool(predictor, project.images, folder, identity)
+    )
+    name_of = {file: name for name, file in project.files.items()}
+    test = {*project.test()}
+    pool = subset(pool, [index for index, file in enumerate(pool.files) if name_of[os.path.abspath(file)] not in test])
+    labeled = {*project.labeled()}
+    names = [name_of[os.path.abspath(file)] for file in pool.files]
+    has_label = np.array([index for index, name in enumerate(names) if name in labeled], np.int64)
+    if budget > len(pool) - len(has_label):
+        raise UserError(f"only {len(pool) - len(has_label)} images can be read", key="--budget", value=budget)
+    selection = STRATEGIES[AUTO](pool, budget, has_label, rng)
+    facts = {"proposed": f"{budget} of {len(pool)} images", "strategy": AUTO, "model": model.weights}
+    write_proposal(draft, pool, selection, has_label, predictor, facts)
+    write_prelabels(draft, pool, selection.indices, predictor)
+    chosen = [names[index] for index in selection.indices]
+    write_names(draft / SELECTED, chosen)  # the file names of all images, of which a test image may have the same
+    return chosen, [names[index] for index in np.argsort(-pool.entropy, kind="stable")[:HARDEST]]
+
+
+def subset(pool: Pool, indices: Sequence[int]) -> Pool:
+    """Return some images of a pool."""
+    rows: dict[str, Any] = {}
+    for field in fields(pool):
+        value = getattr(pool, field.name)
+        if isinstance(value, list):
+            rows[field.name] = [value[index] for index in indices]
+        elif isinstance(value, np.ndarray):
+            rows[field.name] = value[[*indices]]
+    return replace(pool, **rows)
+
+
+def _propose_test(
+    project: Project, model: Model | None, draft: Path, budget: int, rng: np.random.Generator
+) -> list[str]:
+    """Draw from the strata of the first draw, or make them; write ``test.csv`` with every image that may be drawn."""
+    rows: list[dict[str, Any]] = list(project.frame())
+    labeled = {*project.with_label()}
+    if not rows:
+        rows = [{"image": name, "stratum": 0, "quality": 0.5, "round": ""} for name in project.files]
+        rows = [row for row in rows if row["image"] not in labeled]
+        if model is not None:
+            statistics, _ = predicted_confusions(project, model, predictor_of(model))
+            shares = np.trace(statistics.arrays["confusions"], axis1=1, axis2=2)
+            quality_of = {os.path.abspath(file): float(share) for file, share in zip(statistics.files, shares)}
+            rows = [row for row in rows if project.files[row["image"]] in quality_of]
+            quality = np.array([quality_of[project.files[row["image"]]] for row in rows])
+            for row, value, stratum in zip(rows, quality, strata_of(quality, max(1, min(STRATA, budget // 4)))):
+                row |= {"quality": f"{value:.4f}", "stratum": int(stratum)}
+    strata, quality = (np.array([row[key] for row in rows], float) for key in ("stratum", "quality"))
+    strata = strata.astype(int)
+    drawn = np.array([bool(row["round"]) for row in rows])
+    free = ~drawn & np.array([row["image"] not in labeled for row in rows])
+    if budget > free.sum():
+        raise UserError(f"there are {free.sum()} images to draw from", key="--budget", value=budget)
+    new = draw(strata, quality, drawn, free, budget, rng)
+    for index in new:
+        rows[index]["round"] = draft.name.removeprefix(DRAFT)
+    drawn[new] = True
+    for row, stratum in zip(rows, strata):
+        row["probability"] = f"{drawn[strata == stratum].mean():.6f}"
+    with atomic_write(draft / FRAME, "w") as file:
+        writer = csv.DictWriter(file, ["image", "stratum", "quality", "probability", "round"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    names = [rows[index]["image"] for index in new]
+    write_names(draft / SELECTED, names)
+    return names
+
+
+def write_for_tool(project: Project, folder: Path, names: Sequence[str], tool: str) -> None:
+    """Write ``folder/TOOL``: the labels of the tool's project, and pre-labels where ``folder/prelabels`` has them."""
+    classes, output = project.classes().classes, folder / tool
+    output.mkdir()
+    files = {project.path_of(name): prelabel_file(project, folder, name) for name in names}
+    labels = [(path, np.asarray(Image.open(file))) for path, file in files.items() if file.is_file()]
+    if tool == "cvat":
+        rows = zip(classes.names, classes.colors)
+        content = [{"name": name, "color": f"#{bytes(color).hex()}", "attributes": []} for name, color in rows]
+        (output / "labels.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        if labels:
+            write_cvat_masks(output / "prelabels.zip", classes, labels)
+    elif tool == "label-studio":
+        (output / "labeling_config.xml").write_text(labeling_config(classes), encoding="utf-8")
+        nothing = np.full((1, 1), IGNORE, np.uint8)
+        write_label_studio(output / "tasks.json", classes, labels or [(path, nothing) for path in files])
+    else:
+        write_classes(output, classes)
+        for path, label in labels:
+            write_png(output / "labels" / f"{bare(path)}.png", label)
+
+
+def prelabel_file(project: Project, folder: Path, name: str) -> Path:
+    return png_path(folder / FOLDER, bare(project.path_of(name)))

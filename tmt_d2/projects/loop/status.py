@@ -1,0 +1,223 @@
+"""Where a project is, computed from its files: rounds, models, their accuracy, and the next command."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tabulate import tabulate
+
+from tmt_d2.data.datasets.custom import read_custom, register_custom
+from tmt_d2.data.datasets.registration import labeled_records
+from tmt_d2.data.labeled import LABEL
+from tmt_d2.data.reader import read_image_of, read_label
+from tmt_d2.estimation.collect import Collector, spread
+from tmt_d2.estimation.estimate import Estimation, soft_confusion
+from tmt_d2.estimation.sample import PixelSample
+from tmt_d2.evaluation.semantic import confusion_matrix
+from tmt_d2.inference.predictor import Predictor
+from tmt_d2.inference.statistics import ImageStatistics, model_identity, statistics_of
+from tmt_d2.projects.loop.estimator import LEAST, LEVEL, Measured, difference_estimate, images_to_halve
+from tmt_d2.projects.loop.project import DATA, FINISHED, FRAME, MODELS, ROUNDS, TRAINED_ON, Model, Project
+from tmt_d2.utils.files import read_json, read_json_lines, write_json
+
+RESULTS, METRICS = "results", ("measured", "accuracy", "estimated")
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """Accuracy of a model in percent; None where it cannot be known.
+
+    Attributes:
+        labels: number of images whose labels it was trained on.
+        measured, accuracy: on the new images without a training label, from the labels of the test.
+        estimated: mIoU without labels, from the source.
+        more: number of further test images that halve the interval.
+    """
+
+    number: int
+    labels: int
+    measured: Measured | None = None
+    accuracy: Measured | None = None
+    estimated: Measured | None = None
+    more: int = 0
+
+
+@dataclass(frozen=True)
+class Status:
+    """State of a project.
+
+    Attributes:
+        images, labeled: number of images, and of those with a label to train on.
+        drawn, test: number of images drawn for the test, and of those with a label.
+        rounds: number, purpose, number of proposed images, number of those with a label.
+        next: the command to type.
+    """
+
+    images: int
+    labeled: int
+    drawn: int
+    test: int
+    rounds: list[tuple[int, str, int, int]]
+    models: list[ModelStatus]
+    next: str
+
+
+def status(project: Project) -> Status:
+    """Return the state; accuracies that are not in ``results/`` are computed."""
+    project.refresh()
+    with_label, rounds = {*project.with_label()}, []
+    for folder in project.rounds():
+        names = project.proposed(folder)
+        purpose = "test" if (folder / FRAME).is_file() else "train"
+        rounds.append((int(folder.name), purpose, len(names), len(with_label.intersection(names))))
+    test = project.test()
+    return Status(
+        images=len(project.files),
+        labeled=len(project.labeled()),
+        drawn=len(test),
+        test=len(with_label.intersection(test)),
+        rounds=rounds,
+        models=[model_status(project, model) for model in project.models()],
+        next=next_command(project, rounds),
+    )
+
+
+def next_command(project: Project, rounds: Sequence[tuple[int, str, int, int]]) -> str:
+    """Return the arguments of ``tmt-adapt`` with which to go on, and a remark."""
+    current, digests = project.newest_training(), project.label_digests()
+    is_current = current is not None and (current / TRAINED_ON).read_text(encoding="utf-8") == digests
+    waiting = [number for number, _, _, labeled in rounds if not labeled]
+    if current and is_current and not (current / FINISHED).is_file():
+        log = current / "metrics.json"
+        done = read_json_lines(log)[-1]["iteration"] + 1 if log.is_file() and log.stat().st_size else 0
+        return f"train        ({done} iterations of {MODELS}/{current.name} are done, if it does not run it continues)"
+    if waiting:
+        return f"import EXPORT        (the labels of {ROUNDS}/{waiting[0]:02d})"
+    return "train" if project.labeled() and not is_current else "propose --budget 10"
+
+
+def model_status(project: Project, model: Model) -> ModelStatus:
+    """Return the accuracy of a model, from ``results/NN.json`` if it is of these labels, images and weights."""
+    labels, file = model.labels, project.folder / RESULTS / f"{model.number:02d}.json"
+    rows = [row for row in project.frame() if row["image"] not in {*project.labeled()}]
+    drawn = [index for index, row in enumerate(rows) if row["round"] and project.label_of(row["image"]).is_file()]
+    measures, estimates = len(drawn) >= LEAST, bool(project.source_test)
+    if not (measures or estimates):
+        return ModelStatus(model.number, labels)
+    digest = hashlib.sha256(repr([(row["image"], row["stratum"]) for row in rows]).encode())
+    for index in drawn:
+        digest.update(project.label_of(rows[index]["image"]).read_bytes())
+    stat = Path(model.weights).stat()
+    identity = {"test": digest.hexdigest(), "weights": model.weights, "changed": stat.st_mtime_ns}
+    identity |= {"images": len(project.files), "source": project.source_test}
+    if file.is_file() and read_json(file, ["identity"])["identity"] == identity:
+        return _read(file)
+    predictor = predictor_of(model)
+    statistics, estimation = predicted_confusions(project, model, predictor)
+    of_name = {file: index for index, file in enumerate(statistics.files)}
+    confusions = statistics.arrays["confusions"]
+    measured = accuracy = estimated = None
+    more = 0
+    if measures:
+        paths = [project.files[row["image"]] for row in rows]
+        kept = [index for index, path in enumerate(paths) if path in of_name]  # the others are unreadable
+        drawn = [position for position, index in enumerate(kept) if index in {*drawn}]
+        predicted = confusions[[of_name[paths[index]] for index in kept]]
+        truth = np.stack([true_confusion(project, predictor, rows[kept[index]]["image"]) for index in drawn])
+        strata = np.array([int(rows[index]["stratum"]) for index in kept])
+        metrics = difference_estimate(predicted, truth, np.array(drawn), strata)
+        measured, accuracy = metrics["mIoU"], metrics["accuracy"]
+        more = images_to_halve(len(drawn), len(kept))
+    if estimation is not None:
+        estimate = estimation.of(confusions)
+        estimated = Measured(estimate.metrics()["mIoU"], *estimate.interval("mIoU"))
+    result = ModelStatus(model.number, labels, measured, accuracy, estimated, more)
+    file.parent.mkdir(exist_ok=True)
+    write_json(file, asdict(result) | {"identity": identity})
+    return result
+
+
+def _read(file: Path) -> ModelStatus:
+    known = read_json(file, ["number", "labels", *METRICS, "more"])
+    values = {key: known[key] and Measured(**known[key]) for key in METRICS}
+    return ModelStatus(known["number"], known["labels"], **values, more=known["more"])
+
+
+def known_models(project: Project) -> list[ModelStatus]:
+    """Return what was computed last for each model, which new labels may have outdated."""
+    return [_read(file) for file in sorted((project.folder / RESULTS).glob("*.json"))]
+
+
+def predictor_of(model: Model) -> Predictor:
+    return Predictor.from_config(str(model.config), model.weights)
+
+
+def predicted_confusions(
+    project: Project, model: Model, predictor: Predictor
+) -> tuple[ImageStatistics, Estimation | None]:
+    """Return "confusions" (N, K, K), the expected confusion matrix of every image, and their estimator, if any.
+
+    They are calibrated on the source where the project has labeled images of it that no model was trained on.
+    """
+    collect, estimation = Collector(predictor.cfg, predictor.model), None
+    if project.source_test:
+        for file in project.source_custom:
+            register_custom(file)
+        sample = collect.of_records(spread(labeled_records(project.source_test)))
+        estimation = Estimation(sample, predictor.classes.names)
+
+    def measure(pixels: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        ordered = [each if collect.image_format == "RGB" else each[:, :, ::-1] for each in pixels]
+        sample = PixelSample.concatenate([collect(each) for each in ordered])
+        if estimation is not None:
+            return {"confusions": np.asarray(estimation(sample).confusions, np.float32)}
+        return {"confusions": soft_confusion(sample.probabilities, sample.predicted).numpy()}
+
+    identity = model_identity(predictor.cfg) | {"source": project.source_test}
+    name = f"confusions-{model.number:02d}"
+    statistics = project.cached(name, lambda folder: statistics_of(project.images, folder, identity, measure))
+    return statistics, estimation
+
+
+def true_confusion(project: Project, predictor: Predictor, name: str) -> np.ndarray:
+    """Return the confusion matrix of a labeled image, (K, K), in shares of all its pixels; some have no label."""
+    label_file, count = str(project.label_of(name)), len(predictor.classes)
+    truth = read_label(label_file, read_custom(project.folder / DATA).label_space)
+    pixels = read_image_of({"file_name": project.files[name], LABEL: label_file}, "RGB")
+    predicted = predictor(pixels).labels
+    counts = confusion_matrix(predicted, torch.from_numpy(truth), count).numpy()
+    return counts / truth.size
+
+
+def interval_text(value: Measured | None) -> str:
+    """Return such as "43.1 (40.0-46.2)"."""
+    return "-" if value is None else f"{value.value:.1f} ({value.low:.1f}-{value.high:.1f})"
+
+
+def lines(project: Project, state: Status) -> list[str]:
+    """Return the state as text."""
+    rows = [
+        [model.number or "source", model.labels, *map(interval_text, (model.measured, model.accuracy, model.estimated))]
+        for model in state.models
+    ]
+    rounds = [[f"{number:02d}", purpose, proposed, labeled] for number, purpose, proposed, labeled in state.rounds]
+    texts = [
+        f"{project.folder}: {state.images} images, {state.labeled} labeled for training, "
+        f"{state.test} of {state.drawn} test images labeled"
+    ]
+    if rounds:
+        texts += ["", tabulate(rounds, headers=["round", "for", "proposed", "labeled"], disable_numparse=True)]
+    if rows:
+        headers = ["model", "labels", "mIoU measured", "accuracy measured", "mIoU estimated"]
+        texts += ["", tabulate(rows, headers=headers, disable_numparse=True)]
+        texts += [f"measured on test images: {LEVEL:.0%} interval; estimated without labels of the new images: 90%"]
+    if any(model.more for model in state.models):
+        texts += [f"{state.models[-1].more} more test images would halve the interval"]
+    elif not state.drawn:
+        texts += ["", "no test images: `propose --purpose test --budget 20` draws them"]
+    return [*texts, "", f"next: tmt-adapt {state.next}"]

@@ -36,6 +36,7 @@ MISTAKES = (
     ("tmt_d2.cli.check_data", "--data-sets paris"),
     ("tmt_d2.projects.label_selection.command", f"{CONFIG} --target docs --budget 0 --output nowhere"),
     ("tmt_d2.projects.annotation.command", "--export nowhere.zip --images docs --classes a.json --output nowhere"),
+    ("tmt_d2.projects.loop.command", "status --project docs"),
     ("tmt_d2.projects.huggingface.convert", "strip nowhere.pth a.pth"),
     ("tmt_d2.projects.report.command", "nowhere"),
     ("tmt_d2.projects.viewer.command", "--port 99999"),
@@ -98,7 +99,9 @@ def test_an_unknown_key_imports_no_model(answers: dict[tuple[str, str | None], A
     assert "torch" in imported  # control: Detectron2, which declares most keys, imports it
 
 
-@pytest.mark.parametrize("package", ["tmt_d2", "tmt_d2.config", "tmt_d2.data", "tmt_d2.inference"])
+@pytest.mark.parametrize(
+    "package", ["tmt_d2", "tmt_d2.config", "tmt_d2.data", "tmt_d2.inference", "tmt_d2.projects.loop"]
+)
 def test_lazy_exports_are_there(package: str) -> None:
     module = importlib.import_module(package)
     assert all(callable(getattr(module, name)) for name in module.__all__)

@@ -26,7 +26,7 @@ from tmt_d2.projects.annotation.writers import write_cvat_masks
 from tmt_d2.projects.loop import training
 from tmt_d2.projects.loop.command import main
 from tmt_d2.projects.loop.project import Project
-from tmt_d2.projects.loop.status import status
+from tmt_d2.projects.loop.state import status
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("data_root", "clean_catalogs")]
 

@@ -23,19 +23,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from tmt_d2.cli import predict
 from tmt_d2.cli.common import add_overrides, run
+from tmt_d2.config.file import find_config
 from tmt_d2.errors import UserError
-from tmt_d2.projects.annotation.labels import read_mapping
-from tmt_d2.projects.loop.project import CONFIG, Project, start
-from tmt_d2.projects.loop.proposing import PURPOSES, TOOLS, propose
-from tmt_d2.projects.loop.status import lines, status
-from tmt_d2.projects.loop.training import import_export, seconds_of, train
-from tmt_d2.utils.files import remove_temporaries
-from tmt_d2.utils.lock import folder_lock
-from tmt_d2.utils.logs import log_to_screen
+from tmt_d2.projects.loop.choices import CONFIG, NO_MODEL, PROJECT, PURPOSES, TOOLS
+
+if TYPE_CHECKING:
+    from tmt_d2.projects.loop.project import Project
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,6 +75,18 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
+    if args.command == "start":
+        check_place_of("--config-file", str(find_config(args.config_file)))
+        check_place_of("--images", args.images)
+        check_place_of("--model", "." if args.model == NO_MODEL else args.model)
+    else:
+        check_place_of(f"--project: {PROJECT}", str(Path(args.project, PROJECT)))
+        check_place_of("EXPORT", getattr(args, "export", "."))
+    from tmt_d2.projects.loop.project import Project
+    from tmt_d2.utils.files import remove_temporaries
+    from tmt_d2.utils.lock import folder_lock
+    from tmt_d2.utils.logs import log_to_screen
+
     log_to_screen()
     if args.command == "start":
         return _start(args)
@@ -90,7 +98,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return {"propose": _propose, "import": _import, "train": _train}[args.command](project, args)
 
 
+def check_place_of(option: str, place: str) -> None:
+    """
+    Raises:
+        FileNotFoundError: ``place``, a file or a folder, does not exist.
+    """
+    if not Path(place).exists():
+        raise FileNotFoundError(f"{option} {place} does not exist")
+
+
 def _start(args: argparse.Namespace) -> int:
+    from tmt_d2.projects.loop.project import start
+
     options = {"classes": args.classes, "source_data": args.source_data, "opts": args.opts}
     project = start(args.output, args.images, args.config_file, args.model, **options)
     print(f"written: {project.folder}; {len(project.files)} images, {len(project.classes().ids)} classes")
@@ -99,6 +118,8 @@ def _start(args: argparse.Namespace) -> int:
 
 
 def _propose(project: Project, args: argparse.Namespace) -> int:
+    from tmt_d2.projects.loop.proposing import propose
+
     folder = propose(project, args.budget, args.tool, args.purpose)
     print("\n".join(project.proposed(folder)))
     print(f"\nwritten: {folder}: images/, {args.tool}/, round.html\nnext: label the images; tmt-adapt import EXPORT")
@@ -106,6 +127,9 @@ def _propose(project: Project, args: argparse.Namespace) -> int:
 
 
 def _import(project: Project, args: argparse.Namespace) -> int:
+    from tmt_d2.projects.annotation.labels import read_mapping
+    from tmt_d2.projects.loop.training import import_export
+
     report = import_export(project, args.export, mapping=read_mapping(args.map), replace=args.replace)
     print("\n".join(report.lines()))
     print(f"\n{len(project.labeled())} images to train on\nnext: tmt-adapt train")
@@ -113,19 +137,24 @@ def _import(project: Project, args: argparse.Namespace) -> int:
 
 
 def _train(project: Project, args: argparse.Namespace) -> int:
-    folder = train(project, seconds_of(args.time) if args.time else 0, args.opts)
-    if folder is None:
+    from tmt_d2.projects.loop.training import seconds_of, train
+
+    if train(project, seconds_of(args.time) if args.time else 0, args.opts) is None:
         print("nothing new to train on: there is a model of the same labels")
     print(f"the same by hand: python train_net.py --config-file {project.folder / CONFIG}")
     return _status(project, args)
 
 
 def _status(project: Project, args: argparse.Namespace) -> int:
+    from tmt_d2.projects.loop.state import lines, status
+
     print("\n".join(lines(project, status(project))))
     return 0
 
 
 def _predict(project: Project, args: argparse.Namespace) -> int:
+    from tmt_d2.cli import predict
+
     model = project.newest_model()
     if model is None:
         raise UserError("has no model yet", key="--project", value=args.project, hint="label images and train")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tmt_d2.data.reader import read_image
 from tmt_d2.projects.loop.project import Project
-from tmt_d2.projects.loop.status import ModelStatus, known_models
+from tmt_d2.projects.loop.state import ModelStatus, known_models
 from tmt_d2.utils.files import atomic_write
 from tmt_d2.visualization.html import templates
 from tmt_d2.visualization.overlays import label_overlay

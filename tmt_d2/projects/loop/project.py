@@ -23,6 +23,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
+from tmt_d2.cli.common import check_output_folder
 from tmt_d2.config import replace_keys, setup_cfg
 from tmt_d2.config.file import UniqueKeys
 from tmt_d2.data.datasets.custom import read_custom, register_custom
@@ -31,17 +32,17 @@ from tmt_d2.data.image_lists import list_line, listed_names, names_in_lists
 from tmt_d2.engine.checkpoint.classes import read_classes as classes_of_checkpoint
 from tmt_d2.errors import UserError
 from tmt_d2.inference.folder import CLASSES, write_classes
-from tmt_d2.inference.images import InputImages, check_outside, find_images
+from tmt_d2.inference.images import InputImages, find_images
 from tmt_d2.projects.annotation.importing import DATA_SET, PlainDumper
 from tmt_d2.projects.annotation.importing import LABELS as LABEL_FILES
 from tmt_d2.projects.annotation.labels import YAML, LabelClasses, classes_of_json, read_classes
 from tmt_d2.projects.annotation.matching import bare
+from tmt_d2.projects.loop.choices import CONFIG, NO_MODEL, PROJECT
 from tmt_d2.utils.files import atomic_write
 
-PROJECT, CONFIG, DATA, LABELS, ROUNDS, MODELS = "project.yaml", "config.yaml", "data.yaml", "labels", "rounds", "models"
+DATA, LABELS, ROUNDS, MODELS = "data.yaml", "labels", "rounds", "models"
 LABELED, UNLABELED, TEST, FRAME = "labeled.txt", "unlabeled.txt", "test.txt", "test.csv"
 SELECTED, TRAINED_ON, FINISHED = "selected.txt", "labels.csv", "evaluation.json"
-NO_MODEL = "none"
 
 T = TypeVar("T")
 
@@ -247,11 +248,9 @@ def start(
     folder = Path(output).resolve()
     if (folder / PROJECT).is_file():
         raise UserError("is a project already", key="--output", value=str(output), hint="choose another folder")
-    if folder.exists() and not folder.is_dir():
-        raise UserError("this is a file, not a folder", key="--output", value=str(output))
     if not Path(images).is_dir():
         raise UserError("is no folder", key="--images", value=images)
-    check_outside(folder, images, "--images")
+    check_output_folder(Path(output), images, "--images")
     find_images(images)
     own = _classes_of(model, classes)
     custom, train, test = _source_splits(source_data)

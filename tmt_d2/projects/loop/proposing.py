@@ -28,10 +28,9 @@ from tmt_d2.projects.label_selection.strategies import AUTO, STRATEGIES
 from tmt_d2.projects.loop.estimator import draw, strata_of
 from tmt_d2.projects.loop.page import PAGE, write_page
 from tmt_d2.projects.loop.project import FRAME, ROUNDS, SELECTED, Model, Project, next_number
-from tmt_d2.projects.loop.status import predicted_confusions, predictor_of
+from tmt_d2.projects.loop.state import predicted_confusions, predictor_of
 from tmt_d2.utils.files import atomic_write
 
-PURPOSES, TOOLS = ("train", "test"), ("cvat", "label-studio", "files")
 STRATA, HARDEST = 5, 6
 DRAFT = ".draft"
 

@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ from tmt_d2.config import replace_keys, setup_cfg
 from tmt_d2.config.file import UniqueKeys
 from tmt_d2.data.datasets.custom import read_custom, register_custom
 from tmt_d2.data.datasets.registration import labeled_records, split_name
-from tmt_d2.data.image_lists import list_line, listed_names, names_in_lists
+from tmt_d2.data.image_lists import list_line, listed_indices
 from tmt_d2.engine.checkpoint.classes import read_classes as classes_of_checkpoint
 from tmt_d2.errors import UserError
 from tmt_d2.inference.folder import CLASSES, write_classes
@@ -66,7 +66,7 @@ class Project:
     """A folder that ``start`` has written.
 
     Attributes:
-        images: of the new city.
+        place: folder of the images of the new city.
         weights: of the source model, from which every training starts; empty without one.
         source_custom: data set files of the source. source_train, source_test: registered splits; empty without them.
     """
@@ -92,20 +92,17 @@ class Project:
 
     @cached_property
     def images(self) -> InputImages:
-        return find_images(self.place)
+        """The images below ``place``; their names do not change when others are added."""
+        return replace(find_images(self.place), top=os.path.abspath(self.place))
 
     @cached_property
     def files(self) -> dict[str, str]:
-        """Name in lists -> absolute path, of every image."""
-        files = [os.path.abspath(image.record["file_name"]) for image in self.images]
-        return dict(zip(names_in_lists(files), files))
-
-    def path_of(self, name: str) -> str:
-        """Return the path of an image below the common folder of all."""
-        return Path(os.path.relpath(self.files[name], self.images.top)).as_posix()
+        """Name, the path below ``place``, -> absolute path, of every image."""
+        paths = [os.path.abspath(image.record["file_name"]) for image in self.images]
+        return {Path(os.path.relpath(path, self.images.top)).as_posix(): path for path in paths}
 
     def label_of(self, name: str) -> Path:
-        return self.folder / LABELS / LABEL_FILES / f"{bare(self.path_of(name))}.png"
+        return self.folder / LABELS / LABEL_FILES / f"{bare(name)}.png"
 
     def classes(self) -> LabelClasses:
         file = self.folder / CLASSES
@@ -126,7 +123,11 @@ class Project:
         return _numbered(self.folder / ROUNDS)
 
     def proposed(self, folder: Path) -> list[str]:
-        return [name for name in listed_names(SELECTED, folder / SELECTED) if name in self.files]
+        """Return the images of a round that are still there; the list may be one that ``selected.html`` saved."""
+        names = list(self.files)
+        files = list(self.files.values())
+        found = listed_indices(SELECTED, folder / SELECTED, files, [[name] for name in names], subset=True)[0]
+        return [names[index] for index in found]
 
     def frame(self) -> list[dict[str, str]]:
         """Return the rows of the newest ``test.csv``: every image that could be drawn for the test; [] without one."""
@@ -181,12 +182,15 @@ class Project:
             UNLABELED: [name for name in self.files if name not in with_label | test],
         }
         for name, content in lists.items():
-            _replace(self.folder / name, "".join(f"{list_line(image)}\n" for image in content))
+            _replace(self.folder / name, "".join(map(self._line, content)))
         frames = [file for folder in self.rounds() if (file := folder / FRAME).is_file()]
         _replace(self.folder / FRAME, frames[-1].read_text(encoding="utf-8") if frames else "")
         if (self.folder / LABELS / DATA_SET).is_file():
             options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "default_flow_style": None}
             _replace(self.folder / DATA, yaml.dump(self._data_set(lists), Dumper=PlainDumper, width=1000, **options))
+
+    def _line(self, name: str) -> str:
+        return list_line(os.path.relpath(self.files[name], self.folder)) + "\n"
 
     def _data_set(self, lists: dict[str, list[str]]) -> dict[str, Any]:
         """Return the data set of the import, with a split for each list instead of one for all images."""
@@ -196,8 +200,7 @@ class Project:
         for split, patterns in content["splits"].items():
             depth = split.removeprefix("train").removeprefix("_")
             for purpose, file in (("train", LABELED), ("unlabeled", UNLABELED), ("test", TEST)):
-                paths = [self.path_of(name) for name in lists[file]]
-                if not any(not depth or path.count("/") == int(depth) for path in paths):
+                if not any(not depth or name.count("/") == int(depth) for name in lists[file]):
                     continue
                 keys = ("unlabeled",) if purpose == "unlabeled" else ("images", "labels")
                 of_split = {key: patterns[key] for key in keys} | {"list": file, "subset": True}
@@ -220,7 +223,7 @@ class Project:
     def label_digests(self) -> str:
         """Return a table of the images to train on with a digest of each label file."""
         digests = {name: hashlib.sha256(self.label_of(name).read_bytes()).hexdigest() for name in self.labeled()}
-        return "".join(f"{digest[:16]},{name}\n" for name, digest in {"image": "sha256", **digests}.items())
+        return "".join(f"{digest[:16]},{list_line(name)}\n" for name, digest in {"image": "sha256", **digests}.items())
 
 
 def start(

@@ -67,11 +67,11 @@ def propose(project: Project, budget: int, tool: str = "cvat", purpose: str = "t
     else:
         names, hardest = _propose_training(project, model, draft, budget, rng)
     for name in names:
-        copy = draft / "images" / project.path_of(name)
+        copy = draft / "images" / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(project.files[name], copy)
     write_for_tool(project, draft, names, tool)
-    overlays = {name: prelabel_file(project, draft, name) for name in names}
+    overlays = {name: prelabel_file(draft, name) for name in names}
     write_page(project, draft / PAGE, overlays, hardest, f"Round {number}: {budget} images, for the {purpose}")
     folder = draft.with_name(number)
     os.replace(draft, folder)
@@ -88,20 +88,20 @@ def _propose_training(
     pool = project.cached(
         f"pool-{model.number:02d}", lambda folder: score_pool(predictor, project.images, folder, identity)
     )
-    name_of = {file: name for name, file in project.files.items()}
-    test = {*project.test()}
-    pool = subset(pool, [index for index, file in enumerate(pool.files) if name_of[os.path.abspath(file)] not in test])
-    labeled = {*project.labeled()}
+    name_of = {path: name for name, path in project.files.items()}
     names = [name_of[os.path.abspath(file)] for file in pool.files]
+    test, labeled = {*project.test()}, {*project.labeled()}
+    pool = subset(replace(pool, names=names), [index for index, name in enumerate(names) if name not in test])
+    names = pool.names
     has_label = np.array([index for index, name in enumerate(names) if name in labeled], np.int64)
     if budget > len(pool) - len(has_label):
         raise UserError(f"only {len(pool) - len(has_label)} images can be read", key="--budget", value=budget)
     selection = STRATEGIES[AUTO](pool, budget, has_label, rng)
     facts = {"proposed": f"{budget} of {len(pool)} images", "strategy": AUTO, "model": model.weights}
     write_proposal(draft, pool, selection, has_label, predictor, facts)
-    write_prelabels(draft, pool, selection.indices, predictor)
+    write_prelabels(draft, replace(pool, names=[bare(name) for name in names]), selection.indices, predictor)
     chosen = [names[index] for index in selection.indices]
-    write_names(draft / SELECTED, chosen)  # the file names of all images, of which a test image may have the same
+    write_names(draft / SELECTED, chosen)  # file names alone may be those of several images
     return chosen, [names[index] for index in np.argsort(-pool.entropy, kind="stable")[:HARDEST]]
 
 
@@ -159,7 +159,7 @@ def write_for_tool(project: Project, folder: Path, names: Sequence[str], tool: s
     """Write ``folder/TOOL``: the labels of the tool's project, and pre-labels where ``folder/prelabels`` has them."""
     classes, output = project.classes().classes, folder / tool
     output.mkdir()
-    files = {project.path_of(name): prelabel_file(project, folder, name) for name in names}
+    files = {name: prelabel_file(folder, name) for name in names}
     labels = [(path, np.asarray(Image.open(file))) for path, file in files.items() if file.is_file()]
     if tool == "cvat":
         rows = zip(classes.names, classes.colors)
@@ -177,5 +177,5 @@ def write_for_tool(project: Project, folder: Path, names: Sequence[str], tool: s
             write_png(output / "labels" / f"{bare(path)}.png", label)
 
 
-def prelabel_file(project: Project, folder: Path, name: str) -> Path:
-    return png_path(folder / FOLDER, bare(project.path_of(name)))
+def prelabel_file(folder: Path, name: str) -> Path:
+    return png_path(folder / FOLDER, bare(name))

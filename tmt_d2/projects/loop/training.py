@@ -14,7 +14,9 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 
+from tmt_d2.adaptation.checks import check_task
 from tmt_d2.config import replace_keys, setup_cfg
+from tmt_d2.data import register_data
 from tmt_d2.engine.hooks.evaluation_images import EvaluationImages
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.engine.trainer import Trainer
@@ -48,9 +50,8 @@ def import_export(
     output = project.folder / LABELS
     report = import_labels(export, project.images, project.classes(), output, mapping=mapping, replace=replace)
     project.refresh()
-    proposed = {project.path_of(name) for folder in project.rounds() for name in project.proposed(folder)}
-    has_label = {project.path_of(name) for name in project.with_label()}
-    report.names["missing"] = sorted(proposed - has_label)
+    proposed = {name for folder in project.rounds() for name in project.proposed(folder)}
+    report.names["missing"] = sorted(proposed - {*project.with_label()})
     return report
 
 
@@ -81,8 +82,10 @@ def train(project: Project, seconds: float = 0, opts: Sequence[str] = ()) -> Pat
         write_config(project.folder / CONFIG, setup_cfg(project.folder / CONFIG, opts))
     else:
         folder = folder or project.folder / MODELS / next_number(project.folder / MODELS)
-        shutil.rmtree(folder, ignore_errors=True)
         cfg = training_config(project, folder, opts)
+        register_data(cfg)
+        check_task(cfg)  # before anything is written
+        shutil.rmtree(folder, ignore_errors=True)
         if seconds:
             cfg = replace_keys(cfg, {"SOLVER.MAX_ITER": steps_within(seconds, seconds_a_step(cfg))})
         write_config(project.folder / CONFIG, cfg)

@@ -23,10 +23,11 @@ from tmt_d2.engine.checkpoint.classes import encode_classes
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.engine.trainer import Trainer
 from tmt_d2.projects.annotation.writers import write_cvat_masks
-from tmt_d2.projects.loop import training
+from tmt_d2.projects.loop import proposing, training
 from tmt_d2.projects.loop.command import main
 from tmt_d2.projects.loop.project import Project
 from tmt_d2.projects.loop.state import status
+from tmt_d2.utils.lock import folder_lock
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("data_root", "clean_catalogs")]
 
@@ -187,3 +188,80 @@ def test_without_a_source_model(photos: Path, scenes: Path, tmp_path: Path) -> N
     assert adapt(city, "train") == 0
     (model,) = status(Project(city)).models
     assert model.number == 1 and model.measured and model.estimated is None
+
+
+def test_test_images_stay_test_images(city: Path, scenes: Path, photos: Path) -> None:
+    adapt(city, "propose", "--budget", "2", "--purpose", "test")
+    first = names_in(city / "rounds/01/selected.txt")
+    adapt(city, "propose", "--budget", "1", "--purpose", "test")
+    (second,) = names_in(city / "rounds/02/selected.txt")
+    assert second not in first
+    for number in ("01", "02"):
+        adapt(city, "import", str(label(city, scenes, number)))
+    assert not (city / "labeled.txt").exists() and len(names_in(city / "test.txt")) == 3
+    with refuses("--project"):
+        adapt(city, "train")
+    rows = Project(city).frame()
+    assert len(rows) == 6 and {row["probability"] for row in rows} == {"0.500000"}
+    # A new image with the name of a test image does not rename it.
+    (photos / "new").mkdir()
+    shutil.copy(next(photos.rglob(second)), photos / "new" / second)
+    assert {Path(name).name for name in Project(city).test()} == {*first, second}
+    with refuses("--budget", 5):
+        adapt(city, "propose", "--budget", "5")  # four are left
+    adapt(city, "propose", "--budget", "4")
+    assert not {*Project(city).proposed(city / "rounds/03")} & {*Project(city).test()}
+
+
+def test_a_killed_proposal_is_made_again(city: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*arguments: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(proposing, "write_page", killed)
+        with pytest.raises(Killed):
+            adapt(city, "propose", "--budget", "2", "--purpose", "test")
+    assert not Project(city).rounds() and not Project(city).test()
+    adapt(city, "propose", "--budget", "2", "--purpose", "test")
+    assert [path.name for path in (city / "rounds").iterdir()] == ["01"]
+
+
+def test_mistakes_change_nothing(city: Path, scenes: Path, photos: Path, source: Path, tmp_path: Path) -> None:
+    new = ["--config-file", str(TINY_CONFIG), "--images", str(photos), "--output", str(tmp_path / "new")]
+    for key, words in {
+        "--classes": ["--model", str(source), "--classes", "classes.yaml"],
+        "--model": ["--model", str(save_without_classes(source, tmp_path))],
+        "--source-data": ["--model", str(source), "--source-data", "paris"],
+    }.items():
+        with refuses(key):
+            main(["start", *new, *words])
+    with refuses("--output"):
+        main(["start", *new[:-1], str(city), "--model", str(source)])
+    with refuses("--output"):
+        main(["start", *new[:-1], str(photos / "city"), "--model", str(source)])
+    assert not (tmp_path / "new").exists() and not (photos / "city").exists()
+    adapt(city, "propose", "--budget", "2")
+    export = label(city, scenes, "01")
+    (tmp_path / "cut.zip").write_bytes(export.read_bytes()[:-99])
+    with refuses(str(tmp_path / "cut.zip")):
+        adapt(city, "import", str(tmp_path / "cut.zip"))
+    assert not (city / "labels").exists() or not [*(city / "labels").rglob("*.png")]
+    adapt(city, "import", str(export))
+    before = (city / "config.yaml").read_text()
+    for key, words in {
+        "--time": ["--time", "soon"],
+        "SELF_TRAINING.SOURCE_RATIO": ["SELF_TRAINING.SOURCE_RATIO", "0.3"],
+    }.items():
+        with refuses(key):
+            adapt(city, "train", *words)
+    assert (city / "config.yaml").read_text() == before and not (city / "models").exists()
+    with folder_lock(city), refuses("--project"):
+        adapt(city, "propose", "--budget", "1")
+    with folder_lock(city):  # a training, for example
+        assert adapt(city, "status") == 0
+
+
+def save_without_classes(source: Path, folder: Path) -> Path:
+    path = folder / "without.pth"
+    torch.save({"model": torch.load(source)["model"]}, path)
+    return path

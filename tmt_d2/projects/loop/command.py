@@ -122,17 +122,20 @@ def _propose(project: Project, args: argparse.Namespace) -> int:
 
     folder = propose(project, args.budget, args.tool, args.purpose)
     print("\n".join(project.proposed(folder)))
-    print(f"\nwritten: {folder}: images/, {args.tool}/, round.html\nnext: label the images; tmt-adapt import EXPORT")
+    print(
+        f"\nwritten: {folder}: images/, {args.tool}/, round.html\nnext: label the images, then tmt-adapt import EXPORT"
+    )
     return 0
 
 
 def _import(project: Project, args: argparse.Namespace) -> int:
     from tmt_d2.projects.annotation.labels import read_mapping
+    from tmt_d2.projects.loop.state import next_command
     from tmt_d2.projects.loop.training import import_export
 
     report = import_export(project, args.export, mapping=read_mapping(args.map), replace=args.replace)
     print("\n".join(report.lines()))
-    print(f"\n{len(project.labeled())} images to train on\nnext: tmt-adapt train")
+    print(f"\n{len(project.labeled())} images to train on\nnext: tmt-adapt {next_command(project)}")
     return 0 if report.is_complete else 1
 
 

@@ -53,13 +53,13 @@ class Model:
 
     Attributes:
         number: of the training, from 1; 0: the source model.
-        labels: number of images whose labels it was trained on.
+        trained_on: images whose labels it was trained on.
     """
 
     number: int
     config: Path
     weights: str
-    labels: int = 0
+    trained_on: frozenset[str] = frozenset()
 
 
 class Project:
@@ -100,6 +100,11 @@ class Project:
         """Name, the path below ``place``, -> absolute path, of every image."""
         paths = [os.path.abspath(image.record["file_name"]) for image in self.images]
         return {Path(os.path.relpath(path, self.images.top)).as_posix(): path for path in paths}
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Absolute path -> name, of every image."""
+        return {path: name for name, path in self.files.items()}
 
     def label_of(self, name: str) -> Path:
         return self.folder / LABELS / LABEL_FILES / f"{bare(name)}.png"
@@ -149,8 +154,11 @@ class Project:
         for folder in _numbered(self.folder / MODELS):
             weights = folder / "model_final.pth"
             if (folder / FINISHED).is_file() and weights.is_file():
-                count = len((folder / TRAINED_ON).read_text(encoding="utf-8").splitlines()) - 1
-                models.append(Model(int(folder.name), folder / CONFIG, str(weights), count))
+                lines = {
+                    line.partition(",")[2] for line in (folder / TRAINED_ON).read_text(encoding="utf-8").splitlines()
+                }
+                trained_on = frozenset(name for name in self.files if list_line(name) in lines)
+                models.append(Model(int(folder.name), folder / CONFIG, str(weights), trained_on))
         return models
 
     def newest_training(self) -> Path | None:

@@ -18,6 +18,7 @@ from tmt_d2.data.datasets.label_spaces import IGNORE
 from tmt_d2.data.image_lists import write_names
 from tmt_d2.errors import UserError
 from tmt_d2.inference.folder import png_path, write_classes, write_png
+from tmt_d2.inference.predictor import Predictor
 from tmt_d2.inference.statistics import model_identity
 from tmt_d2.projects.annotation.matching import bare
 from tmt_d2.projects.annotation.writers import labeling_config, write_cvat_masks, write_label_studio
@@ -28,7 +29,7 @@ from tmt_d2.projects.label_selection.strategies import AUTO, STRATEGIES
 from tmt_d2.projects.loop.estimator import draw, strata_of
 from tmt_d2.projects.loop.page import PAGE, write_page
 from tmt_d2.projects.loop.project import FRAME, ROUNDS, SELECTED, Model, Project, next_number
-from tmt_d2.projects.loop.state import predicted_confusions, predictor_of
+from tmt_d2.projects.loop.state import predicted_confusions
 from tmt_d2.utils.files import atomic_write
 
 STRATA, HARDEST = 5, 6
@@ -83,13 +84,12 @@ def _propose_training(
     project: Project, model: Model, draft: Path, budget: int, rng: np.random.Generator
 ) -> tuple[list[str], list[str]]:
     """Return the proposed images, and those with the least certain predictions."""
-    predictor = predictor_of(model)
+    predictor = Predictor.from_config(str(model.config), model.weights)
     identity = model_identity(predictor.cfg)
     pool = project.cached(
         f"pool-{model.number:02d}", lambda folder: score_pool(predictor, project.images, folder, identity)
     )
-    name_of = {path: name for name, path in project.files.items()}
-    names = [name_of[os.path.abspath(file)] for file in pool.files]
+    names = [project.names[os.path.abspath(file)] for file in pool.files]
     test, labeled = {*project.test()}, {*project.labeled()}
     pool = subset(replace(pool, names=names), [index for index, name in enumerate(names) if name not in test])
     names = pool.names
@@ -127,11 +127,10 @@ def _propose_test(
         rows = [{"image": name, "stratum": 0, "quality": 0.5, "round": ""} for name in project.files]
         rows = [row for row in rows if row["image"] not in labeled]
         if model is not None:
-            statistics, _ = predicted_confusions(project, model, predictor_of(model))
-            shares = np.trace(statistics.arrays["confusions"], axis1=1, axis2=2)
-            quality_of = {os.path.abspath(file): float(share) for file, share in zip(statistics.files, shares)}
-            rows = [row for row in rows if project.files[row["image"]] in quality_of]
-            quality = np.array([quality_of[project.files[row["image"]]] for row in rows])
+            predictor = Predictor.from_config(str(model.config), model.weights)
+            confusions, _ = predicted_confusions(project, model, predictor)
+            rows = [row for row in rows if row["image"] in confusions]
+            quality = np.array([np.trace(confusions[row["image"]]) for row in rows])
             for row, value, stratum in zip(rows, quality, strata_of(quality, max(1, min(STRATA, budget // 4)))):
                 row |= {"quality": f"{value:.4f}", "stratum": int(stratum)}
     strata, quality = (np.array([row[key] for row in rows], float) for key in ("stratum", "quality"))

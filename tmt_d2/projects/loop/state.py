@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +19,11 @@ from tmt_d2.data.labeled import LABEL
 from tmt_d2.data.reader import read_image_of, read_label
 from tmt_d2.estimation.collect import Collector, spread
 from tmt_d2.estimation.estimate import Estimation, soft_confusion
+from tmt_d2.estimation.estimators import VERSION
 from tmt_d2.estimation.sample import PixelSample
 from tmt_d2.evaluation.semantic import confusion_matrix
 from tmt_d2.inference.predictor import Predictor
-from tmt_d2.inference.statistics import ImageStatistics, model_identity, statistics_of
+from tmt_d2.inference.statistics import model_identity, statistics_of
 from tmt_d2.projects.loop.estimator import LEAST, LEVEL, Measured, difference_estimate, images_to_halve
 from tmt_d2.projects.loop.project import DATA, FINISHED, FRAME, MODELS, ROUNDS, TRAINED_ON, Model, Project
 from tmt_d2.utils.files import read_json, read_json_lines, write_json
@@ -70,73 +73,71 @@ class Status:
 def status(project: Project) -> Status:
     """Return the state; accuracies that are not in ``results/`` are computed."""
     project.refresh()
-    with_label, rounds = {*project.with_label()}, []
-    for folder in project.rounds():
-        names = project.proposed(folder)
-        purpose = "test" if (folder / FRAME).is_file() else "train"
-        rounds.append((int(folder.name), purpose, len(names), len(with_label.intersection(names))))
     test = project.test()
     return Status(
         images=len(project.files),
         labeled=len(project.labeled()),
         drawn=len(test),
-        test=len(with_label.intersection(test)),
-        rounds=rounds,
+        test=len({*project.with_label()}.intersection(test)),
+        rounds=rounds_of(project),
         models=[model_status(project, model) for model in project.models()],
-        next=next_command(project, rounds),
+        next=next_command(project),
     )
 
 
-def next_command(project: Project, rounds: Sequence[tuple[int, str, int, int]]) -> str:
+def rounds_of(project: Project) -> list[tuple[int, str, int, int]]:
+    """Return number, purpose, number of proposed images and number of those with a label, of each round."""
+    with_label, rows = {*project.with_label()}, []
+    for folder in project.rounds():
+        names, purpose = project.proposed(folder), "test" if (folder / FRAME).is_file() else "train"
+        rows.append((int(folder.name), purpose, len(names), len(with_label.intersection(names))))
+    return rows
+
+
+def next_command(project: Project) -> str:
     """Return the arguments of ``tmt-adapt`` with which to go on, and a remark."""
-    current, digests = project.newest_training(), project.label_digests()
-    is_current = current is not None and (current / TRAINED_ON).read_text(encoding="utf-8") == digests
-    waiting = [number for number, _, _, labeled in rounds if not labeled]
+    current = project.newest_training()
+    is_current = current is not None and (current / TRAINED_ON).read_text(encoding="utf-8") == project.label_digests()
+    waiting = [number for number, _, _, labeled in rounds_of(project) if not labeled]
     if current and is_current and not (current / FINISHED).is_file():
         log = current / "metrics.json"
         done = read_json_lines(log)[-1]["iteration"] + 1 if log.is_file() and log.stat().st_size else 0
-        return f"train        ({done} iterations of {MODELS}/{current.name} are done, if it does not run it continues)"
+        return f"train        ({MODELS}/{current.name}: {done} iterations are done; it continues if it does not run)"
     if waiting:
         return f"import EXPORT        (the labels of {ROUNDS}/{waiting[0]:02d})"
     return "train" if project.labeled() and not is_current else "propose --budget 10"
 
 
 def model_status(project: Project, model: Model) -> ModelStatus:
-    """Return the accuracy of a model, from ``results/NN.json`` if it is of these labels, images and weights."""
-    labels, file = model.labels, project.folder / RESULTS / f"{model.number:02d}.json"
-    rows = [row for row in project.frame() if row["image"] not in {*project.labeled()}]
-    drawn = [index for index, row in enumerate(rows) if row["round"] and project.label_of(row["image"]).is_file()]
-    measures, estimates = len(drawn) >= LEAST, bool(project.source_test)
-    if not (measures or estimates):
-        return ModelStatus(model.number, labels)
+    """Return the accuracy of a model, from ``results/NN.json`` if it is of these images, test labels and weights."""
+    file = project.folder / RESULTS / f"{model.number:02d}.json"
+    rows = [row for row in project.frame() if row["image"] not in model.trained_on]
+    tested = [row["image"] for row in rows if row["round"] and project.label_of(row["image"]).is_file()]
+    if len(tested) < LEAST and not project.source_test:
+        return ModelStatus(model.number, len(model.trained_on))
     digest = hashlib.sha256(repr([(row["image"], row["stratum"]) for row in rows]).encode())
-    for index in drawn:
-        digest.update(project.label_of(rows[index]["image"]).read_bytes())
-    stat = Path(model.weights).stat()
-    identity = {"test": digest.hexdigest(), "weights": model.weights, "changed": stat.st_mtime_ns}
-    identity |= {"images": len(project.files), "source": project.source_test}
+    for name in tested:
+        digest.update(project.label_of(name).read_bytes())
+    identity = {"test": digest.hexdigest(), "weights": model.weights, "changed": Path(model.weights).stat().st_mtime_ns}
+    identity |= {"images": list(project.files), "source": project.source_test}
     if file.is_file() and read_json(file, ["identity"])["identity"] == identity:
         return _read(file)
-    predictor = predictor_of(model)
-    statistics, estimation = predicted_confusions(project, model, predictor)
-    of_name = {file: index for index, file in enumerate(statistics.files)}
-    confusions = statistics.arrays["confusions"]
-    measured = accuracy = estimated = None
-    more = 0
-    if measures:
-        paths = [project.files[row["image"]] for row in rows]
-        kept = [index for index, path in enumerate(paths) if path in of_name]  # the others are unreadable
-        drawn = [position for position, index in enumerate(kept) if index in {*drawn}]
-        predicted = confusions[[of_name[paths[index]] for index in kept]]
-        truth = np.stack([true_confusion(project, predictor, rows[kept[index]]["image"]) for index in drawn])
-        strata = np.array([int(rows[index]["stratum"]) for index in kept])
+    predictor = Predictor.from_config(str(model.config), model.weights)
+    confusions, estimation = predicted_confusions(project, model, predictor)
+    values: dict[str, Any] = {}
+    rows = [row for row in rows if row["image"] in confusions]  # the others are unreadable
+    drawn = [index for index, row in enumerate(rows) if row["image"] in {*tested}]
+    if len(drawn) >= LEAST:
+        predicted = np.stack([confusions[row["image"]] for row in rows])
+        truth = np.stack([true_confusion(project, predictor, rows[index]["image"]) for index in drawn])
+        strata = np.array([int(row["stratum"]) for row in rows])
         metrics = difference_estimate(predicted, truth, np.array(drawn), strata)
-        measured, accuracy = metrics["mIoU"], metrics["accuracy"]
-        more = images_to_halve(len(drawn), len(kept))
+        values = {"measured": metrics["mIoU"], "accuracy": metrics["accuracy"]}
+        values["more"] = images_to_halve(len(drawn), len(rows))
     if estimation is not None:
-        estimate = estimation.of(confusions)
-        estimated = Measured(estimate.metrics()["mIoU"], *estimate.interval("mIoU"))
-    result = ModelStatus(model.number, labels, measured, accuracy, estimated, more)
+        estimate = estimation.of(np.stack(list(confusions.values())))
+        values["estimated"] = Measured(estimate.metrics()["mIoU"], *estimate.interval("mIoU"))
+    result = ModelStatus(model.number, len(model.trained_on), **values)
     file.parent.mkdir(exist_ok=True)
     write_json(file, asdict(result) | {"identity": identity})
     return result
@@ -153,14 +154,10 @@ def known_models(project: Project) -> list[ModelStatus]:
     return [_read(file) for file in sorted((project.folder / RESULTS).glob("*.json"))]
 
 
-def predictor_of(model: Model) -> Predictor:
-    return Predictor.from_config(str(model.config), model.weights)
-
-
 def predicted_confusions(
     project: Project, model: Model, predictor: Predictor
-) -> tuple[ImageStatistics, Estimation | None]:
-    """Return "confusions" (N, K, K), the expected confusion matrix of every image, and their estimator, if any.
+) -> tuple[dict[str, np.ndarray], Estimation | None]:
+    """Return the expected confusion matrix of every readable image, (K, K), by name, and their estimator, if any.
 
     They are calibrated on the source where the project has labeled images of it that no model was trained on.
     """
@@ -168,7 +165,7 @@ def predicted_confusions(
     if project.source_test:
         for file in project.source_custom:
             register_custom(file)
-        sample = collect.of_records(spread(labeled_records(project.source_test)))
+        sample = collect.of_records(spread(labeled_records(project.source_test)), progress=project.source_test[0])
         estimation = Estimation(sample, predictor.classes.names)
 
     def measure(pixels: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -178,10 +175,11 @@ def predicted_confusions(
             return {"confusions": np.asarray(estimation(sample).confusions, np.float32)}
         return {"confusions": soft_confusion(sample.probabilities, sample.predicted).numpy()}
 
-    identity = model_identity(predictor.cfg) | {"source": project.source_test}
+    identity = model_identity(predictor.cfg) | {"source": project.source_test, "version": VERSION}
     name = f"confusions-{model.number:02d}"
-    statistics = project.cached(name, lambda folder: statistics_of(project.images, folder, identity, measure))
-    return statistics, estimation
+    found = project.cached(name, lambda folder: statistics_of(project.images, folder, identity, measure))
+    names = [project.names[os.path.abspath(file)] for file in found.files]
+    return dict(zip(names, found.arrays["confusions"])), estimation
 
 
 def true_confusion(project: Project, predictor: Predictor, name: str) -> np.ndarray:

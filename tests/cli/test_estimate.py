@@ -64,7 +64,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def test_files_of_an_estimate(run: Run, tmp_path: Path) -> None:
-    assert run() == 0
+    assert run("TRANSFER.METHOD", "estimator") == 0
     out = tmp_path / "out"
     estimated = result(out)
     low, high = estimated["interval"]
@@ -94,13 +94,19 @@ def test_comparison_with_labels(run: Run, tmp_path: Path, capsys: pytest.Capture
         run("--compare", source="")
 
 
-def test_a_model_without_an_estimator(run: Run, tmp_path: Path) -> None:
-    assert run(model="full") == 0
+def test_the_estimator_follows_from_the_training(run: Run, tmp_path: Path) -> None:
+    """Confidence alone after training on the target; amplified for a source model without discriminators."""
+    assert (
+        run()
+        == run(model="full", output="full")
+        == run("TRANSFER.METHOD", "source", model="full", output="source")
+        == 0
+    )
     out = tmp_path / "out"
-    assert result(out)["estimator"] == "confidence"
-    assert any("confidence" in text for text in result(out)["warnings"])
-    assert {row["transferability"] for row in rows(out)} == {""}
-    assert not any("confidence" in text for text in (run(output="tmt") or result(tmp_path / "tmt"))["warnings"])
+    names = [result(tmp_path / name)["estimator"] for name in ("out", "full", "source")]
+    assert names == ["confidence", "confidence", "amplified-confidence"]
+    assert {row["transferability"] for row in rows(tmp_path / "full")} == {""}
+    assert {row["transferability"] for row in rows(out)} != {""}
 
 
 def test_several_models_are_ranked(

@@ -19,6 +19,7 @@ from tmt_d2.estimation.estimate import Estimate, Estimation, info_max, soft_conf
 from tmt_d2.estimation.estimators import (
     RIDGE,
     AccuracyEstimator,
+    AmplifiedConfidence,
     Confidence,
     LogisticRegression,
     SourceValidation,
@@ -110,11 +111,21 @@ def test_transferability_follows_the_domain_that_confidence_does_not_see() -> No
     assert torch.equal(near.probabilities, far.probabilities)
     assert torch.equal(*(accuracy(Confidence, source, each) for each in (near, far)))
     close, away = (accuracy(Transferability, source, each) for each in (near, far))
-    assert (away < close).all()
+    assert (away <= close).all() and away.mean() < close.mean() - 0.03
     confident = accuracy(Confidence, source, far).mean()
     assert measured < confident and abs(away.mean() - measured) < abs(confident - measured)
     order = away.argsort(descending=True)
     assert torch.corrcoef(torch.stack([order.argsort().float(), SOURCE_LEVELS]))[0, 1] > 0.7
+
+
+def test_a_fall_of_confidence_is_amplified() -> None:
+    """Equal on the source itself, below a target of lower confidence; T counts only where it sees a larger loss."""
+    source = simulated(SOURCE_LEVELS)
+    unsure = PixelSample((0.5 * source.probabilities.log()).softmax(-1), None, source.domain)
+    for target, equal in ((source, True), (unsure, False)):
+        plain, amplified = (accuracy(kind, source, target).mean() for kind in (Confidence, AmplifiedConfidence))
+        assert (abs(plain - amplified) < 0.02) == equal and amplified <= plain + 0.02
+        assert (accuracy(Transferability, source, target) <= accuracy(AmplifiedConfidence, source, target) + 1e-4).all()
 
 
 def test_a_domain_that_tells_nothing_changes_nothing() -> None:
@@ -129,7 +140,7 @@ def test_a_domain_that_tells_nothing_changes_nothing() -> None:
 def test_comparison_with_measurements() -> None:
     source, target = simulated(SOURCE_LEVELS), simulated(SOURCE_LEVELS + 2, seed=1)
     rows = {row["estimator"]: row for row in compare(source, target, CLASSES)}
-    assert list(rows) == ["source-validation", "confidence", "transferability"]
+    assert list(rows) == ["source-validation", "confidence", "amplified-confidence", "transferability"]
     assert len({row["measured mIoU"] for row in rows.values()}) == 1
     assert all(row["from"] <= row["estimated mIoU"] <= row["to"] for row in rows.values())
     for name in ("error per image", "ECE"):
@@ -139,7 +150,7 @@ def test_comparison_with_measurements() -> None:
     assert target.truth is not None
     partly = PixelSample(target.probabilities, target.truth.clone(), None)
     partly.truth[:3] = 255  # type: ignore[index]
-    assert [row["estimator"] for row in compare(source, partly, CLASSES)] == list(rows)[:2]
+    assert [row["estimator"] for row in compare(source, partly, CLASSES)] == list(rows)[:3]
     assert all(np.isfinite(value) for row in compare(source, partly, CLASSES) for value in list(row.values())[1:])
 
 
@@ -147,8 +158,9 @@ def test_probabilities_of_an_image_have_its_accuracy_and_predictions() -> None:
     source, target = simulated(SOURCE_LEVELS), simulated(SOURCE_LEVELS[:7] + 1, seed=1)
     estimator = Transferability.fit(source)
     p = estimator.probabilities(target)
-    calibrated = Confidence.probabilities(Confidence(estimator.class_temperatures), target)
-    expected = estimator.image_accuracy(target, calibrated.amax(-1).mean(1))
+    calibrated = Confidence(estimator.class_temperatures).probabilities(target).amax(-1).mean(1)
+    source_logit = torch.tensor(estimator.source_accuracy).logit()
+    expected = (source_logit + estimator.change(target, calibrated)).sigmoid()
     assert torch.equal(p.argmax(-1), target.predicted)
     assert torch.allclose(p.amax(-1).mean(1), expected, atol=1e-4)
     alone = estimator.probabilities(PixelSample(target.probabilities[3:4], None, target.domain[3:4]))
@@ -156,8 +168,9 @@ def test_probabilities_of_an_image_have_its_accuracy_and_predictions() -> None:
 
 
 def test_the_default_follows_from_the_model() -> None:
-    assert Estimation(simulated(), CLASSES).estimator.name == "confidence"
+    assert Estimation(simulated(), CLASSES).estimator.name == "amplified-confidence"
     assert Estimation(simulated(SOURCE_LEVELS), CLASSES).estimator.name == "transferability"
+    assert Estimation(simulated(SOURCE_LEVELS), CLASSES, adapted=True).estimator.name == "confidence"
     with pytest.raises(UserError):
         Transferability.fit(simulated())
 

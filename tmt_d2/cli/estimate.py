@@ -5,7 +5,8 @@
 
 No label of --input is read. The estimate comes from the model's confidence, calibrated on labeled images of the source
 that were not trained on (--source), and from transferability if the model has domain discriminators, which --method
-estimator trains on source and target images. Without --source there is no number; several --weights are ranked.
+estimator trains on source and target images. A model that was trained on target images (its TRANSFER.METHOD is a
+fine-tuning) is judged by its confidence alone. Without --source there is no number; several --weights are ranked.
 
 Files in --output, for several --weights in a folder each:
 
@@ -144,6 +145,7 @@ def estimate_model(predictor: Predictor, images: InputImages, source: str, folde
     Returns:
         a row of the table, and True if some images could not be read.
     """
+    from tmt_d2.adaptation import task_of
     from tmt_d2.data.datasets.registration import labeled_records
     from tmt_d2.data.labeled import LABEL
     from tmt_d2.estimation.collect import Collector, spread
@@ -165,7 +167,8 @@ def estimate_model(predictor: Predictor, images: InputImages, source: str, folde
     claim_pool(images, pool, identity)  # before minutes of work
     estimation = None
     if source:
-        estimation = Estimation(collect.of_records(records, progress=source), predictor.classes.names)
+        sample = collect.of_records(records, progress=source)
+        estimation = Estimation(sample, predictor.classes.names, adapted=task_of(cfg).fine_tunes)
     statistics = statistics_of(images, pool, identity, Measurement(collect, estimation))
     for name, reason in statistics.broken.items():
         print(f"left out: {name}: {reason}")
@@ -256,11 +259,16 @@ def number(value: float) -> str:
 
 def warnings(estimation: Estimation, statistics: ImageStatistics) -> list[str]:
     """Return the reasons to distrust an estimate."""
+    from tmt_d2.estimation.estimators import AmplifiedConfidence, Confidence
+
     texts = []
     if len(statistics.names) < FEW_IMAGES:
         texts.append(f"only {len(statistics.names)} images: take the accuracy of images, not the mIoU")
-    if estimation.estimator.name == "confidence":
-        texts.append("the model has no domain discriminators: after a change of domain confidence is too optimistic")
+    name = estimation.estimator.name
+    if name == Confidence.name:
+        texts.append("the model was trained on target images: after self-training its confidence is too high")
+    elif name == AmplifiedConfidence.name:
+        texts.append("the model has no domain discriminators (--method estimator): after a change of domain, a guess")
     else:
         share = estimation.share_outside(statistics.arrays["domain"])
         if share > 0.5:

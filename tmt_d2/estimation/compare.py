@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from scipy.stats import spearmanr
+from torch import Tensor
 
 from tmt_d2.estimation.calibration import calibration_error, risk_coverage
 from tmt_d2.estimation.estimate import Estimation
 from tmt_d2.estimation.estimators import (
     AccuracyEstimator,
+    AmplifiedConfidence,
     Confidence,
     SourceValidation,
     Transferability,
-    rank_correlation,
 )
 from tmt_d2.estimation.sample import PixelSample
 from tmt_d2.evaluation.semantic import confusion_matrix, metrics
@@ -37,7 +39,7 @@ def compare(source: PixelSample, target: PixelSample, classes: Sequence[str]) ->
     labeled = has_label.sum(1)
     counted = labeled > 0
     accuracy = ((has_label & correct).sum(1) / labeled.clamp(min=1))[counted].numpy()
-    estimators: list[type[AccuracyEstimator]] = [SourceValidation, Confidence]
+    estimators: list[type[AccuracyEstimator]] = [SourceValidation, Confidence, AmplifiedConfidence]
     if target.domain is not None:
         estimators.append(Transferability)
     rows = []
@@ -61,3 +63,10 @@ def compare(source: PixelSample, target: PixelSample, classes: Sequence[str]) ->
             }
         )
     return rows
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Return Spearman's correlation; 0 where it is not defined."""
+    if a.unique().numel() < 2 or b.unique().numel() < 2:
+        return 0.0
+    return float(spearmanr(a, b).statistic)

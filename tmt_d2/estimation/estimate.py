@@ -11,10 +11,11 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from tmt_d2.adaptation import task_of
 from tmt_d2.data.datasets.label_spaces import class_list_of
 from tmt_d2.data.datasets.registration import labeled_records, records_of
 from tmt_d2.estimation.collect import Collector, spread
-from tmt_d2.estimation.estimators import AccuracyEstimator, Confidence, Transferability
+from tmt_d2.estimation.estimators import AccuracyEstimator, default_estimator
 from tmt_d2.estimation.sample import EPS, PixelSample
 from tmt_d2.evaluation.semantic import ESTIMATED, confusion_matrix, metrics
 from tmt_d2.modeling.mask_former import MaskFormer
@@ -22,8 +23,8 @@ from tmt_d2.modeling.mask_former import MaskFormer
 LEAST_SHARE = 1e-3  # of all pixels: a class that is expected in fewer does not count in mIoU
 RESAMPLINGS = 200
 LEVEL = 0.9  # of the interval
-MODEL_ERROR = 0.35
-LEAST_ERROR = 2.0  # percent points
+# Error of an estimated mIoU: a share of the estimated loss, and percent points; chosen on pairs of domains with labels.
+MODEL_ERROR, LEAST_ERROR = 0.4, 3.0
 
 
 def soft_confusion(probabilities: Tensor, predicted: Tensor) -> Tensor:
@@ -103,10 +104,14 @@ class Estimation:
     """
 
     def __init__(
-        self, source: PixelSample, classes: Sequence[str], estimator: type[AccuracyEstimator] | None = None
+        self,
+        source: PixelSample,
+        classes: Sequence[str],
+        estimator: type[AccuracyEstimator] | None = None,
+        adapted: bool = False,
     ) -> None:
-        """estimator: by default ``Transferability`` if the model has discriminators, else ``Confidence``."""
-        self.estimator = (estimator or (Confidence if source.domain is None else Transferability)).fit(source)
+        """estimator: by default ``default_estimator``. adapted: the model was trained on images of the target."""
+        self.estimator = (estimator or default_estimator(source.domain is not None, adapted)).fit(source)
         self.classes = classes
         has_label, _ = source.labeled()
         assert source.truth is not None
@@ -138,7 +143,7 @@ def estimated_metrics(cfg: CfgNode, model: MaskFormer, splits: Sequence[str]) ->
     """
     collect = Collector(cfg, model)
     source = collect.of_records(spread(labeled_records(cfg.DATASETS.SOURCE_TEST)))
-    estimation = Estimation(source, class_list_of(model).names)
+    estimation = Estimation(source, class_list_of(model).names, adapted=task_of(cfg).fine_tunes)
     values = {}
     for name in splits:
         estimate = estimation(collect.of_records(spread(records_of([name])), with_labels=False))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
+from tmt_d2.adaptation import task_of
 from tmt_d2.data.datasets.custom import read_custom, register_custom
 from tmt_d2.data.datasets.registration import labeled_records
 from tmt_d2.data.labeled import LABEL
@@ -166,7 +167,7 @@ def predicted_confusions(
         for file in project.source_custom:
             register_custom(file)
         sample = collect.of_records(spread(labeled_records(project.source_test)), progress=project.source_test[0])
-        estimation = Estimation(sample, predictor.classes.names)
+        estimation = Estimation(sample, predictor.classes.names, adapted=task_of(predictor.cfg).fine_tunes)
 
     def measure(pixels: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         ordered = [each if collect.image_format == "RGB" else each[:, :, ::-1] for each in pixels]

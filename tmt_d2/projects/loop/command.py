@@ -122,9 +122,8 @@ def _propose(project: Project, args: argparse.Namespace) -> int:
 
     folder = propose(project, args.budget, args.tool, args.purpose)
     print("\n".join(project.proposed(folder)))
-    print(
-        f"\nwritten: {folder}: images/, {args.tool}/, round.html\nnext: label the images, then tmt-adapt import EXPORT"
-    )
+    print(f"\nwritten: {folder}: images/, {args.tool}/, round.html")
+    print("next: label the images, then tmt-adapt import EXPORT")
     return 0
 
 

@@ -39,7 +39,7 @@ def write_page(project: Project, path: Path, prelabels: Mapping[str, Path], hard
         return cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA) if factor < 1 else pixels
 
     page = templates(__package__).get_template("round.html")
-    groups = {"Proposed": [*prelabels], "Least certain of all images": hardest}
+    groups = {"Proposed": [*prelabels], "Least certain": hardest}
     models = known_models(project)
     with atomic_write(path, "w") as file:
         file.write(page.render(title=title, groups=groups, thumbnail=thumbnail, models=models, points=curve(models)))

@@ -83,7 +83,7 @@ def propose(project: Project, budget: int, tool: str = "cvat", purpose: str = "t
 def _propose_training(
     project: Project, model: Model, draft: Path, budget: int, rng: np.random.Generator
 ) -> tuple[list[str], list[str]]:
-    """Return the proposed images, and those with the least certain predictions."""
+    """Return the proposed images, and the unlabeled ones with the least certain predictions."""
     predictor = Predictor.from_config(str(model.config), model.weights)
     identity = model_identity(predictor.cfg)
     pool = project.cached(
@@ -102,7 +102,8 @@ def _propose_training(
     write_prelabels(draft, replace(pool, names=[bare(name) for name in names]), selection.indices, predictor)
     chosen = [names[index] for index in selection.indices]
     write_names(draft / SELECTED, chosen)  # file names alone may be those of several images
-    return chosen, [names[index] for index in np.argsort(-pool.entropy, kind="stable")[:HARDEST]]
+    hardest = [names[index] for index in np.argsort(-pool.entropy, kind="stable") if names[index] not in labeled]
+    return chosen, hardest[:HARDEST]
 
 
 def subset(pool: Pool, indices: Sequence[int]) -> Pool:

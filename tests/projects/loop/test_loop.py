@@ -174,8 +174,15 @@ def test_without_a_source_model(photos: Path, scenes: Path, tmp_path: Path) -> N
     names = [*CITYSCAPES_CLASSES.names, "tent"]
     classes.write_text(yaml.safe_dump(names))
     words = ["--model", "none", "--config-file", str(TINY_CONFIG), "--images", str(photos), "--output", str(city)]
+    for key, more in {
+        "--classes": [],
+        "--source-data": ["--classes", str(classes), "--source-data", "cityscapes"],
+    }.items():
+        with refuses(key):
+            main(["start", *words, *more, *SMALL])
+    (tmp_path / "damaged.yaml").write_text("[road, {")
     with refuses("--classes"):
-        main(["start", *words, *SMALL])
+        main(["start", *words, "--classes", str(tmp_path / "damaged.yaml"), *SMALL])
     assert not city.exists()
     assert main(["start", *words, "--classes", str(classes), *SMALL]) == 0
     assert adapt(city, "propose", "--budget", "2", "--purpose", "test") == 0

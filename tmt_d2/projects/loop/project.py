@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -27,9 +28,10 @@ from tmt_d2.cli.common import check_output_folder
 from tmt_d2.config import replace_keys, setup_cfg
 from tmt_d2.config.file import UniqueKeys
 from tmt_d2.data.datasets.custom import read_custom, register_custom
-from tmt_d2.data.datasets.registration import labeled_records, split_name
+from tmt_d2.data.datasets.registration import label_space_of, labeled_records, split_name
 from tmt_d2.data.image_lists import list_line, listed_indices
 from tmt_d2.engine.checkpoint.classes import read_classes as classes_of_checkpoint
+from tmt_d2.engine.loading import load_model
 from tmt_d2.errors import UserError
 from tmt_d2.inference.folder import CLASSES, write_classes
 from tmt_d2.inference.images import InputImages, find_images
@@ -135,12 +137,12 @@ class Project:
         return [names[index] for index in found]
 
     def frame(self) -> list[dict[str, str]]:
-        """Return the rows of the newest ``test.csv``: every image that could be drawn for the test; [] without one."""
-        files = [folder / FRAME for folder in self.rounds() if (folder / FRAME).is_file()]
-        if not files:
-            return []
-        with files[-1].open(encoding="utf-8", newline="") as file:
-            return [row for row in csv.DictReader(file) if row["image"] in self.files]
+        """Return the rows of ``test.csv``: every image that could be drawn for the test; [] without one."""
+        return [row for row in csv.DictReader(io.StringIO(self._frame_text())) if row["image"] in self.files]
+
+    def _frame_text(self) -> str:
+        files = [file for folder in self.rounds() if (file := folder / FRAME).is_file()]
+        return files[-1].read_text(encoding="utf-8") if files else ""
 
     def test(self) -> list[str]:
         """Return the images that were drawn for the test; they are never trained on."""
@@ -191,8 +193,7 @@ class Project:
         }
         for name, content in lists.items():
             _replace(self.folder / name, "".join(map(self._line, content)))
-        frames = [file for folder in self.rounds() if (file := folder / FRAME).is_file()]
-        _replace(self.folder / FRAME, frames[-1].read_text(encoding="utf-8") if frames else "")
+        _replace(self.folder / FRAME, self._frame_text())
         if (self.folder / LABELS / DATA_SET).is_file():
             options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "default_flow_style": None}
             _replace(self.folder / DATA, yaml.dump(self._data_set(lists), Dumper=PlainDumper, width=1000, **options))
@@ -265,10 +266,13 @@ def start(
     find_images(images)
     own = _classes_of(model, classes)
     custom, train, test = _source_splits(source_data)
-    cfg = setup_cfg(config_file, opts, "self-training")
+    for split in (*train, *test):
+        if (classes_there := label_space_of(split).classes).names != own.classes.names:
+            message = f"has {classes_there}, the labels will have {own.classes}"
+            raise UserError(message, key="--source-data", value=source_data, hint="leave it out")
     weights = "" if model == NO_MODEL else str(Path(model).resolve())
-    if not (weights or cfg.MODEL.WEIGHTS):
-        cfg = setup_cfg(config_file, opts, "source")  # no weights to start from
+    method = "self-training" if weights or setup_cfg(config_file, opts).MODEL.WEIGHTS else "source"
+    cfg = setup_cfg(config_file, opts, method)
     cfg = replace_keys(
         cfg,
         {
@@ -281,6 +285,8 @@ def start(
             **({} if train else {"SELF_TRAINING.SOURCE_RATIO": 0.0}),
         },
     )
+    if weights:
+        load_model(cfg)
     values = {"images": str(Path(images).resolve()), "weights": weights}
     values |= {"source_custom": custom, "source_train": train, "source_test": test}  # type: ignore[dict-item]
     folder.mkdir(parents=True, exist_ok=True)
@@ -311,7 +317,10 @@ def _classes_of(model: str, place: str) -> LabelClasses:
         raise UserError("there is no model to take them from", key="--classes", hint="name a YAML file with their list")
     path = Path(place)
     if path.suffix.lower() in YAML and path.is_file():
-        content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
+        try:
+            content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"is no YAML ({' '.join(str(error).split())})", key="--classes", value=place) from error
         if isinstance(content, list):  # of names, as `class_list` of a data set
             with tempfile.TemporaryDirectory() as folder:
                 data_set = {"name": "own", "splits": {"train": {"unlabeled": "{stem}.png"}}}

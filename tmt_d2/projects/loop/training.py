@@ -99,7 +99,6 @@ def train(project: Project, seconds: float = 0, opts: Sequence[str] = ()) -> Pat
 
 def training_config(project: Project, folder: Path, opts: Sequence[str]) -> CfgNode:
     """Return the config of the project with its present data sets, an output folder and overrides."""
-    cfg = setup_cfg(project.folder / CONFIG)
     splits = project.splits()
     values: dict[str, Any] = {
         "OUTPUT_DIR": str(folder),
@@ -108,14 +107,9 @@ def training_config(project: Project, folder: Path, opts: Sequence[str]) -> CfgN
         "DATASETS.UNLABELED": tuple(splits["unlabeled"]),
         # Without a labeled test image the source is tested, or else what was trained on.
         "DATASETS.TEST": tuple(splits["test"] or project.source_test or splits["train"]),
+        **({"MODEL.WEIGHTS": project.weights} if project.weights else {}),
     }
-    if project.weights:
-        values["MODEL.WEIGHTS"] = project.weights
-    write_config(draft := project.folder / f".{CONFIG}.draft", replace_keys(cfg, values))
-    try:
-        return setup_cfg(draft, opts)
-    finally:
-        draft.unlink()
+    return setup_cfg(project.folder / CONFIG, [*(item for pair in values.items() for item in pair), *opts])
 
 
 class _StepTimer(HookBase):

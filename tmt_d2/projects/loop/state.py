@@ -214,9 +214,11 @@ def lines(project: Project, state: Status) -> list[str]:
     if rows:
         headers = ["model", "labels", "mIoU measured", "accuracy measured", "mIoU estimated"]
         texts += ["", tabulate(rows, headers=headers, disable_numparse=True)]
-        texts += [f"measured on test images: {LEVEL:.0%} interval; estimated without labels of the new images: 90%"]
-    if any(model.more for model in state.models):
-        texts += [f"{state.models[-1].more} more test images would halve the interval"]
+    if any(model.measured for model in state.models):
+        texts += [
+            f"measured: {LEVEL:.0%} interval from the test images; estimated: without labels of the new images",
+            f"{state.models[-1].more} more test images would halve the interval",
+        ]
     elif not state.drawn:
-        texts += ["", "no test images: `propose --purpose test --budget 20` draws them"]
+        texts += ["no test images: `propose --purpose test --budget 20` draws them"]
     return [*texts, "", f"next: tmt-adapt {state.next}"]

@@ -313,7 +313,7 @@ OWN: dict[str, Key] = {
     ),
     **section(
         "TEST.BEST",
-        METRIC=Key("", None, "Metric, such as mIoU or IoU-car, by which model_best.pth is chosen; empty: no such file"),
+        METRIC=Key("", None, "Metric (mIoU, IoU-car, estimated, ...) by which model_best.pth is chosen; empty: no such file"),
         SPLIT=Key("", None, "Split of DATASETS.TEST for METRIC; empty: the first"),
         PATIENCE=Key(0, NONNEGATIVE, "Stop after this number of evaluations without improvement; 0: never"),
     ),

@@ -5,7 +5,6 @@ Letters: B images, Q queries, N classes, (h, w) the size of the masks, (H, W) th
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,11 +14,10 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from tmt_d2.data.datasets.label_spaces import IGNORE
+from tmt_d2.errors import UserError
 from tmt_d2.modeling.mask_former import semantic_scores
 from tmt_d2.modeling.mask_logits import QueryOutputs
 from tmt_d2.modeling.ops.resize import resize
-
-logger = logging.getLogger(__name__)
 
 MEMORY = 0.99  # factor of the counts after a step
 STEPS_BETWEEN_CHECKS = 20
@@ -97,7 +95,7 @@ def mask_weights(labels: Tensor, weights: Tensor) -> Tensor:
 
 
 class CollapseMonitor(nn.Module):
-    """Warns once when one class takes over the pseudo-labels.
+    """Stops the run when one class takes over the pseudo-labels.
 
     Counts of a step are summed over micro-batches and processes. Both are running sums, (N,).
     """
@@ -107,7 +105,7 @@ class CollapseMonitor(nn.Module):
 
     def __init__(self, class_names: Sequence[str]):
         super().__init__()
-        self.class_names, self.steps, self.has_warned = class_names, 0, False
+        self.class_names, self.steps = class_names, 0
         for name in ("predicted", "labelled"):
             self.register_buffer(name, torch.zeros(len(class_names), dtype=torch.float64))
             self.register_buffer(f"_{name}_now", torch.zeros(len(class_names), dtype=torch.float64), persistent=False)
@@ -119,6 +117,10 @@ class CollapseMonitor(nn.Module):
         now += counts.to(now.device)
 
     def after_step(self) -> None:
+        """
+        Raises:
+            UserError: a collapse, in every process.
+        """
         for name in ("predicted", "labelled"):
             counts, now = self.get_buffer(name), self.get_buffer(f"_{name}_now")
             if comm.get_world_size() > 1:
@@ -126,7 +128,7 @@ class CollapseMonitor(nn.Module):
             counts.mul_(MEMORY).add_(now)
             now.zero_()
         self.steps += 1
-        if not self.has_warned and self.steps % STEPS_BETWEEN_CHECKS == 0:
+        if self.steps % STEPS_BETWEEN_CHECKS == 0:
             self._check()
 
     def _check(self) -> None:
@@ -137,11 +139,9 @@ class CollapseMonitor(nn.Module):
         expected = [count / sum(labeled) if sum(labeled) else 0.0 for count in labeled]
         worst = max(range(len(shares)), key=shares.__getitem__)
         if shares[worst] > expected[worst] + SUSPICIOUS * (1 - expected[worst]):
-            self.has_warned = True
-            logger.warning(
-                "%.0f %% of the pseudo-labels are %s, but only %.0f %% of the labels: self-training may be collapsing; "
-                "try another SELF_TRAINING.PSEUDO_LABEL_WEIGHT or BURN_IN",
-                100 * shares[worst],
-                self.class_names[worst],
-                100 * expected[worst],
+            raise UserError(
+                f"self-training has collapsed: {shares[worst]:.0%} of the pseudo-labels are {self.class_names[worst]}, "
+                f"but only {expected[worst]:.0%} of the labels",
+                key="SELF_TRAINING",
+                hint="change PSEUDO_LABEL_WEIGHT or BURN_IN",
             )

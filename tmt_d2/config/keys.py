@@ -313,7 +313,7 @@ OWN: dict[str, Key] = {
     ),
     **section(
         "TEST.BEST",
-        METRIC=Key("", None, "Metric that chooses model_best.pth, such as mIoU, IoU-car, estimated; empty: no such file"),
+        METRIC=Key("", None, "Metric that chooses model_best.pth: mIoU, IoU-car, estimated, ...; empty: none"),
         SPLIT=Key("", None, "Split of DATASETS.TEST for METRIC; empty: the first"),
         PATIENCE=Key(0, NONNEGATIVE, "Stop after this number of evaluations without improvement; 0: never"),
     ),

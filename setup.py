@@ -32,6 +32,7 @@ COMMANDS = {
     "tmt-estimate": "tmt_d2.cli.estimate",
     "tmt-select-labels": "tmt_d2.projects.label_selection.command",
     "tmt-import-labels": "tmt_d2.projects.annotation.command",
+    "tmt-label-studio-backend": "tmt_d2.projects.annotation.label_studio_backend",
     "tmt-adapt": "tmt_d2.projects.loop.command",
     "tmt-show-attention": "tmt_d2.cli.show_attention",
     "tmt-app": "tmt_d2.projects.viewer.command",
@@ -99,6 +100,8 @@ setup(
         "timm": BACKBONES,
         # projects/label_selection.
         "select": SELECTION,
+        # projects/annotation: the function for cvat-cli.
+        "cvat": ["cvat-sdk", "cvat-cli"],
         # PNG files read in half of the time.
         "png": FAST_PNG,
         # projects/viewer.

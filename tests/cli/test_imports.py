@@ -36,6 +36,8 @@ MISTAKES = (
     ("tmt_d2.cli.check_data", "--data-sets paris"),
     ("tmt_d2.projects.label_selection.command", f"{CONFIG} --target docs --budget 0 --output nowhere"),
     ("tmt_d2.projects.annotation.command", "--export nowhere.zip --images docs --classes a.json --output nowhere"),
+    ("tmt_d2.projects.annotation.label_studio_backend", "--project docs"),
+    ("tmt_d2.projects.annotation.label_studio_backend", f"--config-file {ROOT}/configs/models/tiny.yaml"),
     ("tmt_d2.projects.loop.command", "status --project docs"),
     ("tmt_d2.projects.huggingface.convert", "strip nowhere.pth a.pth"),
     ("tmt_d2.projects.report.command", "nowhere"),

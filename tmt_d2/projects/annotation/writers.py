@@ -59,7 +59,7 @@ def write_label_studio(path: Path, classes: ClassList, labels: Labels, prefix: s
         file.write("[")
         for number, (name, label) in enumerate(labels):
             regions = [
-                _region(label, index, classes.names[index]) for index in np.unique(label[label != IGNORE]).tolist()
+                brush_region(label, index, classes.names[index]) for index in np.unique(label[label != IGNORE]).tolist()
             ]
             prediction = {"model_version": "tmt_d2", "result": regions}
             task = {"data": {TO: prefix + quote(name)}, "predictions": [prediction]}
@@ -67,7 +67,8 @@ def write_label_studio(path: Path, classes: ClassList, labels: Labels, prefix: s
         file.write("\n]\n")
 
 
-def _region(label: np.ndarray, index: int, name: str) -> dict[str, Any]:
+def brush_region(label: np.ndarray, index: int, name: str) -> dict[str, Any]:
+    """Return Label Studio's region of class ``index`` in ``label``, (H, W) uint8, where it has at least one pixel."""
     height, width = label.shape
     return {
         "id": f"class{index}",

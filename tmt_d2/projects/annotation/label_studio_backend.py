@@ -1,0 +1,255 @@
+"""Serve a model to Label Studio as its ML backend: brush masks with scores, and training in the background.
+
+    tmt-label-studio-backend --project mycity
+    tmt-label-studio-backend --config-file config.yaml --weights model_final.pth --images photos
+
+Add http://127.0.0.1:9090 as a model in the settings of a Label Studio project with the labeling interface that
+`tmt-adapt propose --tool label-studio` writes. Tasks name images as /data/local-files/?d=PATH, or by their path, below
+--images. Nothing outside of that folder is read.
+
+With --project, a folder of tmt-adapt, the newest model predicts, and an annotation or "Start training" starts
+`tmt-adapt train`, on the labels that `tmt-adapt import` has read, if none runs. The model is replaced when the training
+has ended well, and stays otherwise. Nobody has to log in: leave --host at this machine, or protect the port.
+
+Requests and answers: labelstud.io/guide/ml_create, guide/predictions, guide/webhook_reference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import parse_qs, urlsplit
+
+from tmt_d2.cli.common import check_file, run
+from tmt_d2.errors import USER_ERRORS, UserError, one_line
+from tmt_d2.projects.loop.choices import PROJECT
+from tmt_d2.utils.ports import check_port
+
+if TYPE_CHECKING:
+    from tmt_d2.inference.predictor import Predictor
+
+logger = logging.getLogger(__name__)
+
+TRAINING_EVENTS = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED", "START_TRAINING")
+MAX_BODY = 64 * 2**20  # bytes of a request
+Json = dict[str, Any]
+
+
+def local_file(root: Path, reference: object) -> Path:
+    """Return the file below ``root`` that a task names: /data/local-files/?d=PATH, or a path.
+
+    Raises:
+        UserError: it is not below ``root``, links resolved, or there is no such file.
+    """
+    with suppress(OSError, ValueError, LookupError, RuntimeError):  # such as a null byte, a loop of links
+        parts = urlsplit(str(reference))
+        name = parse_qs(parts.query)["d"][0] if parts.path == "/data/local-files/" else str(reference)
+        path = (root / name).resolve()
+        if path.is_relative_to(root.resolve()) and path.is_file():
+            return path
+    raise UserError("there is no such file below --images", key="image", value=reference)
+
+
+class BackgroundTraining:
+    """The command ``words``, at most once at a time; ``ended`` is called in a thread after each that succeeded."""
+
+    def __init__(self, words: Sequence[str], ended: Callable[[], None]) -> None:
+        self.words, self._ended = list(words), ended
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> bool:
+        """Start the command and return True, or return False if it runs."""
+        with self._lock:
+            if self._thread is not None and self._thread.is_alive():
+                return False
+            self._process = subprocess.Popen(self.words)
+            self._thread = threading.Thread(target=self._wait, args=(self._process,), daemon=True)
+            self._thread.start()
+            return True
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> None:
+        if status := process.wait():
+            logger.error("the training ended with status %d: the model stays as it is", status)
+        else:
+            self._ended()
+
+    def stop(self) -> None:
+        """Ask the command to stop, if it runs, and wait for it; a training saves its state first."""
+        if self._process is not None and self._thread is not None:
+            self._process.terminate()
+            self._thread.join()
+
+
+class Backend:
+    """Answers to Label Studio's requests.
+
+    Args:
+        load: returns the newest predictor and its version, or None.
+        root: folder of the images.
+        words: command of a training; empty: none is ever started.
+    """
+
+    def __init__(self, load: Callable[[], tuple[Predictor, str] | None], root: Path, words: Sequence[str] = ()) -> None:
+        self._load, self._root, self._lock = load, root, threading.Lock()
+        self.model = load()
+        self.training = BackgroundTraining(words, self.reload)
+        self.routes: dict[tuple[str, str], Callable[[Json], Json]] = {
+            ("GET", "/health"): self.health,
+            ("POST", "/setup"): self.setup,
+            ("POST", "/predict"): self.predict,
+            ("POST", "/webhook"): self.webhook,
+        }
+
+    def reload(self) -> None:
+        """Replace the model with the newest one, or keep it where that cannot be loaded."""
+        try:
+            self.model = self._load() or self.model
+        except USER_ERRORS as error:
+            logger.error("the new model cannot be loaded, the last one stays: %s", one_line(error))
+
+    def health(self, request: Json) -> Json:
+        return {"status": "UP", "model_class": "tmt_d2"}
+
+    def setup(self, request: Json) -> Json:
+        return {"model_version": self.model[1] if self.model else ""}
+
+    def predict(self, request: Json) -> Json:
+        """Predict the images of ``tasks``: one brush region for each class."""
+        if self.model is None:
+            raise UserError("there is no model yet", hint="label images and train")
+        predictor, version = self.model
+        try:
+            references = [task["data"]["image"] for task in request["tasks"]]
+        except (LookupError, TypeError) as error:
+            raise UserError("is no list of tasks with data.image", key="tasks") from error
+        files = [local_file(self._root, reference) for reference in references]
+        with self._lock:
+            results = [_prediction(predictor, file) | {"model_version": version} for file in files]
+        return {"results": results, "model_version": version}
+
+    def webhook(self, request: Json) -> Json:
+        """Start a training after an event that asks for one."""
+        if not self.training.words or request.get("action") not in TRAINING_EVENTS:
+            return {"training": "no"}
+        return {"training": "started" if self.training.start() else "running"}
+
+
+def _prediction(predictor: Predictor, file: Path) -> Json:
+    from tmt_d2.projects.annotation.writers import brush_region
+
+    prediction = predictor(file)
+    labels, confidence = prediction.labels.numpy(), prediction.confidence().numpy()
+    regions = []
+    for index in prediction.labels.unique().tolist():
+        score = round(float(confidence[labels == index].mean()), 4)
+        regions.append(brush_region(labels, index, predictor.classes.names[index]) | {"score": score})
+    return {"result": regions, "score": round(float(confidence.mean()), 4)}
+
+
+class BackendServer(ThreadingHTTPServer):
+    """HTTP server of a backend; port 0 takes a free one."""
+
+    def __init__(self, address: tuple[str, int], backend: Backend) -> None:
+        super().__init__(address, _Handler)
+        self.backend = backend
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: BackendServer
+    timeout = 60  # seconds without a byte
+
+    def do_GET(self) -> None:
+        self._respond({})
+
+    def do_POST(self) -> None:
+        length, request = self.headers.get("Content-Length", ""), None
+        # A page in a browser cannot send this type unasked.
+        if length.isdecimal() and int(length) <= MAX_BODY and self.headers.get_content_type() == "application/json":
+            with suppress(ValueError, RecursionError):
+                request = json.loads(self.rfile.read(int(length)))
+        if isinstance(request, dict):
+            self._respond(request)
+        else:
+            self._send(400, {"error": f"the body is no application/json object of up to {MAX_BODY} bytes"})
+
+    def _respond(self, request: Json) -> None:
+        routes, place = self.server.backend.routes, (self.command, urlsplit(self.path).path)
+        try:
+            status, answer = (200, routes[place](request)) if place in routes else (404, {"error": "no such route"})
+        except USER_ERRORS as error:
+            status, answer = 400, {"error": one_line(error)}
+        except Exception:
+            logger.exception("%s %s", self.command, self.path)
+            status, answer = 500, {"error": "unexpected, see the log of the backend"}
+        self._send(status, answer)
+
+    def _send(self, status: int, answer: Json) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, format: str, *values: Any) -> None:
+        logger.debug(format, *values)
+
+
+def parser() -> argparse.ArgumentParser:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add, model = arguments.add_argument, arguments.add_mutually_exclusive_group(required=True)
+    model.add_argument("--project", default="", metavar="FOLDER", help="a project of tmt-adapt")
+    model.add_argument("--config-file", default="", metavar="FILE", help="config of a model; needs --images")
+    add("--weights", default="", metavar="FILE", help="checkpoint of --config-file; default: MODEL.WEIGHTS")
+    add("--images", default="", metavar="FOLDER", help="folder of the images; default: that of --project")
+    add("--host", default="127.0.0.1", help="default: %(default)s, this machine only; 0.0.0.0: any machine")
+    add("--port", type=int, default=9090, help="default: %(default)s")
+    return arguments
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(arguments)
+    check_port("--port", args.port, str(args.port))
+    project_file = str(Path(args.project, PROJECT)) if args.project else ""
+    for option, file in (("project", project_file), ("config-file", args.config_file), ("weights", args.weights)):
+        check_file(f"--{option}", file)
+    if (args.config_file or args.images) and not (args.images and Path(args.images).is_dir()):
+        raise UserError("is no folder", key="--images", value=args.images)
+    from tmt_d2.inference.predictor import Predictor
+    from tmt_d2.projects.loop.project import Project
+    from tmt_d2.utils.logs import log_to_screen
+
+    log_to_screen()
+
+    def load() -> tuple[Predictor, str] | None:
+        if args.config_file:
+            return Predictor.from_config(args.config_file, args.weights), Path(args.weights or args.config_file).stem
+        model = Project(args.project).newest_model()
+        return (Predictor.from_config(str(model.config), model.weights), f"model {model.number:02d}") if model else None
+
+    words = [sys.executable, "-m", "tmt_d2.projects.loop.command", "train", "--project", args.project]
+    root = Path(args.images or Project(args.project).place)
+    backend = Backend(load, root, words if args.project else ())
+    with BackendServer((args.host, args.port), backend) as server:
+        print(f"serving http://{args.host}:{args.port}", flush=True)
+        try:
+            server.serve_forever()
+        finally:
+            backend.training.stop()
+
+
+def command() -> NoReturn:
+    run(main)
+
+
+if __name__ == "__main__":
+    command()

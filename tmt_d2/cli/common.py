@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from tmt_d2.config.file import find_config, load_config_file
 from tmt_d2.errors import UserError, one_line_errors
+from tmt_d2.utils.memory import reuse_freed_memory
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +89,7 @@ def check_output_folder(output: Path, place: str = "", option: str = "") -> None
 def run(main: Callable[[], int | None]) -> NoReturn:
     """End the process with the status that ``main`` returns, or as ``one_line_errors`` does."""
     status = None
+    reuse_freed_memory()
     with one_line_errors():
         status = main()
     sys.exit(status)

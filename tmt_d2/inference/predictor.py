@@ -30,6 +30,7 @@ from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.ops.resize import resize
 from tmt_d2.modeling.tmt import TransferableMaskFormer
+from tmt_d2.utils.memory import reuse_freed_memory
 
 ImageLike = str | Path | Image.Image | np.ndarray
 
@@ -92,6 +93,7 @@ class Predictor:
     """
 
     def __init__(self, cfg: CfgNode, model: MaskFormer) -> None:
+        reuse_freed_memory()
         self.cfg = cfg
         self.model = model.eval()
         self.classes = class_list_of(model)

@@ -11,6 +11,7 @@ import torch
 from tests.helpers.errors import refuses
 from tests.helpers.models import Build, make_records, tiny_cfg
 from tmt_d2.data.datasets.registration import labeled_records, read_record_label
+from tmt_d2.data.reader import read_image_of
 from tmt_d2.estimation import collect as collect_module
 from tmt_d2.estimation.collect import Collector, spread
 from tmt_d2.estimation.sample import PixelSample, at_grid
@@ -43,6 +44,13 @@ def test_a_sample_is_the_prediction_at_the_grid(way: str, architecture: str, bui
     if sample.domain is not None:
         assert expected.domain is not None and sample.domain.shape == (1, len(sample.predicted[0]), 3)
         assert torch.allclose(sample.domain, expected.domain, atol=1e-3)
+
+
+def test_a_model_that_reads_bgr_gets_bgr(build_tiny: Build) -> None:
+    model, pixels = build_tiny(), pixels_of()
+    rgb, bgr = (Collector(tiny_cfg(INPUT__MIN_SIZE_TEST=0, INPUT__FORMAT=order), model) for order in ("RGB", "BGR"))
+    assert torch.equal(bgr(pixels).probabilities, rgb(pixels[:, :, ::-1]).probabilities)
+    assert not torch.allclose(bgr(pixels).probabilities, rgb(pixels).probabilities)
 
 
 def test_ways_of_testing_differ(build_tiny: Build) -> None:
@@ -82,6 +90,7 @@ def test_records_and_their_labels(build_tiny: Build, monkeypatch: pytest.MonkeyP
     collect = Collector(tiny_cfg(INPUT__MIN_SIZE_TEST=32), build_tiny("MaskFormer"))
     records = labeled_records(["cityscapes_sem_seg_train"])[:3]
     sample = collect.of_records(records)
+    assert torch.equal(sample.probabilities[0], collect(read_image_of(records[0])).probabilities[0])
     labels = [at_grid(torch.from_numpy(read_record_label(record))[None])[0] for record in records]
     assert sample.truth is not None and torch.equal(sample.truth, torch.stack(labels))
     monkeypatch.setattr(collect_module, "read_record_label", lambda record: np.full((9, 9), 255, np.uint8))

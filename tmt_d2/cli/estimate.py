@@ -201,8 +201,7 @@ class Measurement:
 
         from tmt_d2.estimation.sample import PixelSample
 
-        ordered = [each if self.collect.image_format == "RGB" else each[:, :, ::-1] for each in pixels]
-        sample = PixelSample.concatenate([self.collect(each) for each in ordered])
+        sample = PixelSample.concatenate([self.collect(each) for each in pixels])
         p = sample.probabilities
         levels = torch.full((len(p), 1), float("nan")) if sample.domain is None else sample.domain.mean(1)
         confusions = np.zeros((len(p), 0)) if self.estimation is None else self.estimation(sample).confusions

@@ -29,12 +29,14 @@ class Collector:
 
     def __init__(self, cfg: CfgNode, model: MaskFormer) -> None:
         self.model, self.num_classes = model, len(class_list_of(model))
-        self.image_format, self.sizes = cfg.INPUT.FORMAT, (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        self.sizes = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        self._reads_bgr = cfg.INPUT.FORMAT == "BGR"
         self._inference = cast(SinglePass, build_inference(cfg, WithTransferability(model)))
 
     @torch.no_grad()
     def __call__(self, pixels: np.ndarray, truth: np.ndarray | None = None) -> PixelSample:
-        """Sample one image. pixels: (H, W, 3) uint8 in the model's channel order. truth: (H, W) uint8."""
+        """Sample one image. pixels: (H, W, 3) uint8 RGB, also for a model that reads BGR. truth: (H, W) uint8."""
+        pixels = pixels[:, :, ::-1] if self._reads_bgr else pixels
         with evaluation_mode(self.model), output_transferability(self.model):
             maps = self._inference.scores(model_input(pixels, *self.sizes)).float().cpu()
         scores, transferability = maps[: self.num_classes], maps[self.num_classes :]
@@ -54,7 +56,7 @@ class Collector:
         samples = []
         for record in tqdm(records, unit="image", desc=progress, disable=not progress):
             truth = read_record_label(record) if with_labels else None
-            samples.append(self(read_image_of(record, self.image_format), truth))
+            samples.append(self(read_image_of(record), truth))
         sample = PixelSample.concatenate(samples)
         if sample.truth is not None and not (sample.truth != IGNORE).any():
             raise UserError("no pixel of its images has a label", key=records[0]["dataset"])

@@ -170,8 +170,7 @@ def predicted_confusions(
         estimation = Estimation(sample, predictor.classes.names, adapted=task_of(predictor.cfg).fine_tunes)
 
     def measure(pixels: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        ordered = [each if collect.image_format == "RGB" else each[:, :, ::-1] for each in pixels]
-        sample = PixelSample.concatenate([collect(each) for each in ordered])
+        sample = PixelSample.concatenate([collect(each) for each in pixels])
         if estimation is not None:
             return {"confusions": np.asarray(estimation(sample).confusions, np.float32)}
         return {"confusions": soft_confusion(sample.probabilities, sample.predicted).numpy()}

@@ -8,10 +8,10 @@ import pytest
 from tmt_d2.projects.loop import estimator
 from tmt_d2.projects.loop.estimator import (
     allocate,
+    class_iou,
     difference_estimate,
     draw,
     images_to_halve,
-    mean_iou,
     merged,
     strata_of,
 )
@@ -33,6 +33,18 @@ def test_hand_arithmetic() -> None:
     # The second stratum is known; the mean of the first varies by sqrt(0.02 / 2 * (1 - 2/4)), 4 of 6 images.
     deviation = 100 * 4 / 6 * np.sqrt(0.02 / 2 / 2)
     assert found["accuracy"].high - found["accuracy"].value == pytest.approx(4.303 * deviation, rel=0.1)
+
+
+def test_iou_of_each_class_that_occurs() -> None:
+    truth = np.zeros((3, 3))
+    truth[0, 0], truth[0, 2], truth[1, 1], truth[1, 0] = 0.4, 0.1, 0.3, 0.2  # the third class is only predicted
+    found = difference_estimate(
+        np.stack([truth] * 4), np.stack([truth] * 2), np.array([0, 2]), np.zeros(4, int), ["road", "sky", "tree"]
+    )
+    assert found["IoU-road"].value == pytest.approx(100 * 0.4 / 0.7)
+    assert found["IoU-sky"].value == pytest.approx(100 * 0.3 / 0.5)
+    assert found["mIoU"].value == pytest.approx((found["IoU-road"].value + found["IoU-sky"].value) / 2)
+    assert "IoU-tree" not in found
 
 
 def test_right_predictions_leave_no_interval() -> None:
@@ -63,16 +75,16 @@ def simulate(monkeypatch: pytest.MonkeyPatch, noise: float, repeats: int = 200) 
     truth, predicted = population(rng, 400, noise)
     quality = np.trace(predicted, axis1=1, axis2=2)
     strata, nothing = strata_of(quality, 5), np.zeros(400, bool)
-    target = float(mean_iou(truth.sum(0), np.ones(3, bool)))
+    target = float(class_iou(truth.sum(0)).mean())
     covered, errors, widths, plain = [], [], [], []
     for seed in range(repeats):
         drawn = draw(strata, quality, nothing, ~nothing, 20, rng)
-        found = difference_estimate(predicted, truth[drawn], drawn, strata, seed)["mIoU"]
+        found = difference_estimate(predicted, truth[drawn], drawn, strata, seed=seed)["mIoU"]
         covered.append(found.low <= target <= found.high)
         errors.append(found.value - target)
         widths.append(found.high - found.low)
         drawn = np.sort(rng.permutation(400)[:20])
-        simple = difference_estimate(0 * predicted, truth[drawn], drawn, 0 * strata, seed)["mIoU"]
+        simple = difference_estimate(0 * predicted, truth[drawn], drawn, 0 * strata, seed=seed)["mIoU"]
         plain.append(simple.high - simple.low)
     return float(np.mean(covered)), float(np.mean(errors)), float(np.mean(widths)), float(np.mean(plain))
 

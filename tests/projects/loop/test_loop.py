@@ -26,7 +26,7 @@ from tmt_d2.projects.annotation.writers import write_cvat_masks
 from tmt_d2.projects.loop import proposing, training
 from tmt_d2.projects.loop.command import main
 from tmt_d2.projects.loop.project import Project
-from tmt_d2.projects.loop.state import status
+from tmt_d2.projects.loop.state import interval_text, sample_of, status
 from tmt_d2.utils.lock import folder_lock
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("data_root", "clean_catalogs")]
@@ -272,3 +272,38 @@ def save_without_classes(source: Path, folder: Path) -> Path:
     path = folder / "without.pth"
     torch.save({"model": torch.load(source)["model"]}, path)
     return path
+
+
+def test_without_test_images_a_model_is_measured_on_what_is_labeled_after_it(
+    city: Path, scenes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapt(city, "propose", "--budget", "2")
+    first = Project(city).proposed(city / "rounds/01")
+    adapt(city, "import", str(label(city, scenes, "01")))
+    (source,) = status(Project(city)).models
+    assert source.measured and not source.drawn
+    adapt(city, "train")
+    before, newest = status(Project(city)).models
+    assert before == source and newest.measured is None and newest.estimated  # it has seen all labels
+    project = Project(city)
+    assert sample_of(project, project.models()[1]) == (dict.fromkeys({*project.files} - {*first}, 0), [], False)
+    adapt(city, "propose", "--budget", "2")
+    second = Project(city).proposed(city / "rounds/02")
+    page = (city / "rounds/02/round.html").read_text()
+    assert "IoU of classes, estimated" in page and "<td>road</td>" in page
+    adapt(city, "import", str(label(city, scenes, "02")))
+    project = Project(city)
+    assert {*sample_of(project, project.models()[0])[1]} == {*first, *second}
+    assert {*sample_of(project, project.models()[1])[1]} == {*second}
+    capsys.readouterr()
+    adapt(city, "status")
+    before, newest = status(Project(city)).models
+    assert interval_text(before.measured) in (out := capsys.readouterr().out) and interval_text(newest.measured) in out
+    assert newest.measured and not newest.drawn and {*newest.measured_iou} <= {*CITYSCAPES_CLASSES.names}
+    mean = np.mean([iou.value for iou in newest.measured_iou.values()])
+    assert mean == pytest.approx(newest.measured.value)
+    # Drawn images count from when they have labels.
+    adapt(city, "propose", "--budget", "2", "--purpose", "test")
+    assert not status(Project(city)).models[-1].drawn
+    adapt(city, "import", str(label(city, scenes, "03")))
+    assert all(model.drawn and model.measured for model in status(Project(city)).models)

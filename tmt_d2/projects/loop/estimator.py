@@ -10,6 +10,7 @@ Letters: N images, n drawn images, K classes, B resamplings.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,26 +82,27 @@ def merged(strata: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     return result
 
 
-def mean_iou(confusion: np.ndarray, occurs: np.ndarray) -> np.ndarray:
-    """(..., K, K), row = true class -> (...) percent, mean over the classes that occur, (K,) bool."""
+def class_iou(confusion: np.ndarray) -> np.ndarray:
+    """(..., K, K), row = true class -> (..., K) percent; 0 for a class that is neither there nor predicted."""
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     union = confusion.sum(-1) + confusion.sum(-2) - hits
-    iou = np.divide(hits, union, out=np.zeros_like(hits), where=union > 0)
-    return 100 * iou[..., occurs].mean(-1)
+    return 100 * np.divide(hits, union, out=np.zeros_like(hits), where=union > 0)
 
 
-def accuracy(confusion: np.ndarray, occurs: np.ndarray) -> np.ndarray:
+def accuracy(confusion: np.ndarray) -> np.ndarray:
     """(..., K, K) -> (...) percent, share of right pixels."""
     return 100 * np.trace(confusion, axis1=-2, axis2=-1) / confusion.sum((-2, -1))
 
 
-METRICS = {"mIoU": mean_iou, "accuracy": accuracy}
-
-
 def difference_estimate(
-    predicted: np.ndarray, measured: np.ndarray, drawn: np.ndarray, strata: np.ndarray, seed: int = 0
+    predicted: np.ndarray,
+    measured: np.ndarray,
+    drawn: np.ndarray,
+    strata: np.ndarray,
+    classes: Sequence[str] = (),
+    seed: int = 0,
 ) -> dict[str, Measured]:
-    """Estimate the metrics of ``METRICS`` over all images.
+    """Estimate "mIoU", "accuracy", and "IoU-<name>" of each class that occurs, over all images.
 
     The interval is symmetric: Student's quantile times the deviation over resamplings within strata, rescaled for
     their size and for finite strata (Rao and Wu, JASA 1988). A class counts if it occurs in the labels.
@@ -108,6 +110,7 @@ def difference_estimate(
     Args:
         predicted: (N, K, K) float, expected confusion matrices, row = true class. measured: (n, K, K), of the drawn
             images. drawn: (n,) int, ascending indices of the images. strata: (N,) int.
+        classes: names of the K classes; empty for the means alone.
     """
     strata = merged(strata, drawn)
     sizes, counts = np.bincount(strata), np.bincount(strata[drawn], minlength=strata.max() + 1)
@@ -127,11 +130,13 @@ def difference_estimate(
     sums = sums.clip(min=0)  # the difference of small numbers
     degrees = len(drawn) - len(sizes)
     quantile = float(student.ppf((1 + LEVEL) / 2, degrees)) if degrees > 0 else math.nan
+    iou = class_iou(sums)
+    metrics = {"mIoU": iou[:, occurs].mean(1), "accuracy": accuracy(sums)}
+    metrics |= {f"IoU-{name}": iou[:, index] for index, name in enumerate(classes) if occurs[index]}
     result = {}
-    for name, metric in METRICS.items():
-        value, *resampled = metric(sums, occurs).tolist()
+    for name, (value, *resampled) in metrics.items():
         half = quantile * float(np.std(resampled))
-        result[name] = Measured(value, max(0.0, value - half), min(100.0, value + half))
+        result[name] = Measured(float(value), float(max(0.0, value - half)), float(min(100.0, value + half)))
     return result
 
 

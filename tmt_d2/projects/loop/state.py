@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from tmt_d2.projects.loop.project import DATA, FINISHED, FRAME, MODELS, ROUNDS, 
 from tmt_d2.utils.files import read_json, read_json_lines, write_json
 
 RESULTS, METRICS = "results", ("measured", "accuracy", "estimated")
+IOU = "IoU-"  # before the name of a class, in names of metrics
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,10 @@ class ModelStatus:
 
     Attributes:
         labels: number of images whose labels it was trained on.
-        measured, accuracy: on the new images without a training label, from the labels of the test.
+        measured, accuracy: on the new images without a training label, from labels that it was not trained on.
+        drawn: these images were drawn for the test; False: they were labeled after the training.
         estimated: mIoU without labels, from the source.
+        measured_iou, estimated_iou: of each class that occurs.
         more: number of further test images that halve the interval.
     """
 
@@ -47,7 +52,10 @@ class ModelStatus:
     labels: int
     measured: Measured | None = None
     accuracy: Measured | None = None
+    drawn: bool = True
     estimated: Measured | None = None
+    measured_iou: dict[str, Measured] = field(default_factory=dict)
+    estimated_iou: dict[str, float] = field(default_factory=dict)
     more: int = 0
 
 
@@ -111,12 +119,11 @@ def next_command(project: Project) -> str:
 
 def model_status(project: Project, model: Model) -> ModelStatus:
     """Return the accuracy of a model, from ``results/NN.json`` if it is of these images, test labels and weights."""
-    file = project.folder / RESULTS / f"{model.number:02d}.json"
-    rows = [row for row in project.frame() if row["image"] not in model.trained_on]
-    tested = [row["image"] for row in rows if row["round"] and project.label_of(row["image"]).is_file()]
+    file = _result_file(project, model)
+    stratum_of, tested, drawn = sample_of(project, model)
     if len(tested) < LEAST and not project.source_test:
         return ModelStatus(model.number, len(model.trained_on))
-    digest = hashlib.sha256(repr([(row["image"], row["stratum"]) for row in rows]).encode())
+    digest = hashlib.sha256(repr([*stratum_of.items(), drawn]).encode())
     for name in tested:
         digest.update(project.label_of(name).read_bytes())
     identity = {"test": digest.hexdigest(), "weights": model.weights, "changed": Path(model.weights).stat().st_mtime_ns}
@@ -126,33 +133,65 @@ def model_status(project: Project, model: Model) -> ModelStatus:
     predictor = Predictor.from_config(str(model.config), model.weights)
     confusions, estimation = predicted_confusions(project, model, predictor)
     values: dict[str, Any] = {}
-    rows = [row for row in rows if row["image"] in confusions]  # the others are unreadable
-    drawn = [index for index, row in enumerate(rows) if row["image"] in {*tested}]
-    if len(drawn) >= LEAST:
-        predicted = np.stack([confusions[row["image"]] for row in rows])
-        truth = np.stack([true_confusion(project, predictor, rows[index]["image"]) for index in drawn])
-        strata = np.array([int(row["stratum"]) for row in rows])
-        metrics = difference_estimate(predicted, truth, np.array(drawn), strata)
-        values = {"measured": metrics["mIoU"], "accuracy": metrics["accuracy"]}
-        values["more"] = images_to_halve(len(drawn), len(rows))
+    names = [name for name in stratum_of if name in confusions]  # the others are unreadable
+    indices = [index for index, name in enumerate(names) if name in {*tested}]
+    if len(indices) >= LEAST:
+        predicted = np.stack([confusions[name] for name in names])
+        truth = np.stack([true_confusion(project, predictor, names[index]) for index in indices])
+        strata = np.array([stratum_of[name] for name in names])
+        metrics = difference_estimate(predicted, truth, np.array(indices), strata, predictor.classes.names)
+        values = {"measured": metrics["mIoU"], "accuracy": metrics["accuracy"], "drawn": drawn}
+        values["measured_iou"] = _of_classes(metrics)
+        values["more"] = images_to_halve(len(indices), len(names))
     if estimation is not None:
         estimate = estimation.of(np.stack(list(confusions.values())))
-        values["estimated"] = Measured(estimate.metrics()["mIoU"], *estimate.interval("mIoU"))
+        expected = estimate.metrics()
+        values["estimated"] = Measured(expected["mIoU"], *estimate.interval("mIoU"))
+        values["estimated_iou"] = _of_classes({name: iou for name, iou in expected.items() if np.isfinite(iou)})
     result = ModelStatus(model.number, len(model.trained_on), **values)
     file.parent.mkdir(exist_ok=True)
     write_json(file, asdict(result) | {"identity": identity})
     return result
 
 
+def sample_of(project: Project, model: Model) -> tuple[dict[str, int], list[str], bool]:
+    """Return the images that a model is measured on.
+
+    They are those that were drawn for the test. Without labels of these, they are all that were labeled after its
+    training: as the model has not seen them, they measure it, but they were chosen (forward validation).
+
+    Returns:
+        stratum of each image that the result is for; those with a label to measure on; True if these were drawn.
+    """
+    rows = [row for row in project.frame() if row["image"] not in model.trained_on]
+    drawn = [row["image"] for row in rows if row["round"] and project.label_of(row["image"]).is_file()]
+    if len(drawn) >= LEAST:
+        return {row["image"]: int(row["stratum"]) for row in rows}, drawn, True
+    others = dict.fromkeys((name for name in project.files if name not in model.trained_on), 0)
+    return others, [name for name in project.labeled() if name in others], False
+
+
+def _of_classes(metrics: Mapping[str, T]) -> dict[str, T]:
+    """Return the IoU of each class by its name."""
+    return {name.removeprefix(IOU): value for name, value in metrics.items() if name.startswith(IOU)}
+
+
 def _read(file: Path) -> ModelStatus:
-    known = read_json(file, ["number", "labels", *METRICS, "more"])
-    values = {key: known[key] and Measured(**known[key]) for key in METRICS}
-    return ModelStatus(known["number"], known["labels"], **values, more=known["more"])
+    known = read_json(file, [each.name for each in fields(ModelStatus)])
+    values = {each.name: known[each.name] for each in fields(ModelStatus)}
+    values |= {key: known[key] and Measured(**known[key]) for key in METRICS}
+    values["measured_iou"] = {name: Measured(**value) for name, value in known["measured_iou"].items()}
+    return ModelStatus(**values)
 
 
 def known_models(project: Project) -> list[ModelStatus]:
     """Return what was computed last for each model, which new labels may have outdated."""
-    return [_read(file) for file in sorted((project.folder / RESULTS).glob("*.json"))]
+    files = [_result_file(project, model) for model in project.models()]
+    return [_read(file) for file in files if file.is_file()]
+
+
+def _result_file(project: Project, model: Model) -> Path:
+    return project.folder / RESULTS / f"{model.number:02d}.json"
 
 
 def predicted_confusions(
@@ -213,11 +252,14 @@ def lines(project: Project, state: Status) -> list[str]:
     if rows:
         headers = ["model", "labels", "mIoU measured", "accuracy measured", "mIoU estimated"]
         texts += ["", tabulate(rows, headers=headers, disable_numparse=True)]
-    if any(model.measured for model in state.models):
+    measured = [model for model in state.models if model.measured]
+    if measured and measured[-1].drawn:
         texts += [
             f"measured: {LEVEL:.0%} interval from the test images; estimated: without labels of the new images",
-            f"{state.models[-1].more} more test images would halve the interval",
+            f"{measured[-1].more} more test images would halve the interval",
         ]
-    elif not state.drawn:
+    elif measured:
+        texts += ["measured: on labels that are newer than the model, of chosen images: biased, mostly too low"]
+    if not state.drawn:
         texts += ["no test images: `propose --purpose test --budget 20` draws them"]
     return [*texts, "", f"next: tmt-adapt {state.next}"]

@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     add("--budget", required=True, type=int, metavar="N", help="number of images")
     add("--tool", choices=TOOLS, default=TOOLS[0], help="annotation tool; default: %(default)s")
     add("--purpose", choices=PURPOSES, default=PURPOSES[0], help="test: to measure on; default: %(default)s")
+    add("--confidence", type=float, default=0.0, metavar="P", help="no pre-label where confidence is below P")
     add = parts["import"].add_argument
     add("export", metavar="EXPORT", help="a zip archive, a folder, or a JSON file")
     add("--map", nargs="+", default=[], metavar="LABEL=CLASS", help="class, or ignore, of a label with another name")
@@ -120,7 +121,7 @@ def _start(args: argparse.Namespace) -> int:
 def _propose(project: Project, args: argparse.Namespace) -> int:
     from tmt_d2.projects.loop.proposing import propose
 
-    folder = propose(project, args.budget, args.tool, args.purpose)
+    folder = propose(project, args.budget, args.tool, args.purpose, confidence=args.confidence)
     print("\n".join(project.proposed(folder)))
     print(f"\nwritten: {folder}: images/, {args.tool}/, round.html")
     print("next: label the images, then tmt-adapt import EXPORT")

@@ -29,26 +29,39 @@ from tmt_d2.projects.label_selection.strategies import AUTO, STRATEGIES
 from tmt_d2.projects.loop.estimator import draw, strata_of
 from tmt_d2.projects.loop.page import PAGE, write_page
 from tmt_d2.projects.loop.project import FRAME, ROUNDS, SELECTED, Model, Project, next_number
-from tmt_d2.projects.loop.state import predicted_confusions
+from tmt_d2.projects.loop.state import calibration_of, predicted_confusions
 from tmt_d2.utils.files import atomic_write
 
 STRATA, HARDEST = 5, 6
 DRAFT = ".draft"
 
 
-def propose(project: Project, budget: int, tool: str = "cvat", purpose: str = "train") -> Path:
+def propose(
+    project: Project,
+    budget: int,
+    tool: str = "cvat",
+    purpose: str = "train",
+    *,
+    confidence: float = 0.0,
+    calibrated: bool = True,
+) -> Path:
     """Write ``rounds/NN`` with proposed images, which appears when it is complete.
 
     Args:
         tool: of ``TOOLS``; purpose: of ``PURPOSES``. Images for the test come without pre-labels, which would make
             the model look better than it is.
+        confidence: pixels with a less confident prediction have no pre-label.
+        calibrated: confidence is calibrated on the source, if the project has labels of it that no model was trained
+            on, so that it is the share of right pixels there.
 
     Returns:
         the folder.
 
     Raises:
-        UserError: there are fewer images.
+        UserError: there are fewer images, or ``confidence`` is not in [0, 1).
     """
+    if not 0 <= confidence < 1:
+        raise UserError("must be at least 0 and below 1", key="--confidence", value=confidence)
     project.refresh()
     taken = {*project.test(), *project.with_label()}
     free = [name for name in project.files if name not in taken]
@@ -66,7 +79,7 @@ def propose(project: Project, budget: int, tool: str = "cvat", purpose: str = "t
         names = [free[index] for index in rng.permutation(len(free))[:budget]]
         write_names(draft / SELECTED, names)
     else:
-        names, hardest = _propose_training(project, model, draft, budget, rng)
+        names, hardest = _propose_training(project, model, draft, budget, rng, confidence, calibrated)
     for name in names:
         copy = draft / "images" / name
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +94,13 @@ def propose(project: Project, budget: int, tool: str = "cvat", purpose: str = "t
 
 
 def _propose_training(
-    project: Project, model: Model, draft: Path, budget: int, rng: np.random.Generator
+    project: Project,
+    model: Model,
+    draft: Path,
+    budget: int,
+    rng: np.random.Generator,
+    confidence: float,
+    calibrated: bool,
 ) -> tuple[list[str], list[str]]:
     """Return the proposed images, and the unlabeled ones with the least certain predictions."""
     predictor = Predictor.from_config(str(model.config), model.weights)
@@ -99,7 +118,10 @@ def _propose_training(
     selection = STRATEGIES[AUTO](pool, budget, has_label, rng)
     facts = {"proposed": f"{budget} of {len(pool)} images", "strategy": AUTO, "model": model.weights}
     write_proposal(draft, pool, selection, has_label, predictor, facts)
-    write_prelabels(draft, replace(pool, names=[bare(name) for name in names]), selection.indices, predictor)
+    if confidence and calibrated and project.source_test:
+        predictor.calibrate(calibration_of(project, model, predictor))
+    bare_pool = replace(pool, names=[bare(name) for name in names])
+    write_prelabels(draft, bare_pool, selection.indices, predictor, confidence=confidence)
     chosen = [names[index] for index in selection.indices]
     write_names(draft / SELECTED, chosen)  # file names alone may be those of several images
     hardest = [names[index] for index in np.argsort(-pool.entropy, kind="stable") if names[index] not in labeled]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.checkout import ROOT
+from tests.helpers.checkout import ROOT, run_python
 
 PACKAGE = ROOT / "tmt_d2"
 FLOORS = (  # from below; folders of one floor do not import each other, but for those on the ground
@@ -81,6 +81,17 @@ def test_every_room_has_its_floor() -> None:
 )
 def test_imports_are_seen(source: str, rooms: set[str]) -> None:
     assert {room for _, room in upward(source, "tmt_d2.evaluation.inference")} == rooms
+
+
+@pytest.mark.slow
+def test_a_project_is_imported_when_its_name_is_used() -> None:
+    code = (
+        "import sys, tmt_d2, tmt_d2.cli.train\n"
+        "tmt_d2.setup_cfg\n"
+        "print([name for name in sys.modules if name.startswith('tmt_d2.projects')])\n"
+        "print(tmt_d2.adapt.__module__)\n"
+    )
+    assert run_python("-c", code).stdout.split() == ["[]", "tmt_d2.projects.loop.project"]
 
 
 def test_nothing_in_the_package_imports_a_command_or_a_test() -> None:

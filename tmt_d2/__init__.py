@@ -18,8 +18,9 @@ warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.jit",
 if TYPE_CHECKING:
     from tmt_d2 import data, modeling, transferability  # noqa: F401
     from tmt_d2.config import add_tmt_config, setup_cfg
+    from tmt_d2.projects.loop import adapt
 
-__all__ = ["add_tmt_config", "register", "setup_cfg"]
+__all__ = ["adapt", "add_tmt_config", "register", "setup_cfg"]
 
 
 def register() -> None:
@@ -34,6 +35,8 @@ if not TYPE_CHECKING:
         """Import a name at its first use (PEP 562): PyTorch and Detectron2 take seconds, which --help need not wait."""
         if name in ("data", "modeling", "transferability"):
             return importlib.import_module(f"tmt_d2.{name}")
+        if name == "adapt":  # of a project on top of the core, which imports none
+            return importlib.import_module("tmt_d2.projects.loop").adapt
         if name in __all__:
             register()
             return getattr(importlib.import_module("tmt_d2.config"), name)

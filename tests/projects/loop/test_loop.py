@@ -14,6 +14,7 @@ import yaml
 from detectron2.modeling import build_model
 from PIL import Image
 
+import tmt_d2
 from tests.helpers.checkout import TINY_CONFIG
 from tests.helpers.errors import refuses
 from tests.helpers.small_runs import Killed, differences, options, small_cfg
@@ -331,3 +332,18 @@ def test_confidence_of_prelabels_is_calibrated_on_the_source(city: Path) -> None
     assert (city / "cache/calibration-00/calibration.json").stat().st_mtime_ns == written  # fitted once
     with refuses("--confidence", 1):
         proposing.propose(project, 2, confidence=1)
+
+
+def test_adapt_opens_or_starts(city: Path, photos: Path, source: Path, tmp_path: Path) -> None:
+    words = (str(photos), str(TINY_CONFIG), str(source))
+    assert tmt_d2.adapt(city).folder == tmt_d2.adapt(city, *words).folder == Project(city).folder
+    project = tmt_d2.adapt(tmp_path / "new", *words, source_data="cityscapes", opts=SMALL)
+    assert (tmp_path / "new/project.yaml").read_text() == (city / "project.yaml").read_text()
+    assert [*project.files] == [*Project(city).files]
+    with refuses("images", str(tmp_path)):
+        tmt_d2.adapt(city, str(tmp_path))
+    with refuses("model", str(photos)):
+        tmt_d2.adapt(city, *words[:2], str(photos))
+    with refuses("--project"):
+        tmt_d2.adapt(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()

@@ -235,6 +235,28 @@ class Project:
         return "".join(f"{digest[:16]},{list_line(name)}\n" for name, digest in {"image": "sha256", **digests}.items())
 
 
+def adapt(
+    folder: str | Path, images: str = "", config_file: str = "", model: str = NO_MODEL, **options: Any
+) -> Project:
+    """Return the project in a folder, which is started if there is none yet.
+
+    Args:
+        images, config_file, model, options: of ``start``; for a project that exists only the folder is needed.
+
+    Raises:
+        UserError: there is no project, and no ``images`` to start it with; it has other images or another source model.
+    """
+    if images and not (Path(folder) / PROJECT).is_file():
+        return start(folder, images, config_file, model, **options)
+    project = Project(folder)
+    weights = "" if model == NO_MODEL else model
+    for key, value, known in (("images", images, project.place), ("model", weights, project.weights)):
+        if value and str(Path(value).resolve()) != known:
+            hint = "choose another folder, or leave it out"
+            raise UserError(f"the project in {folder} has {known or NO_MODEL}", key=key, value=value, hint=hint)
+    return project
+
+
 def start(
     output: str | Path,
     images: str,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import stat
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from tmt_d2.projects.annotation.importing import ImportReport, import_labels
 from tmt_d2.projects.annotation.labels import LabelClasses, read_classes
 from tmt_d2.projects.annotation.matching import ImageNames
 from tmt_d2.projects.annotation.writers import labeling_config, write_cvat_masks, write_label_studio
+from tmt_d2.projects.label_selection import prelabels
 from tmt_d2.projects.label_selection.prelabels import MASKS, POLYGONS, mask_annotations
 
 OWN = LabelClasses(ClassList(tuple(CLASSES), ((1, 2, 3), (4, 5, 6), (7, 8, 9))), tuple(CLASSES.values()))
@@ -255,9 +256,9 @@ def labels_to_write() -> tuple[ClassList, list[tuple[str, np.ndarray]]]:
     return ClassList(NAMES, COLORS), [("a.jpg", blobs(1)), ("day/b.jpg", blobs(2))]
 
 
-def prelabels_json(folder: Path, segmentation: str) -> Path:
-    content = exports.coco(dict(labels_to_write()[1])) | {"annotations": []}
-    for number, (_, own) in enumerate(labels_to_write()[1], 1):
+def prelabels_json(folder: Path, segmentation: str, labels: Mapping[str, np.ndarray]) -> Path:
+    content = exports.coco(labels) | {"annotations": []}
+    for number, own in enumerate(labels.values(), 1):
         for each in mask_annotations(own, np.ones(own.shape), segmentation):
             content["annotations"].append({"image_id": number, **each})
     (folder / "prelabels.json").write_text(json.dumps(content))
@@ -280,7 +281,7 @@ def accepted_tasks(folder: Path) -> Path:
 
 
 ROUND_TRIPS: dict[str, Callable[[Path], Path]] = {
-    "COCO masks": lambda folder: prelabels_json(folder, MASKS),
+    "COCO masks": lambda folder: prelabels_json(folder, MASKS, dict(labels_to_write()[1])),
     "CVAT masks": cvat_zip,
     "Label Studio brush": accepted_tasks,
 }
@@ -298,14 +299,50 @@ def test_prelabels_come_back_to_the_pixel(tmp_path: Path, name: str) -> None:
         command(tmp_path, "--export", str(tmp_path), "--map", "road")
 
 
-def test_polygons_come_back_within_a_pixel_of_an_edge(tmp_path: Path) -> None:
-    photos(tmp_path / "photos")
-    run(tmp_path, prelabels_json(tmp_path, POLYGONS))
-    for image, own in labels_to_write()[1]:
-        expected, found = IDS[own], label(tmp_path, image.removesuffix(".jpg"))
-        flat = cv2.erode(expected, np.ones((3, 3))) == cv2.dilate(expected, np.ones((3, 3)))
-        assert flat.mean() > 0.3 and np.array_equal(found[flat], expected[flat])
-        assert (found != expected).mean() < 0.1
+def class_map(seed: int) -> np.ndarray:
+    """(H, W) uint8 of any size: smooth regions and rings of indices of NAMES and 255, with dots."""
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 100, 2).tolist()
+    small = rng.random((4, height // 9 + 2, width // 9 + 2))
+    values = np.array([0, 1, 2, 255], np.uint8)
+    labels = values[
+        np.stack([cv2.resize(each, (width, height), interpolation=cv2.INTER_CUBIC) for each in small]).argmax(0)
+    ]
+    for value in rng.permutation(np.repeat(values, 2)).tolist():
+        center, radius = (int(rng.integers(width)), int(rng.integers(height))), int(rng.integers(1, 30))
+        cv2.circle(labels, center, radius, value, int(rng.choice([-1, 1, 3])))
+    dots = rng.random(labels.shape) < 0.02
+    labels[dots] = rng.choice(values, dots.sum())
+    return labels
+
+
+def beyond_a_pixel(found: np.ndarray, expected: np.ndarray) -> int:
+    """Count the pixels that differ, and have only neighbors of their own class."""
+    flat = cv2.erode(expected, np.ones((3, 3))) == cv2.dilate(expected, np.ones((3, 3)))
+    return int((flat & (found != expected)).sum())
+
+
+def test_polygons_come_back_within_a_pixel_of_an_edge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = {f"{seed}.png": class_map(seed) for seed in range(80)}
+    for name, own in labels.items():
+        photos(tmp_path / "photos", (name,), own.shape)
+
+    def import_polygons() -> dict[str, np.ndarray]:
+        run(tmp_path, prelabels_json(tmp_path, POLYGONS, labels), replace=True)
+        return {name: label(tmp_path, name.removesuffix(".png")) for name in labels}
+
+    found = import_polygons()
+    assert [name for name, own in labels.items() if beyond_a_pixel(found[name], IDS[own])] == []
+    assert any((found[name] != IDS[own]).any() for name, own in labels.items())
+    monkeypatch.setattr(prelabels, "TOLERANCE", 0.0)
+    exact = import_polygons()
+    assert all(np.array_equal(exact[name], IDS[own]) for name, own in labels.items())
+    # Control: outlines that are not exact along cuts and the border of the image.
+    simplify = prelabels._simplify
+    monkeypatch.setattr(prelabels, "TOLERANCE", 1.0)
+    monkeypatch.setattr(prelabels, "_simplify", lambda corners, fixed: simplify(corners, np.zeros_like(fixed)))
+    slanted = import_polygons()
+    assert any(beyond_a_pixel(slanted[name], IDS[own]) for name, own in labels.items())
 
 
 def test_colors_that_cvat_could_not_tell_apart(tmp_path: Path) -> None:

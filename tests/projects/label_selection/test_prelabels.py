@@ -21,6 +21,7 @@ from tmt_d2.data.datasets.custom import read_custom
 from tmt_d2.data.reader import read_label
 from tmt_d2.inference.predictor import Prediction, Predictor
 from tmt_d2.projects.label_selection import command as select_labels
+from tmt_d2.projects.label_selection import prelabels
 from tmt_d2.projects.label_selection.pool import Pool
 from tmt_d2.projects.label_selection.prelabels import POLYGONS, mask_annotations, write_prelabels
 
@@ -92,6 +93,21 @@ def test_polygons_leave_out_enclosed_ignored_pixels() -> None:
     assert (
         painted(annotations, labels.shape) != labels
     ).sum() < 10  # of 186 in holes: bays of one pixel may be covered
+
+
+def test_rings_that_cross_at_a_corner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 2 surround half of the 4, and touch each other only at the corner through which the 4 go on outside."""
+    labels = np.full((14, 30), 255, np.uint8)
+    labels[1:9, 1:9] = 2
+    labels[2:8, 2:8] = 4
+    labels[8, 8], labels[9:13, 9:29] = 4, 4
+    labels[8, 7], labels[7, 8] = 2, 2
+    labels[7, 7] = 4
+    assert cv2.connectedComponents((labels == 4).astype(np.uint8), connectivity=8)[0] == 2
+    monkeypatch.setattr(prelabels, "TOLERANCE", 0.0)
+    for value in (255, 0):
+        own = np.where(labels == 255, value, labels).astype(np.uint8)
+        assert np.array_equal(painted(mask_annotations(own, np.ones(own.shape), POLYGONS), own.shape), own)
 
 
 def test_confidence_is_the_share_of_the_best_class_at_the_size_of_the_labels() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,26 +78,29 @@ def write_prelabels(
 
 
 def mask_annotations(labels: np.ndarray, confidence: np.ndarray, segmentation: str = MASKS) -> list[dict[str, Any]]:
-    """Return COCO annotations, without ids, of the connected masks (8 neighbors) of each class, the largest first.
+    """Return COCO annotations, without ids, of the connected masks of each class, the largest first.
 
     ``category_id`` is the class index + 1, as COCO counts from 1; ``score`` is the mean confidence.
 
     Args:
         labels: (H, W) uint8, 255 belongs to no mask.
         confidence: (H, W) float.
-        segmentation: "masks" for exact run lengths, "polygons" for outlines within ``TOLERANCE``. Polygons have no
-            holes: they are ordered by the area that they cover, so that a class in a hole is drawn later. A mask around
-            pixels of 255 has several polygons, which leave these pixels out.
+        segmentation: "masks" for exact run lengths, of pixels connected by 8 neighbors. "polygons" for outlines within
+            ``TOLERANCE``, of pixels connected by 4 neighbors. Polygons have no holes: they are ordered by the area that
+            they enclose, so that a class in a hole is drawn later. A mask around pixels of 255 has several polygons,
+            which leave these pixels out.
     """
     by_area = sorted(_annotations(labels, confidence, segmentation), key=lambda each: -each[0])
     return [annotation for _, annotation in by_area]
 
 
 def _annotations(labels: np.ndarray, confidence: np.ndarray, segmentation: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (number of covered pixels, annotation)."""
+    """Yield (number of enclosed pixels, annotation)."""
+    # A ring that is closed only by touching corners could be crossed by another: with 4 neighbors there is none.
+    connectivity = 4 if segmentation == POLYGONS else 8
     for class_index in np.unique(labels[labels != IGNORE]).tolist():
         of_class = (labels == class_index).astype(np.uint8)
-        count, components, stats, _ = cv2.connectedComponentsWithStats(of_class, connectivity=8)
+        count, components, stats, _ = cv2.connectedComponentsWithStats(of_class, connectivity=connectivity)
         sums = np.bincount(components.ravel(), confidence.ravel(), count)
         for index in range(1, count):  # 0 is the background
             x, y, width, height, area = stats[index].tolist()
@@ -111,39 +115,43 @@ def _annotations(labels: np.ndarray, confidence: np.ndarray, segmentation: str) 
                 "score": round(float(sums[index]) / area, 4),
             }
             if segmentation == POLYGONS:
-                covered, polygons = _outlines(mask[box], labels[box] == IGNORE, x, y)
-                yield covered, annotation | {"segmentation": polygons}
+                seams = {0, labels.shape[1]}, {0, labels.shape[0]}
+                enclosed, polygons = _outlines(mask[box], labels[box] == IGNORE, (x, y), seams)
+                yield enclosed, annotation | {"segmentation": polygons}
             else:
                 encoded = coco_mask.encode(mask)
                 run_lengths = {"size": list(labels.shape), "counts": encoded["counts"].decode("ascii")}
                 yield area, annotation | {"segmentation": run_lengths}
 
 
-def _outlines(mask: np.ndarray, ignored: np.ndarray, x: int, y: int) -> tuple[int, list[list[int]]]:
+def _outlines(
+    mask: np.ndarray, ignored: np.ndarray, place: tuple[int, int], seams: tuple[set[int], set[int]]
+) -> tuple[int, list[list[int]]]:
     """Outline a mask. A mask whose outline would cover ignored pixels is cut into parts.
 
     Args:
         mask: (h, w) uint8, connected.
         ignored: (h, w) bool, none of them in the mask.
-        x, y: of the top left pixel.
+        place: x, y of the top left pixel.
+        seams: x and y of the image's border and of cuts: outlines along them are exact.
 
     Returns:
-        number of covered pixels; x, y, x, y, ... of each part along the edges of the pixels, where OpenCV's contours
+        number of enclosed pixels; x, y, x, y, ... of each part along the edges of the pixels, where OpenCV's contours
         run through their centers.
     """
     # In the mask at twice its size the first of a pixel's two columns lies at its left edge, the second at its right.
     double = mask.repeat(2, 0).repeat(2, 1)
     (contour,), _ = cv2.findContours(double, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     filled = cv2.drawContours(double, [contour], -1, 1, cv2.FILLED)[::2, ::2]
+    enclosed = int(filled.sum())
     covered_columns = np.flatnonzero((filled.astype(bool) & ignored).any(0))
     if not len(covered_columns):
-        exact = (contour + 1) // 2
-        corners = cv2.approxPolyDP(exact, TOLERANCE, closed=True)
-        if len(corners) < 3:  # a mask so thin that its sides became one
-            corners = exact
-        return int(filled.sum()), [[int(value) for value in (corners + (x, y)).ravel()]]
-    covered, polygons = 0, list[list[int]]()
+        corners = (contour[:, 0] + 1) // 2 + place
+        fixed = np.isin(corners[:, 0], list(seams[0])) | np.isin(corners[:, 1], list(seams[1]))
+        return enclosed, [_simplify(corners, fixed).ravel().tolist()]
+    polygons = list[list[int]]()
     cut = int(covered_columns[len(covered_columns) // 2])  # no pixel in the first column can be enclosed
+    seams = seams[0] | {place[0] + cut}, seams[1]
     for start, stop in ((0, cut), (cut, mask.shape[1])):
         half = np.ascontiguousarray(mask[:, start:stop])
         count, parts, stats, _ = cv2.connectedComponentsWithStats(half, connectivity=8)
@@ -151,6 +159,35 @@ def _outlines(mask: np.ndarray, ignored: np.ndarray, x: int, y: int) -> tuple[in
             left, top, width, height, _ = stats[index].tolist()
             box = slice(top, top + height), slice(left, left + width)
             part = (parts[box] == index).astype(np.uint8)
-            more, outlines = _outlines(part, ignored[:, start:stop][box], x + start + left, y + top)
-            covered, polygons = covered + more, polygons + outlines
-    return covered, polygons
+            corner = place[0] + start + left, place[1] + top
+            polygons += _outlines(part, ignored[:, start:stop][box], corner, seams)[1]
+    return enclosed, polygons
+
+
+def _simplify(corners: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    """Drop corners of a closed outline, (N, 2) int, within ``TOLERANCE`` of the line between those that stay.
+
+    This is the algorithm of Douglas and Peucker. That of OpenCV drops more corners than the tolerance allows, and would
+    not keep the ``fixed`` ones, (N,) bool.
+    """
+    if len(corners) == 4:
+        return corners  # a rectangle
+    kept, points = fixed.copy(), corners @ (1, 1j)  # x + iy
+    if kept.sum() < 2:
+        first = int(fixed.argmax())
+        kept[[first, abs(points - points[first]).argmax()]] = True
+    start = int(kept.argmax())
+    corners, kept, points = (np.roll(each, -start, 0) for each in (corners, kept, points))
+    points = np.append(points, points[0])
+    chords = list(pairwise([*np.flatnonzero(kept).tolist(), len(corners)]))
+    while chords:
+        start, stop = chords.pop()
+        if stop == start + 1:
+            continue
+        chord, offsets = points[stop] - points[start], points[start + 1 : stop] - points[start]
+        distances = abs((offsets * chord.conjugate()).imag) / abs(chord) if chord else abs(offsets)
+        middle = start + 1 + int(distances.argmax())
+        if distances[middle - start - 1] > TOLERANCE:
+            kept[middle] = True
+            chords += [(start, middle), (middle, stop)]
+    return corners[kept] if kept.sum() > 2 else corners  # a mask so thin that its sides became one

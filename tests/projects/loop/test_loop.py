@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 import tmt_d2
-from tests.helpers.checkout import TINY_CONFIG
+from tests.helpers.checkout import TINY_CONFIG, run_python
 from tests.helpers.errors import refuses
 from tests.helpers.small_runs import Killed, differences, options, small_cfg
 from tmt_d2.config import setup_cfg
@@ -71,6 +71,10 @@ def adapt(city: Path, *words: str) -> int:
 
 def truth(scenes: Path, name: str) -> np.ndarray:
     return np.asarray(Image.open(next((scenes / "bdd100k" / "labels").rglob(f"{Path(name).stem}*.png"))))
+
+
+def killed(*arguments: object, **options: object) -> None:
+    raise Killed
 
 
 def label(city: Path, scenes: Path, number: str) -> Path:
@@ -134,13 +138,13 @@ def test_train_equals_train_net_and_continues(
     adapt(city, "import", str(label(city, scenes, "01")))
     step = Trainer.run_step
 
-    def killed(trainer: Trainer) -> None:
+    def killed_later(trainer: Trainer) -> None:
         if trainer.iter == 1:
             raise Killed
         step(trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "run_step", killed)
+        patch.setattr(Trainer, "run_step", killed_later)
         with pytest.raises(Killed):
             adapt(city, "train")
     first = city / "models/01/model_0000000.pth"
@@ -223,9 +227,6 @@ def test_test_images_stay_test_images(city: Path, scenes: Path, photos: Path) ->
 
 
 def test_a_killed_proposal_is_made_again(city: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*arguments: object) -> None:
-        raise Killed
-
     with monkeypatch.context() as patch:
         patch.setattr(proposing, "write_page", killed)
         with pytest.raises(Killed):
@@ -347,3 +348,53 @@ def test_adapt_opens_or_starts(city: Path, photos: Path, source: Path, tmp_path:
     with refuses("--project"):
         tmt_d2.adapt(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_moved_project_continues(city: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapt(city, "propose", "--budget", "2", "--purpose", "test")
+    adapt(city, "propose", "--budget", "1")
+    for number in ("01", "02"):
+        adapt(city, "import", str(label(city, scenes, number)))
+    adapt(city, "train")
+    before = status(Project(city)).models
+    moved = tmp_path / "far" / "away" / "town"
+    moved.parent.mkdir(parents=True)
+    shutil.move(city, moved)
+    assert status(Project(moved)).models == before
+    assert adapt(moved, "propose", "--budget", "1") == 0
+    assert adapt(moved, "import", str(label(moved, scenes, "03"))) == 0
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training, "run_stage", killed)
+        adapt(moved, "train")
+    again = moved.with_name("village")  # within a training
+    shutil.move(moved, again)
+    assert adapt(again, "train") == 0
+    models = status(Project(again)).models
+    assert models[:2] == before and models[2].labels == 2 and models[2].measured
+    assert str(again.resolve() / "models/02") == setup_cfg(again / "config.yaml").OUTPUT_DIR
+    assert adapt(again, "predict", Project(again).place, "--output", str(tmp_path / "out")) == 0
+    assert not city.exists() and not moved.exists()
+
+
+def test_a_copy_leaves_the_original_alone(city: Path, scenes: Path, tmp_path: Path) -> None:
+    adapt(city, "propose", "--budget", "2")
+    adapt(city, "import", str(label(city, scenes, "01")))
+    adapt(city, "train")
+    copy = tmp_path / "deep" / "er" / "city"  # of the same name
+    shutil.copytree(city, copy)
+    before = {path: path.stat().st_mtime_ns for path in city.rglob("*")}
+    process = run_python("-m", "tmt_d2.projects.loop.command", "train", "--project", str(copy), "SOLVER.MAX_ITER", "1")
+    assert process.returncode == 0, process.stderr
+    assert (copy / "models/02/model_final.pth").is_file()
+    assert {path: path.stat().st_mtime_ns for path in city.rglob("*")} == before
+
+
+def test_a_project_without_its_images_is_refused_until_they_are_named(city: Path, photos: Path, tmp_path: Path) -> None:
+    names = [*Project(city).files]
+    photos.rename(tmp_path / "elsewhere")
+    file = city / "project.yaml"
+    with refuses(f"{file}: images", str(photos)):
+        adapt(city, "status")
+    file.write_text(file.read_text().replace(f"images: {photos}", "images: ../elsewhere"))
+    project = Project(city)
+    assert [*project.files] == names and all(Path(path).is_file() for path in project.files.values())

@@ -122,7 +122,7 @@ def import_labels(
         raise _no_labels(export, images, report, count)
     report.names["missing"] = [path for index, path in enumerate(paths) if index not in encoded]
     labeled = [index for index, path in enumerate(paths) if index in encoded or _label_file(output, path).is_file()]
-    data_set = _data_set(output, images.top, paths, [paths[index] for index in labeled], classes)
+    content = data_set(output, images.top, paths, [paths[index] for index in labeled], classes)
     for index, png in sorted(encoded.items()):
         kind = _write_label(_label_file(output, paths[index]), png, replace)
         report.names[kind].append(paths[index])
@@ -130,11 +130,11 @@ def import_labels(
     in_lists = names_in_lists(files)
     write_names(output / LIST, [in_lists[index] for index in labeled])
     file = output / DATA_SET
-    if file.is_file() and file.read_text(encoding="utf-8") != data_set and not replace:
+    if file.is_file() and file.read_text(encoding="utf-8") != data_set_text(content) and not replace:
         report.names["kept"].append(DATA_SET)
     else:
         with atomic_write(file, "w") as opened:
-            opened.write(data_set)
+            opened.write(data_set_text(content))
     return report
 
 
@@ -195,8 +195,10 @@ def _write_label(file: Path, png: np.ndarray, replace: bool) -> str:
     return "written"
 
 
-def _data_set(output: Path, top: str, paths: Sequence[str], labeled: Sequence[str], classes: LabelClasses) -> str:
-    """Return the YAML of a custom data set: one split for the images of each depth of folders, "train" if it is one.
+def data_set(
+    output: Path, top: str, paths: Sequence[str], labeled: Sequence[str], classes: LabelClasses
+) -> dict[str, Any]:
+    """Return a custom data set: one split for the images of each depth of folders, "train" if it is one.
 
     Args:
         top: common folder of the images. paths, labeled: below it, of all images and of those with a label.
@@ -220,7 +222,7 @@ def _data_set(output: Path, top: str, paths: Sequence[str], labeled: Sequence[st
             split |= {"images": images, "labels": f"{places[1]}/{pattern}.png"}
         splits["train" if len(depths) == 1 else f"train_{depth}"] = split
     rows = list(zip(classes.ids, classes.classes.names, classes.classes.colors, strict=True))
-    content = {
+    return {
         "name": re.sub(r"\W|^(?![A-Za-z])", "_", f"own_{output.name}", flags=re.ASCII),
         "root": os.path.relpath(root, output),
         "splits": splits,
@@ -228,11 +230,15 @@ def _data_set(output: Path, top: str, paths: Sequence[str], labeled: Sequence[st
         "train_ids": {value: name for value, name, _ in rows},
         "ignore_ids": [IGNORE],
     }
-    options = {"sort_keys": False, "allow_unicode": True, "default_flow_style": None, "width": 1000}
-    return yaml.dump(content, Dumper=PlainDumper, **options)
 
 
-class PlainDumper(yaml.SafeDumper):
+def data_set_text(content: dict[str, Any]) -> str:
+    """Return the YAML of a data set."""
+    options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "default_flow_style": None, "width": 1000}
+    return yaml.dump(content, Dumper=_PlainDumper, **options)
+
+
+class _PlainDumper(yaml.SafeDumper):
     """Writes repeated lists in full, without anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:

@@ -233,8 +233,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def load() -> tuple[Predictor, str] | None:
         if args.config_file:
             return Predictor.from_config(args.config_file, args.weights), Path(args.weights or args.config_file).stem
-        model = Project(args.project).newest_model()
-        return (Predictor.from_config(str(model.config), model.weights), f"model {model.number:02d}") if model else None
+        project = Project(args.project)
+        model = project.newest_model()
+        return (project.predictor(model), f"model {model.number:02d}") if model else None
 
     words = [sys.executable, "-m", "tmt_d2.projects.loop.command", "train", "--project", args.project]
     root = Path(args.images or Project(args.project).place)

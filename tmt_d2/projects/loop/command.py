@@ -162,7 +162,7 @@ def _predict(project: Project, args: argparse.Namespace) -> int:
     if model is None:
         raise UserError("has no model yet", key="--project", value=args.project, hint="label images and train")
     words = ["--config-file", str(model.config), "--weights", model.weights, "--input", args.place]
-    return predict.main([*words, "--output", args.output])
+    return predict.main([*words, "--output", args.output, "DATASETS.CUSTOM", str(project.data_set_files())])
 
 
 def command() -> NoReturn:

@@ -35,7 +35,8 @@ from tmt_d2.engine.loading import load_model
 from tmt_d2.errors import UserError
 from tmt_d2.inference.folder import CLASSES, write_classes
 from tmt_d2.inference.images import InputImages, find_images
-from tmt_d2.projects.annotation.importing import DATA_SET, PlainDumper
+from tmt_d2.inference.predictor import Predictor
+from tmt_d2.projects.annotation.importing import DATA_SET, data_set, data_set_text
 from tmt_d2.projects.annotation.importing import LABELS as LABEL_FILES
 from tmt_d2.projects.annotation.labels import YAML, LabelClasses, classes_of_json, read_classes
 from tmt_d2.projects.annotation.matching import bare
@@ -67,6 +68,8 @@ class Model:
 class Project:
     """A folder that ``start`` has written.
 
+    The places in ``project.yaml`` may be relative to the folder.
+
     Attributes:
         place: folder of the images of the new city.
         weights: of the source model, from which every training starts; empty without one.
@@ -76,7 +79,7 @@ class Project:
     def __init__(self, folder: str | Path) -> None:
         """
         Raises:
-            UserError: the folder is no project.
+            UserError: the folder is no project, or something that it needs is no longer in its place.
         """
         self.folder = Path(folder).resolve()
         file = self.folder / PROJECT
@@ -84,11 +87,24 @@ class Project:
             raise UserError(f"has no {PROJECT}", key="--project", value=str(folder), hint="name a folder of `start`")
         try:
             values = yaml.load(file.read_text(encoding="utf-8"), UniqueKeys)
-            self.place, self.weights = str(values["images"]), str(values["weights"] or "")
+            places = {key: str(values[key] or "") for key in ("images", "weights")}
             source = (list(values[f"source_{key}"] or ()) for key in ("custom", "train", "test"))
             self.source_custom, self.source_train, self.source_test = source
         except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError) as error:
             raise UserError(f"is damaged ({' '.join(str(error).split())})", key=file, hint="correct it") from error
+        self.place = self._existing("images", places["images"])
+        self.weights = places["weights"] and self._existing("weights", places["weights"])
+        self.source_custom = [self._existing("source_custom", place) for place in self.source_custom]
+
+    def _existing(self, key: str, place: str) -> str:
+        """Return the absolute path of a place in ``project.yaml``."""
+        path = (self.folder / place).resolve()
+        if not path.exists():
+            file = self.folder / PROJECT
+            raise UserError(
+                "does not exist", key=f"{file}: {key}", value=place, hint="write its new place into this file"
+            )
+        return str(path)
 
     # --- images and labels
 
@@ -163,6 +179,15 @@ class Project:
                 models.append(Model(int(folder.name), folder / CONFIG, str(weights), trained_on))
         return models
 
+    def predictor(self, model: Model) -> Predictor:
+        """Load a model with the data sets of this folder, which may have been moved since its training."""
+        return Predictor.from_config(str(model.config), model.weights, ["DATASETS.CUSTOM", str(self.data_set_files())])
+
+    def data_set_files(self) -> tuple[str, ...]:
+        """Return the YAML files of the source and, once there are labels, of the project."""
+        own = self.folder / DATA
+        return (*self.source_custom, str(own)) if own.is_file() else (*self.source_custom,)
+
     def newest_training(self) -> Path | None:
         """Return the folder of the training that was prepared last; it may not have ended."""
         return next((each for each in reversed(_numbered(self.folder / MODELS)) if (each / TRAINED_ON).is_file()), None)
@@ -194,19 +219,19 @@ class Project:
         for name, content in lists.items():
             _replace(self.folder / name, "".join(map(self._line, content)))
         _replace(self.folder / FRAME, self._frame_text())
-        if (self.folder / LABELS / DATA_SET).is_file():
-            options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "default_flow_style": None}
-            _replace(self.folder / DATA, yaml.dump(self._data_set(lists), Dumper=PlainDumper, width=1000, **options))
+        if with_label:
+            output, labels = self.folder / LABELS, sorted(with_label)
+            of_labels = data_set(output, self.images.top, list(self.files), labels, self.classes())
+            _replace(output / DATA_SET, data_set_text(of_labels))
+            _replace(self.folder / DATA, data_set_text(self._data_set(of_labels, lists)))
 
     def _line(self, name: str) -> str:
         return list_line(os.path.relpath(self.files[name], self.folder)) + "\n"
 
-    def _data_set(self, lists: dict[str, list[str]]) -> dict[str, Any]:
-        """Return the data set of the import, with a split for each list instead of one for all images."""
-        folder = self.folder / LABELS
-        content = yaml.load((folder / DATA_SET).read_text(encoding="utf-8"), UniqueKeys)
+    def _data_set(self, of_labels: dict[str, Any], lists: dict[str, list[str]]) -> dict[str, Any]:
+        """Return a data set like that of the label files, with a split for each list instead of one for all images."""
         splits: dict[str, dict[str, Any]] = {}
-        for split, patterns in content["splits"].items():
+        for split, patterns in of_labels["splits"].items():
             depth = split.removeprefix("train").removeprefix("_")
             for purpose, file in (("train", LABELED), ("unlabeled", UNLABELED), ("test", TEST)):
                 if not any(not depth or name.count("/") == int(depth) for name in lists[file]):
@@ -214,8 +239,8 @@ class Project:
                 keys = ("unlabeled",) if purpose == "unlabeled" else ("images", "labels")
                 of_split = {key: patterns[key] for key in keys} | {"list": file, "subset": True}
                 splits[f"{purpose}_{depth}" if depth else purpose] = of_split
-        root = os.path.relpath(folder / content["root"], self.folder)
-        return content | {"name": self.data_name, "root": root, "splits": splits}
+        root = os.path.relpath(self.folder / LABELS / of_labels["root"], self.folder)
+        return of_labels | {"name": self.data_name, "root": root, "splits": splits}
 
     @property
     def data_name(self) -> str:

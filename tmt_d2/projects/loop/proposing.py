@@ -18,7 +18,6 @@ from tmt_d2.data.datasets.label_spaces import IGNORE
 from tmt_d2.data.image_lists import write_names
 from tmt_d2.errors import UserError
 from tmt_d2.inference.folder import png_path, write_classes, write_png
-from tmt_d2.inference.predictor import Predictor
 from tmt_d2.inference.statistics import model_identity
 from tmt_d2.projects.annotation.matching import bare
 from tmt_d2.projects.annotation.writers import labeling_config, write_cvat_masks, write_label_studio
@@ -103,7 +102,7 @@ def _propose_training(
     calibrated: bool,
 ) -> tuple[list[str], list[str]]:
     """Return the proposed images, and the unlabeled ones with the least certain predictions."""
-    predictor = Predictor.from_config(str(model.config), model.weights)
+    predictor = project.predictor(model)
     identity = model_identity(predictor.cfg)
     pool = project.cached(
         f"pool-{model.number:02d}", lambda folder: score_pool(predictor, project.images, folder, identity)
@@ -150,7 +149,7 @@ def _propose_test(
         rows = [{"image": name, "stratum": 0, "quality": 0.5, "round": ""} for name in project.files]
         rows = [row for row in rows if row["image"] not in labeled]
         if model is not None:
-            predictor = Predictor.from_config(str(model.config), model.weights)
+            predictor = project.predictor(model)
             confusions, _ = predicted_confusions(project, model, predictor)
             rows = [row for row in rows if row["image"] in confusions]
             quality = np.array([np.trace(confusions[row["image"]]) for row in rows])

@@ -132,7 +132,7 @@ def model_status(project: Project, model: Model) -> ModelStatus:
     identity |= {"images": list(project.files), "source": project.source_test}
     if file.is_file() and read_json(file, ["identity"])["identity"] == identity:
         return _read(file)
-    predictor = Predictor.from_config(str(model.config), model.weights)
+    predictor = project.predictor(model)
     confusions, estimation = predicted_confusions(project, model, predictor)
     values: dict[str, Any] = {}
     names = [name for name in stratum_of if name in confusions]  # the others are unreadable

@@ -21,10 +21,9 @@ from tmt_d2.engine.hooks.evaluation_images import EvaluationImages
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.engine.trainer import Trainer
 from tmt_d2.errors import UserError
-from tmt_d2.projects.annotation.importing import ImportReport, import_labels
+from tmt_d2.projects.annotation.importing import DATA_SET, ImportReport, import_labels
 from tmt_d2.projects.loop.project import (
     CONFIG,
-    DATA,
     FINISHED,
     LABELS,
     MODELS,
@@ -48,7 +47,9 @@ def import_export(
         UserError: as ``import_labels``.
     """
     output = project.folder / LABELS
+    project.refresh()
     report = import_labels(export, project.images, project.classes(), output, mapping=mapping, replace=replace)
+    report.names["kept"] = [name for name in report.names["kept"] if name != DATA_SET]  # which ``refresh`` writes
     project.refresh()
     proposed = {name for folder in project.rounds() for name in project.proposed(folder)}
     report.names["missing"] = sorted(proposed - {*project.with_label()})
@@ -78,13 +79,13 @@ def train(project: Project, seconds: float = 0, opts: Sequence[str] = ()) -> Pat
         if is_current and not (seconds or opts):
             return None
         folder, is_current = None, False
-    if folder is not None and is_current:
-        write_config(project.folder / CONFIG, setup_cfg(project.folder / CONFIG, opts))
+    folder = folder or project.folder / MODELS / next_number(project.folder / MODELS)
+    cfg = training_config(project, folder, opts)
+    register_data(cfg)
+    check_task(cfg)  # before anything is written
+    if is_current:
+        write_config(project.folder / CONFIG, cfg)
     else:
-        folder = folder or project.folder / MODELS / next_number(project.folder / MODELS)
-        cfg = training_config(project, folder, opts)
-        register_data(cfg)
-        check_task(cfg)  # before anything is written
         shutil.rmtree(folder, ignore_errors=True)
         if seconds:
             cfg = replace_keys(cfg, {"SOLVER.MAX_ITER": steps_within(seconds, seconds_a_step(cfg))})
@@ -102,7 +103,7 @@ def training_config(project: Project, folder: Path, opts: Sequence[str]) -> CfgN
     splits = project.splits()
     values: dict[str, Any] = {
         "OUTPUT_DIR": str(folder),
-        "DATASETS.CUSTOM": (*project.source_custom, str(project.folder / DATA)),
+        "DATASETS.CUSTOM": project.data_set_files(),
         "DATASETS.TRAIN": tuple(splits["train"]),
         "DATASETS.UNLABELED": tuple(splits["unlabeled"]),
         # Without a labeled test image the source is tested, or else what was trained on.

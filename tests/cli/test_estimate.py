@@ -83,7 +83,7 @@ def test_files_of_an_estimate(run: Run, tmp_path: Path) -> None:
 def test_without_a_source_there_is_no_number(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(source="") == 0
     assert "InfoMax" in capsys.readouterr().out
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {".run.lock", "pool"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"pool"}
 
 
 def test_comparison_with_labels(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

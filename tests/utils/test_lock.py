@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -72,6 +73,33 @@ def test_a_lock_ends_with_its_block(tmp_path: Path) -> None:
     for _ in range(2):
         with file_lock(tmp_path / "lock") as holder, file_lock(tmp_path / "lock") as second:
             assert not holder and second
+
+
+def test_a_lock_file_is_removed_also_after_an_error(tmp_path: Path) -> None:
+    with folder_lock(tmp_path):
+        assert (tmp_path / LOCK).is_file()
+    with pytest.raises(ZeroDivisionError), folder_lock(tmp_path):
+        raise ZeroDivisionError
+    assert not [*tmp_path.iterdir()]
+
+
+def count_up(folder: Path, times: int) -> None:
+    for _ in range(times):
+        with file_lock(folder / "lock", wait=True) as holder:
+            assert not holder
+            count = int((folder / "count").read_text())
+            os.sched_yield()
+            (folder / "count").write_text(str(count + 1))
+
+
+def test_a_removed_lock_file_lets_no_second_process_in(tmp_path: Path) -> None:
+    (tmp_path / "count").write_text("0")
+    processes = [multiprocessing.get_context("fork").Process(target=count_up, args=(tmp_path, 300)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert (tmp_path / "count").read_text() == "1200" and not (tmp_path / "lock").exists()
 
 
 @pytest.mark.usefixtures("data_root")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from detectron2.utils import comm
 
@@ -28,7 +29,7 @@ _own_lock = threading.Lock()
 
 @contextmanager
 def file_lock(path: Path, wait: bool = False) -> Iterator[str]:
-    """Hold the lock file ``path`` within the block.
+    """Hold the lock file ``path`` within the block, after which it is removed.
 
     The kernel releases the lock when this process ends, however it ends. Forked processes, such as a data loader's,
     which may outlive it, do not hold it: POSIX locks are not inherited, those of ``flock`` are.
@@ -48,25 +49,49 @@ def file_lock(path: Path, wait: bool = False) -> Iterator[str]:
         yield "this process"
         return
     try:
-        with path.open("a+") as file:
+        with _open_locked(path, wait) as (file, holder):
+            if not holder:
+                file.truncate(0)
+                now = time.strftime("%Y-%m-%d %H:%M:%S")
+                file.write(f"a run on {socket.gethostname()}, process {os.getpid()}, since {now}")
+                file.flush()
             try:
-                fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except OSError as error:
-                if error.errno not in (errno.EACCES, errno.EAGAIN, *UNSUPPORTED):
-                    raise
-                if error.errno not in UNSUPPORTED:
-                    file.seek(0)
-                    yield file.read().strip() or "another process"
-                    return
-                logger.warning("%s: no locks on this file system, a second run will not be noticed", path.parent)
-            file.truncate(0)
-            now = time.strftime("%Y-%m-%d %H:%M:%S")
-            file.write(f"a run on {socket.gethostname()}, process {os.getpid()}, since {now}")
-            file.flush()
-            yield ""
+                yield holder
+            finally:
+                if not holder:
+                    path.unlink(missing_ok=True)
     finally:
         with _own_lock:
             _own.discard(path)
+
+
+@contextmanager
+def _open_locked(path: Path, wait: bool) -> Iterator[tuple[IO[str], str]]:
+    """Open and lock ``path``; yield the file, and a description of the process that holds it instead, or ""."""
+    while True:
+        with path.open("a+") as file:
+            holder = ""
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    file.seek(0)
+                    holder = file.read().strip() or "another process"
+                elif error.errno in UNSUPPORTED:
+                    logger.warning("%s: no locks on this file system, a second run will not be noticed", path.parent)
+                else:
+                    raise
+            if holder or _is_open_file(path, file):
+                yield file, holder
+                return
+            # The last holder removed the file between opening and locking it: the lock is on no file.
+
+
+def _is_open_file(path: Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -19,7 +19,9 @@ from tests.helpers.checkout import TINY_CONFIG, run_python
 from tests.helpers.errors import refuses
 from tests.helpers.small_runs import Killed, differences, options, small_cfg
 from tmt_d2.config import setup_cfg
+from tmt_d2.data.datasets.custom import register_custom
 from tmt_d2.data.datasets.label_spaces import CITYSCAPES_CLASSES
+from tmt_d2.data.datasets.registration import labeled_records
 from tmt_d2.engine.checkpoint.classes import encode_classes
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.engine.trainer import Trainer
@@ -245,6 +247,10 @@ def test_mistakes_change_nothing(city: Path, scenes: Path, photos: Path, source:
     }.items():
         with refuses(key):
             main(["start", *new, *words])
+    (tmp_path / "{a}").mkdir()
+    shutil.copy(next(photos.glob("*.jpg")), tmp_path / "{a}")
+    with refuses("--output"):
+        main(["start", *new[:3], str(tmp_path / "{a}"), *new[4:], "--model", str(source)])
     with refuses("--output"):
         main(["start", *new[:-1], str(city), "--model", str(source)])
     with refuses("--output"):
@@ -398,3 +404,30 @@ def test_a_project_without_its_images_is_refused_until_they_are_named(city: Path
     file.write_text(file.read_text().replace(f"images: {photos}", "images: ../elsewhere"))
     project = Project(city)
     assert [*project.files] == names and all(Path(path).is_file() for path in project.files.values())
+
+
+def test_images_of_one_name_in_folders_of_several_depths(
+    city: Path, photos: Path, scenes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for file in sorted((photos / "more/night").iterdir()):
+        Image.open(file).rotate(180).save(photos / file.name)
+    assert adapt(city, "propose", "--budget", "8") == 0
+    assert len(Project(city).proposed(city / "rounds/01")) == 8
+    # Labels of one folder first: the data set has labels at one depth, then at both.
+    names = Project(city).proposed(city / "rounds/01")
+    for depth in (0, 2):
+        export = city.parent / f"depth{depth}.zip"
+        labels = [(name, truth(scenes, name)) for name in names if name.count("/") == depth]
+        write_cvat_masks(export, Project(city).classes().classes, labels)
+        assert adapt(city, "import", str(export)) == 0
+    project = Project(city)
+    assert project.splits() == {
+        "train": ["own_city_sem_seg_train_0", "own_city_sem_seg_train_2"],
+        "unlabeled": [],
+        "test": [],
+    }
+    caplog.clear()
+    for file in project.data_set_files():
+        register_custom(file)
+    assert len(labeled_records(project.splits()["train"])) == 8
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]

@@ -93,7 +93,7 @@ def import_labels(
     _check_classes(output, classes)
     files = [os.path.abspath(image.record["file_name"]) for image in images]
     paths = [Path(os.path.relpath(file, images.top)).as_posix() for file in files]
-    _check_names(paths)
+    check_names(paths)
     report, encoded = ImportReport(), dict[int, np.ndarray]()
     names, count = ImageNames(paths), 0
     for exported in read_export(export, classes.by_name(), mapping, limit):
@@ -158,7 +158,7 @@ def _check_classes(output: Path, classes: LabelClasses) -> None:
             raise UserError(message, key="--output", value=str(output), hint="choose another folder")
 
 
-def _check_names(paths: Sequence[str]) -> None:
+def check_names(paths: Sequence[str]) -> None:
     """
     Raises:
         UserError: two images would have the same label file.

@@ -1,7 +1,7 @@
 """The folder of an adaptation: everything that was decided, as files, and lists that follow from them.
 
 Kept: ``project.yaml``, ``classes.json``, ``config.yaml``, ``labels/`` (as ``tools/import_labels.py`` writes it),
-``rounds/NN/`` (proposals) and ``models/NN/`` (trainings). ``labeled.txt``, ``unlabeled.txt``, ``test.txt``,
+``rounds/NN/`` (proposals) and ``models/NN/`` (trainings). ``labeled.txt``, ``unlabeled.txt``, ``test.txt``, ``lists/``,
 ``test.csv`` and ``data.yaml`` follow from them and are written again by ``Project.refresh``.
 """
 
@@ -29,22 +29,23 @@ from tmt_d2.config import replace_keys, setup_cfg
 from tmt_d2.config.file import UniqueKeys
 from tmt_d2.data.datasets.custom import read_custom, register_custom
 from tmt_d2.data.datasets.registration import label_space_of, labeled_records, split_name
-from tmt_d2.data.image_lists import list_line, listed_indices
+from tmt_d2.data.image_lists import list_line, listed_names
 from tmt_d2.engine.checkpoint.classes import read_classes as classes_of_checkpoint
 from tmt_d2.engine.loading import load_model
 from tmt_d2.errors import UserError
 from tmt_d2.inference.folder import CLASSES, write_classes
 from tmt_d2.inference.images import InputImages, find_images
 from tmt_d2.inference.predictor import Predictor
-from tmt_d2.projects.annotation.importing import DATA_SET, data_set, data_set_text
+from tmt_d2.projects.annotation.importing import DATA_SET, check_names, data_set, data_set_text
 from tmt_d2.projects.annotation.importing import LABELS as LABEL_FILES
 from tmt_d2.projects.annotation.labels import YAML, LabelClasses, classes_of_json, read_classes
-from tmt_d2.projects.annotation.matching import bare
+from tmt_d2.projects.annotation.matching import ImageNames, bare
 from tmt_d2.projects.loop.choices import CONFIG, NO_MODEL, PROJECT
 from tmt_d2.utils.files import atomic_write
 
 DATA, LABELS, ROUNDS, MODELS = "data.yaml", "labels", "rounds", "models"
 LABELED, UNLABELED, TEST, FRAME = "labeled.txt", "unlabeled.txt", "test.txt", "test.csv"
+LISTS = "lists"
 SELECTED, TRAINED_ON, FINISHED = "selected.txt", "labels.csv", "evaluation.json"
 
 T = TypeVar("T")
@@ -111,13 +112,12 @@ class Project:
     @cached_property
     def images(self) -> InputImages:
         """The images below ``place``; their names do not change when others are added."""
-        return replace(find_images(self.place), top=os.path.abspath(self.place))
+        return _images_of(self.place)
 
     @cached_property
     def files(self) -> dict[str, str]:
         """Name, the path below ``place``, -> absolute path, of every image."""
-        paths = [os.path.abspath(image.record["file_name"]) for image in self.images]
-        return {Path(os.path.relpath(path, self.images.top)).as_posix(): path for path in paths}
+        return _files_of(self.images)
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -148,9 +148,9 @@ class Project:
     def proposed(self, folder: Path) -> list[str]:
         """Return the images of a round that are still there; the list may be one that ``selected.html`` saved."""
         names = list(self.files)
-        files = list(self.files.values())
-        found = listed_indices(SELECTED, folder / SELECTED, files, [[name] for name in names], subset=True)[0]
-        return [names[index] for index in found]
+        lines = listed_names(SELECTED, folder / SELECTED, self.files.__contains__)
+        found = map(ImageNames(names).find, lines)
+        return [names[indices[0]] for indices in found if len(indices) == 1]
 
     def frame(self) -> list[dict[str, str]]:
         """Return the rows of ``test.csv``: every image that could be drawn for the test; [] without one."""
@@ -216,8 +216,8 @@ class Project:
             TEST: [name for name in self.files if name in test & with_label],
             UNLABELED: [name for name in self.files if name not in with_label | test],
         }
-        for name, content in lists.items():
-            _replace(self.folder / name, "".join(map(self._line, content)))
+        for file, names in lists.items():
+            self._write_list(self.folder / file, names)
         _replace(self.folder / FRAME, self._frame_text())
         if with_label:
             output, labels = self.folder / LABELS, sorted(with_label)
@@ -225,16 +225,24 @@ class Project:
             _replace(output / DATA_SET, data_set_text(of_labels))
             _replace(self.folder / DATA, data_set_text(self._data_set(of_labels, lists)))
 
-    def _line(self, name: str) -> str:
-        return list_line(os.path.relpath(self.files[name], self.folder)) + "\n"
+    def _write_list(self, path: Path, names: list[str]) -> None:
+        lines = (list_line(os.path.relpath(self.files[name], path.parent)) for name in names)
+        _replace(path, "".join(f"{line}\n" for line in lines))
 
     def _data_set(self, of_labels: dict[str, Any], lists: dict[str, list[str]]) -> dict[str, Any]:
-        """Return a data set like that of the label files, with a split for each list instead of one for all images."""
+        """Return a data set like that of the label files, with a split for each list instead of one for all images.
+
+        Where images are in folders of several depths, there is a split for each depth, with its own list.
+        """
         splits: dict[str, dict[str, Any]] = {}
         for split, patterns in of_labels["splits"].items():
             depth = split.removeprefix("train").removeprefix("_")
             for purpose, file in (("train", LABELED), ("unlabeled", UNLABELED), ("test", TEST)):
-                if not any(not depth or name.count("/") == int(depth) for name in lists[file]):
+                names = [name for name in lists[file] if not depth or name.count("/") == int(depth)]
+                if depth:
+                    file = f"{LISTS}/{purpose}_{depth}.txt"
+                    self._write_list(self.folder / file, names)
+                if not names:
                     continue
                 keys = ("unlabeled",) if purpose == "unlabeled" else ("images", "labels")
                 of_split = {key: patterns[key] for key in keys} | {"list": file, "subset": True}
@@ -310,8 +318,11 @@ def start(
     if not Path(images).is_dir():
         raise UserError("is no folder", key="--images", value=images)
     check_output_folder(Path(output), images, "--images")
-    find_images(images)
+    found = _images_of(images)
+    names = list(_files_of(found))
+    check_names(names)
     own = _classes_of(model, classes)
+    data_set(folder / LABELS, found.top, names, [], own)
     custom, train, test = _source_splits(source_data)
     for split in (*train, *test):
         if (classes_there := label_space_of(split).classes).names != own.classes.names:
@@ -347,6 +358,16 @@ def start(
 def write_config(path: Path, cfg: CfgNode) -> None:
     with atomic_write(path, "w") as file:
         file.write(cfg.dump())
+
+
+def _images_of(place: str) -> InputImages:
+    return replace(find_images(place), top=os.path.abspath(place))
+
+
+def _files_of(images: InputImages) -> dict[str, str]:
+    """Return name -> absolute path of every image."""
+    paths = [os.path.abspath(image.record["file_name"]) for image in images]
+    return {Path(os.path.relpath(path, images.top)).as_posix(): path for path in paths}
 
 
 def _classes_of(model: str, place: str) -> LabelClasses:
@@ -414,5 +435,6 @@ def _replace(path: Path, text: str) -> None:
     if not text:
         path.unlink(missing_ok=True)
     elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+        path.parent.mkdir(exist_ok=True)
         with atomic_write(path, "w") as file:
             file.write(text)

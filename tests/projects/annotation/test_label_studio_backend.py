@@ -5,9 +5,14 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import signal
+import socket
+import struct
+import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,58 +21,118 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.checkout import TINY_CONFIG, environment
 from tests.helpers.errors import refuses
+from tests.helpers.small_runs import options
+from tests.projects.annotation.exports import region
+from tmt_d2.errors import INTERRUPTED
 from tmt_d2.inference import Predictor
-from tmt_d2.projects.annotation.brush import decode_brush
+from tmt_d2.projects.annotation.brush import decode_brush, encode_brush
 from tmt_d2.projects.annotation.label_studio_backend import Backend, BackendServer, local_file
+from tmt_d2.projects.annotation.label_studio_events import Inbox
+from tmt_d2.projects.loop.project import Project, start
+from tmt_d2.utils.lock import LOCK, folder_lock
 
 pytestmark = pytest.mark.slow
 
 Request = Callable[..., tuple[int, dict[str, Any]]]
+SIZE = (45, 70)
+TRAINING = """
+import fcntl, sys
+lock = open({project!r} + "/.run.lock", "a+")
+fcntl.lockf(lock, fcntl.LOCK_EX)
+open({started!r}, "a").write("x")
+open({begun!r}, "w").close()
+sys.exit(int(open({end!r}).read()))
+"""
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """One image with a space in its folder's name, and one beside the folder of the images."""
+    """Two images, in a folder with a space in its name, and one beside the folder of the images."""
     folder = tmp_path / "photos"
     (folder / "by day").mkdir(parents=True)
-    pixels = np.random.default_rng(0).integers(0, 255, (45, 70, 3), np.uint8)
-    for path in (folder / "by day" / "a.png", tmp_path / "secret.png"):
+    pixels = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
+    for path in (folder / "by day" / "a.png", folder / "by day" / "b.png", tmp_path / "secret.png"):
         Image.fromarray(pixels).save(path)
     return folder
 
 
 @pytest.fixture
-def backend(photos: Path, model_files: Path, tmp_path: Path) -> Iterator[Backend]:
-    """Each load has a new version. A pretended training writes a letter, and reads its exit status from a pipe."""
-    os.mkfifo(tmp_path / "pipe")
-    training = (
-        f"import sys; open({str(tmp_path / 'started')!r}, 'a').write('x'); pipe = open({str(tmp_path / 'pipe')!r})"
-    )
+def city(photos: Path, tmp_path: Path) -> Project:
+    """A project without a model, of classes 0 road and 1 sky."""
+    (tmp_path / "classes.yaml").write_text("[road, sky]")
+    values = {"classes": str(tmp_path / "classes.yaml"), "opts": options(SOLVER__MAX_ITER=1)}
+    return start(tmp_path / "city", str(photos), str(TINY_CONFIG), "none", **values)
+
+
+class Training:
+    """A pretended training: it holds the project, writes a letter, and reads its exit status from a pipe."""
+
+    def __init__(self, city: Project, folder: Path) -> None:
+        names = ("started", "begun", "end")
+        self.started, self._begun, self._end = files = [folder / name for name in names]
+        for file in files[1:]:
+            os.mkfifo(file)
+        script = TRAINING.format(project=str(city.folder), **dict(zip(names, map(str, files))))
+        self.words = [sys.executable, "-c", script]
+
+    def count(self) -> int:
+        return len(self.started.read_text()) if self.started.exists() else 0
+
+    def wait(self) -> None:
+        """Return when it holds the project."""
+        self._begun.read_text()
+
+    def end(self, backend: Backend, status: int) -> None:
+        thread = backend.training._thread
+        self._end.write_text(str(status))  # waits for the reader
+        assert thread
+        thread.join()
+
+
+@pytest.fixture
+def training(city: Project, tmp_path: Path) -> Training:
+    return Training(city, tmp_path)
+
+
+@pytest.fixture
+def backend(photos: Path, model_files: Path, city: Project, training: Training) -> Iterator[Backend]:
+    """Each load has a new version."""
     predictor = Predictor.from_config(str(model_files / "tmt.yaml"), str(model_files / "tmt.pth"))
-    versions, words = iter(("first", "second")), [sys.executable, "-c", f"{training}; sys.exit(int(pipe.read()))"]
-    backend = Backend(lambda: (predictor, next(versions)), photos, words)
+    versions = iter(("first", "second", "third"))
+    inbox = Inbox(str(city.folder), {"street": "road"})
+    backend = Backend(lambda: (predictor, next(versions)), photos, inbox, training.words)
     yield backend
     backend.training.stop()
 
 
 @pytest.fixture
-def request_of(backend: Backend) -> Iterator[Request]:
-    """request_of(route, body) -> status and answer of a POST; of a GET without a body."""
+def server(backend: Backend) -> Iterator[BackendServer]:
     with BackendServer(("127.0.0.1", 0), backend) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-
-        def send(route: str, body: Any = None, kind: str = "application/json") -> tuple[int, dict[str, Any]]:
-            connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
-            data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-            connection.request("GET" if body is None else "POST", route, data, {"Content-Type": kind})
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
-
-        yield send
+        yield server
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def request_of(server: BackendServer) -> Request:
+    """request_of(route, body) -> status and answer of a POST; of a GET without a body."""
+
+    def send(route: str, body: Any = None, kind: str = "application/json") -> tuple[int, dict[str, Any]]:
+        return send_to(server.server_port, route, body, kind)
+
+    return send
+
+
+def send_to(port: int, route: str, body: Any = None, kind: str = "application/json") -> tuple[int, dict[str, Any]]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    connection.request("GET" if body is None else "POST", route, data, {"Content-Type": kind})
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read())
 
 
 def tasks(*references: object) -> dict[str, Any]:
@@ -86,13 +151,13 @@ def test_predicted_regions_are_the_labels(request_of: Request, backend: Backend,
     confidence = prediction.confidence().numpy()
     for result in answer["results"]:
         labels = np.full((45, 70), 255, np.uint8)
-        for region in result["result"]:
-            assert (region["type"], region["from_name"], region["to_name"]) == ("brushlabels", "label", "image")
-            assert (region["original_width"], region["original_height"]) == (70, 45)
-            mask = decode_brush(region["value"]["rle"], (45, 70))
-            (name,) = region["value"]["brushlabels"]
+        for each in result["result"]:
+            assert (each["type"], each["from_name"], each["to_name"]) == ("brushlabels", "label", "image")
+            assert (each["original_width"], each["original_height"]) == (70, 45)
+            mask = decode_brush(each["value"]["rle"], (45, 70))
+            (name,) = each["value"]["brushlabels"]
             labels[mask] = predictor.classes.names.index(name)
-            assert region["score"] == pytest.approx(confidence[mask].mean(), abs=1e-4)
+            assert each["score"] == pytest.approx(confidence[mask].mean(), abs=1e-4)
         assert np.array_equal(labels, prediction.labels.numpy())
         assert result["score"] == pytest.approx(confidence.mean(), abs=1e-4)
 
@@ -127,23 +192,182 @@ def test_mistakes_do_not_end_the_server(request_of: Request, backend: Backend, p
     assert request_of("/health")[1]["status"] == "UP"
 
 
-def test_one_training_at_a_time(request_of: Request, backend: Backend, tmp_path: Path) -> None:
-    def event(action: str) -> str:
-        return request_of("/webhook", {"action": action, "project": {"id": 1}})[1]["training"]
+def event(action: str, image: str, labels: np.ndarray, names: Sequence[str] = ("road", "sky")) -> dict[str, Any]:
+    """An event as Label Studio's serializers send it, about an annotation that covers labels 0 and 1."""
+    result = [
+        region("brushlabels", name, {"format": "rle", "rle": encode_brush(labels == index)}, labels.shape)
+        for index, name in enumerate(names)
+    ]
+    annotation = {"id": 17, "task": 19, "was_cancelled": False, "result": result, "updated_at": "2026-01-01T10:00:00Z"}
+    content = {"id": 19, "data": {"image": f"/data/local-files/?d={quote(image)}"}, "file_upload": None, "meta": {}}
+    return {"action": action, "annotation": annotation, "task": content, "project": {"id": 2, "title": "New"}}
 
-    def end(status: int) -> None:
-        (tmp_path / "pipe").write_text(str(status))  # waits for the reader
-        assert backend.training._thread
-        backend.training._thread.join()
 
-    assert event("PROJECT_UPDATED") == "no"
-    assert [event(f"ANNOTATION_{what}") for what in ("CREATED", "UPDATED", "CREATED")] == ["started", *["running"] * 2]
+def labels_of(seed: int, size: tuple[int, int] = SIZE) -> np.ndarray:
+    return np.random.default_rng(seed).choice(np.array([0, 1, 255], np.uint8), size)
+
+
+def label(city: Project, name: str) -> np.ndarray:
+    return np.asarray(Image.open(city.label_of(name)))
+
+
+def test_an_annotation_is_imported_and_trained_on(
+    request_of: Request, backend: Backend, city: Project, training: Training
+) -> None:
+    status, answer = request_of("/webhook", event("ANNOTATION_CREATED", "by day/a.png", labels_of(1)))
+    assert (status, answer["training"]) == (200, "running") and len(answer["labels"]) == 1
+    assert np.array_equal(label(city, "by day/a.png"), labels_of(1)) and city.labeled() == ["by day/a.png"]
+    training.wait()
+    # What comes during the training waits for its end, and is trained on next.
+    update = event("ANNOTATION_UPDATED", "by day/a.png", labels_of(2), ("street", "SKY"))
+    for each in (event("ANNOTATION_CREATED", "by day/b.png", labels_of(3)), update):
+        assert request_of("/webhook", each)[1]["training"] == "running"
+    assert np.array_equal(label(city, "by day/a.png"), labels_of(1)) and not city.label_of("by day/b.png").exists()
+    training.end(backend, 0)
+    assert np.array_equal(label(city, "by day/a.png"), labels_of(2))
+    assert np.array_equal(label(city, "by day/b.png"), labels_of(3))
+    training.wait()
+    assert training.count() == 2 and backend.model and backend.model[1] == "second"
+    training.end(backend, 0)
+    # Equal labels are not trained on again; a label that exists is replaced by an update only.
+    for action, seed in (("ANNOTATION_CREATED", 2), ("ANNOTATION_CREATED", 4), ("ANNOTATION_UPDATED", 2)):
+        assert request_of("/webhook", event(action, "by day/a.png", labels_of(seed)))[1]["training"] == "no"
+    assert np.array_equal(label(city, "by day/a.png"), labels_of(2)) and training.count() == 2
+
+
+def test_several_annotations_in_one_event(request_of: Request, city: Project) -> None:
+    first, second = (event("ANNOTATIONS_CREATED", f"by day/{name}.png", labels_of(5)) for name in "ab")
+    second["task"]["id"] = second["annotation"]["task"] = 20
+    both = first | {key: [first[key], second[key]] for key in ("annotation", "task")}
+    assert request_of("/webhook", both)[1]["training"] == "running"
+    assert city.labeled() == ["by day/a.png", "by day/b.png"]
+
+
+def test_an_annotation_outlives_the_backend(city: Project, photos: Path, training: Training) -> None:
+    with folder_lock(city.folder):  # another command
+        first = Backend(lambda: None, photos, Inbox(str(city.folder)), training.words)
+        answer = first.webhook(event("ANNOTATION_CREATED", "by day/a.png", labels_of(1)))
+        assert len(answer["labels"]) == 1 and answer["training"] == "no"
+    second = Backend(lambda: None, photos, Inbox(str(city.folder)), training.words)
+    assert len(second.import_waiting()) == 1 and second.import_waiting() == []
+    second.training.stop()
+    assert np.array_equal(label(city, "by day/a.png"), labels_of(1))
+
+
+def without_payload(sent: dict[str, Any]) -> None:
+    del sent["annotation"], sent["task"], sent["project"]
+
+
+BAD: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no payload": without_payload,
+    "another task": lambda sent: sent["annotation"].update(task=3),
+    "no task": lambda sent: sent.update(task=None),
+    "an odd id": lambda sent: sent["task"].update(id=[]),
+    "another image": lambda sent: sent["task"]["data"].update(image="c.png"),
+    "no image": lambda sent: sent["task"].update(data={}),
+    "another label": lambda sent: sent["annotation"]["result"][0]["value"].update(brushlabels=["lamp"]),
+    "another size": lambda sent: sent["annotation"]["result"][0].update(original_width=9),
+    "damaged run lengths": lambda sent: sent["annotation"]["result"][0]["value"].update(rle=[1, 2]),
+    "no regions": lambda sent: sent["annotation"].update(result=[]),
+    "a wrong result": lambda sent: sent["annotation"].update(result=None),
+    "skipped": lambda sent: sent["annotation"].update(was_cancelled=True),
+}
+
+
+def test_bad_annotations_change_nothing(
+    request_of: Request, city: Project, training: Training, caplog: pytest.LogCaptureFixture
+) -> None:
+    def files() -> set[Path]:
+        return {path for path in city.folder.rglob("*") if path.is_file() and path.name != LOCK}
+
+    city.refresh()
+    before = files()
+    for kind, spoil in BAD.items():
+        caplog.clear()
+        sent = event("ANNOTATION_CREATED", "by day/a.png", labels_of(1))
+        spoil(sent)
+        status, answer = request_of("/webhook", sent)
+        assert status == 400 or (len(answer["labels"]) == 1 and answer["training"] == "no"), kind
+        assert [record.levelname for record in caplog.records] == ["ERROR"], kind
+        assert "\n" not in caplog.messages[0] and str(city.folder) not in caplog.messages[0], kind
+    assert files() == before and training.count() == 0
+    good = event("ANNOTATION_CREATED", "by day/a.png", labels_of(1))
+    assert request_of("/webhook", good)[1]["training"] == "running"  # control
+    with refuses("--map", "street=rode"):
+        Inbox(str(city.folder), {"street": "rode"})
+
+
+def test_one_training_at_a_time(request_of: Request, backend: Backend, training: Training) -> None:
+    assert request_of("/webhook", {"action": "PROJECT_UPDATED"})[1]["training"] == "no"
+    for _ in range(3):
+        assert request_of("/webhook", {"action": "START_TRAINING", "project": {"id": 1}})[1]["training"] == "running"
     assert backend.model and backend.model[1] == "first"
-    end(0)
-    assert (tmp_path / "started").read_text() == "x" and backend.model[1] == "second"
-    assert event("START_TRAINING") == "started"
-    end(2)
-    assert backend.model[1] == "second"  # a training that failed changes nothing
+    training.wait()
+    training.end(backend, 0)
+    assert training.count() == 1 and backend.model[1] == "second"
+    assert request_of("/webhook", {"action": "START_TRAINING"})[1]["training"] == "running"
+    training.wait()
+    training.end(backend, 2)
+    assert training.count() == 2 and backend.model[1] == "second"  # a training that failed changes nothing
     backend._load = lambda: Predictor.from_config("nowhere.yaml")
     backend.reload()
     assert backend.model[1] == "second"  # nor does a model that cannot be loaded
+
+
+def test_nobody_has_to_wait_for_the_answer(
+    server: BackendServer, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Label Studio waits for a second only."""
+    gone, ended, errors = threading.Event(), threading.Event(), list[object]()
+
+    def health(request: dict[str, Any]) -> dict[str, Any]:
+        gone.wait()
+        return {"text": "x" * 10**7}
+
+    backend.routes["GET", "/health"] = health
+    monkeypatch.setattr(server, "handle_error", lambda *request: errors.append(request))
+    monkeypatch.setattr(server, "shutdown_request", lambda request: (server.close_request(request), ended.set()))
+    with socket.create_connection(("127.0.0.1", server.server_port)) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close by a reset
+        connection.sendall(b"GET /health HTTP/1.1\r\n\r\n")
+    gone.set()
+    ended.wait()
+    assert not errors
+
+
+def test_the_command_imports_and_trains(city: Project, tmp_path: Path) -> None:
+    """A process of the command, and the training that it starts. An image is drawn for the test."""
+    (city.folder / "rounds" / "01").mkdir(parents=True)
+    (city.folder / "rounds" / "01" / "selected.txt").write_text("by day/b.png\n")
+    (city.folder / "rounds" / "01" / "test.csv").write_text("image,round,probability\nby day/b.png,1,0.5\n")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [
+        "-m",
+        "tmt_d2.projects.annotation.label_studio_backend",
+        "--project",
+        str(city.folder),
+        "--port",
+        str(port),
+    ]
+    process = subprocess.Popen([sys.executable, *words], env=environment(), stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout and str(port) in process.stdout.readline()
+        assert send_to(port, "/setup", {})[1]["model_version"] == ""
+        sent = event("ANNOTATION_CREATED", "by day/a.png", labels_of(1))
+        assert send_to(port, "/webhook", sent)[1]["training"] == "running"
+        assert np.array_equal(label(city, "by day/a.png"), labels_of(1))
+        while send_to(port, "/webhook", {"action": "PROJECT_UPDATED"})[1]["training"] == "running":
+            time.sleep(0.5)
+        (model,) = city.models()
+        assert model.trained_on == {"by day/a.png"}
+        for _ in range(600):
+            if version := send_to(port, "/setup", {})[1]["model_version"]:
+                break
+            time.sleep(0.1)
+        assert version == "model 01"
+        shown, test = send_to(port, "/predict", tasks("by day/a.png", "by day/b.png"))[1]["results"]
+        assert shown["result"] and not test["result"]
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == INTERRUPTED

@@ -7,9 +7,13 @@ Add http://127.0.0.1:9090 as a model in the settings of a Label Studio project w
 `tmt-adapt propose --tool label-studio` writes. Tasks name images as /data/local-files/?d=PATH, or by their path, below
 --images. Nothing outside of that folder is read.
 
-With --project, a folder of tmt-adapt, the newest model predicts, and an annotation or "Start training" starts
-`tmt-adapt train`, on the labels that `tmt-adapt import` has read, if none runs. The model is replaced when the training
-has ended well, and stays otherwise. Nobody has to log in: leave --host at this machine, or protect the port.
+With --project, a folder of tmt-adapt, the newest model predicts. An annotation that is submitted is imported as by
+`tmt-adapt import`, and starts `tmt-adapt train`, as "Start training" does, if none runs. What is submitted during a
+training is imported when it has ended, and starts the next one. The model is replaced when a training has ended well,
+and stays otherwise. A new annotation keeps a label that exists, an updated one replaces it. Switch on "Start model
+training on annotation submission" in Label Studio, or no annotation is sent.
+
+Nobody has to log in: leave --host at this machine, or protect the port.
 
 Requests and answers: labelstud.io/guide/ml_create, guide/predictions, guide/webhook_reference.
 """
@@ -36,10 +40,11 @@ from tmt_d2.utils.ports import check_port
 
 if TYPE_CHECKING:
     from tmt_d2.inference.predictor import Predictor
+    from tmt_d2.projects.annotation.label_studio_events import Inbox
 
 logger = logging.getLogger(__name__)
 
-TRAINING_EVENTS = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED", "START_TRAINING")
+START = "START_TRAINING"
 MAX_BODY = 64 * 2**20  # bytes of a request
 Json = dict[str, Any]
 
@@ -60,32 +65,33 @@ def local_file(root: Path, reference: object) -> Path:
 
 
 class BackgroundTraining:
-    """The command ``words``, at most once at a time; ``ended`` is called in a thread after each that succeeded."""
+    """The command ``words``, at most once at a time; ``ended`` is called in a thread with the exit status of each."""
 
-    def __init__(self, words: Sequence[str], ended: Callable[[], None]) -> None:
+    def __init__(self, words: Sequence[str], ended: Callable[[int], None]) -> None:
         self.words, self._ended = list(words), ended
-        self._lock = threading.Lock()
+        self._lock, self._stopped = threading.Lock(), False
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
 
-    def start(self) -> bool:
-        """Start the command and return True, or return False if it runs."""
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start the command, unless it runs or was stopped."""
         with self._lock:
-            if self._thread is not None and self._thread.is_alive():
-                return False
-            self._process = subprocess.Popen(self.words)
-            self._thread = threading.Thread(target=self._wait, args=(self._process,), daemon=True)
-            self._thread.start()
-            return True
+            if not self.is_running and not self._stopped:
+                self._process = subprocess.Popen(self.words)
+                self._thread = threading.Thread(target=self._wait, args=(self._process,), daemon=True)
+                self._thread.start()
 
     def _wait(self, process: subprocess.Popen[bytes]) -> None:
-        if status := process.wait():
-            logger.error("the training ended with status %d: the model stays as it is", status)
-        else:
-            self._ended()
+        self._ended(process.wait())
 
     def stop(self) -> None:
         """Ask the command to stop, if it runs, and wait for it; a training saves its state first."""
+        with self._lock:
+            self._stopped = True
         if self._process is not None and self._thread is not None:
             self._process.terminate()
             self._thread.join()
@@ -97,19 +103,37 @@ class Backend:
     Args:
         load: returns the newest predictor and its version, or None.
         root: folder of the images.
-        words: command of a training; empty: none is ever started.
+        inbox: imports annotations; None: none is imported, and no training started.
+        words: command of a training.
+        is_test: returns True for an image that is measured on: a prediction there would favor the model.
     """
 
-    def __init__(self, load: Callable[[], tuple[Predictor, str] | None], root: Path, words: Sequence[str] = ()) -> None:
-        self._load, self._root, self._lock = load, root, threading.Lock()
+    def __init__(
+        self,
+        load: Callable[[], tuple[Predictor, str] | None],
+        root: Path,
+        inbox: Inbox | None = None,
+        words: Sequence[str] = (),
+        is_test: Callable[[Path], bool] = lambda file: False,
+    ) -> None:
+        self._load, self._root, self._inbox, self._is_test = load, root, inbox, is_test
+        self._predicting, self._importing = threading.Lock(), threading.Lock()
         self.model = load()
-        self.training = BackgroundTraining(words, self.reload)
+        self.training = BackgroundTraining(words, self.ended)
         self.routes: dict[tuple[str, str], Callable[[Json], Json]] = {
             ("GET", "/health"): self.health,
             ("POST", "/setup"): self.setup,
             ("POST", "/predict"): self.predict,
             ("POST", "/webhook"): self.webhook,
         }
+
+    def ended(self, status: int) -> None:
+        """Replace the model after a training that ended well, and import what was annotated meanwhile."""
+        if status:
+            logger.error("the training ended with status %d: the model stays as it is", status)
+        else:
+            self.reload()
+        self.import_waiting()
 
     def reload(self) -> None:
         """Replace the model with the newest one, or keep it where that cannot be loaded."""
@@ -118,6 +142,16 @@ class Backend:
         except USER_ERRORS as error:
             logger.error("the new model cannot be loaded, the last one stays: %s", one_line(error))
 
+    def import_waiting(self) -> list[str]:
+        """Import the annotations that wait, start a training if labels have changed, and return lines about them."""
+        if self._inbox is None:
+            return []
+        with self._importing:
+            written, lines = self._inbox.import_all()
+            if written:
+                self.training.start()
+        return lines
+
     def health(self, request: Json) -> Json:
         return {"status": "UP", "model_class": "tmt_d2"}
 
@@ -125,7 +159,7 @@ class Backend:
         return {"model_version": self.model[1] if self.model else ""}
 
     def predict(self, request: Json) -> Json:
-        """Predict the images of ``tasks``: one brush region for each class."""
+        """Predict the images of ``tasks``: one brush region for each class; nothing for a test image."""
         if self.model is None:
             raise UserError("there is no model yet", hint="label images and train")
         predictor, version = self.model
@@ -134,15 +168,19 @@ class Backend:
         except (LookupError, TypeError) as error:
             raise UserError("is no list of tasks with data.image", key="tasks") from error
         files = [local_file(self._root, reference) for reference in references]
-        with self._lock:
-            results = [_prediction(predictor, file) | {"model_version": version} for file in files]
-        return {"results": results, "model_version": version}
+        with self._predicting:
+            results = [{"result": []} if self._is_test(file) else _prediction(predictor, file) for file in files]
+        return {"results": [each | {"model_version": version} for each in results], "model_version": version}
 
     def webhook(self, request: Json) -> Json:
-        """Start a training after an event that asks for one."""
-        if not self.training.words or request.get("action") not in TRAINING_EVENTS:
+        """Import the annotation of an event; start a training if labels have changed, or if the event asks for it."""
+        if self._inbox is None:
             return {"training": "no"}
-        return {"training": "started" if self.training.start() else "running"}
+        self._inbox.put(request)
+        lines = self.import_waiting()
+        if request.get("action") == START:
+            self.training.start()
+        return {"labels": lines, "training": "running" if self.training.is_running else "no"}
 
 
 def _prediction(predictor: Predictor, file: Path) -> Json:
@@ -189,16 +227,18 @@ class _Handler(BaseHTTPRequestHandler):
             status, answer = (200, routes[place](request)) if place in routes else (404, {"error": "no such route"})
         except USER_ERRORS as error:
             status, answer = 400, {"error": one_line(error)}
+            logger.error("%s: %s", self.path, answer["error"])
         except Exception:
             logger.exception("%s %s", self.command, self.path)
             status, answer = 500, {"error": "unexpected, see the log of the backend"}
         self._send(status, answer)
 
     def _send(self, status: int, answer: Json) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        self.wfile.write(json.dumps(answer).encode())
+        with suppress(ConnectionError):  # Label Studio waits for a second for the answer to an event
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
 
     def log_message(self, format: str, *values: Any) -> None:
         logger.debug(format, *values)
@@ -211,6 +251,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--config-file", default="", metavar="FILE", help="config of a model; needs --images")
     add("--weights", default="", metavar="FILE", help="checkpoint of --config-file; default: MODEL.WEIGHTS")
     add("--images", default="", metavar="FOLDER", help="folder of the images; default: that of --project")
+    add("--map", nargs="+", default=[], metavar="LABEL=CLASS", help="with --project: class, or ignore, of other labels")
     add("--host", default="127.0.0.1", help="default: %(default)s, this machine only; 0.0.0.0: any machine")
     add("--port", type=int, default=9090, help="default: %(default)s")
     return arguments
@@ -225,6 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if (args.config_file or args.images) and not (args.images and Path(args.images).is_dir()):
         raise UserError("is no folder", key="--images", value=args.images)
     from tmt_d2.inference.predictor import Predictor
+    from tmt_d2.projects.annotation.label_studio_events import Inbox
+    from tmt_d2.projects.annotation.labels import read_mapping
     from tmt_d2.projects.loop.project import Project
     from tmt_d2.utils.logs import log_to_screen
 
@@ -237,12 +280,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model = project.newest_model()
         return (project.predictor(model), f"model {model.number:02d}") if model else None
 
-    words = [sys.executable, "-m", "tmt_d2.projects.loop.command", "train", "--project", args.project]
+    def is_test(file: Path) -> bool:
+        project = Project(args.project)
+        return file in {Path(project.files[name]).resolve() for name in project.test()}
+
     root = Path(args.images or Project(args.project).place)
-    backend = Backend(load, root, words if args.project else ())
+    words = [sys.executable, "-m", "tmt_d2.projects.loop.command", "train", "--project", args.project]
+    if args.project:
+        backend = Backend(load, root, Inbox(args.project, read_mapping(args.map)), words, is_test)
+    else:
+        backend = Backend(load, root)
     with BackendServer((args.host, args.port), backend) as server:
         print(f"serving http://{args.host}:{args.port}", flush=True)
         try:
+            backend.import_waiting()
             server.serve_forever()
         finally:
             backend.training.stop()

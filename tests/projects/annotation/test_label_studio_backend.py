@@ -37,14 +37,6 @@ pytestmark = pytest.mark.slow
 
 Request = Callable[..., tuple[int, dict[str, Any]]]
 SIZE = (45, 70)
-TRAINING = """
-import fcntl, sys
-lock = open({project!r} + "/.run.lock", "a+")
-fcntl.lockf(lock, fcntl.LOCK_EX)
-open({started!r}, "a").write("x")
-open({begun!r}, "w").close()
-sys.exit(int(open({end!r}).read()))
-"""
 
 
 @pytest.fixture
@@ -67,22 +59,13 @@ def city(photos: Path, tmp_path: Path) -> Project:
 
 
 class Training:
-    """A pretended training: it holds the project, writes a letter, and reads its exit status from a pipe."""
+    """A pretended training: it writes a letter, and reads its exit status from a pipe."""
 
-    def __init__(self, city: Project, folder: Path) -> None:
-        names = ("started", "begun", "end")
-        self.started, self._begun, self._end = files = [folder / name for name in names]
-        for file in files[1:]:
-            os.mkfifo(file)
-        script = TRAINING.format(project=str(city.folder), **dict(zip(names, map(str, files))))
-        self.words = [sys.executable, "-c", script]
-
-    def count(self) -> int:
-        return len(self.started.read_text()) if self.started.exists() else 0
-
-    def wait(self) -> None:
-        """Return when it holds the project."""
-        self._begun.read_text()
+    def __init__(self, folder: Path) -> None:
+        self._started, self._end = folder / "started", folder / "end"
+        os.mkfifo(self._end)
+        script = f"open({str(self._started)!r}, 'a').write('x'); sys.exit(int(open({str(self._end)!r}).read()))"
+        self.words = [sys.executable, "-c", f"import sys; {script}"]
 
     def end(self, backend: Backend, status: int) -> None:
         thread = backend.training._thread
@@ -90,10 +73,14 @@ class Training:
         assert thread
         thread.join()
 
+    def count(self) -> int:
+        """Return the number of trainings of which the last has ended."""
+        return len(self._started.read_text()) if self._started.exists() else 0
+
 
 @pytest.fixture
-def training(city: Project, tmp_path: Path) -> Training:
-    return Training(city, tmp_path)
+def training(tmp_path: Path) -> Training:
+    return Training(tmp_path)
 
 
 @pytest.fixture
@@ -217,7 +204,6 @@ def test_an_annotation_is_imported_and_trained_on(
     status, answer = request_of("/webhook", event("ANNOTATION_CREATED", "by day/a.png", labels_of(1)))
     assert (status, answer["training"]) == (200, "running") and len(answer["labels"]) == 1
     assert np.array_equal(label(city, "by day/a.png"), labels_of(1)) and city.labeled() == ["by day/a.png"]
-    training.wait()
     # What comes during the training waits for its end, and is trained on next.
     update = event("ANNOTATION_UPDATED", "by day/a.png", labels_of(2), ("street", "SKY"))
     for each in (event("ANNOTATION_CREATED", "by day/b.png", labels_of(3)), update):
@@ -226,9 +212,9 @@ def test_an_annotation_is_imported_and_trained_on(
     training.end(backend, 0)
     assert np.array_equal(label(city, "by day/a.png"), labels_of(2))
     assert np.array_equal(label(city, "by day/b.png"), labels_of(3))
-    training.wait()
-    assert training.count() == 2 and backend.model and backend.model[1] == "second"
+    assert backend.model and backend.model[1] == "second"
     training.end(backend, 0)
+    assert training.count() == 2
     # Equal labels are not trained on again; a label that exists is replaced by an update only.
     for action, seed in (("ANNOTATION_CREATED", 2), ("ANNOTATION_CREATED", 4), ("ANNOTATION_UPDATED", 2)):
         assert request_of("/webhook", event(action, "by day/a.png", labels_of(seed)))[1]["training"] == "no"
@@ -302,11 +288,9 @@ def test_one_training_at_a_time(request_of: Request, backend: Backend, training:
     for _ in range(3):
         assert request_of("/webhook", {"action": "START_TRAINING", "project": {"id": 1}})[1]["training"] == "running"
     assert backend.model and backend.model[1] == "first"
-    training.wait()
     training.end(backend, 0)
     assert training.count() == 1 and backend.model[1] == "second"
     assert request_of("/webhook", {"action": "START_TRAINING"})[1]["training"] == "running"
-    training.wait()
     training.end(backend, 2)
     assert training.count() == 2 and backend.model[1] == "second"  # a training that failed changes nothing
     backend._load = lambda: Predictor.from_config("nowhere.yaml")

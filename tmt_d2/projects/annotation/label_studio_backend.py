@@ -144,9 +144,11 @@ class Backend:
 
     def import_waiting(self) -> list[str]:
         """Import the annotations that wait, start a training if labels have changed, and return lines about them."""
-        if self._inbox is None:
+        if self._inbox is None or not (count := len(self._inbox.waiting())):
             return []
         with self._importing:
+            if self.training.is_running:
+                return [f"{count} events wait for the end of the training"]
             written, lines = self._inbox.import_all()
             if written:
                 self.training.start()

@@ -58,21 +58,22 @@ class Inbox:
             with atomic_write(self._folder / f"{time.time_ns()}-{kind}.json", "w") as file:
                 json.dump(tasks, file)
 
+    def waiting(self) -> list[Path]:
+        """Return the files of events that are not imported yet."""
+        return sorted(self._folder.glob("*.json"))
+
     def import_all(self) -> tuple[int, list[str]]:
         """Import what waits as ``tmt-adapt import`` does; what is refused is removed.
 
         Returns:
             number of label files that were written, and a line for each event.
         """
-        files = sorted(self._folder.glob("*.json"))
-        if not files:
-            return 0, []
         try:
             project = Project(self._project)
             with folder_lock(project.folder, "--project"):
-                outcomes = [self._import(project, file) for file in files]
-        except UserError as error:  # a training or another command holds the project
-            return 0, [f"{len(files)} events wait: {error.message}"]
+                outcomes = [self._import(project, file) for file in self.waiting()]
+        except UserError as error:  # another command holds the project
+            return 0, [f"{len(self.waiting())} events wait: {error.message}"]
         return sum(written for written, _ in outcomes), [line for _, line in outcomes]
 
     def _import(self, project: Project, file: Path) -> tuple[int, str]:

@@ -130,6 +130,18 @@ def test_a_later_import_keeps_what_differs(tmp_path: Path) -> None:
         import_labels(later, find_images(str(tmp_path / "photos")), other, tmp_path / "out")
 
 
+def test_the_data_set_follows_later_imports(tmp_path: Path) -> None:
+    photos(tmp_path / "photos")
+    file = tmp_path / "out" / "dataset.yaml"
+    for name, splits in (("a", ["train_0"]), ("day/b", ["train_0", "train_1"])):
+        report = run(tmp_path, write_zip(tmp_path / "e.zip", exports.cvat_masks({name: blobs(1)})))
+        data_set = read_custom(file)
+        assert report.is_complete and [split for split in data_set.splits if data_set.listing(split).pairs] == splits
+    own = file.read_text().partition("\n")[2]
+    file.write_text(own)
+    assert run(tmp_path, tmp_path / "e.zip").names["kept"] == ["dataset.yaml"] and file.read_text() == own
+
+
 def test_of_two_annotators_the_last_counts(tmp_path: Path) -> None:
     photos(tmp_path / "photos", ("a.jpg",))
     results = []
@@ -227,6 +239,18 @@ def test_bad_input_is_one_error_and_writes_nothing(tmp_path: Path, kind: str) ->
         run(tmp_path, export, limit=2**20)
     assert error.value.key.startswith(str(export)) and "\n" not in str(error.value)
     assert files_below(tmp_path) == before
+
+
+def test_the_command_leaves_no_folder_after_an_error(tmp_path: Path) -> None:
+    photos(tmp_path / "photos", ("a.jpg",))
+    (tmp_path / "classes.json").write_text(str(exports.id_files({})["classes.json"]))
+    other = write_zip(tmp_path / "e.zip", exports.cvat_masks({"x": blobs()}))
+    for created in (False, True):
+        with refuses(str(other)):
+            command(tmp_path, "--export", str(other))
+        assert (tmp_path / "out").exists() == created
+        (tmp_path / "out").mkdir(exist_ok=True)  # an empty folder of the user stays
+    assert command(tmp_path, "--export", str(write_zip(tmp_path / "a.zip", GOOD))) == 0
 
 
 def test_a_header_that_hides_the_size_of_a_file(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -69,9 +70,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     log_to_screen()
     classes, mapping, images = read_classes(args.classes), read_mapping(args.map), find_images(args.images)
-    with folder_lock(args.output, "--output"):
-        remove_temporaries(args.output)
-        report = import_labels(args.export, images, classes, args.output, mapping=mapping, replace=args.replace)
+    is_new = not args.output.exists()
+    try:
+        with folder_lock(args.output, "--output"):
+            remove_temporaries(args.output)
+            report = import_labels(args.export, images, classes, args.output, mapping=mapping, replace=args.replace)
+    finally:
+        if is_new:
+            with suppress(OSError):  # something was written
+                args.output.rmdir()
     print("\n".join(report.lines()))
     data_set = read_custom(args.output / DATA_SET)
     splits = [split_name(data_set.name, split) for split, content in data_set.splits.items()]

@@ -184,7 +184,7 @@ def _png(
     data, where = archive.read(file), archive.where(file)
     size = stored_size(data)
     if size is None:
-        raise UserError("is no PNG file", key=where, hint="export again")
+        raise UserError("is no PNG file, or too large", key=where, hint="export again")
     return Exported(name, size, lambda _: _paint_png(where, data, entries, as_ids, labels))
 
 

@@ -26,13 +26,14 @@ from tmt_d2.projects.annotation.matching import ImageNames, bare
 from tmt_d2.utils.files import atomic_write
 
 LABELS, DATA_SET, LIST = "labels", "dataset.yaml", "labeled.txt"
+HEADER = "# Written again by every import: copy this file to change it.\n"
 SIDEWAYS = range(5, 9)  # EXIF orientations that exchange height and width
 
 
 KINDS = {
     "written": "written",
     "unchanged": "already imported",
-    "kept": "left as it is, differs from the export: --replace",
+    "kept": "kept, differs from the export (--replace)",
     "renamed": "matched under another name",
     "repeated": "labeled several times, the last counts",
     "empty": "left out, no pixel has a class",
@@ -130,7 +131,7 @@ def import_labels(
     in_lists = names_in_lists(files)
     write_names(output / LIST, [in_lists[index] for index in labeled])
     file = output / DATA_SET
-    if file.is_file() and file.read_text(encoding="utf-8") != data_set_text(content) and not replace:
+    if file.is_file() and not file.read_text(encoding="utf-8").startswith(HEADER) and not replace:
         report.names["kept"].append(DATA_SET)
     else:
         with atomic_write(file, "w") as opened:
@@ -142,7 +143,8 @@ def _no_labels(export: str | Path, images: InputImages, report: ImportReport, co
     if not count:
         return UserError("has no labels", key=export, hint="annotate and submit images; predictions are no labels")
     reasons = "; ".join(line.strip() for line in report.lines())
-    return UserError(f"has labels of none of the {len(images)} images of {images.place} ({reasons})", key=export)
+    message = f"has labels of none of the {len(images)} images of {images.place} ({reasons})"
+    return UserError(message, key=export, hint="export masks or polygons of these images")
 
 
 def _check_classes(output: Path, classes: LabelClasses) -> None:
@@ -177,7 +179,7 @@ def _sizes_of(file: str) -> list[Size]:
     """Return (H, W) of an image as stored, and as turned by its EXIF orientation, which tools show."""
     size = stored_size(file)
     if size is None:
-        raise UserError("has no size: it is damaged, or no image", key=file)
+        raise UserError("is damaged, or no image", key=file, hint="remove it from the images")
     return [size, size[::-1]] if exif_orientation(file) in SIDEWAYS else [size]
 
 
@@ -233,9 +235,9 @@ def data_set(
 
 
 def data_set_text(content: dict[str, Any]) -> str:
-    """Return the YAML of a data set."""
+    """Return the YAML of a data set, which begins with ``HEADER``."""
     options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "default_flow_style": None, "width": 1000}
-    return yaml.dump(content, Dumper=_PlainDumper, **options)
+    return HEADER + yaml.dump(content, Dumper=_PlainDumper, **options)
 
 
 class _PlainDumper(yaml.SafeDumper):

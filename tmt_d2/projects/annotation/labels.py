@@ -46,8 +46,10 @@ def read_classes(place: str) -> LabelClasses:
     if Path(place).suffix.lower() == ".json":
         try:
             return classes_of_json(place, Path(place).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot be read ({error})", key="--classes", value=place) from error
+        except OSError as error:
+            raise UserError(f"cannot be read ({error.strerror})", key="--classes", value=place) from error
+        except UnicodeDecodeError as error:
+            raise UserError("is no text in UTF-8", key="--classes", value=place) from error
     if Path(place).suffix.lower() in YAML:
         classes = read_custom(place).label_space.classes
     elif place in DATA_SETS:

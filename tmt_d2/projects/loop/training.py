@@ -21,7 +21,7 @@ from tmt_d2.engine.hooks.evaluation_images import EvaluationImages
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.engine.trainer import Trainer
 from tmt_d2.errors import UserError
-from tmt_d2.projects.annotation.importing import DATA_SET, ImportReport, import_labels
+from tmt_d2.projects.annotation.importing import ImportReport, import_labels
 from tmt_d2.projects.loop.project import (
     CONFIG,
     FINISHED,
@@ -49,7 +49,6 @@ def import_export(
     output = project.folder / LABELS
     project.refresh()
     report = import_labels(export, project.images, project.classes(), output, mapping=mapping, replace=replace)
-    report.names["kept"] = [name for name in report.names["kept"] if name != DATA_SET]  # which ``refresh`` writes
     project.refresh()
     proposed = {name for folder in project.rounds() for name in project.proposed(folder)}
     report.names["missing"] = sorted(proposed - {*project.with_label()})

@@ -46,6 +46,7 @@ from tmt_d2.errors import USER_ERRORS, UserError
 from tmt_d2.estimation.estimate import estimated_metrics
 from tmt_d2.evaluation.inference import build_inference
 from tmt_d2.evaluation.semantic import ESTIMATED, SemanticEvaluator, evaluate_split, metrics_table
+from tmt_d2.modeling.folding import fold_batch_norm
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.precision import bfloat16_where_faster
 from tmt_d2.modeling.tmt import TransferableMaskFormer
@@ -156,12 +157,13 @@ class Trainer(TrainerBase):
         folder: below OUTPUT_DIR, for other files of the evaluator. title: name of the model in the log.
         """
         results: Scores = {}
+        inference = build_inference(cfg, fold_batch_norm(model))
         for name in cfg.DATASETS.TEST:
             results[name] = {}
             if has_labels(name):
                 evaluator = cls.build_evaluator(cfg, name, f"{cfg.OUTPUT_DIR}/{folder}/{name}")
                 loader = signals.Stoppable(cls.build_test_loader(cfg, name))
-                results[name] = evaluate_split(build_inference(cfg, model), loader, evaluator).get("sem_seg", {})
+                results[name] = evaluate_split(inference, loader, evaluator).get("sem_seg", {})
                 if results[name]:
                     table = metrics_table(results[name], evaluator.classes)
                     logger.info("%s%s, in percent:\n%s", name, title and f" by the {title}", table)

@@ -27,6 +27,7 @@ from tmt_d2.estimation.estimators import Confidence, read_calibration
 from tmt_d2.estimation.sample import PixelSample, normalized
 from tmt_d2.evaluation.inference import MAX_SCORE_PIXELS, SinglePass, WithTransferability, build_inference
 from tmt_d2.evaluation.semantic import labels_at_size
+from tmt_d2.modeling.folding import fold_batch_norm
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.ops.resize import resize
 from tmt_d2.modeling.tmt import TransferableMaskFormer
@@ -121,7 +122,7 @@ class Predictor:
         # Also where attention does not use it ("w/o TMA").
         cfg = setup_cfg(config_file, [*overrides, "MODEL.TMT.OUTPUT_TRANSFERABILITY", "True"], method)
         register_data(cfg, missing_ok=True)
-        return cls(cfg, load_model(cfg))
+        return cls(cfg, cast(MaskFormer, fold_batch_norm(load_model(cfg))))
 
     def __call__(self, image: ImageLike, channels: ChannelOrder = "RGB") -> Prediction:
         """Predict one image.

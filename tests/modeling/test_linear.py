@@ -5,19 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
 
-from tmt_d2.modeling.ops.linear import Linear, linear
+from tmt_d2.modeling.ops.linear import MIN_ROWS, Linear, linear
 
 
-@pytest.fixture(autouse=True)
-def two_threads():
+@pytest.fixture(autouse=True, params=[1, 2])
+def threads(request: pytest.FixtureRequest):
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(request.param)
     yield
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("shape", [(6,), (1, 6), (5, 6), (2, 3, 6), (2, 0, 6), (3, 2, 2, 6)])
+SHAPES = [(6,), (1, 6), (5, 6), (2, 3, 6), (2, 0, 6), (3, 2, 2, 6), (MIN_ROWS, 6), (3, MIN_ROWS // 2 + 1, 6)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("relu", [False, True])
 def test_as_pytorch_and_its_gradients(shape: tuple[int, ...], dtype: torch.dtype, relu: bool) -> None:
@@ -28,26 +32,29 @@ def test_as_pytorch_and_its_gradients(shape: tuple[int, ...], dtype: torch.dtype
     expected = F.relu(expected) if relu else expected
     found = linear(*inputs, relu=relu)
     torch.testing.assert_close(found, expected)
-    wanted = torch.autograd.grad(expected.square().sum(), inputs)
-    for gradient, reference in zip(torch.autograd.grad(found.square().sum(), inputs), wanted):
+    wanted = torch.autograd.grad(expected.square().mean(), inputs)
+    for gradient, reference in zip(torch.autograd.grad(found.square().mean(), inputs), wanted):
         torch.testing.assert_close(gradient, reference)
 
 
 def test_rows_that_do_not_lie_one_after_the_other() -> None:
-    x, layer = torch.randn(2, 6, 5).transpose(1, 2), Linear(6, 4, bias=False)
+    x, layer = torch.randn(2, 6, MIN_ROWS).transpose(1, 2), Linear(6, 4, bias=False)
     torch.testing.assert_close(layer(x), F.linear(x, layer.weight))
 
 
-def test_a_whole_float32_product_takes_the_fast_route_and_nothing_else_does(monkeypatch) -> None:
-    taken = []
-    convolve = F.conv2d
-    monkeypatch.setattr(F, "conv2d", lambda *args: taken.append(1) or convolve(*args))
-    layer = Linear(6, 4)
-    layer(torch.randn(5, 6))
-    assert len(taken) == 1
-    torch.set_num_threads(1)  # there PyTorch's convolution is no faster
-    layer(torch.randn(5, 6))
-    torch.set_num_threads(2)
-    layer.double()(torch.randn(5, 6).double())
-    torch.export.export(layer.float(), (torch.randn(5, 6),))
-    assert len(taken) == 1
+def routes(function, *args) -> set[str]:
+    """Names of the matrix products and convolutions that PyTorch runs."""
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        function(*args)
+    names = {event.key for event in recorded.key_averages()}
+    return names & {"aten::addmm", "aten::mkldnn_convolution", "aten::_slow_conv2d_forward"}
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
+def test_many_float32_rows_go_to_onednn_and_nothing_else_does() -> None:
+    layer = Linear(64, 4)
+    assert routes(layer, torch.randn(1, MIN_ROWS, 64)) == {"aten::mkldnn_convolution"}
+    assert routes(layer, torch.randn(1, MIN_ROWS - 1, 64)) == {"aten::addmm"}
+    exported = torch.export.export(layer, (torch.randn(1, MIN_ROWS, 64),))
+    assert not [node for node in exported.graph.nodes if "conv" in str(node.target)]
+    assert routes(layer.double(), torch.randn(1, MIN_ROWS, 64).double()) == {"aten::addmm"}

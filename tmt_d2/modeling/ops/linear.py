@@ -1,8 +1,8 @@
 """Products of matrices, and linear layers, fast on CPUs.
 
-PyTorch computes float32 matrix products on a CPU with MKL, at half the speed that an AMD processor allows. A 1x1
-convolution of rows in channels-last memory is the same product, computed by oneDNN: twice as fast at the sizes of the
-pixel decoder, forward and backward (``python -m benchmarks.parts --only linear``).
+PyTorch computes float32 matrix products on a CPU with MKL, which is slower on AMD processors than oneDNN: up to a
+factor of two. A 1x1 convolution of rows in channels-last memory is the same product, computed by oneDNN, forward and
+backward (``python -m benchmarks.parts --only linear``). With few rows its overhead outweighs that.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tmt_d2.modeling.tracing import is_traced
+
+MIN_ROWS = 2048  # from which oneDNN is faster, with one thread and with two
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
@@ -25,16 +27,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = F
         product = F.linear(x, weight, bias)
         return F.relu(product) if relu else product
     rows = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, C_in, 1, rows), channels last without a copy
-    product = F.conv2d(rows, weight[:, :, None, None], bias)
+    # Dilation does not change a 1x1 convolution. Without it PyTorch computes one with a single thread by way of MKL.
+    product = F.conv2d(rows, weight[:, :, None, None], bias, dilation=2)
     if relu:
         product = F.relu_(product)  # here, where it is not a view yet: autograd copies views that are changed in place
     return product.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
 def _onednn_takes(x: Tensor) -> bool:
-    """Return False with one thread, where PyTorch computes such convolutions without oneDNN."""
-    on_cpu = x.device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.get_num_threads() > 1
-    return on_cpu and x.dtype == torch.float32 and x.numel() > 0
+    on_cpu = x.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return on_cpu and x.dtype == torch.float32 and x.numel() >= MIN_ROWS * x.shape[-1] > 0
 
 
 class Linear(nn.Linear):

@@ -23,6 +23,7 @@ from tmt_d2.data.image_lists import listed_names
 from tmt_d2.data.reader import read_pair
 from tmt_d2.errors import UserError
 from tmt_d2.inference.images import find_images
+from tmt_d2.projects.annotation import archive
 from tmt_d2.projects.annotation import command as import_command
 from tmt_d2.projects.annotation.archive import open_export
 from tmt_d2.projects.annotation.brush import encode_brush
@@ -231,12 +232,13 @@ BAD: dict[str, Callable[[Path], Path]] = {
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_input_is_one_error_and_writes_nothing(tmp_path: Path, kind: str) -> None:
+def test_bad_input_is_one_error_and_writes_nothing(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "LIMIT", 2**20)
     photos(tmp_path / "photos", ("a.jpg", "b.jpg"))
     export = BAD[kind](tmp_path / "in" / "e.zip")
     before = files_below(tmp_path)
     with pytest.raises(UserError) as error:
-        run(tmp_path, export, limit=2**20)
+        run(tmp_path, export)
     assert error.value.key.startswith(str(export)) and "\n" not in str(error.value)
     assert files_below(tmp_path) == before
 
@@ -253,22 +255,24 @@ def test_the_command_leaves_no_folder_after_an_error(tmp_path: Path) -> None:
     assert command(tmp_path, "--export", str(write_zip(tmp_path / "a.zip", GOOD))) == 0
 
 
-def test_a_header_that_hides_the_size_of_a_file(tmp_path: Path) -> None:
+def test_a_header_that_hides_the_size_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "LIMIT", 2**20)
     path = write_zip(tmp_path / "e.zip", {"a.json": bytes(3_000_000)})
     data = path.read_bytes().replace((3_000_000).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
     path.write_bytes(data)
-    with open_export(path, limit=2**20) as archive, refuses(f"{path}: a.json"):
-        archive.read(*archive.select(lambda name: True))
+    with open_export(path) as files, refuses(f"{path}: a.json"):
+        files.read(*files.select(lambda name: True))
 
 
-def test_reading_counts_again(tmp_path: Path) -> None:
+def test_reading_counts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "LIMIT", 1000)
     folder = write_folder(tmp_path / "e", {"a.json": bytes(600), "b.json": bytes(600)})
-    with open_export(folder, limit=1000) as archive:
-        archive.read("a.json")
+    with open_export(folder) as files:
+        files.read("a.json")
         with refuses(str(folder)):
-            archive.read("b.json")
+            files.read("b.json")
         with refuses(str(folder)):
-            archive.select(lambda name: True)
+            files.select(lambda name: True)
 
 
 def command(folder: Path, *more: str) -> int:
@@ -379,7 +383,6 @@ def test_colors_that_cvat_could_not_tell_apart(tmp_path: Path) -> None:
 
 
 def test_classes_of_a_data_set() -> None:
-    assert read_classes("cityscapes") == read_classes("cityscapes_sem_seg_val")
     assert read_classes("cityscapes").by_name()["sidewalk"] == 1
     with refuses("--classes", "citty"):
         read_classes("citty")

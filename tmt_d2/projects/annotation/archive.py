@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import lzma
-import os
 import stat
 import zipfile
 import zlib
@@ -25,14 +24,13 @@ class Archive:
         names: paths of its files with "/" between folders, sorted; hidden files are left out.
     """
 
-    def __init__(self, path: Path, sizes: Mapping[str, int], load: Callable[[str], bytes], limit: int = LIMIT) -> None:
+    def __init__(self, path: Path, sizes: Mapping[str, int], load: Callable[[str], bytes]) -> None:
         """
         Args:
-            sizes: number of bytes of each file. load: name -> content.
-            limit: maximum number of bytes, decompressed, that are read.
+            sizes: number of bytes of each file, decompressed. load: name -> content.
         """
         self.path, self.names = path, sorted(name for name in sizes if not _is_hidden(name))
-        self._sizes, self._load, self._limit, self._read = sizes, load, limit, 0
+        self._sizes, self._load, self._read = sizes, load, 0
 
     def where(self, name: str) -> str:
         """Return the name of a file for messages."""
@@ -42,7 +40,7 @@ class Archive:
         """Return the files with a name that ``is_wanted``, which are read next.
 
         Raises:
-            UserError: they are larger than the limit, by the sizes in the archive's headers.
+            UserError: they are larger than ``LIMIT``, by the sizes in the archive's headers.
         """
         names = [name for name in self.names if is_wanted(name)]
         self._check(sum(self._sizes[name] for name in names))
@@ -51,7 +49,7 @@ class Archive:
     def read(self, name: str) -> bytes:
         """
         Raises:
-            UserError: the file is damaged, or the limit is exceeded.
+            UserError: the file is damaged, or more than ``LIMIT`` bytes are read.
         """
         try:
             data = self._load(name)
@@ -73,17 +71,14 @@ class Archive:
             raise UserError("is no text in UTF-8", key=self.where(name)) from error
 
     def _check(self, size: int) -> None:
-        if size > self._limit:
-            message = f"its label files have {size / 2**20:.0f} MiB, at most {self._limit / 2**20:.0f} are read"
+        if size > LIMIT:
+            message = f"its label files have {size / 2**20:.0f} MiB, at most {LIMIT / 2**20:.0f} are read"
             raise UserError(message, key=self.path, hint="export fewer images at once")
 
 
 @contextmanager
-def open_export(path: str | Path, limit: int = LIMIT) -> Iterator[Archive]:
+def open_export(path: str | Path) -> Iterator[Archive]:
     """Open a zip archive, a folder or a file.
-
-    Args:
-        limit: as of ``Archive``.
 
     Raises:
         UserError: it does not exist or is damaged, or a zip archive has a name outside of itself, a link, a repeated
@@ -91,7 +86,7 @@ def open_export(path: str | Path, limit: int = LIMIT) -> Iterator[Archive]:
     """
     path = Path(path)
     if path.is_dir():
-        files = {file.relative_to(path).as_posix(): file for file in _files_below(path)}
+        files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
     elif path.is_file() and (path.suffix.lower() == ".zip" or zipfile.is_zipfile(path)):
         try:
             opened = zipfile.ZipFile(path)
@@ -100,14 +95,14 @@ def open_export(path: str | Path, limit: int = LIMIT) -> Iterator[Archive]:
         with opened:
             members = _members(path, opened.infolist())
             sizes = {name: member.file_size for name, member in members.items()}
-            yield Archive(path, sizes, lambda name: _load(opened, members[name]), limit)
+            yield Archive(path, sizes, lambda name: _load(opened, members[name]))
         return
     elif path.is_file():
         files = {path.name: path}
     else:
         raise UserError("does not exist", key=path)
     sizes = {name: file.stat().st_size for name, file in files.items()}
-    yield Archive(path, sizes, lambda name: files[name].read_bytes(), limit)
+    yield Archive(path, sizes, lambda name: files[name].read_bytes())
 
 
 def _load(opened: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
@@ -138,11 +133,6 @@ def _members(path: Path, infos: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipI
         if not info.is_dir():
             members[name] = info
     return members
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    for top, _, files in os.walk(folder):
-        yield from (Path(top, name) for name in files)
 
 
 def _is_hidden(name: str) -> bool:

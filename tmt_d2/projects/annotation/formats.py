@@ -25,7 +25,7 @@ from tmt_d2.data.image_files import IMAGES
 from tmt_d2.data.reader import ids_of_colors, open_image, stored_size
 from tmt_d2.errors import UserError
 from tmt_d2.inference.folder import CLASSES
-from tmt_d2.projects.annotation.archive import LIMIT, Archive, open_export
+from tmt_d2.projects.annotation.archive import Archive, open_export
 from tmt_d2.projects.annotation.brush import decode_brush
 from tmt_d2.projects.annotation.labels import BACKGROUND, LabelNames, classes_of_json
 
@@ -58,20 +58,19 @@ class Exported:
 
 
 def read_export(
-    path: str | Path, classes: Mapping[str, int], mapping: Mapping[str, str] | None = None, limit: int = LIMIT
+    path: str | Path, classes: Mapping[str, int], mapping: Mapping[str, str] | None = None
 ) -> Iterator[Exported]:
     """Yield the labels of each image of an export, whose format is recognized by its files.
 
     Args:
         path: a zip archive, a folder or a JSON file.
         classes: name -> id in the result. mapping: as of ``LabelNames``.
-        limit: as of ``open_export``.
 
     Raises:
         UserError: the export is damaged or in no known format, or uses labels that are no classes.
     """
     labels = LabelNames(classes, mapping)
-    with open_export(path, limit) as archive:
+    with open_export(path) as archive:
         files = {PurePosixPath(name).name for name in archive.names}
         folders = {part for name in archive.names for part in PurePosixPath(name).parts[:-1]}
         if CVAT_MASKS in folders:

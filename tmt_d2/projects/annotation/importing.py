@@ -19,7 +19,6 @@ from tmt_d2.data.reader import exif_orientation, stored_size
 from tmt_d2.errors import UserError
 from tmt_d2.inference.folder import CLASSES, write_classes
 from tmt_d2.inference.images import InputImages
-from tmt_d2.projects.annotation.archive import LIMIT
 from tmt_d2.projects.annotation.formats import Size, read_export
 from tmt_d2.projects.annotation.labels import LabelClasses, classes_of_json
 from tmt_d2.projects.annotation.matching import ImageNames, bare
@@ -78,14 +77,13 @@ def import_labels(
     *,
     mapping: Mapping[str, str] | None = None,
     replace: bool = False,
-    limit: int = LIMIT,
 ) -> ImportReport:
     """Write ``output/labels/NAME.png`` for each image that an export labels, a data set and a list for training.
 
     Nothing is written before all of the export is read.
 
     Args:
-        export, mapping, limit: as of ``read_export``.
+        export, mapping: as of ``read_export``.
         replace: replace label files that differ.
 
     Raises:
@@ -97,7 +95,7 @@ def import_labels(
     check_names(paths)
     report, encoded = ImportReport(), dict[int, np.ndarray]()
     names, count = ImageNames(paths), 0
-    for exported in read_export(export, classes.by_name(), mapping, limit):
+    for exported in read_export(export, classes.by_name(), mapping):
         count += 1
         matches = names.find(exported.name)
         if len(matches) != 1:

@@ -81,12 +81,9 @@ class BackgroundTraining:
         """Start the command, unless it runs or was stopped."""
         with self._lock:
             if not self.is_running and not self._stopped:
-                self._process = subprocess.Popen(self.words)
-                self._thread = threading.Thread(target=self._wait, args=(self._process,), daemon=True)
+                self._process = process = subprocess.Popen(self.words)
+                self._thread = threading.Thread(target=lambda: self._ended(process.wait()), daemon=True)
                 self._thread.start()
-
-    def _wait(self, process: subprocess.Popen[bytes]) -> None:
-        self._ended(process.wait())
 
     def stop(self) -> None:
         """Ask the command to stop, if it runs, and wait for it; a training saves its state first."""

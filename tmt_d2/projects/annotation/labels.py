@@ -12,7 +12,7 @@ import numpy as np
 from tmt_d2.data.class_lists import MAX_CLASSES, ClassList
 from tmt_d2.data.datasets.custom import read_custom
 from tmt_d2.data.datasets.label_spaces import IGNORE
-from tmt_d2.data.datasets.registration import DATA_SETS, label_space_of
+from tmt_d2.data.datasets.registration import DATA_SETS
 from tmt_d2.errors import UserError, did_you_mean
 
 BACKGROUND = "background"  # the tools' name of pixels without a label
@@ -55,11 +55,8 @@ def read_classes(place: str) -> LabelClasses:
     elif place in DATA_SETS:
         classes = DATA_SETS[place].label_space.classes
     else:
-        try:
-            classes = label_space_of(place).classes
-        except UserError as error:
-            hint = f"name a classes.json, the YAML file of a data set, or one of {', '.join(DATA_SETS)}"
-            raise UserError("is no list of classes", key="--classes", value=place, hint=hint) from error
+        hint = f"name a classes.json, the YAML file of a data set, or one of {', '.join(DATA_SETS)}"
+        raise UserError("is no list of classes", key="--classes", value=place, hint=hint)
     return LabelClasses(classes, tuple(range(len(classes))))
 
 

@@ -49,12 +49,8 @@ def write_cvat_masks(path: Path, classes: ClassList, labels: Labels) -> None:
         archive.writestr("ImageSets/Segmentation/default.txt", "\n".join([*names, ""]))
 
 
-def write_label_studio(path: Path, classes: ClassList, labels: Labels, prefix: str = LOCAL_FILES) -> None:
-    """Write tasks with predictions for Label Studio, one brush region for each class, atomically.
-
-    Args:
-        prefix: of the images' paths in the tasks.
-    """
+def write_label_studio(path: Path, classes: ClassList, labels: Labels) -> None:
+    """Write tasks with predictions for Label Studio, one brush region for each class, atomically."""
     with atomic_write(path, "w") as file:
         file.write("[")
         for number, (name, label) in enumerate(labels):
@@ -62,7 +58,7 @@ def write_label_studio(path: Path, classes: ClassList, labels: Labels, prefix: s
                 brush_region(label, index, classes.names[index]) for index in np.unique(label[label != IGNORE]).tolist()
             ]
             prediction = {"model_version": "tmt_d2", "result": regions}
-            task = {"data": {TO: prefix + quote(name)}, "predictions": [prediction]}
+            task = {"data": {TO: LOCAL_FILES + quote(name)}, "predictions": [prediction]}
             file.write(("," if number else "") + "\n" + json.dumps(task))
         file.write("\n]\n")
 

@@ -30,7 +30,7 @@ from tmt_d2.projects.annotation.writers import write_cvat_masks
 from tmt_d2.projects.loop import proposing, training
 from tmt_d2.projects.loop.command import main
 from tmt_d2.projects.loop.project import Project
-from tmt_d2.projects.loop.state import calibration_of, interval_text, sample_of, status
+from tmt_d2.projects.loop.state import calibration_of, interval_text, next_command, sample_of, status
 from tmt_d2.utils.lock import folder_lock
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("data_root", "clean_catalogs")]
@@ -114,7 +114,7 @@ def test_the_whole_way(city: Path, scenes: Path, photos: Path, capsys: pytest.Ca
     for model in state.models:
         assert model.measured and model.measured.low <= model.measured.value <= model.measured.high
         assert model.estimated and model.more > 0
-    assert state.next.startswith("propose")
+    assert state.next == "propose --budget 2"
     with (city / "test.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {Path(row["image"]).name for row in rows if row["round"]} == test
@@ -131,6 +131,10 @@ def test_the_whole_way(city: Path, scenes: Path, photos: Path, capsys: pytest.Ca
     capsys.readouterr()
     assert adapt(city, "status") == 0
     assert "rounds/03" in capsys.readouterr().out
+    adapt(city, "import", str(label(city, scenes, "03")))
+    assert next_command(Project(city)) == "train"
+    (city / "models/01/labels.csv").write_text(Project(city).label_digests())  # as if it were trained on all
+    assert next_command(Project(city)).startswith("predict")
 
 
 def test_train_equals_train_net_and_continues(

@@ -81,7 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_place_of("--images", args.images)
         check_place_of("--model", "." if args.model == NO_MODEL else args.model)
     else:
-        check_place_of(f"--project: {PROJECT}", str(Path(args.project, PROJECT)))
+        if not Path(args.project, PROJECT).is_file():
+            hint = "name a folder of `start`, or go there"
+            raise UserError(f"has no {PROJECT}", key="--project", value=args.project, hint=hint)
         check_place_of("EXPORT", getattr(args, "export", "."))
     from tmt_d2.projects.loop.project import Project
     from tmt_d2.utils.files import remove_temporaries
@@ -110,11 +112,12 @@ def check_place_of(option: str, place: str) -> None:
 
 def _start(args: argparse.Namespace) -> int:
     from tmt_d2.projects.loop.project import start
+    from tmt_d2.projects.loop.state import next_command
 
     options = {"classes": args.classes, "source_data": args.source_data, "opts": args.opts}
     project = start(args.output, args.images, args.config_file, args.model, **options)
     print(f"written: {project.folder}; {len(project.files)} images, {len(project.classes().ids)} classes")
-    print(f"next: tmt-adapt propose --budget 10 --project {args.output}")
+    print(f"next: tmt-adapt {next_command(project)} --project {args.output}")
     return 0
 
 
@@ -124,7 +127,8 @@ def _propose(project: Project, args: argparse.Namespace) -> int:
     folder = propose(project, args.budget, args.tool, args.purpose, confidence=args.confidence)
     print("\n".join(project.proposed(folder)))
     print(f"\nwritten: {folder}: images/, {args.tool}/, round.html")
-    print("next: label the images, then tmt-adapt import EXPORT")
+    export = folder / args.tool if args.tool == "files" else "EXPORT"
+    print(f"next: label the images, then tmt-adapt import {export}")
     return 0
 
 

@@ -43,7 +43,12 @@ def write_page(project: Project, path: Path, prelabels: Mapping[str, Path], hard
     page = templates(__package__).get_template("round.html")
     groups = {"Proposed": [*prelabels], "Least certain": hardest}
     models = known_models(project)
-    values = {"models": models, "points": curve(models), "changes": class_changes(models)}
+    values = {
+        "models": models,
+        "points": curve(models),
+        "changes": class_changes(models),
+        "interval_text": interval_text,
+    }
     with atomic_write(path, "w") as file:
         file.write(page.render(title=title, groups=groups, thumbnail=thumbnail, **values))
 

@@ -139,6 +139,11 @@ class Project:
         test = {*self.test()}
         return [name for name in self.with_label() if name not in test]
 
+    def free(self) -> list[str]:
+        """Return the images that may be proposed: without a label, and not drawn for the test."""
+        taken = {*self.test(), *self.with_label()}
+        return [name for name in self.files if name not in taken]
+
     # --- rounds
 
     def rounds(self) -> list[Path]:

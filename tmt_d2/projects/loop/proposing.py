@@ -62,8 +62,7 @@ def propose(
     if not 0 <= confidence < 1:
         raise UserError("must be at least 0 and below 1", key="--confidence", value=confidence)
     project.refresh()
-    taken = {*project.test(), *project.with_label()}
-    free = [name for name in project.files if name not in taken]
+    free = project.free()
     if not 1 <= budget <= len(free):
         raise UserError(f"there are {len(free)} images to choose from", key="--budget", value=budget)
     number = next_number(project.folder / ROUNDS)
@@ -85,7 +84,8 @@ def propose(
         shutil.copyfile(project.files[name], copy)
     write_for_tool(project, draft, names, tool)
     overlays = {name: prelabel_file(draft, name) for name in names}
-    write_page(project, draft / PAGE, overlays, hardest, f"Round {number}: {budget} images, for the {purpose}")
+    use = "to measure on" if purpose == "test" else "to train on"
+    write_page(project, draft / PAGE, overlays, hardest, f"Round {number}: {budget} images {use}")
     folder = draft.with_name(number)
     os.replace(draft, folder)
     project.refresh()

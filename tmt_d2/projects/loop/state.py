@@ -29,9 +29,10 @@ from tmt_d2.inference.predictor import Predictor
 from tmt_d2.inference.statistics import model_identity, statistics_of
 from tmt_d2.projects.loop.estimator import LEAST, LEVEL, Measured, difference_estimate, images_to_halve
 from tmt_d2.projects.loop.project import DATA, FINISHED, FRAME, MODELS, ROUNDS, TRAINED_ON, Model, Project
-from tmt_d2.utils.files import read_json, read_json_lines, write_json
+from tmt_d2.utils.files import read_json, write_json
 
 RESULTS, METRICS = "results", ("measured", "accuracy", "estimated")
+ROUND, TEST_IMAGES = 10, 20  # images that the next command proposes
 IOU = "IoU-"  # before the name of a class, in names of metrics
 
 T = TypeVar("T")
@@ -111,12 +112,16 @@ def next_command(project: Project) -> str:
     is_current = current is not None and (current / TRAINED_ON).read_text(encoding="utf-8") == project.label_digests()
     waiting = [number for number, _, _, labeled in rounds_of(project) if not labeled]
     if current and is_current and not (current / FINISHED).is_file():
-        log = current / "metrics.json"
-        done = read_json_lines(log)[-1]["iteration"] + 1 if log.is_file() and log.stat().st_size else 0
-        return f"train        ({MODELS}/{current.name}: {done} iterations are done; it continues if it does not run)"
+        names = (file.stem.removeprefix("model_") for file in current.glob("model_*.pth"))
+        saved = max((int(name) + 1 for name in names if name.isdigit()), default=0)
+        return f"train        ({MODELS}/{current.name}: {saved} iterations are saved; it continues if it does not run)"
     if waiting:
         return f"import EXPORT        (the labels of {ROUNDS}/{waiting[0]:02d})"
-    return "train" if project.labeled() and not is_current else "propose --budget 10"
+    if project.labeled() and not is_current:
+        return "train"
+    if free := len(project.free()):
+        return f"propose --budget {min(ROUND, free)}"
+    return "predict FOLDER --output FOLDER        (all images are labeled)"
 
 
 def model_status(project: Project, model: Model) -> ModelStatus:
@@ -284,6 +289,7 @@ def lines(project: Project, state: Status) -> list[str]:
         ]
     elif measured:
         texts += ["measured: on labels that are newer than the model, of chosen images: biased, mostly too low"]
-    if not state.drawn:
-        texts += ["no test images: `propose --purpose test --budget 20` draws them"]
+    budget = min(TEST_IMAGES, len(project.free()) // 2)
+    if not state.drawn and budget >= LEAST:
+        texts += [f"no test images: `propose --purpose test --budget {budget}` draws them"]
     return [*texts, "", f"next: tmt-adapt {state.next}"]

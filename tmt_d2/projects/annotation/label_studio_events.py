@@ -3,8 +3,8 @@
 An annotation is kept in a folder of the project, as a JSON export of Label Studio, until it is imported: it waits while
 a training holds the project, and is still there after the backend was killed.
 
-Events are as documented by Label Studio (labelstud.io/guide/webhook_reference): ``annotation`` as in the export, with
-the id of its task, and ``task`` beside it. Both are lists in an event about several annotations.
+``annotation`` is as documented by Label Studio (labelstud.io/guide/webhook_reference): as in the export, with the id of
+its task. Label Studio's server (webhooks/models.py) adds ``task``. Both are lists in an event about several annotations.
 """
 
 from __future__ import annotations

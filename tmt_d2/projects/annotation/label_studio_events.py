@@ -4,7 +4,7 @@ An annotation is kept in a folder of the project, as a JSON export of Label Stud
 a training holds the project, and is still there after the backend was killed.
 
 ``annotation`` is as documented by Label Studio (labelstud.io/guide/webhook_reference): as in the export, with the id of
-its task. Label Studio's server (webhooks/models.py) adds ``task``. Both are lists in an event about several annotations.
+its task. Its server (webhooks/models.py) adds ``task``. Both are lists in an event about several annotations.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ from tmt_d2.errors import UserError
 from tmt_d2.inference.folder import CLASSES, write_classes
 from tmt_d2.inference.images import InputImages, find_images
 from tmt_d2.inference.predictor import Predictor
-from tmt_d2.projects.annotation.importing import DATA_SET, check_names, data_set, data_set_text
 from tmt_d2.projects.annotation.importing import LABELS as LABEL_FILES
+from tmt_d2.projects.annotation.importing import check_names, data_set, data_set_text
 from tmt_d2.projects.annotation.labels import YAML, LabelClasses, classes_of_json, read_classes
 from tmt_d2.projects.annotation.matching import ImageNames, bare
 from tmt_d2.projects.loop.choices import CONFIG, NO_MODEL, PROJECT
@@ -225,20 +225,19 @@ class Project:
             self._write_list(self.folder / file, names)
         _replace(self.folder / FRAME, self._frame_text())
         if with_label:
-            output, labels = self.folder / LABELS, sorted(with_label)
-            of_labels = data_set(output, self.images.top, list(self.files), labels, self.classes())
-            _replace(output / DATA_SET, data_set_text(of_labels))
-            _replace(self.folder / DATA, data_set_text(self._data_set(of_labels, lists)))
+            _replace(self.folder / DATA, data_set_text(self._data_set(lists)))
 
     def _write_list(self, path: Path, names: list[str]) -> None:
         lines = (list_line(os.path.relpath(self.files[name], path.parent)) for name in names)
         _replace(path, "".join(f"{line}\n" for line in lines))
 
-    def _data_set(self, of_labels: dict[str, Any], lists: dict[str, list[str]]) -> dict[str, Any]:
-        """Return a data set like that of the label files, with a split for each list instead of one for all images.
+    def _data_set(self, lists: dict[str, list[str]]) -> dict[str, Any]:
+        """Return a data set like that of the import, with a split for each list instead of one for all images.
 
         Where images are in folders of several depths, there is a split for each depth, with its own list.
         """
+        images = self.images.top, list(self.files), self.with_label()
+        of_labels = data_set(self.folder / LABELS, *images, self.classes())
         splits: dict[str, dict[str, Any]] = {}
         for split, patterns in of_labels["splits"].items():
             depth = split.removeprefix("train").removeprefix("_")
@@ -396,9 +395,9 @@ def _classes_of(model: str, place: str) -> LabelClasses:
             raise UserError(f"is no YAML ({' '.join(str(error).split())})", key="--classes", value=place) from error
         if isinstance(content, list):  # of names, as `class_list` of a data set
             with tempfile.TemporaryDirectory() as folder:
-                data_set = {"name": "own", "splits": {"train": {"unlabeled": "{stem}.png"}}}
+                unused = {"name": "own", "splits": {"train": {"unlabeled": "{stem}.png"}}}
                 file = Path(folder) / DATA
-                file.write_text(yaml.safe_dump(data_set | {"class_list": str(path.resolve())}), encoding="utf-8")
+                file.write_text(yaml.safe_dump(unused | {"class_list": str(path.resolve())}), encoding="utf-8")
                 return read_classes(str(file))
     return read_classes(place)
 

@@ -165,7 +165,7 @@ def sample_of(project: Project, model: Model) -> tuple[dict[str, int], list[str]
     """Return the images that a model is measured on.
 
     They are those that were drawn for the test. Without labels of these, they are all that were labeled after its
-    training: as the model has not seen them, they measure it, but they were chosen (forward validation).
+    training (forward validation): the model does not know their labels, but they were chosen, not drawn.
 
     Returns:
         stratum of each image that the result is for; those with a label to measure on; True if these were drawn.
@@ -237,9 +237,8 @@ def calibration_of(project: Project, model: Model, predictor: Predictor) -> Path
     """Return a file for ``Predictor.calibrate``, which is fitted on the source once."""
 
     def fit(folder: Path) -> Path:
-        claim(
-            folder / "model.json", model_identity(predictor.cfg) | {"source": project.source_test, "version": VERSION}
-        )
+        identity = model_identity(predictor.cfg) | {"source": project.source_test, "version": VERSION}
+        claim(folder / "model.json", identity)
         file = folder / CALIBRATION
         if not file.is_file():
             sample = source_sample(project, Collector(predictor.cfg, predictor.model))
@@ -289,7 +288,7 @@ def lines(project: Project, state: Status) -> list[str]:
         ]
     elif measured:
         texts += ["measured: on labels that are newer than the model, of chosen images: biased, mostly too low"]
-    budget = min(TEST_IMAGES, len(project.free()) // 2)
+    budget = min(TEST_IMAGES, len(project.free()) // 3)
     if not state.drawn and budget >= LEAST:
         texts += [f"no test images: `propose --purpose test --budget {budget}` draws them"]
     return [*texts, "", f"next: tmt-adapt {state.next}"]

@@ -47,7 +47,6 @@ def import_export(
         UserError: as ``import_labels``.
     """
     output = project.folder / LABELS
-    project.refresh()
     report = import_labels(export, project.images, project.classes(), output, mapping=mapping, replace=replace)
     project.refresh()
     proposed = {name for folder in project.rounds() for name in project.proposed(folder)}

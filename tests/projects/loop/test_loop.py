@@ -386,6 +386,21 @@ def test_a_moved_project_continues(city: Path, scenes: Path, tmp_path: Path, mon
     assert not city.exists() and not moved.exists()
 
 
+def test_images_and_model_in_the_folder_of_the_project_move_with_it(
+    photos: Path, source: Path, scenes: Path, tmp_path: Path
+) -> None:
+    city, town = tmp_path / "inside", tmp_path / "town"
+    city.mkdir()
+    shutil.move(photos, city)
+    shutil.copy(source, city)
+    tmt_d2.adapt(city, str(city / "photos"), str(TINY_CONFIG), str(city / "source.pth"), opts=SMALL)
+    shutil.move(city, town)
+    adapt(town, "propose", "--budget", "2")
+    assert adapt(town, "import", str(label(town, scenes, "01"))) == 0
+    assert adapt(town, "train") == 0 and len(status(Project(town)).models) == 2
+    assert Project(town).place == str(town.resolve() / "photos")
+
+
 def test_a_copy_leaves_the_original_alone(city: Path, scenes: Path, tmp_path: Path) -> None:
     adapt(city, "propose", "--budget", "2")
     adapt(city, "import", str(label(city, scenes, "01")))

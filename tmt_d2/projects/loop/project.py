@@ -349,8 +349,9 @@ def start(
     )
     if weights:
         load_model(cfg)
-    values = {"images": str(Path(images).resolve()), "weights": weights}
-    values |= {"source_custom": custom, "source_train": train, "source_test": test}  # type: ignore[dict-item]
+    values: dict[str, Any] = {"images": _stored(images, folder), "weights": weights and _stored(weights, folder)}
+    values["source_custom"] = [_stored(place, folder) for place in custom]
+    values |= {"source_train": train, "source_test": test}
     folder.mkdir(parents=True, exist_ok=True)
     write_classes(folder, own.classes)
     write_config(folder / CONFIG, cfg)
@@ -362,6 +363,12 @@ def start(
 def write_config(path: Path, cfg: CfgNode) -> None:
     with atomic_write(path, "w") as file:
         file.write(cfg.dump())
+
+
+def _stored(place: str, folder: Path) -> str:
+    """Return a path as ``project.yaml`` has it: relative if it lies in the project's folder, which may be moved."""
+    path = Path(place).resolve()
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
 def _images_of(place: str) -> InputImages:

@@ -8,14 +8,17 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from tabulate import tabulate
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from tmt_d2.modeling.ops.linear import linear
 from tmt_d2.utils.files import write_json
 
 Function = Callable[[], Any]
@@ -28,6 +31,18 @@ def benchmark_parser(description: str | None, rounds: int) -> argparse.ArgumentP
     parser.add_argument("--rounds", type=int, default=rounds, help="timed repetitions; default: %(default)s")
     parser.add_argument("--output", help="JSON file for the figures")
     return parser
+
+
+def add_clock(parser: argparse.ArgumentParser) -> None:
+    """Add --processor-time, which sets ``clock``."""
+    parser.add_argument(
+        "--processor-time",
+        dest="clock",
+        action="store_const",
+        const=time.process_time,
+        default=time.perf_counter,
+        help="processor time instead of time, for a CPU on which other programs run",
+    )
 
 
 def size(text: str) -> tuple[int, int]:
@@ -68,11 +83,14 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def peak_flops(device: str, dtype: torch.dtype = torch.float32) -> float:
-    """FLOP/s of a large matrix product."""
-    edge = 1536 if device == "cpu" else 8192
+def peak_flops(
+    device: str, dtype: torch.dtype = torch.float32, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """FLOP/s of a large matrix product, by the faster of PyTorch's libraries."""
+    edge = 2048 if device == "cpu" else 8192
     a, b = (torch.randn(edge, edge, device=device, dtype=dtype) for _ in range(2))
-    return 2 * edge**3 / in_turns({"mm": lambda: a @ b}, 5, device, average=min)["mm"]
+    functions: dict[str, Function] = {"mm": lambda: a @ b, "linear": lambda: linear(a, b)}
+    return 2 * edge**3 / min(in_turns(functions, 5, device, clock, average=min).values())
 
 
 def peak_bandwidth(device: str) -> float:
@@ -82,8 +100,17 @@ def peak_bandwidth(device: str) -> float:
     return 2 * a.numel() * 4 / in_turns({"copy": lambda: b.copy_(a)}, 5, device, average=min)["copy"]
 
 
+class Operation(NamedTuple):
+    """FLOPs of one operator call (convolutions, matrix products, attention), and bytes of its inputs and outputs."""
+
+    flops: int
+    bytes: int
+
+
 class _Counter(TorchDispatchMode):
-    total = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[Operation] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -93,31 +120,49 @@ class _Counter(TorchDispatchMode):
             if parts is not NotImplemented:
                 return parts
         out = func(*args, **kwargs)
-        if func._overloadpacket in flop_registry:
-            self.total += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
+        count = flop_registry.get(func._overloadpacket)
+        flops = count(*args, **kwargs, out_val=out) if count else 0
+        self.operations.append(Operation(flops, _bytes_moved(func, (args, kwargs), out)))
         return out
 
 
-def flops(function: Function) -> int:
-    """FLOPs of the convolutions, matrix products and attention of ``function``, forward and backward.
+def _bytes_moved(func: Any, inputs: Any, outputs: Any) -> int:
+    """Bytes of the distinct inputs and outputs; 0 for views."""
+    read, written = ([leaf for leaf in tree_leaves(each) if isinstance(leaf, Tensor)] for each in (inputs, outputs))
+    storages = {tensor.untyped_storage().data_ptr() for tensor in read}
+    if not func._schema.is_mutable and all(tensor.untyped_storage().data_ptr() in storages for tensor in written):
+        return 0
+    distinct = {(tensor.data_ptr(), tensor.numel()): tensor for tensor in (*read, *written)}
+    sizes = [(tensor.numel() * tensor.itemsize, tensor.untyped_storage().nbytes()) for tensor in distinct.values()]
+    return sum(map(min, sizes))  # an expanded tensor is smaller than its shape
+
+
+def operations(function: Function) -> list[Operation]:
+    """Return the operator calls of ``function``, forward and backward; kernels of other libraries are not seen.
 
     PyTorch's FlopCounterMode follows modules, which fails with custom backward passes and in inference mode.
     """
     with _Counter() as counter:
         function()
-    return counter.total
+    return counter.operations
+
+
+def flops(function: Function) -> int:
+    return sum(operation.flops for operation in operations(function))
 
 
 def report(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]], **facts: Any) -> None:
-    """Print a table; with --output write it and the machine as JSON."""
+    """Print machine and table; with --output write both as JSON."""
+    machine = {
+        "device": torch.cuda.get_device_name() if args.device != "cpu" else _processor(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
     print(tabulate(rows, headers="keys", floatfmt=".3g"))
     if args.output:
-        machine = {
-            "device": torch.cuda.get_device_name() if args.device != "cpu" else _processor(),
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        }
         write_json(args.output, {"machine": machine, "rounds": args.rounds, **facts, "rows": rows})
 
 

@@ -1,19 +1,27 @@
 """Whole inference and whole training steps: plain Mask2Former and TMT against Hugging Face's Mask2Former.
 
     python -m benchmarks.model [--device cpu] [--rounds 3] [--sizes 256x512 512x1024] [--output model.json]
+    python -m benchmarks.model --each-setting --sizes 256x512 --step-sizes     # threads and ATEN_CPU_CAPABILITY
+    python -m benchmarks.model --roofline 67 989 4.8    # of an H200: TFLOP/s in float32 and bfloat16, TB/s
 
 ResNet-50, 100 queries, 19 classes, random weights, the same input, in turns; medians and ratios. "network" ends at
 class and mask logits; "labels" at a label map of the image's size; a "step" is forward, losses, backward and AdamW.
+Ours are as ``Predictor`` runs them; freed memory is reused in all of them.
 On a GPU all run in mixed precision; on a CPU with bfloat16 "bf16" is the plain model in mixed precision. Efficiency is
 FLOPs / (time x rate of a large matrix product). Peak memory of a step is measured in a process of its own.
+
+The roofline is the time that a GPU of these rates cannot beat: the sum over all operators of the larger of FLOPs by
+rate and bytes by bandwidth; in bfloat16 with half of the bytes. Without sampling of deformable attention, which
+``benchmarks.parts`` has. The pixel decoder runs in float32 on GPUs.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +29,27 @@ import torch
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-from benchmarks.common import Function, benchmark_parser, flops, in_turns, peak_flops, report, size
+from benchmarks.common import (
+    Function,
+    Operation,
+    add_clock,
+    benchmark_parser,
+    flops,
+    in_turns,
+    operations,
+    peak_flops,
+    report,
+    size,
+)
 from tmt_d2 import setup_cfg
+from tmt_d2.evaluation.semantic import labels_at_size
+from tmt_d2.modeling.folding import fold_batch_norm
+from tmt_d2.modeling.mask_former import Pass
 from tmt_d2.modeling.pixel_decoder import STRIDES
 from tmt_d2.modeling.precision import cpu_has_bfloat16, mixed_precision
 from tmt_d2.modeling.targets import semantic_targets
 from tmt_d2.modeling.tmt import TransferableMaskFormer
+from tmt_d2.utils.memory import reuse_freed_memory
 
 CONFIG = Path(__file__).parents[1] / "configs" / "models" / "R50.yaml"
 MODELS = ("plain", "tmt", "hf")
@@ -59,13 +82,13 @@ def with_bf16(make: Callable[..., Function], models: dict[str, nn.Module], *args
 
 def inference(model: nn.Module, image: Tensor, to_labels: bool, bf16: bool = False) -> Function:
     """Return a function that runs the model on ``image`` (3, H, W) uint8."""
-    model.eval()
+    model = fold_batch_norm(model.eval())
     device = str(image.device.type)
 
     def ours() -> Tensor:
         with torch.inference_mode(), autocast(device, bf16):
             if to_labels:
-                return model([{"image": image}])[0]["sem_seg"].argmax(0)
+                return labels_at_size(model([{"image": image}])[0]["sem_seg"], (image.shape[1], image.shape[2]))
             passed = model.run(model.preprocess([{"image": image}]))
             return passed.outputs["pred_masks"].dense()
 
@@ -154,9 +177,9 @@ def memory_in_own_process(name: str, args: argparse.Namespace, height: int, widt
 def compare(
     kind: str, edges: tuple[int, int], functions: dict[str, Function], args: argparse.Namespace
 ) -> dict[str, Any]:
-    times = in_turns(functions, args.rounds, args.device)
+    times = in_turns(functions, args.rounds, args.device, args.clock)
     row = row_of(kind, edges, times)
-    for name in ("plain", "hf"):
+    for name in MODELS:
         row[f"{name} efficiency"] = flops(functions[name]) / (times[name] * args.peak)
     if "bf16" in times:
         row |= {"bf16": times["bf16"], "bf16 / plain": times["bf16"] / times["plain"]}
@@ -170,17 +193,84 @@ def row_of(kind: str, edges: tuple[int, int], values: dict[str, float]) -> dict[
     return row
 
 
+def each_setting(arguments: Sequence[str]) -> None:
+    """Run this benchmark in processes of one and of two threads, with each instruction set of the processor."""
+    has = torch.cpu.get_capabilities()
+    for threads in ("1", "2"):
+        for capability in (
+            "default",
+            *(name for name, key in (("avx2", "avx2"), ("avx512", "avx512_f")) if has.get(key)),
+        ):
+            env = {**os.environ, "OMP_NUM_THREADS": threads, "ATEN_CPU_CAPABILITY": capability}
+            subprocess.run([sys.executable, "-W", "ignore", "-m", "benchmarks.model", *arguments], env=env, check=True)
+
+
+def stages(image: Tensor) -> Iterator[tuple[str, list[Operation]]]:
+    """Operations of the stages of inference."""
+    model, records = fold_batch_norm(build("plain", "cpu").eval()), [{"image": image}]
+    images = model.preprocess(records)
+    steps: dict[str, Callable[[Any], Any]] = {
+        "backbone": model.backbone,
+        "pixel decoder": model.sem_seg_head.pixel_decoder,
+        "decoder": lambda maps: model.sem_seg_head.predictor(maps.levels, maps.mask_features),
+        "scores": lambda outputs: model.postprocess(Pass(None, outputs), records, images),
+    }
+    results = [images.tensor]
+    for name, step in steps.items():
+        with torch.no_grad():
+            calls = operations(lambda step=step: results.append(step(results[-1])))
+        yield name, calls
+
+
+def roofline_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    float32, bfloat16, bandwidth = (1e12 * rate for rate in args.roofline)
+
+    def row(kind: str, edges: tuple[int, int], calls: list[Operation]) -> dict[str, Any]:
+        flop, moved = (sum(each) for each in zip(*calls))
+        return {
+            "kind": kind,
+            "size": "{}x{}".format(*edges),
+            "GFLOP": flop / 1e9,
+            "GB": moved / 1e9,
+            "float32, ms": 1e3 * sum(max(call.flops / float32, call.bytes / bandwidth) for call in calls),
+            "bfloat16, ms": 1e3 * sum(max(call.flops / bfloat16, call.bytes / 2 / bandwidth) for call in calls),
+        }
+
+    for edges in args.sizes:
+        image = scene(1, *edges, "cpu")[0][0]
+        for kind, calls in stages(image):
+            yield row(kind, edges, calls)
+        tmt = fold_batch_norm(build("tmt", "cpu").eval())
+        with torch.no_grad():
+            calls = operations(lambda tmt=tmt, image=image: tmt([{"image": image}]))
+        yield row("tmt as a whole", edges, calls)
+    for edges in args.step_sizes:
+        step = training_step(build("plain", "cpu"), *scene(args.batch, *edges, "cpu"))
+        yield row(f"step of {args.batch}, plain", edges, operations(step))
+
+
 def main() -> None:
     parser = benchmark_parser(__doc__, rounds=3)
     parser.add_argument("--sizes", nargs="*", type=size, default=[(256, 512), (512, 1024)], metavar="HxW")
     parser.add_argument("--step-sizes", nargs="*", type=size, default=[(256, 512)], metavar="HxW")
     parser.add_argument("--batch", type=int, default=2, help="images of a training step")
+    add_clock(parser)
+    parser.add_argument("--each-setting", action="store_true", help="1 and 2 threads, each ATEN_CPU_CAPABILITY")
+    parser.add_argument("--roofline", nargs=3, type=float, metavar="RATE", help="count instead of measuring, see above")
     parser.add_argument("--memory-of", choices=MODELS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory_of:
         print(step_memory(args.memory_of, args.device, args.batch, *args.sizes[0]))
         return
-    args.peak = peak_flops(args.device, torch.float32 if args.device == "cpu" else torch.bfloat16)
+    if args.each_setting:
+        each_setting([argument for argument in sys.argv[1:] if argument != "--each-setting"])
+        return
+    if args.roofline:
+        report(args, list(roofline_rows(args)), roofline=args.roofline)
+        return
+    reuse_freed_memory()
+    dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
+    args.peak = peak_flops(args.device, dtype, args.clock)
     rows = []
     models = {name: build(name, args.device) for name in MODELS}
     for edges in args.sizes:
@@ -192,6 +282,7 @@ def main() -> None:
         rows.append(compare(f"step of {args.batch}, s", edges, functions, args))
         memory = {name: memory_in_own_process(name, args, *edges) for name in MODELS}
         rows.append(row_of("step, peak MiB", edges, memory))
+    print(f"a matrix product: {args.peak / 1e9:.0f} GFLOP/s")
     report(args, rows, peak_flops=args.peak)
 
 

@@ -3,28 +3,33 @@
     python -m benchmarks.parts [--device cpu] [--rounds 5] [--sizes 512x1024] [--only linear] [--output parts.json]
 
 Parts: deformable attention at encoder scale by every backend (forward, forward + backward, memory kept for the backward
-pass), linear layers, adaptive clustering, the transferability mask, and matching and losses against Hugging Face's.
-"floor" is the larger of FLOPs over the rate of a matrix product and bytes (each input and output once) over the rate of
-a copy.
+pass), linear layers, batch normalization folded into convolutions, adaptive clustering, the transferability mask, and
+matching and losses against Hugging Face's. "floor" is the larger of FLOPs over the rate of a matrix product and bytes
+(each input and output once) over the rate of a copy.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from detectron2.modeling import build_model
 from torch import Tensor
 
-from benchmarks.common import Function, benchmark_parser, in_turns, peak_bandwidth, peak_flops, report, size
-from benchmarks.model import build, scene
+from benchmarks.common import Function, add_clock, benchmark_parser, in_turns, peak_bandwidth, peak_flops, report, size
+from benchmarks.model import CONFIG, build, scene
+from tmt_d2 import setup_cfg
 from tmt_d2.modeling import ms_deform_attn
+from tmt_d2.modeling.folding import fold_batch_norm
 from tmt_d2.modeling.ops.deformable_attention import _fastest_backend
 from tmt_d2.modeling.ops.linear import linear
 from tmt_d2.modeling.targets import semantic_targets
 from tmt_d2.transferability import adaptive_clustering, transferability_mask
+from tmt_d2.utils.memory import reuse_freed_memory
 
 HEADS, CHANNELS, POINTS = 8, 32, 4
 CELLS = {32: 2, 16: 4, 8: 8}
@@ -71,7 +76,9 @@ def deformable_rows(height: int, width: int, args: argparse.Namespace) -> Iterat
         torch.autograd.grad(output.sum(), inputs)
 
     for kind, function, factor in (("forward", forward, 1), ("forward + backward", both, 3)):
-        times = in_turns({name: lambda n=name, f=function: f(n) for name in backends}, args.rounds, args.device)
+        times = in_turns(
+            {name: lambda n=name, f=function: f(n) for name in backends}, args.rounds, args.device, args.clock
+        )
         for name in backends:
             kept = kept_for_backward(lambda n=name: ms_deform_attn(inputs[0], shapes, inputs[1], inputs[2], n))
             yield {
@@ -93,7 +100,7 @@ def linear_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             torch.autograd.grad(function(*inputs).sum(), inputs)
 
         functions: dict[str, Function] = {"torch": lambda: both(F.linear), "ours": lambda: both(linear)}
-        times = in_turns(functions, args.rounds, args.device)
+        times = in_turns(functions, args.rounds, args.device, args.clock)
         for name, values in times.items():
             yield {
                 "part": f"linear {channels} -> {outputs}, 10752 positions, forward + backward, {name}",
@@ -103,12 +110,34 @@ def linear_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             }
 
 
+def folding_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Inference with batch normalization in the convolutions, against the model as it is."""
+    for name in ("R50", "lite0"):
+        opts = ["MODEL.DEVICE", args.device, "MODEL.WEIGHTS", ""]
+        model = build_model(setup_cfg(str(CONFIG.with_stem(name)), opts)).eval()
+        for edges in ((256, 512), (512, 1024)):
+            records = [{"image": scene(1, *edges, args.device)[0][0]}]
+
+            def infer(model: Any, records: list[dict[str, Any]] = records) -> None:
+                with torch.no_grad():
+                    model(records)
+
+            models = {"as it is": model, "folded": fold_batch_norm(model)}
+            functions = {key: partial(infer, each) for key, each in models.items()}
+            times = in_turns(functions, args.rounds, args.device, args.clock)
+            for key, seconds in times.items():
+                part = "{}, {}x{}, {}".format(name, *edges, key)
+                yield {"part": part, "s": seconds, "ratio to as it is": seconds / times["as it is"]}
+
+
 def transferability_rows(height: int, width: int, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for stride, cell in CELLS.items():
         h, w = height // stride, width // stride
         features = torch.randn(1, 256, h, w, device=args.device)
         with torch.no_grad():
-            times = in_turns({"": lambda f=features, c=cell: adaptive_clustering(f, c)}, args.rounds, args.device)
+            times = in_turns(
+                {"": lambda f=features, c=cell: adaptive_clustering(f, c)}, args.rounds, args.device, args.clock
+            )
         flops = 6 * 2 * (2 * 9 * h * w * 256)
         yield {
             "part": f"ACTE, {height}x{width}, stride {stride}, 6 iterations",
@@ -116,7 +145,7 @@ def transferability_rows(height: int, width: int, args: argparse.Namespace) -> I
             "floor s": args.floor(flops, 4 * 2 * features.numel()),
         }
     logits = torch.randn(1, height // 8, width // 8, device=args.device)
-    times = in_turns({"": lambda: transferability_mask(logits, 0.3)}, args.rounds, args.device)
+    times = in_turns({"": lambda: transferability_mask(logits, 0.3)}, args.rounds, args.device, args.clock)
     yield {
         "part": f"TMA mask, {height}x{width}, stride 8",
         "s": times[""],
@@ -159,7 +188,7 @@ def criterion_rows(height: int, width: int, args: argparse.Namespace) -> Iterato
         )
         torch.autograd.grad(torch.stack(list(losses.values())).sum(), leaves, retain_graph=True)
 
-    times = in_turns({"ours": ours, "hf": theirs}, args.rounds, args.device)
+    times = in_turns({"ours": ours, "hf": theirs}, args.rounds, args.device, args.clock)
     for name, values in times.items():
         yield {
             "part": f"matcher + criterion of 10 outputs, 2 x {height}x{width}, {name}",
@@ -174,11 +203,13 @@ def main() -> None:
     parser.add_argument(
         "--sizes", nargs="+", type=size, default=sizes, metavar="HxW", help="image sizes of clustering and mask"
     )
-    choices = ("deformable", "linear", "transferability", "criterion")
+    choices = ("deformable", "linear", "folding", "transferability", "criterion")
+    add_clock(parser)
     parser.add_argument("--only", nargs="+", choices=choices, default=choices)
     args = parser.parse_args()
     torch.manual_seed(0)
-    flops, bandwidth = peak_flops(args.device), peak_bandwidth(args.device)
+    reuse_freed_memory()
+    flops, bandwidth = peak_flops(args.device, clock=args.clock), peak_bandwidth(args.device)
     args.floor = lambda operations, moved: max(operations / flops, moved / bandwidth)
     rows: list[dict[str, Any]] = []
     if "deformable" in args.only:
@@ -186,6 +217,8 @@ def main() -> None:
             rows += deformable_rows(*edges, args)
     if "linear" in args.only:
         rows += linear_rows(args)
+    if "folding" in args.only:
+        rows += folding_rows(args)
     if "transferability" in args.only:
         for edges in args.sizes:
             rows += transferability_rows(*edges, args)

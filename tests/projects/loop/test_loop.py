@@ -25,12 +25,11 @@ from tmt_d2.data.datasets.registration import labeled_records
 from tmt_d2.engine.checkpoint.classes import encode_classes
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.engine.trainer import Trainer
-from tmt_d2.inference.predictor import Predictor
 from tmt_d2.projects.annotation.writers import write_cvat_masks
 from tmt_d2.projects.loop import proposing, training
 from tmt_d2.projects.loop.command import main
 from tmt_d2.projects.loop.project import Project
-from tmt_d2.projects.loop.state import calibration_of, interval_text, next_command, sample_of, status
+from tmt_d2.projects.loop.state import interval_text, next_command, sample_of, status
 from tmt_d2.utils.lock import folder_lock
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("data_root", "clean_catalogs")]
@@ -322,25 +321,18 @@ def test_without_test_images_a_model_is_measured_on_what_is_labeled_after_it(
     assert all(model.drawn and model.measured for model in status(Project(city)).models)
 
 
-def test_confidence_of_prelabels_is_calibrated_on_the_source(city: Path) -> None:
+def test_prelabels_are_cut_by_confidence(city: Path) -> None:
     project = Project(city)
     (model,) = project.models()
-    predictors = [Predictor.from_config(str(model.config), model.weights) for _ in range(2)]
-    predictors[1].calibrate(calibration_of(project, model, predictors[1]))
-    written = (city / "cache/calibration-00/calibration.json").stat().st_mtime_ns
-    plain = predictors[0](project.files[next(iter(project.files))])
-    limit = float(plain.confidence().median())
-    cut = []
-    for predictor, calibrated in zip(predictors, (False, True)):
-        folder = proposing.propose(project, 2, confidence=limit, calibrated=calibrated)
-        for name in project.proposed(folder):
-            prelabel = np.asarray(Image.open(proposing.prelabel_file(folder, name)))
-            prediction = predictor(project.files[name])
-            is_sure = prediction.confidence().numpy() >= limit
-            assert np.array_equal(prelabel, np.where(is_sure, prediction.labels.numpy(), 255))
-            cut.append(float((~is_sure).mean()))
-    assert 0 < cut[0] < 1 and cut[:2] != cut[2:]
-    assert (city / "cache/calibration-00/calibration.json").stat().st_mtime_ns == written  # fitted once
+    predictor = project.predictor(model)
+    limit = float(predictor(project.files[next(iter(project.files))]).confidence().median())
+    folder = proposing.propose(project, 2, confidence=limit)
+    for name in project.proposed(folder):
+        prediction = predictor(project.files[name])
+        is_sure = prediction.confidence().numpy() >= limit
+        prelabel = np.asarray(Image.open(proposing.prelabel_file(folder, name)))
+        assert np.array_equal(prelabel, np.where(is_sure, prediction.labels.numpy(), 255))
+        assert 0 < is_sure.mean() < 1
     with refuses("--confidence", 1):
         proposing.propose(project, 2, confidence=1)
 

@@ -28,7 +28,7 @@ from tmt_d2.projects.label_selection.strategies import AUTO, STRATEGIES
 from tmt_d2.projects.loop.estimator import draw, strata_of
 from tmt_d2.projects.loop.page import PAGE, write_page
 from tmt_d2.projects.loop.project import FRAME, ROUNDS, SELECTED, Model, Project, next_number
-from tmt_d2.projects.loop.state import calibration_of, predicted_confusions
+from tmt_d2.projects.loop.state import predicted_confusions
 from tmt_d2.utils.files import atomic_write
 
 STRATA, HARDEST = 5, 6
@@ -42,7 +42,6 @@ def propose(
     purpose: str = "train",
     *,
     confidence: float = 0.0,
-    calibrated: bool = True,
 ) -> Path:
     """Write ``rounds/NN`` with proposed images, which appears when it is complete.
 
@@ -50,8 +49,6 @@ def propose(
         tool: of ``TOOLS``; purpose: of ``PURPOSES``. Images for the test come without pre-labels, which would make
             the model look better than it is.
         confidence: pixels with a less confident prediction have no pre-label.
-        calibrated: confidence is calibrated on the source, if the project has labels of it that no model was trained
-            on, so that it is the share of right pixels there.
 
     Returns:
         the folder.
@@ -77,7 +74,7 @@ def propose(
         names = [free[index] for index in rng.permutation(len(free))[:budget]]
         write_names(draft / SELECTED, names)
     else:
-        names, hardest = _propose_training(project, model, draft, budget, rng, confidence, calibrated)
+        names, hardest = _propose_training(project, model, draft, budget, rng, confidence)
     for name in names:
         copy = draft / "images" / name
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +96,6 @@ def _propose_training(
     budget: int,
     rng: np.random.Generator,
     confidence: float,
-    calibrated: bool,
 ) -> tuple[list[str], list[str]]:
     """Return the proposed images, and the unlabeled ones with the least certain predictions."""
     predictor = project.predictor(model)
@@ -117,8 +113,6 @@ def _propose_training(
     selection = STRATEGIES[AUTO](pool, budget, has_label, rng)
     facts = {"proposed": f"{budget} of {len(pool)} images", "strategy": AUTO, "model": model.weights}
     write_proposal(draft, pool, selection, has_label, predictor, facts)
-    if confidence and calibrated and project.source_test:
-        predictor.calibrate(calibration_of(project, model, predictor))
     bare_pool = replace(pool, names=[bare(name) for name in names])
     write_prelabels(draft, bare_pool, selection.indices, predictor, confidence=confidence)
     chosen = [names[index] for index in selection.indices]

@@ -14,15 +14,13 @@ import torch
 from tabulate import tabulate
 
 from tmt_d2.adaptation import task_of
-from tmt_d2.cli.estimate import CALIBRATION
 from tmt_d2.data.datasets.custom import read_custom, register_custom
 from tmt_d2.data.datasets.registration import labeled_records
 from tmt_d2.data.labeled import LABEL
 from tmt_d2.data.reader import read_image_of, read_label
-from tmt_d2.engine.run_dir import claim
 from tmt_d2.estimation.collect import Collector, spread
 from tmt_d2.estimation.estimate import Estimation, soft_confusion
-from tmt_d2.estimation.estimators import VERSION, default_estimator, encode
+from tmt_d2.estimation.estimators import VERSION
 from tmt_d2.estimation.sample import PixelSample
 from tmt_d2.evaluation.semantic import confusion_matrix
 from tmt_d2.inference.predictor import Predictor
@@ -210,7 +208,9 @@ def predicted_confusions(
     """
     collect, estimation = Collector(predictor.cfg, predictor.model), None
     if project.source_test:
-        sample = source_sample(project, collect)
+        for file in project.source_custom:
+            register_custom(file)
+        sample = collect.of_records(spread(labeled_records(project.source_test)), progress=project.source_test[0])
         estimation = Estimation(sample, predictor.classes.names, adapted=task_of(predictor.cfg).fine_tunes)
 
     def measure(pixels: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -224,29 +224,6 @@ def predicted_confusions(
     found = project.cached(name, lambda folder: statistics_of(project.images, folder, identity, measure))
     names = [project.names[os.path.abspath(file)] for file in found.files]
     return dict(zip(names, found.arrays["confusions"])), estimation
-
-
-def source_sample(project: Project, collect: Collector) -> PixelSample:
-    """Sample the labeled images of the source that no model was trained on."""
-    for file in project.source_custom:
-        register_custom(file)
-    return collect.of_records(spread(labeled_records(project.source_test)), progress=project.source_test[0])
-
-
-def calibration_of(project: Project, model: Model, predictor: Predictor) -> Path:
-    """Return a file for ``Predictor.calibrate``, which is fitted on the source once."""
-
-    def fit(folder: Path) -> Path:
-        identity = model_identity(predictor.cfg) | {"source": project.source_test, "version": VERSION}
-        claim(folder / "model.json", identity)
-        file = folder / CALIBRATION
-        if not file.is_file():
-            sample = source_sample(project, Collector(predictor.cfg, predictor.model))
-            estimator = default_estimator(sample.domain is not None, task_of(predictor.cfg).fine_tunes).fit(sample)
-            write_json(file, encode(estimator, predictor.classes.names))
-        return file
-
-    return project.cached(f"calibration-{model.number:02d}", fit)
 
 
 def true_confusion(project: Project, predictor: Predictor, name: str) -> np.ndarray:

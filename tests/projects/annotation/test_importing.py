@@ -116,6 +116,53 @@ def test_the_data_set_has_labeled_and_unlabeled_images(tmp_path: Path) -> None:
     assert listed == ["a.jpg", str(tmp_path / "photos" / "day" / "b.jpg")]
 
 
+def test_names_are_paths_below_the_folder_of_the_images(tmp_path: Path) -> None:
+    """Also where all of them are in one folder of it: images of another folder that come later rename none."""
+    (tmp_path / "classes.json").write_text(str(exports.id_files({})["classes.json"]))
+    for number, name in enumerate(("day/a", "night/b")):
+        photos(tmp_path / "photos", (f"{name}.jpg",))
+        export = write_zip(tmp_path / f"{number}.zip", exports.cvat_masks({name: blobs(number)}))
+        assert command(tmp_path, "--export", str(export)) == 0
+    assert files_below(tmp_path / "out" / "labels") == {"day/a.png", "night/b.png"}
+    assert listed_names("", tmp_path / "out" / "labeled.txt") == ["a.jpg", "b.jpg"]
+
+
+def test_two_images_of_one_name_or_one_file(tmp_path: Path) -> None:
+    """A label file, or a line of a list, would mean both."""
+    export = write_zip(tmp_path / "e.zip", exports.cvat_masks({"a": blobs()}))
+    photos(tmp_path / "photos", ("a.jpg", "a.png"))
+    with refuses("a.png"):
+        run(tmp_path, export)
+    (tmp_path / "photos" / "a.png").unlink()
+    (tmp_path / "photos" / "b.jpg").symlink_to(tmp_path / "photos" / "a.jpg")
+    with refuses("b.jpg"):
+        run(tmp_path, export)
+    (tmp_path / "photos" / "a.jpg").replace(tmp_path / "c.jpg")
+    (tmp_path / "photos" / "b.jpg").unlink()
+    (tmp_path / "photos" / "a.jpg").symlink_to(tmp_path / "c.jpg")  # a single link is an image
+    assert run(tmp_path, export).is_complete
+
+
+def test_a_class_with_the_name_of_pixels_without_a_label(tmp_path: Path) -> None:
+    photos(tmp_path / "photos", ("a.jpg",))
+    images, own = (
+        find_images(str(tmp_path / "photos")),
+        LabelClasses(ClassList(("background", "road"), COLORS[:2]), (0, 1)),
+    )
+    labels = np.where(blobs() == 2, np.uint8(255), blobs())
+    write_cvat_masks(tmp_path / "cvat.zip", own.classes, [("a.jpg", labels)])
+    with refuses("--map"):
+        import_labels(tmp_path / "cvat.zip", images, own, tmp_path / "1")
+    chosen = {"background": np.where(labels == 255, 0, labels), "ignore": np.where(labels == 0, 255, labels)}
+    for name, expected in chosen.items():
+        import_labels(tmp_path / "cvat.zip", images, own, tmp_path / name, mapping={"background": name})
+        assert np.array_equal(np.asarray(Image.open(tmp_path / name / "labels" / "a.png")), expected)
+    rows = [{"id": value, "name": name, "color": [0, 0, 0]} for name, value in own.by_name().items()]
+    files = {"classes.json": json.dumps({"classes": rows}), "labels/a.png": exports.png(labels)}
+    import_labels(write_zip(tmp_path / "ids.zip", files), images, own, tmp_path / "ids")  # nothing is ambiguous
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "ids" / "labels" / "a.png")), labels)
+
+
 def test_a_later_import_keeps_what_differs(tmp_path: Path) -> None:
     photos(tmp_path / "photos", ("a.jpg", "b.jpg", "c.jpg"))
     run(tmp_path, write_zip(tmp_path / "1.zip", exports.cvat_masks({"a": blobs(1), "b": blobs(2)})))

@@ -61,15 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_output_folder(args.output, args.images, "--images")
     from tmt_d2.data.datasets.custom import read_custom
     from tmt_d2.data.datasets.registration import split_name
-    from tmt_d2.inference.images import find_images
-    from tmt_d2.projects.annotation.importing import DATA_SET, LIST, import_labels
+    from tmt_d2.projects.annotation.importing import DATA_SET, LIST, images_below, import_labels
     from tmt_d2.projects.annotation.labels import read_classes, read_mapping
     from tmt_d2.utils.files import remove_temporaries
     from tmt_d2.utils.lock import folder_lock
     from tmt_d2.utils.logs import log_to_screen
 
     log_to_screen()
-    classes, mapping, images = read_classes(args.classes), read_mapping(args.map), find_images(args.images)
+    classes, mapping, images = read_classes(args.classes), read_mapping(args.map), images_below(args.images)
     is_new = not args.output.exists()
     try:
         with folder_lock(args.output, "--output"):

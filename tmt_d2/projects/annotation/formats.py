@@ -33,6 +33,7 @@ CVAT_MAP, CVAT_MASKS = "labelmap.txt", "SegmentationClass"
 CITY_MAP, CITY_MASKS, CITY_IDS, CITY_COLORS = "label_colors.txt", "gtFine", "_labelIds.png", "_color.png"
 CVAT_LINE = re.compile(r"(?P<name>.+?):(?P<r>\d+),(?P<g>\d+),(?P<b>\d+):[^:]*:[^:]*")
 CITY_LINE = re.compile(r"(?P<r>\d+)\s+(?P<g>\d+)\s+(?P<b>\d+)\s+(?P<name>.+)")
+NO_LABEL = "(no label)"  # in label files of ids, where the label ``background`` is one like others
 LABEL_KEYS = ("brushlabels", "polygonlabels", "labels")
 SUPPORTED = "CVAT's Segmentation mask 1.1, COCO 1.0 and Cityscapes, Label Studio's JSON and COCO, PNG with classes.json"
 Size = tuple[int, int]
@@ -129,11 +130,11 @@ def _cityscapes(archive: Archive, labels: LabelNames) -> Iterator[Exported]:
 def _id_files(archive: Archive, labels: LabelNames) -> Iterator[Exported]:
     file = archive.select(lambda name: PurePosixPath(name).name == CLASSES)[0]
     known = classes_of_json(archive.where(file), archive.text(file))
-    names: dict[int, str] = {value: name for name, value in known.by_name().items()} | {IGNORE: BACKGROUND}
+    names: dict[int, str] = {value: name for name, value in known.by_name().items()} | {IGNORE: NO_LABEL}
     files = _png_files(archive, "labels") or _png_files(archive, "")
     for file in files:
         name = _below(file, "labels").removesuffix(".png")
-        yield _png(archive, labels, file, name, [(names.get(value, ""), None) for value in range(256)], True)
+        yield _png(archive, labels, file, name, [(names.get(value, ""), None) for value in range(256)], True, NO_LABEL)
 
 
 def _png_files(archive: Archive, folder: str) -> list[str]:
@@ -174,21 +175,28 @@ def _png(
     name: str,
     entries: Sequence[tuple[str, RGB | None]],
     as_ids: bool = False,
+    no_label: str = BACKGROUND,
 ) -> Exported:
     """Return the labels in a PNG file: values of gray pixels are positions in ``entries``, colors those of its entries.
 
     Args:
         as_ids: the values of a palette file, too, are positions.
+        no_label: as of ``LabelNames.table``.
     """
     data, where = archive.read(file), archive.where(file)
     size = stored_size(data)
     if size is None:
         raise UserError("is no PNG file, or too large", key=where, hint="export again")
-    return Exported(name, size, lambda _: _paint_png(where, data, entries, as_ids, labels))
+    return Exported(name, size, lambda _: _paint_png(where, data, entries, as_ids, labels, no_label))
 
 
 def _paint_png(
-    where: str, data: bytes, entries: Sequence[tuple[str, RGB | None]], as_ids: bool, labels: LabelNames
+    where: str,
+    data: bytes,
+    entries: Sequence[tuple[str, RGB | None]],
+    as_ids: bool,
+    labels: LabelNames,
+    no_label: str,
 ) -> np.ndarray:
     image = open_image(where, data)
     if image.mode in ("P", "RGBA") and not as_ids:
@@ -203,13 +211,13 @@ def _paint_png(
     elif not as_ids and names.get(0, "").casefold() != BACKGROUND:
         message = f"its gray values are ambiguous, as {BACKGROUND} is not the first label"
         raise UserError(message, key=where, hint="export masks in colors")
-    table = labels.table(names)
+    table = labels.table(names, no_label)
     values = np.unique(pixels).tolist()
     labels.ids((names[value] for value in values if value in names and table[value] < 0), where)
     if undefined := [value for value in values if table[value] < 0]:
         content = "a color" if OUTSIDE in undefined else f"the value {undefined[0]}"
         raise UserError(f"has {content} that its label map lacks", key=where, hint="export again")
-    if all(names[value].casefold() == BACKGROUND for value in values):
+    if all(names[value].casefold() == no_label for value in values):
         return np.full(pixels.shape, IGNORE, np.uint8)
     return table.astype(np.uint8)[pixels.astype(np.uint8)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from tmt_d2.data.image_lists import first_names, names_in_lists, write_names
 from tmt_d2.data.reader import exif_orientation, stored_size
 from tmt_d2.errors import UserError
 from tmt_d2.inference.folder import CLASSES, write_classes
-from tmt_d2.inference.images import InputImages
+from tmt_d2.inference.images import InputImages, find_images
 from tmt_d2.projects.annotation.formats import Size, read_export
 from tmt_d2.projects.annotation.labels import LabelClasses, classes_of_json
 from tmt_d2.projects.annotation.matching import ImageNames, bare
@@ -69,6 +70,11 @@ class ImportReport:
         return lines
 
 
+def images_below(folder: str) -> InputImages:
+    """Find the images below a folder; their paths below it do not change when others are added."""
+    return dataclasses.replace(find_images(folder), top=os.path.abspath(folder))
+
+
 def import_labels(
     export: str | Path,
     images: InputImages,
@@ -92,7 +98,7 @@ def import_labels(
     _check_classes(output, classes)
     files = [os.path.abspath(image.record["file_name"]) for image in images]
     paths = [Path(os.path.relpath(file, images.top)).as_posix() for file in files]
-    check_names(paths)
+    check_names(paths, files)
     report, encoded = ImportReport(), dict[int, np.ndarray]()
     names, count = ImageNames(paths), 0
     for exported in read_export(export, classes.by_name(), mapping):
@@ -158,15 +164,20 @@ def _check_classes(output: Path, classes: LabelClasses) -> None:
             raise UserError(message, key="--output", value=str(output), hint="choose another folder")
 
 
-def check_names(paths: Sequence[str]) -> None:
+def check_names(paths: Sequence[str], files: Sequence[str]) -> None:
     """
+    Args:
+        paths, files: of the images, below their common folder and absolute.
+
     Raises:
-        UserError: two images would have the same label file.
+        UserError: two images would have the same label file, or are the same file.
     """
     known: dict[str, str] = {}
-    for path in paths:
+    for path, file in zip(paths, files, strict=True):
         if (other := known.setdefault(bare(path), path)) != path:
             raise UserError(f"differs from {other} only in its suffix", key=path, hint="rename one of them")
+        if (other := known.setdefault(os.path.realpath(file), path)) != path:
+            raise UserError(f"is the same file as {other}", key=path, hint="remove the link")
 
 
 def _label_file(output: Path, path: str) -> Path:

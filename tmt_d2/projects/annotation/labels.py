@@ -144,13 +144,20 @@ class LabelNames:
             raise UserError(f"its labels {', '.join(unknown)} are no classes", key=key, hint=hint)
         return {label: value for label, value in found.items() if value is not None}
 
-    def table(self, labels: Mapping[int, str]) -> np.ndarray:
+    def table(self, labels: Mapping[int, str], no_label: str = BACKGROUND) -> np.ndarray:
         """Return the (256,) int table from an export's values, whose labels are given, to ids; -1 for unknown labels.
 
-        The label ``background`` means no label.
+        Args:
+            no_label: the label, in lower case, of pixels without a label.
+
+        Raises:
+            UserError: it is a class, too, and ``mapping`` does not have it.
         """
+        if no_label not in self._mapping and self._by_name(no_label) is not None:
+            message = f"the tool also calls pixels without a label {no_label}, which is a class"
+            raise UserError(message, key="--map", hint=f"give {no_label}={no_label}, or {no_label}={NO_CLASS}")
         table = np.full(256, -1)
         for value, label in labels.items():
-            found = self.background if label.casefold() == BACKGROUND else self.find(label)
+            found = self.background if label.casefold() == no_label else self.find(label)
             table[value] = -1 if found is None else found
         return table

@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,10 +34,10 @@ from tmt_d2.engine.checkpoint.classes import read_classes as classes_of_checkpoi
 from tmt_d2.engine.loading import load_model
 from tmt_d2.errors import UserError
 from tmt_d2.inference.folder import CLASSES, write_classes
-from tmt_d2.inference.images import InputImages, find_images
+from tmt_d2.inference.images import InputImages
 from tmt_d2.inference.predictor import Predictor
 from tmt_d2.projects.annotation.importing import LABELS as LABEL_FILES
-from tmt_d2.projects.annotation.importing import check_names, data_set, data_set_text
+from tmt_d2.projects.annotation.importing import check_names, data_set, data_set_text, images_below
 from tmt_d2.projects.annotation.labels import YAML, LabelClasses, classes_of_json, read_classes
 from tmt_d2.projects.annotation.matching import ImageNames, bare
 from tmt_d2.projects.loop.choices import CONFIG, NO_MODEL, PROJECT
@@ -112,7 +112,7 @@ class Project:
     @cached_property
     def images(self) -> InputImages:
         """The images below ``place``; their names do not change when others are added."""
-        return _images_of(self.place)
+        return images_below(self.place)
 
     @cached_property
     def files(self) -> dict[str, str]:
@@ -322,9 +322,8 @@ def start(
     if not Path(images).is_dir():
         raise UserError("is no folder", key="--images", value=images)
     check_output_folder(Path(output), images, "--images")
-    found = _images_of(images)
+    found = images_below(images)
     names = list(_files_of(found))
-    check_names(names)
     own = _classes_of(model, classes)
     data_set(folder / LABELS, found.top, names, [], own)
     custom, train, test = _source_splits(source_data)
@@ -371,14 +370,16 @@ def _stored(place: str, folder: Path) -> str:
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
-def _images_of(place: str) -> InputImages:
-    return replace(find_images(place), top=os.path.abspath(place))
-
-
 def _files_of(images: InputImages) -> dict[str, str]:
-    """Return name -> absolute path of every image."""
-    paths = [os.path.abspath(image.record["file_name"]) for image in images]
-    return {Path(os.path.relpath(path, images.top)).as_posix(): path for path in paths}
+    """Return name -> absolute path of every image.
+
+    Raises:
+        UserError: as ``check_names``.
+    """
+    files = [os.path.abspath(image.record["file_name"]) for image in images]
+    names = [Path(os.path.relpath(file, images.top)).as_posix() for file in files]
+    check_names(names, files)
+    return dict(zip(names, files))
 
 
 def _classes_of(model: str, place: str) -> LabelClasses:

@@ -280,6 +280,63 @@ def test_mistakes_change_nothing(city: Path, scenes: Path, photos: Path, source:
         assert adapt(city, "status") == 0
 
 
+def test_files_of_others_are_neither_overwritten_nor_removed(photos: Path, source: Path, tmp_path: Path) -> None:
+    """Lists that would be empty are removed, and some names are those that anybody would choose."""
+    output = tmp_path / "work"
+    output.mkdir()
+    words = [
+        "--config-file",
+        str(TINY_CONFIG),
+        "--images",
+        str(photos),
+        "--output",
+        str(output),
+        "--model",
+        str(source),
+    ]
+    for name in ("config.yaml", "classes.json", "test.txt", "labels"):
+        (output / name).write_text("mine")
+        with refuses("--output"):
+            main(["start", *words, *SMALL])
+        assert [file.read_text() for file in output.iterdir()] == ["mine"]
+        (output / name).unlink()
+    assert main(["start", *words, *SMALL]) == 0
+
+
+def test_an_image_is_proposed_once(city: Path, scenes: Path) -> None:
+    """Also while its labels are not there yet: a test image must not come with pre-labels of an earlier round."""
+    adapt(city, "propose", "--budget", "2")
+    adapt(city, "propose", "--budget", "2", "--purpose", "test")
+    adapt(city, "propose", "--budget", "1")
+    with refuses("--budget", 2):
+        adapt(city, "propose", "--budget", "2")
+    project = Project(city)
+    rounds = [project.proposed(folder) for folder in project.rounds()]
+    assert len({name for names in rounds for name in names}) == 5
+    assert {row["image"] for row in project.frame()} == {*project.files} - {*rounds[0]}
+    shutil.rmtree(city / "rounds/03")  # to give up a round
+    adapt(city, "propose", "--budget", "2")
+
+
+def test_labels_may_be_removed(city: Path, scenes: Path) -> None:
+    adapt(city, "propose", "--budget", "2")
+    adapt(city, "import", str(label(city, scenes, "01")))
+    shutil.rmtree(city / "labels")
+    project = Project(city)
+    project.refresh()
+    assert not any(project.splits().values()) and not (city / "data.yaml").exists()
+    assert adapt(city, "import", str(label(city, scenes, "01"))) == 0
+
+
+def test_an_image_that_comes_later_gets_no_label_of_another(city: Path, scenes: Path, photos: Path) -> None:
+    adapt(city, "propose", "--budget", "6")
+    adapt(city, "import", str(label(city, scenes, "01")))
+    first = next(photos.glob("*.jpg"))
+    Image.open(first).rotate(180).save(first.with_suffix(".png"))
+    with refuses(first.with_suffix(".png").name):
+        adapt(city, "train")
+
+
 def save_without_classes(source: Path, folder: Path) -> Path:
     path = folder / "without.pth"
     torch.save({"model": torch.load(source)["model"]}, path)

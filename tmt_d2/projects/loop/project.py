@@ -46,6 +46,7 @@ from tmt_d2.utils.files import atomic_write
 DATA, LABELS, ROUNDS, MODELS = "data.yaml", "labels", "rounds", "models"
 LABELED, UNLABELED, TEST, FRAME = "labeled.txt", "unlabeled.txt", "test.txt", "test.csv"
 LISTS = "lists"
+OWN = (CLASSES, CONFIG, DATA, LABELED, UNLABELED, TEST, FRAME, LISTS, LABELS, ROUNDS, MODELS)  # written or removed
 SELECTED, TRAINED_ON, FINISHED = "selected.txt", "labels.csv", "evaluation.json"
 
 T = TypeVar("T")
@@ -140,8 +141,8 @@ class Project:
         return [name for name in self.with_label() if name not in test]
 
     def free(self) -> list[str]:
-        """Return the images that may be proposed: without a label, and not drawn for the test."""
-        taken = {*self.test(), *self.with_label()}
+        """Return the images that may be proposed: without a label, and in no round."""
+        taken = {*self.test(), *self.with_label()}.union(*map(self.proposed, self.rounds()))
         return [name for name in self.files if name not in taken]
 
     # --- rounds
@@ -224,8 +225,7 @@ class Project:
         for file, names in lists.items():
             self._write_list(self.folder / file, names)
         _replace(self.folder / FRAME, self._frame_text())
-        if with_label:
-            _replace(self.folder / DATA, data_set_text(self._data_set(lists)))
+        _replace(self.folder / DATA, data_set_text(self._data_set(lists)) if with_label else "")
 
     def _write_list(self, path: Path, names: list[str]) -> None:
         lines = (list_line(os.path.relpath(self.files[name], path.parent)) for name in names)
@@ -322,6 +322,9 @@ def start(
     if not Path(images).is_dir():
         raise UserError("is no folder", key="--images", value=images)
     check_output_folder(Path(output), images, "--images")
+    if known := [name for name in OWN if (folder / name).exists()]:
+        message = f"it has {', '.join(known)}, which would be overwritten"
+        raise UserError(message, key="--output", value=str(output), hint="choose another folder")
     found = images_below(images)
     names = list(_files_of(found))
     own = _classes_of(model, classes)

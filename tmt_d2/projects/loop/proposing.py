@@ -104,10 +104,10 @@ def _propose_training(
         f"pool-{model.number:02d}", lambda folder: score_pool(predictor, project.images, folder, identity)
     )
     names = [project.names[os.path.abspath(file)] for file in pool.files]
-    test, labeled = {*project.test()}, {*project.labeled()}
+    test, free = {*project.test()}, {*project.free()}
     pool = subset(replace(pool, names=names), [index for index, name in enumerate(names) if name not in test])
     names = pool.names
-    has_label = np.array([index for index, name in enumerate(names) if name in labeled], np.int64)
+    has_label = np.array([index for index, name in enumerate(names) if name not in free], np.int64)  # or will have
     if budget > len(pool) - len(has_label):
         raise UserError(f"only {len(pool) - len(has_label)} images can be read", key="--budget", value=budget)
     selection = STRATEGIES[AUTO](pool, budget, has_label, rng)
@@ -117,7 +117,7 @@ def _propose_training(
     write_prelabels(draft, bare_pool, selection.indices, predictor, confidence=confidence)
     chosen = [names[index] for index in selection.indices]
     write_names(draft / SELECTED, chosen)  # file names alone may be those of several images
-    hardest = [names[index] for index in np.argsort(-pool.entropy, kind="stable") if names[index] not in labeled]
+    hardest = [names[index] for index in np.argsort(-pool.entropy, kind="stable") if names[index] in free]
     return chosen, hardest[:HARDEST]
 
 
@@ -138,10 +138,9 @@ def _propose_test(
 ) -> list[str]:
     """Draw from the strata of the first draw, or make them; write ``test.csv`` with every image that may be drawn."""
     rows: list[dict[str, Any]] = list(project.frame())
-    labeled = {*project.with_label()}
+    free_names = project.free()
     if not rows:
-        rows = [{"image": name, "stratum": 0, "quality": 0.5, "round": ""} for name in project.files]
-        rows = [row for row in rows if row["image"] not in labeled]
+        rows = [{"image": name, "stratum": 0, "quality": 0.5, "round": ""} for name in free_names]
         if model is not None:
             predictor = project.predictor(model)
             confusions, _ = predicted_confusions(project, model, predictor)
@@ -152,7 +151,7 @@ def _propose_test(
     strata, quality = (np.array([row[key] for row in rows], float) for key in ("stratum", "quality"))
     strata = strata.astype(int)
     drawn = np.array([bool(row["round"]) for row in rows])
-    free = ~drawn & np.array([row["image"] not in labeled for row in rows])
+    free = np.isin([row["image"] for row in rows], free_names)
     if budget > free.sum():
         raise UserError(f"there are {free.sum()} images to draw from", key="--budget", value=budget)
     new = draw(strata, quality, drawn, free, budget, rng)

@@ -119,7 +119,7 @@ def next_command(project: Project) -> str:
         return "train"
     if free := len(project.free()):
         return f"propose --budget {min(ROUND, free)}"
-    return "predict FOLDER --output FOLDER        (all images are labeled)"
+    return "predict FOLDER --output FOLDER        (no image is left to propose)"
 
 
 def model_status(project: Project, model: Model) -> ModelStatus:
@@ -139,12 +139,12 @@ def model_status(project: Project, model: Model) -> ModelStatus:
     confusions, estimation = predicted_confusions(project, model, predictor)
     values: dict[str, Any] = {}
     names = [name for name in stratum_of if name in confusions]  # the others are unreadable
-    indices = [index for index, name in enumerate(names) if name in {*tested}]
+    indices = np.flatnonzero(np.isin(names, tested))
     if len(indices) >= LEAST:
         predicted = np.stack([confusions[name] for name in names])
         truth = np.stack([true_confusion(project, predictor, names[index]) for index in indices])
         strata = np.array([stratum_of[name] for name in names])
-        metrics = difference_estimate(predicted, truth, np.array(indices), strata, predictor.classes.names)
+        metrics = difference_estimate(predicted, truth, indices, strata, predictor.classes.names)
         values = {"measured": metrics["mIoU"], "accuracy": metrics["accuracy"], "drawn": drawn}
         values["measured_iou"] = _of_classes(metrics)
         values["more"] = images_to_halve(len(indices), len(names))

@@ -29,7 +29,7 @@ from tmt_d2.errors import INTERRUPTED
 from tmt_d2.inference import Predictor
 from tmt_d2.projects.annotation.brush import decode_brush, encode_brush
 from tmt_d2.projects.annotation.label_studio_backend import Backend, BackendServer, local_file
-from tmt_d2.projects.annotation.label_studio_events import Inbox
+from tmt_d2.projects.annotation.label_studio_events import FOLDER, Inbox
 from tmt_d2.projects.loop.project import Project, start
 from tmt_d2.utils.lock import LOCK, folder_lock
 
@@ -238,6 +238,18 @@ def test_an_annotation_outlives_the_backend(city: Project, photos: Path, trainin
     assert len(second.import_waiting()) == 1 and second.import_waiting() == []
     second.training.stop()
     assert np.array_equal(label(city, "by day/a.png"), labels_of(1))
+
+
+def test_an_annotation_waits_for_images_that_are_offline(backend: Backend, city: Project, photos: Path) -> None:
+    photos.rename(photos.with_name("disk"))
+    photos.mkdir()  # the place where the disk is mounted
+    sent = event("ANNOTATION_CREATED", "by day/a.png", labels_of(1))
+    for number in (1, 2):
+        answer = backend.webhook(sent)
+        assert len(answer["labels"]) == 1 and len([*(city.folder / FOLDER).iterdir()]) == number
+    photos.rmdir()
+    photos.with_name("disk").rename(photos)
+    assert len(backend.import_waiting()) == 2 and city.labeled() == ["by day/a.png"]
 
 
 def without_payload(sent: dict[str, Any]) -> None:

@@ -71,9 +71,12 @@ class Inbox:
         try:
             project = Project(self._project)
             with folder_lock(project.folder, "--project"):
+                project.refresh()  # no event is refused for a fault of the project, such as images that are offline
                 outcomes = [self._import(project, file) for file in self.waiting()]
-        except UserError as error:  # another command holds the project
-            return 0, [f"{len(self.waiting())} events wait: {error.message}"]
+        except USER_ERRORS as error:  # or another command holds the project
+            line = f"{len(self.waiting())} events wait: {one_line(error)}"
+            logger.warning(line)
+            return 0, [line]
         return sum(written for written, _ in outcomes), [line for _, line in outcomes]
 
     def _import(self, project: Project, file: Path) -> tuple[int, str]:

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
-import yaml
 from tabulate import tabulate
 
 from tmt_d2.cli.common import (
@@ -151,18 +150,16 @@ def estimate_model(predictor: Predictor, images: InputImages, source: str, folde
     from tmt_d2.estimation.collect import Collector, spread
     from tmt_d2.estimation.estimate import Estimation, info_max
     from tmt_d2.estimation.estimators import VERSION
-    from tmt_d2.inference.statistics import claim_pool, model_identity, state_of, statistics_of
+    from tmt_d2.inference.statistics import claim_pool, state_of, statistics_of, testing_identity
 
     cfg, pool = predictor.cfg, folder / "pool"
     collect = Collector(cfg, predictor.model)
     records = spread(labeled_records([source])) if source else []
     identity = {
-        **model_identity(cfg),
+        **testing_identity(cfg),
         "--source": source,
         "files of --source": state_of(str(each[key]) for each in records for key in ("file_name", LABEL)),
         "version of the estimators": VERSION,
-        "TEST.PRECISION": cfg.TEST.PRECISION,
-        **{f"TEST.{key}": yaml.safe_load(cfg.TEST[key].dump()) for key in ("SLIDING_WINDOW", "AUG")},
     }
     claim_pool(images, pool, identity)  # before minutes of work
     estimation = None

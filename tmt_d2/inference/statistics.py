@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
@@ -134,3 +135,9 @@ def model_identity(cfg: CfgNode) -> dict[str, Any]:
         "model": hashlib.sha256(model_settings(cfg).encode()).hexdigest()[:16],
         **{key: cfg.INPUT[key] for key in ("FORMAT", "MIN_SIZE_TEST", "MAX_SIZE_TEST")},
     }
+
+
+def testing_identity(cfg: CfgNode) -> dict[str, Any]:
+    """Return the values that predictions depend on if they are made as in testing."""
+    parts = {f"TEST.{key}": yaml.safe_load(cfg.TEST[key].dump()) for key in ("SLIDING_WINDOW", "AUG")}
+    return model_identity(cfg) | {"TEST.PRECISION": cfg.TEST.PRECISION} | parts

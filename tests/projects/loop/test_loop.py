@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,17 +19,18 @@ import tmt_d2
 from tests.helpers.checkout import TINY_CONFIG, run_python
 from tests.helpers.errors import refuses
 from tests.helpers.small_runs import Killed, differences, options, small_cfg
-from tmt_d2.config import setup_cfg
+from tmt_d2.config import replace_keys, setup_cfg
 from tmt_d2.data.datasets.custom import register_custom
 from tmt_d2.data.datasets.label_spaces import CITYSCAPES_CLASSES
 from tmt_d2.data.datasets.registration import labeled_records
 from tmt_d2.engine.checkpoint.classes import encode_classes
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.engine.trainer import Trainer
+from tmt_d2.estimation.estimate import Estimation
 from tmt_d2.projects.annotation.writers import write_cvat_masks
-from tmt_d2.projects.loop import proposing, training
+from tmt_d2.projects.loop import proposing, state, training
 from tmt_d2.projects.loop.command import main
-from tmt_d2.projects.loop.project import Project
+from tmt_d2.projects.loop.project import Project, write_config
 from tmt_d2.projects.loop.state import interval_text, next_command, sample_of, status
 from tmt_d2.utils.lock import folder_lock
 
@@ -301,6 +303,34 @@ def test_files_of_others_are_neither_overwritten_nor_removed(photos: Path, sourc
         assert [file.read_text() for file in output.iterdir()] == ["mine"]
         (output / name).unlink()
     assert main(["start", *words, *SMALL]) == 0
+
+
+def test_only_a_trained_model_is_estimated_as_an_adapted_one(
+    city: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source model's config is that of the last training, but it has seen no image of the city."""
+    adapt(city, "propose", "--budget", "2")
+    adapt(city, "import", str(label(city, scenes, "01")))
+    adapt(city, "train")
+    shutil.rmtree(city / "results")
+    values: list[bool] = []
+
+    def estimation(*arguments: Any, adapted: bool) -> Estimation:
+        values.append(adapted)
+        return Estimation(*arguments, adapted=adapted)
+
+    monkeypatch.setattr(state, "Estimation", estimation)
+    status(Project(city))
+    assert values == [False, True]
+
+
+def test_an_accuracy_follows_the_settings_of_testing(city: Path) -> None:
+    (before,) = status(Project(city)).models
+    file = city / "config.yaml"
+    cfg = replace_keys(setup_cfg(file), {"TEST.SLIDING_WINDOW.ENABLED": True, "INPUT.MIN_SIZE_TEST": 48})
+    write_config(file, cfg)
+    (after,) = status(Project(city)).models
+    assert before.estimated and after.estimated and before.estimated != after.estimated
 
 
 def test_an_image_is_proposed_once(city: Path, scenes: Path) -> None:

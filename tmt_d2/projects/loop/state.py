@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from tabulate import tabulate
 
-from tmt_d2.adaptation import task_of
+from tmt_d2.config import setup_cfg
 from tmt_d2.data.datasets.custom import read_custom, register_custom
 from tmt_d2.data.datasets.registration import labeled_records
 from tmt_d2.data.labeled import LABEL
@@ -24,7 +25,7 @@ from tmt_d2.estimation.estimators import VERSION
 from tmt_d2.estimation.sample import PixelSample
 from tmt_d2.evaluation.semantic import confusion_matrix
 from tmt_d2.inference.predictor import Predictor
-from tmt_d2.inference.statistics import model_identity, statistics_of
+from tmt_d2.inference.statistics import statistics_of, testing_identity
 from tmt_d2.projects.loop.estimator import LEAST, LEVEL, Measured, difference_estimate, images_to_halve
 from tmt_d2.projects.loop.project import DATA, FINISHED, FRAME, MODELS, ROUNDS, TRAINED_ON, Model, Project
 from tmt_d2.utils.files import read_json, write_json
@@ -131,8 +132,8 @@ def model_status(project: Project, model: Model) -> ModelStatus:
     digest = hashlib.sha256(repr([*stratum_of.items(), drawn]).encode())
     for name in tested:
         digest.update(project.label_of(name).read_bytes())
-    identity = {"test": digest.hexdigest(), "weights": model.weights, "changed": Path(model.weights).stat().st_mtime_ns}
-    identity |= {"images": list(project.files), "source": project.source_test}
+    cfg = setup_cfg(str(model.config), ["MODEL.WEIGHTS", model.weights])
+    identity = {"test": digest.hexdigest(), "images": list(project.files), **_identity(project, model, cfg)}
     if file.is_file() and read_json(file, ["identity"])["identity"] == identity:
         return _read(file)
     predictor = project.predictor(model)
@@ -211,7 +212,7 @@ def predicted_confusions(
         for file in project.source_custom:
             register_custom(file)
         sample = collect.of_records(spread(labeled_records(project.source_test)), progress=project.source_test[0])
-        estimation = Estimation(sample, predictor.classes.names, adapted=task_of(predictor.cfg).fine_tunes)
+        estimation = Estimation(sample, predictor.classes.names, adapted=_is_adapted(model))
 
     def measure(pixels: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         sample = PixelSample.concatenate([collect(each) for each in pixels])
@@ -219,11 +220,22 @@ def predicted_confusions(
             return {"confusions": np.asarray(estimation(sample).confusions, np.float32)}
         return {"confusions": soft_confusion(sample.probabilities, sample.predicted).numpy()}
 
-    identity = model_identity(predictor.cfg) | {"source": project.source_test, "version": VERSION}
+    identity = _identity(project, model, predictor.cfg)
     name = f"confusions-{model.number:02d}"
     found = project.cached(name, lambda folder: statistics_of(project.images, folder, identity, measure))
     names = [project.names[os.path.abspath(file)] for file in found.files]
     return dict(zip(names, found.arrays["confusions"])), estimation
+
+
+def _identity(project: Project, model: Model, cfg: CfgNode) -> dict[str, Any]:
+    """Return the values that the accuracy of a model depends on, besides the images and their labels."""
+    values = {"source": project.source_test, "adapted": _is_adapted(model), "version": VERSION}
+    return testing_identity(cfg) | values
+
+
+def _is_adapted(model: Model) -> bool:
+    """Return True if a model was trained on the new images; the config of the source model is that of a training."""
+    return model.number > 0
 
 
 def true_confusion(project: Project, predictor: Predictor, name: str) -> np.ndarray:

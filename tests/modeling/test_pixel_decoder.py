@@ -49,3 +49,14 @@ def test_points_and_levels_of_a_bfloat16_step_are_in_float32(
     value, locations, weights = sampled[0]
     assert (value.dtype, locations.dtype, weights.dtype) == (torch.bfloat16, torch.float32, torch.float32)
     assert not torch.equal(locations, locations.bfloat16().float())  # nor have they been rounded on the way
+
+
+@torch.no_grad()
+def test_levels_alone_are_those_of_the_whole_pass(build_tiny: Callable[..., nn.Module]) -> None:
+    model = build_tiny("MaskFormer")
+    decoder = model.sem_seg_head.pixel_decoder
+    features = model.backbone(torch.randn(2, 3, 64, 96))
+    whole = decoder(features).levels
+    features.pop("res2")  # the map at 1/4 is not needed
+    alone = decoder.levels(features)
+    assert all(torch.equal(left, right) for left, right in zip(alone, whole, strict=True))

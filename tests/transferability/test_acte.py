@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tmt_d2.modeling.pixel_decoder import PixelFeatures
 from tmt_d2.transferability import TransferabilityEstimator, adaptive_clustering, transferability_mask
 from tmt_d2.transferability.acte import fill_frozen_encoder
 
@@ -136,8 +135,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.convolution = nn.Conv2d(C, C, 1)
 
-    def forward(self, features: Tensor) -> PixelFeatures:
-        return PixelFeatures(features, [self.convolution(features)] * 3)
+    def levels(self, features: Tensor) -> list[Tensor]:
+        return [self.convolution(features)] * 3
 
 
 def frozen_pair() -> tuple[nn.Module, nn.Module]:

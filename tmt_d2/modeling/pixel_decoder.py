@@ -7,8 +7,8 @@ autocast; sampling locations, attention weights and residual sums stay in float3
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -192,12 +192,24 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor]) -> PixelFeatures:
         """``features``: name -> (B, C, H/s, W/s) of the backbone, of any precision."""
-        device = features[self.lateral_name].device.type
-        with nullcontext() if device == "cpu" else torch.autocast(device, enabled=False):
-            if device != "cpu":
-                features = {name: feature.float() for name, feature in features.items()}
-            levels = [project(features[name]) for name, project in zip(self.level_names, self.input_proj)]
-            levels = self.transformer(levels)
-            lateral = self.adapter_1(features[self.lateral_name])
+        levels = self.levels(features)
+        with _official_precision([features[self.lateral_name]]) as (lateral,):
+            lateral = self.adapter_1(lateral)
             upsampled = resize(levels[-1], lateral.shape[-2:])
             return PixelFeatures(self.mask_features(self.layer_1(lateral + upsampled)), levels)
+
+    def levels(self, features: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the levels of ``forward`` alone, without the FPN step to 1/4 (of R50's pass it is a fifth)."""
+        with _official_precision([features[name] for name in self.level_names]) as inputs:
+            return self.transformer([project(each) for each, project in zip(inputs, self.input_proj)])
+
+
+@contextmanager
+def _official_precision(features: list[Tensor]) -> Iterator[list[Tensor]]:
+    """On a GPU yield the features in float32, and disable autocast; on a CPU yield them as they are."""
+    device = features[0].device.type
+    if device == "cpu":
+        yield features
+        return
+    with torch.autocast(device, enabled=False):
+        yield [each.float() for each in features]

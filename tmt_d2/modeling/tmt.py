@@ -139,7 +139,7 @@ class TransferableMaskFormer(MaskFormer):
             levels = inputs.levels
             if any(map(differs_in_training, encoder.modules())):
                 with evaluation_mode(encoder):
-                    levels = self.sem_seg_head.pixel_decoder(self.backbone(images.tensor)).levels
+                    levels = self.sem_seg_head.pixel_decoder.levels(self.backbone(images.tensor))
         return self.transferability(levels, valid_positions(images, levels))
 
     def _key_mask(self, key_mask: KeyMask, transferability: Sequence[TransferabilityMap], p_t: float) -> KeyMask:

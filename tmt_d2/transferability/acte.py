@@ -85,7 +85,7 @@ class TransferabilityEstimator(nn.Module):
         """Return the levels of the frozen copy for normalized images (B, 3, H, W); None without a copy."""
         if self.backbone is None or self.pixel_decoder is None:
             return None
-        return self.pixel_decoder(self.backbone(images)).levels
+        return self.pixel_decoder.levels(self.backbone(images))
 
     def regions_of(self, level: int, features: Tensor, valid: Tensor | None) -> Regions:
         return adaptive_clustering(features, self.cell_sizes[level], self.iterations, self.kappa, valid)

@@ -24,8 +24,8 @@ from tmt_d2.utils.files import write_json
 pytestmark = pytest.mark.slow
 
 
-def load(model_files: Path, name: str = "tmt") -> Predictor:
-    return Predictor.from_config(str(model_files / f"{name}.yaml"), str(model_files / f"{name}.pth"))
+def load(model_files: Path, name: str = "tmt", *opts: str) -> Predictor:
+    return Predictor.from_config(str(model_files / f"{name}.yaml"), str(model_files / f"{name}.pth"), opts)
 
 
 @pytest.fixture
@@ -79,6 +79,11 @@ def test_transferability_sets_the_level_of_an_image(model_files: Path, image: np
     estimated = estimator.probabilities(sample).amax(-1)
     assert torch.allclose(at_grid(calibrated.confidence()[None]), estimated, atol=1e-4)
     assert not torch.allclose(calibrated.confidence(), plain.confidence(), atol=1e-2)
+    quick = load(model_files, "tmt", "MODEL.TMT.TEST_ATTENTION", "False")  # it computes T for the calibration only
+    assert quick(image).transferability is None
+    quick.calibrate(tmp_path / "calibration.json")
+    with_t = quick(image)
+    assert torch.equal(with_t.transferability, calibrated.transferability) and with_t.temperatures is not None
     with refuses(str(tmp_path / "calibration.json")):
         load(model_files, "full").calibrate(tmp_path / "calibration.json")
 

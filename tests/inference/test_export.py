@@ -62,6 +62,15 @@ def test_the_exported_function_equals_the_predictor(files: Path) -> None:
     assert outputs["mask_logits"].shape == (1, 20, 16, 16)
 
 
+def test_a_model_that_outputs_no_t_is_exported_without_it() -> None:
+    changes = {"MODEL__TMT__TEST_ATTENTION": False, "MODEL__TMT__OUTPUT_TRANSFERABILITY": False}
+    quick = small_model("TransferableMaskFormer", **changes)
+    for model, has_t in ((quick, False), (small_model("TransferableMaskFormer"), True)):
+        fixed = FixedSizeModel(model)
+        assert len(fixed(sample_image(SIZE, 0))) == len(fixed.names)
+        assert ("transferability" in fixed.names) == has_t
+
+
 def test_pt2_file_of_mask2former(tmp_path: Path) -> None:
     model = small_model("MaskFormer", MODEL__SEM_SEG_HEAD__NUM_CLASSES=2)
     model.classes = with_colors(["lawn", "pond"], {"pond": (0, 90, 255)})

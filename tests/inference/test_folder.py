@@ -121,6 +121,16 @@ def test_the_command_refuses_other_predictions(run: Any, photos: Path, tmp_path:
         run(place, tmp_path / "listed")
 
 
+def test_t_that_does_not_act_is_written_where_asked(run: Any, photos: Path, tmp_path: Path) -> None:
+    quick = ("MODEL.TMT.TEST_ATTENTION", "False")
+    assert run(photos, tmp_path / "tmt", "--write", "transferability") == 0
+    assert run(photos, tmp_path / "quick", *quick, "--write", "labels") == 0
+    assert run(photos, tmp_path / "quick", *quick, "--write", "transferability") == 0  # the same settings: not refused
+    for name in SIZES:
+        maps = [cv2.imread(str(tmp_path / place / "transferability" / name), -1) for place in ("tmt", "quick")]
+        assert np.array_equal(*maps)
+
+
 def test_a_folder_in_use_is_not_claimed(run: Any, photos: Path, tmp_path: Path) -> None:
     """Two first runs with other settings would both find no record of the origin."""
     with folder_lock(tmp_path / "out", "--output"), pytest.raises(UserError) as error:

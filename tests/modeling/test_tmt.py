@@ -15,7 +15,7 @@ from torchvision.ops import StochasticDepth
 from tests.helpers.models import Build, Records, equal, make_records, plain_twin, scores, train_step
 from tests.helpers.small_runs import small_cfg
 from tmt_d2.engine.run_stage import run_stage
-from tmt_d2.modeling.tmt import differs_in_training
+from tmt_d2.modeling.tmt import differs_in_training, output_transferability
 
 
 @pytest.mark.parametrize("attend_padding", [False, True])
@@ -186,6 +186,30 @@ def test_controls_exclude_as_many_positions_but_others(build_tiny: Build) -> Non
     model = models["random"].train()
     level = model.estimate(images, encoded)[2]
     assert not torch.equal(model._ranked(level).logits, model._ranked(level).logits)  # in training a new one
+
+
+def test_masks_in_training_only_predict_like_mask2former(build_tiny: Build, records: Records) -> None:
+    tmt, model = build_tiny(), build_tiny(MODEL__TMT__TEST_ATTENTION=False)
+    plain = plain_twin(model, build_tiny)
+    model.transferability.register_forward_hook(lambda *_: pytest.fail("T is computed"))
+    model.transferability.backbone.register_forward_hook(lambda *_: pytest.fail("the second encoder runs"))
+    assert equal(scores(model, records), scores(plain, records))
+    assert not equal(scores(tmt, records), scores(plain, records))  # control
+
+    model = build_tiny(MODEL__TMT__TEST_ATTENTION=False)
+    found, expected = train_step(model, records), train_step(tmt, records)
+    assert found.keys() == expected.keys() and equal([*found.values()], [*expected.values()])
+    for left, right in zip(model.parameters(), tmt.parameters(), strict=True):
+        assert left.grad is right.grad is None or torch.equal(left.grad, right.grad)
+
+
+def test_t_that_does_not_act_is_output_where_asked(build_tiny: Build, records: Records) -> None:
+    model, tmt = build_tiny(MODEL__TMT__TEST_ATTENTION=False), build_tiny()
+    with torch.no_grad(), output_transferability(model), output_transferability(tmt):
+        results, expected = model(records), tmt(records)
+    for left, right in zip(results, expected, strict=True):
+        assert equal(left["transferability"], right["transferability"])
+        assert not torch.equal(left["sem_seg"], right["sem_seg"])
 
 
 @pytest.mark.slow

@@ -84,6 +84,16 @@ def test_inference_computes_no_attention_weights(
     assert len(calls) == 4
 
 
+def test_t_is_shown_where_it_does_not_act(build_tiny: Callable[..., nn.Module], records: list[dict[str, Any]]) -> None:
+    model = build_tiny(MODEL__TMT__TEST_ATTENTION=False)
+    view, acting = inspect_image(model, records[0]), inspect_image(build_tiny(), records[0])
+    for level, other in zip(view.levels(), acting.levels(), strict=True):
+        assert level.excluded is None and other.excluded is not None
+        assert np.array_equal(level.logits, other.logits)
+    assert not any(layer.positions.none_transferable.any() for layer in view.layers)
+    assert not model.output_transferability
+
+
 def test_the_prediction_equals_inference(build_tiny: Callable[..., nn.Module], records: list[dict[str, Any]]) -> None:
     model = build_tiny()
     for record in records:

@@ -86,8 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     predictor = Predictor.from_config(args.config_file, args.weights, args.opts, args.method)
     if args.calibration:
         predictor.calibrate(args.calibration)
-    if "transferability" in args.write and not isinstance(predictor.model, TransferableMaskFormer):
-        raise UserError("the model is a plain Mask2Former, which has none", key="--write transferability")
+    if "transferability" in args.write:
+        if not isinstance(predictor.model, TransferableMaskFormer):
+            raise UserError("the model is a plain Mask2Former, which has none", key="--write transferability")
+        predictor.model.output_transferability = True
     ids = None if args.ids == TRAIN_IDS else ids_table(predictor.label_space_of(split_name(args.ids, "val")))
     if images.left_out:
         print(f"{args.input}: {len(images)} images, {images.left_out} other and hidden files left out")

@@ -194,6 +194,9 @@ OWN: dict[str, Key] = {
             "T", ("T", "random", "inverted"), "Exclude positions with the highest T, or, as controls, any or the lowest"
         ),
         TRAIN_ATTENTION=Key(True, None, "False: exclude positions in inference only; training is that of full"),
+        TEST_ATTENTION=Key(
+            True, None, "False: exclude positions in training only; a prediction then needs no T and costs that of full"
+        ),
         OUTPUT_TRANSFERABILITY=Key(False, None, 'Add "transferability", T of each level, to each output'),
     ),
     **section(

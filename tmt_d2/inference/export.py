@@ -5,7 +5,7 @@ The exported function: ``image`` (1, 3, H, W) float32, values 0 to 255 in the ch
     labels           (1, H, W) int64, class index of each pixel
     scores           (1, K, H, W), not normalized over the classes
     class_logits     (1, Q, K + 1), mask_logits (1, Q, h, w): outputs of the decoder for its Q queries
-    transferability  (1, L, H, W) in [0, 1], coarsest level first; TMT models only
+    transferability  (1, L, H, W) in [0, 1], coarsest level first; only of models that output it
 
 The file describes its input and its labels in JSON: ``input`` and ``classes`` in the metadata of ONNX, the extra files
 ``input.json`` and ``classes.json`` of torch.export. ``input`` is {"name": "image", "layout": "NCHW", "channels": "RGB"
@@ -68,7 +68,7 @@ class FixedSizeModel(nn.Module):
         self.model = model.eval().requires_grad_(False)
         self.names = ["labels", "scores", "class_logits", "mask_logits"]
         self.classes = json.dumps(encode_classes(class_list_of(model)))
-        if hasattr(model, "transferability"):
+        if getattr(model, "output_transferability", False):
             self.names.append("transferability")
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:

@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from PIL import Image
 from torch import Tensor
 
-from tmt_d2.config import setup_cfg
+from tmt_d2.config import replace_keys, setup_cfg
 from tmt_d2.data import mapper, register_data
 from tmt_d2.data.datasets.label_spaces import LabelSpace, class_list_of
 from tmt_d2.data.datasets.registration import label_space_of
@@ -23,7 +23,7 @@ from tmt_d2.data.reader import ChannelOrder, read_image_of
 from tmt_d2.engine.loading import load_model
 from tmt_d2.errors import UserError
 from tmt_d2.estimation.calibration import tempered
-from tmt_d2.estimation.estimators import Confidence, read_calibration
+from tmt_d2.estimation.estimators import Confidence, Transferability, read_calibration
 from tmt_d2.estimation.sample import PixelSample, normalized
 from tmt_d2.evaluation.inference import MAX_SCORE_PIXELS, SinglePass, WithTransferability, build_inference
 from tmt_d2.evaluation.semantic import labels_at_size
@@ -44,7 +44,8 @@ class Prediction(NamedTuple):
         scores: (K, H, W) float32, not normalized over the classes; for images above ``MAX_SCORE_PIXELS`` at 1/2, 1/4,
             ... of the model's input size.
         transferability: (L, H, W) float32 in [0, 1] at the size of ``scores``, coarsest level first, high = like the
-            source (Eq. 11); None for plain Mask2Former.
+            source (Eq. 11); None for plain Mask2Former and where MODEL.TMT.TEST_ATTENTION and
+            OUTPUT_TRANSFERABILITY are False.
         temperatures: (K,) float32, of each predicted class in this image; None without a calibration.
     """
 
@@ -119,8 +120,9 @@ class Predictor:
             FileNotFoundError, UserError: config or checkpoint cannot be used.
         """
         overrides = [*opts, *(["MODEL.WEIGHTS", weights] if weights else [])]
-        # Also where attention does not use it ("w/o TMA").
-        cfg = setup_cfg(config_file, [*overrides, "MODEL.TMT.OUTPUT_TRANSFERABILITY", "True"], method)
+        cfg = setup_cfg(config_file, overrides, method)
+        if cfg.MODEL.TMT.TEST_ATTENTION:  # else T costs a second encoder
+            cfg = replace_keys(cfg, {"MODEL.TMT.OUTPUT_TRANSFERABILITY": True})
         register_data(cfg, missing_ok=True)
         return cls(cfg, cast(MaskFormer, fold_batch_norm(load_model(cfg))))
 
@@ -164,13 +166,15 @@ class Predictor:
         return mapper.model_input(pixels, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
 
     def calibrate(self, file: str | Path) -> None:
-        """Read the calibration that ``tools/estimate.py`` has written for this model.
+        """Read the calibration that ``tools/estimate.py`` has written for this model; if it needs T, T is output.
 
         Raises:
-            UserError: it is of a model with other classes, or of one with transferability while this one outputs none.
+            UserError: it is of a model with other classes, or of one with transferability while this one has none.
         """
-        has_domain = isinstance(self.model, TransferableMaskFormer) and self.model.output_transferability
+        has_domain = isinstance(self.model, TransferableMaskFormer)
         self.calibration = read_calibration(file, self.classes.names, has_domain)
+        if isinstance(self.model, TransferableMaskFormer) and isinstance(self.calibration, Transferability):
+            self.model.output_transferability = True
 
     def label_space_of(self, split: str) -> LabelSpace:
         """Return the label space of a registered split whose classes are the model's.

@@ -52,6 +52,7 @@ class TransferableMaskFormer(MaskFormer):
         output_transferability: bool,
         rank_by: str = "T",
         train_attention: bool = True,
+        test_attention: bool = True,
         **mask_former: Any,
     ):
         """
@@ -61,12 +62,13 @@ class TransferableMaskFormer(MaskFormer):
             output_transferability: add "transferability" to each result.
             rank_by: "T", or for controls "inverted" (the lowest T is excluded) or "random" positions.
             train_attention: False masks attention in inference only, a control.
+            test_attention: False masks attention in training only; T is then not computed in inference.
             mask_former: the arguments of ``MaskFormer``.
         """
         super().__init__(**mask_former)
         self.transferability = transferability
         self.p_t, self.attention, self.output_transferability = p_t, attention, output_transferability
-        self.rank_by, self.train_attention = rank_by, train_attention
+        self.rank_by, self.train_attention, self.test_attention = rank_by, train_attention, test_attention
         if transferability.backbone is not None:
             self.register_load_state_dict_pre_hook(_fill_frozen_encoder)
 
@@ -95,7 +97,13 @@ class TransferableMaskFormer(MaskFormer):
             "output_transferability": tmt.OUTPUT_TRANSFERABILITY,
             "rank_by": tmt.RANK_BY,
             "train_attention": tmt.TRAIN_ATTENTION,
+            "test_attention": tmt.TEST_ATTENTION,
         }
+
+    @property
+    def masks_attention(self) -> bool:
+        """True if transferability masks attention in the present mode, training or evaluation."""
+        return self.attention != "off" and (self.train_attention if self.training else self.test_attention)
 
     def run(
         self,
@@ -106,11 +114,10 @@ class TransferableMaskFormer(MaskFormer):
     ) -> TransferablePass:
         """As ``MaskFormer.run``, with transferability between pixel decoder and decoder; p_t: None = the model's."""
         inputs = self.encode(images)
-        acts = self.attention != "off" and (self.train_attention or not self.training)
         transferability: Sequence[TransferabilityMap] | None = None
-        if acts or self.output_transferability:
+        if self.masks_attention or self.output_transferability:
             transferability = self.transferability_of(images, inputs, batched_inputs)
-        if acts and transferability is not None:
+        if self.masks_attention and transferability is not None:
             key_mask = self._key_mask(inputs.key_mask, transferability, self.p_t if p_t is None else p_t)
             inputs = inputs._replace(key_mask=key_mask)
         return TransferablePass(inputs, self.sem_seg_head.predictor(*inputs, trace), transferability)

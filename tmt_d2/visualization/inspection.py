@@ -21,7 +21,7 @@ from tmt_d2.evaluation.semantic import labels_at_size
 from tmt_d2.modeling.mask_former import Inspection, MaskFormer
 from tmt_d2.modeling.mask_logits import MaskLogits
 from tmt_d2.modeling.ops.resize import resize
-from tmt_d2.modeling.tmt import TransferableMaskFormer
+from tmt_d2.modeling.tmt import TransferableMaskFormer, output_transferability
 from tmt_d2.visualization.grid import Grid
 from tmt_d2.visualization.overlays import wrong_pixels
 from tmt_d2.visualization.sizes import Size
@@ -244,14 +244,15 @@ def attention_report(
 
 def masking_p_t(model: MaskFormer) -> float | None:
     """Return the model's p_T; None if transferability masks no attention."""
-    return model.p_t if isinstance(model, TransferableMaskFormer) and model.attention == "hard" else None
+    return model.p_t if isinstance(model, TransferableMaskFormer) and model.masks_attention else None
 
 
 def inspect_image(model: MaskFormer, record: Mapping[str, Any], p_t: float | None = None) -> InspectedImage:
     """Run one pass over one record; p_t: replaces the model's own, without effect if it masks no attention."""
     trained = masking_p_t(model)
     if trained is None:
-        return InspectedImage(model.inspect([record]), None, class_list_of(model))
+        with output_transferability(model):
+            return InspectedImage(model.inspect([record]), None, class_list_of(model))
     p_t = trained if p_t is None else p_t
     return InspectedImage(model.inspect([record], p_t=p_t), p_t, class_list_of(model))
 

@@ -21,6 +21,7 @@ from tmt_d2.inference.images import InputImages
 from tmt_d2.inference.predictor import Predictor
 from tmt_d2.inference.statistics import statistics_of
 from tmt_d2.modeling.mask_former import real_positions
+from tmt_d2.modeling.tmt import output_transferability
 
 FEATURES = ("res4", "res5")
 
@@ -60,7 +61,8 @@ def image_statistics(predictor: Predictor, pixels: Sequence[np.ndarray]) -> dict
     features: dict[str, Tensor] = {}
     hook = model.backbone.register_forward_hook(lambda module, inputs, outputs: features.update(outputs))
     try:
-        passed = model.run(images)
+        with output_transferability(model):
+            passed = model.run(images)
     finally:
         hook.remove()
 

@@ -68,7 +68,8 @@ def _first_cell(results: Results, labels: Sequence[Labels]) -> list[Run]:
 
 
 def _load(run: Run) -> Predictor:
-    return Predictor.from_config(str(run.folder / "config.yaml"), str(run.folder / f"{FINAL}.pth"))
+    opts = ["MODEL.TMT.OUTPUT_TRANSFERABILITY", "True"]  # also where T does not act
+    return Predictor.from_config(str(run.folder / "config.yaml"), str(run.folder / f"{FINAL}.pth"), opts)
 
 
 def legend_of(space: LabelSpace) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from tmt_d2.data.datasets.registration import labeled_records
 from tmt_d2.engine.checkpoint.classes import encode_classes
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.engine.trainer import Trainer
+from tmt_d2.errors import UserError
 from tmt_d2.estimation.estimate import Estimation
 from tmt_d2.projects.annotation.writers import write_cvat_masks
 from tmt_d2.projects.loop import proposing, state, training
@@ -193,9 +195,11 @@ def test_without_a_source_model(photos: Path, scenes: Path, tmp_path: Path) -> N
     }.items():
         with refuses(key):
             main(["start", *words, *more, *SMALL])
-    (tmp_path / "damaged.yaml").write_text("[road, {")
-    with refuses("--classes"):
-        main(["start", *words, "--classes", str(tmp_path / "damaged.yaml"), *SMALL])
+    for text in ("[road, {", "[road, road]", "[]", "road"):
+        (tmp_path / "damaged.yaml").write_text(text)
+        with pytest.raises(UserError) as error:
+            main(["start", *words, "--classes", str(tmp_path / "damaged.yaml"), *SMALL])
+        assert error.value.key.startswith(str(tmp_path / "damaged.yaml")) and "\n" not in str(error.value)
     assert not city.exists()
     assert main(["start", *words, "--classes", str(classes), *SMALL]) == 0
     assert adapt(city, "propose", "--budget", "2", "--purpose", "test") == 0
@@ -331,6 +335,24 @@ def test_an_accuracy_follows_the_settings_of_testing(city: Path) -> None:
     write_config(file, cfg)
     (after,) = status(Project(city)).models
     assert before.estimated and after.estimated and before.estimated != after.estimated
+
+
+def test_statistics_are_computed_by_one_process_at_a_time(city: Path) -> None:
+    lock = f"file_lock(Path({str(city / 'cache/a.lock')!r}))"
+    script = f"from pathlib import Path; from tmt_d2.utils.lock import file_lock; print({lock}.__enter__())"
+    process = Project(city).cached("a", lambda folder: run_python("-c", script))
+    assert str(os.getpid()) in process.stdout
+
+
+def test_an_image_that_comes_during_a_training_is_in_the_status_after_it(
+    city: Path, scenes: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapt(city, "propose", "--budget", "2")
+    adapt(city, "import", str(label(city, scenes, "01")))
+    first = next(photos.glob("*.jpg"))
+    monkeypatch.setattr(training, "run_stage", lambda *_, **__: shutil.copy(first, photos / "new.jpg"))
+    adapt(city, "train")
+    assert "7 images" in capsys.readouterr().out and "new.jpg" in names_in(city / "unlabeled.txt")
 
 
 def test_an_image_is_proposed_once(city: Path, scenes: Path) -> None:

@@ -171,6 +171,20 @@ def read_custom(yaml_path: str | Path) -> CustomDataSet:
     )
 
 
+def read_class_list(yaml_path: str | Path) -> ClassList | None:
+    """Return the classes in a file that ``class_list`` may name; None if it holds something else than a list.
+
+    Raises:
+        DataError: the file is missing, or an entry is wrong.
+    """
+    entries = _load_yaml(Path(yaml_path))
+    if not isinstance(entries.value, list):
+        return None
+    _, classes, _ = _read_classes(entries)
+    _warn_of_near_names(entries, classes)
+    return classes
+
+
 def _load_yaml(file: Path) -> _Entry:
     if not file.is_file():
         raise MissingDataError("does not exist", key=file)

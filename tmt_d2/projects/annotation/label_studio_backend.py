@@ -102,7 +102,7 @@ class Backend:
         root: folder of the images.
         inbox: imports annotations; None: none is imported, and no training started.
         words: command of a training.
-        is_test: returns True for an image that is measured on: a prediction there would favor the model.
+        test_files: returns the images that are measured on: a prediction there would favor the model.
     """
 
     def __init__(
@@ -111,9 +111,9 @@ class Backend:
         root: Path,
         inbox: Inbox | None = None,
         words: Sequence[str] = (),
-        is_test: Callable[[Path], bool] = lambda file: False,
+        test_files: Callable[[], set[Path]] = set,
     ) -> None:
-        self._load, self._root, self._inbox, self._is_test = load, root, inbox, is_test
+        self._load, self._root, self._inbox, self._test_files = load, root, inbox, test_files
         self._predicting, self._importing = threading.Lock(), threading.Lock()
         self.model = load()
         self.training = BackgroundTraining(words, self.ended)
@@ -167,8 +167,9 @@ class Backend:
         except (LookupError, TypeError) as error:
             raise UserError("is no list of tasks with data.image", key="tasks") from error
         files = [local_file(self._root, reference) for reference in references]
+        test_files = self._test_files()
         with self._predicting:
-            results = [{"result": []} if self._is_test(file) else _prediction(predictor, file) for file in files]
+            results = [{"result": []} if file in test_files else _prediction(predictor, file) for file in files]
         return {"results": [each | {"model_version": version} for each in results], "model_version": version}
 
     def webhook(self, request: Json) -> Json:
@@ -279,14 +280,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model = project.newest_model()
         return (project.predictor(model), f"model {model.number:02d}") if model else None
 
-    def is_test(file: Path) -> bool:
+    def test_files() -> set[Path]:
         project = Project(args.project)
-        return file in {Path(project.files[name]).resolve() for name in project.test()}
+        return {Path(project.files[name]).resolve() for name in project.test()}
 
     root = Path(args.images or Project(args.project).place)
     words = [sys.executable, "-m", "tmt_d2.projects.loop.command", "train", "--project", args.project]
     if args.project:
-        backend = Backend(load, root, Inbox(args.project, read_mapping(args.map)), words, is_test)
+        backend = Backend(load, root, Inbox(args.project, read_mapping(args.map)), words, test_files)
     else:
         backend = Backend(load, root)
     with BackendServer((args.host, args.port), backend) as server:

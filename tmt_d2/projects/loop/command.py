@@ -144,12 +144,13 @@ def _import(project: Project, args: argparse.Namespace) -> int:
 
 
 def _train(project: Project, args: argparse.Namespace) -> int:
+    from tmt_d2.projects.loop.project import Project
     from tmt_d2.projects.loop.training import seconds_of, train
 
     if train(project, seconds_of(args.time) if args.time else 0, args.opts) is None:
         print("nothing new to train on: there is a model of the same labels")
     print(f"the same by hand: python train_net.py --config-file {project.folder / CONFIG}")
-    return _status(project, args)
+    return _status(Project(args.project), args)  # images may have been added during the training
 
 
 def _status(project: Project, args: argparse.Namespace) -> int:

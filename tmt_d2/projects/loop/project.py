@@ -13,7 +13,6 @@ import io
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +26,7 @@ from detectron2.data import DatasetCatalog
 from tmt_d2.cli.common import check_output_folder
 from tmt_d2.config import replace_keys, setup_cfg
 from tmt_d2.config.file import UniqueKeys
-from tmt_d2.data.datasets.custom import read_custom, register_custom
+from tmt_d2.data.datasets.custom import read_class_list, read_custom, register_custom
 from tmt_d2.data.datasets.registration import label_space_of, labeled_records, split_name
 from tmt_d2.data.image_lists import list_line, listed_names
 from tmt_d2.engine.checkpoint.classes import read_classes as classes_of_checkpoint
@@ -42,6 +41,7 @@ from tmt_d2.projects.annotation.labels import YAML, LabelClasses, classes_of_jso
 from tmt_d2.projects.annotation.matching import ImageNames, bare
 from tmt_d2.projects.loop.choices import CONFIG, NO_MODEL, PROJECT
 from tmt_d2.utils.files import atomic_write
+from tmt_d2.utils.lock import file_lock
 
 DATA, LABELS, ROUNDS, MODELS = "data.yaml", "labels", "rounds", "models"
 LABELED, UNLABELED, TEST, FRAME = "labeled.txt", "unlabeled.txt", "test.txt", "test.csv"
@@ -125,6 +125,10 @@ class Project:
         """Absolute path -> name, of every image."""
         return {path: name for name, path in self.files.items()}
 
+    @cached_property
+    def _search(self) -> ImageNames:
+        return ImageNames([*self.files])
+
     def label_of(self, name: str) -> Path:
         return self.folder / LABELS / LABEL_FILES / f"{bare(name)}.png"
 
@@ -154,8 +158,7 @@ class Project:
     def proposed(self, folder: Path) -> list[str]:
         """Return the images of a round that are still there; the list may be one that ``selected.html`` saved."""
         names = list(self.files)
-        lines = listed_names(SELECTED, folder / SELECTED, self.files.__contains__)
-        found = map(ImageNames(names).find, lines)
+        found = map(self._search.find, listed_names(SELECTED, folder / SELECTED, self.files.__contains__))
         return [names[indices[0]] for indices in found if len(indices) == 1]
 
     def frame(self) -> list[dict[str, str]]:
@@ -202,15 +205,19 @@ class Project:
         return next(reversed(self.models()), None)
 
     def cached(self, name: str, compute: Callable[[Path], T]) -> T:
-        """Return ``compute(folder)`` for a folder of statistics; one of other images or models is emptied."""
+        """Return ``compute(folder)`` for a folder of statistics; one of other images or models is emptied.
+
+        Another process that needs the same folder waits: ``status`` may run beside any other command.
+        """
         folder = self.folder / "cache" / name
-        try:
-            return compute(folder)
-        except UserError as error:
-            if error.key != str(folder):
-                raise
-            shutil.rmtree(folder)
-            return compute(folder)
+        with file_lock(folder.with_name(f"{name}.lock"), wait=True):
+            try:
+                return compute(folder)
+            except UserError as error:
+                if error.key != str(folder):
+                    raise
+                shutil.rmtree(folder)
+                return compute(folder)
 
     # --- files that follow from the others
 
@@ -398,18 +405,8 @@ def _classes_of(model: str, place: str) -> LabelClasses:
         return LabelClasses(classes, tuple(range(len(classes))))
     if not place:
         raise UserError("there is no model to take them from", key="--classes", hint="name a YAML file with their list")
-    path = Path(place)
-    if path.suffix.lower() in YAML and path.is_file():
-        try:
-            content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"is no YAML ({' '.join(str(error).split())})", key="--classes", value=place) from error
-        if isinstance(content, list):  # of names, as `class_list` of a data set
-            with tempfile.TemporaryDirectory() as folder:
-                unused = {"name": "own", "splits": {"train": {"unlabeled": "{stem}.png"}}}
-                file = Path(folder) / DATA
-                file.write_text(yaml.safe_dump(unused | {"class_list": str(path.resolve())}), encoding="utf-8")
-                return read_classes(str(file))
+    if Path(place).suffix.lower() in YAML and (listed := read_class_list(place)):
+        return LabelClasses(listed, tuple(range(len(listed))))
     return read_classes(place)
 
 

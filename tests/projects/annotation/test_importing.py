@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import stat
 import zipfile
 from collections.abc import Callable, Mapping
@@ -141,6 +143,16 @@ def test_two_images_of_one_name_or_one_file(tmp_path: Path) -> None:
     (tmp_path / "photos" / "b.jpg").unlink()
     (tmp_path / "photos" / "a.jpg").symlink_to(tmp_path / "c.jpg")  # a single link is an image
     assert run(tmp_path, export).is_complete
+
+
+@pytest.mark.parametrize("name", [b"a\nb.jpg", b"a\tb.jpg", b"\xff.jpg"])
+def test_names_that_no_list_or_archive_can_hold(tmp_path: Path, name: bytes) -> None:
+    photos(tmp_path / "photos", ("a.jpg", "\u202f\u00fc #1,'.jpg"))
+    export = write_zip(tmp_path / "e.zip", exports.cvat_masks({"a": blobs()}))
+    assert run(tmp_path, export).is_complete  # odd, but allowed
+    shutil.copy(tmp_path / "photos" / "a.jpg", os.fsencode(tmp_path / "photos") + b"/" + name)
+    with refuses(repr(os.fsdecode(name))):
+        run(tmp_path, export)
 
 
 def test_a_class_with_the_name_of_pixels_without_a_label(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from tmt_d2.utils.files import atomic_write
 
 LABELS, DATA_SET, LIST = "labels", "dataset.yaml", "labeled.txt"
 HEADER = "# Written again by every import: copy this file to change it.\n"
+UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # in patterns of a data set, or in a zip archive
 SIDEWAYS = range(5, 9)  # EXIF orientations that exchange height and width
 
 
@@ -170,10 +171,13 @@ def check_names(paths: Sequence[str], files: Sequence[str]) -> None:
         paths, files: of the images, below their common folder and absolute.
 
     Raises:
-        UserError: two images would have the same label file, or are the same file.
+        UserError: two images would have the same label file, or are the same file; a name is no printable UTF-8.
     """
     known: dict[str, str] = {}
     for path, file in zip(paths, files, strict=True):
+        if UNWRITABLE.search(path):
+            message = "has a control character in its name, or bytes that are not UTF-8"
+            raise UserError(message, key=repr(path), hint="rename it")
         if (other := known.setdefault(bare(path), path)) != path:
             raise UserError(f"differs from {other} only in its suffix", key=path, hint="rename one of them")
         if (other := known.setdefault(os.path.realpath(file), path)) != path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import signal
 import socket
 import struct
 import subprocess
@@ -365,5 +364,5 @@ def test_the_command_imports_and_trains(city: Project, tmp_path: Path) -> None:
         shown, test = send_to(port, "/predict", tasks("by day/a.png", "by day/b.png"))[1]["results"]
         assert shown["result"] and not test["result"]
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         assert process.wait(60) == INTERRUPTED

@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import subprocess
 import sys
 import threading
@@ -291,6 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         backend = Backend(load, root)
     with BackendServer((args.host, args.port), backend) as server:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # of a service manager: as Ctrl-C
         print(f"serving http://{args.host}:{args.port}", flush=True)
         try:
             backend.import_waiting()

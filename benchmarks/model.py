@@ -18,6 +18,7 @@ rate and bytes by bandwidth; in bfloat16 with half of the bytes. Without samplin
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
@@ -196,17 +197,14 @@ def row_of(kind: str, edges: tuple[int, int], values: dict[str, float]) -> dict[
 def each_setting(arguments: Sequence[str]) -> None:
     """Run this benchmark in processes of one and of two threads, with each instruction set of the processor."""
     has = torch.cpu.get_capabilities()
-    for threads in ("1", "2"):
-        for capability in (
-            "default",
-            *(name for name, key in (("avx2", "avx2"), ("avx512", "avx512_f")) if has.get(key)),
-        ):
-            env = {**os.environ, "OMP_NUM_THREADS": threads, "ATEN_CPU_CAPABILITY": capability}
-            subprocess.run([sys.executable, "-W", "ignore", "-m", "benchmarks.model", *arguments], env=env, check=True)
+    capabilities = [name for name, key in (("avx2", "avx2"), ("avx512", "avx512_f")) if has.get(key)]
+    for threads, capability in itertools.product(("1", "2"), ("default", *capabilities)):
+        env = {**os.environ, "OMP_NUM_THREADS": threads, "ATEN_CPU_CAPABILITY": capability}
+        subprocess.run([sys.executable, "-W", "ignore", "-m", "benchmarks.model", *arguments], env=env, check=True)
 
 
 def stages(image: Tensor) -> Iterator[tuple[str, list[Operation]]]:
-    """Operations of the stages of inference."""
+    """Operator calls of each stage of inference on ``image`` (3, H, W) uint8."""
     model, records = fold_batch_norm(build("plain", "cpu").eval()), [{"image": image}]
     images = model.preprocess(records)
     steps: dict[str, Callable[[Any], Any]] = {

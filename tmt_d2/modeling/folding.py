@@ -62,10 +62,10 @@ def _folded(backbone: Backbone) -> Backbone:
                 _fuse(convolution, norm)
                 setattr(part, name, getattr(norm, "act", nn.Identity()))  # timm's own has the activation in it
     after = folded(image)
-    if any(_difference(after[name], before[name]) > MAX_DIFFERENCE for name in before):
-        logger.info("batch normalization is not folded: this backbone does not apply it right after convolutions")
-        return backbone
-    return folded.to(device)
+    if all(_difference(after[name], before[name]) <= MAX_DIFFERENCE for name in before):
+        return folded.to(device)
+    logger.info("batch normalization is not folded: this backbone does not apply it right after convolutions")
+    return backbone
 
 
 def _fuse(convolution: nn.Conv2d, norm: Any) -> None:

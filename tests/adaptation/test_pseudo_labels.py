@@ -12,6 +12,7 @@ from tests.helpers.errors import refuses
 from tmt_d2.adaptation.self_training.pseudo_labels import (
     CollapseMonitor,
     PseudoLabelPolicy,
+    balanced,
     labels_and_confidence,
     marginals,
     mask_weights,
@@ -29,6 +30,18 @@ def test_marginals_by_hand() -> None:
     first = torch.tensor([0.8 * 0.5 + 0.2 * 0.25, 0.1 * 0.5 + 0.2 * 0.25])
     second = torch.tensor([0.8 * 0.01 + 0.2 * 0.02, 0.1 * 0.01 + 0.2 * 0.02])  # of almost nothing, still sums to 1
     torch.testing.assert_close(found, torch.stack([first / first.sum(), second / second.sum()], 1))
+
+
+def test_balance_of_classes_by_hand() -> None:
+    """Shares 0.64, 0.36 and 0, which counts as 0.001: with exponent 1/2 factors 1 / 0.8, 1 / 0.6, sqrt(1000)."""
+    probabilities = torch.tensor([0.8, 0.18, 0.02]).view(1, 3, 1, 1)
+    counts = torch.tensor([64.0, 36.0, 0.0], dtype=torch.float64)
+    weighted = torch.tensor([1.0, 0.3, 0.02 * 1000**0.5])
+    found = balanced(probabilities, counts, 0.5)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.flatten(), weighted / weighted.sum())
+    assert torch.equal(balanced(probabilities, counts, 0.0), probabilities)
+    assert torch.equal(balanced(probabilities, torch.zeros(3), 0.5), probabilities)
 
 
 def test_labels_and_confidence_are_those_of_the_enlarged_map() -> None:
@@ -58,6 +71,16 @@ def test_counts_of_a_step_do_not_depend_on_how_it_is_shared() -> None:
         whole.after_step()
         split.after_step()
     assert whole.labelled.tolist() == split.labelled.tolist() == pytest.approx([3.98, 1.99])
+
+
+@pytest.mark.parametrize(("later", "expected"), [(16, False), (20, True)])
+def test_without_labels_the_first_predictions_are_expected(later: int, expected: bool) -> None:
+    monitor = CollapseMonitor(CLASSES)
+    with refuses("SELF_TRAINING") if expected else nullcontext():
+        for step in range(400):
+            road = 14 if step < 20 else later
+            monitor.add("predicted", torch.tensor([0] * road + [1] * (20 - road)))
+            monitor.after_step()
 
 
 @pytest.mark.parametrize(("road", "labelled", "expected"), [(19, 10, True), (14, 10, False), (19, 18, False)])

@@ -57,6 +57,16 @@ def test_pseudo_labels_are_the_teachers_of_the_original_image(build_tiny: Any) -
         assert record.keys() == original.keys() and torch.equal(record["image"], original["image"])
 
 
+def test_pseudo_labels_are_balanced_by_earlier_ones(build_tiny: Any) -> None:
+    task = build(build_tiny, SELF_TRAINING__MIX="none", SELF_TRAINING__CLASS_BALANCE=0.9)
+    first = task.prepare_batch(batch())[2]["sem_seg"]
+    assert torch.equal(first, build(build_tiny, SELF_TRAINING__MIX="none").prepare_batch(batch())[2]["sem_seg"])
+    task.after_step()
+    second = task.prepare_batch(batch())[2]["sem_seg"]
+    most = first.flatten().mode().values
+    assert (second == most).sum() < (first == most).sum()
+
+
 def test_classmix_pastes_the_labels_of_people(build_tiny: Any) -> None:
     plain_view = {"SELF_TRAINING__COLOR_JITTER_PROB": 0.0, "SELF_TRAINING__BLUR_PROB": 0.0}
     mixed = build(build_tiny, **plain_view).prepare_batch(batch())

@@ -259,6 +259,9 @@ OWN: dict[str, Key] = {
             ("none", "pixel", "image"),
             "Weight of a mask's losses: 1, or the share of confident pixels in the mask or in its image",
         ),
+        CLASS_BALANCE=Key(
+            0.0, SHARE, "Exponent of a class's share of the pseudo-labels, by which its probability is divided; 0: off"
+        ),
         MIX=Key("classmix", ("classmix", "none"), "Paste half of the classes of a labeled image onto an unlabeled one"),
         COLOR_JITTER_PROB=Key(0.8, SHARE, "Probability of color jitter in the student's view"),
         COLOR_JITTER_STRENGTH=Key(

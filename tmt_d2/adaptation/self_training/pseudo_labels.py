@@ -21,6 +21,7 @@ from tmt_d2.modeling.ops.resize import resize
 
 MEMORY = 0.99  # factor of the counts after a step
 STEPS_BETWEEN_CHECKS = 20
+LEAST_SHARE = 1e-3  # a class with fewer pseudo-labels counts as having this share
 SUSPICIOUS = 0.5  # a collapse: share - expected share > 0.5 * (1 - expected share)
 
 
@@ -34,6 +35,22 @@ def marginals(outputs: QueryOutputs) -> Tensor:
         dense = torch.einsum("bqc,bchw->bqhw", masks.embeddings.float(), masks.features.float())
         scores = torch.stack(list(map(semantic_scores, outputs["pred_logits"].float(), dense)))
         return scores / scores.sum(1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
+
+
+def balanced(probabilities: Tensor, counts: Tensor, exponent: float) -> Tensor:
+    """Divide the probability of each class by its share to the power of ``exponent``, and normalize again.
+
+    This is logit adjustment (arXiv 2007.07314) with the shares of the pseudo-labels: a model that leaves its domain
+    predicts rare classes too rarely.
+
+    Args:
+        probabilities: (B, N, h, w). counts: (N,), of earlier pseudo-labels; all 0: nothing is changed.
+    """
+    if not counts.any():
+        return probabilities
+    factors = (counts / counts.sum()).clamp(min=LEAST_SHARE).pow(-exponent).to(probabilities)
+    weighted = probabilities * factors[:, None, None]
+    return weighted / weighted.sum(1, keepdim=True).clamp(min=torch.finfo(weighted.dtype).tiny)
 
 
 def labels_and_confidence(probabilities: Tensor, size: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -95,7 +112,7 @@ def mask_weights(labels: Tensor, weights: Tensor) -> Tensor:
 
 
 class CollapseMonitor(nn.Module):
-    """Stops the run when one class takes over the pseudo-labels.
+    """Stops the run when one class takes over the pseudo-labels, against the labels or, without any, the first ones.
 
     Counts of a step are summed over micro-batches and processes. Both are running sums, (N,).
     """
@@ -132,6 +149,8 @@ class CollapseMonitor(nn.Module):
             self._check()
 
     def _check(self) -> None:
+        if self.steps == STEPS_BETWEEN_CHECKS and not self.labelled.any():
+            self.labelled.copy_(self.predicted)
         predicted, labeled = self.predicted.tolist(), self.labelled.tolist()
         if not sum(predicted):
             return
@@ -141,7 +160,7 @@ class CollapseMonitor(nn.Module):
         if shares[worst] > expected[worst] + SUSPICIOUS * (1 - expected[worst]):
             raise UserError(
                 f"self-training has collapsed: {shares[worst]:.0%} of the pseudo-labels are {self.class_names[worst]}, "
-                f"but only {expected[worst]:.0%} of the labels",
+                f"where {expected[worst]:.0%} are expected",
                 key="SELF_TRAINING",
                 hint="change PSEUDO_LABEL_WEIGHT or BURN_IN",
             )

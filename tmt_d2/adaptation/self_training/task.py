@@ -29,6 +29,7 @@ from tmt_d2.adaptation.self_training.pseudo_labels import (
     CollapseMonitor,
     PseudoLabel,
     PseudoLabelPolicy,
+    balanced,
     labels_and_confidence,
     marginals,
 )
@@ -70,6 +71,7 @@ class SelfTraining(FineTuning):
         warm_up: int = 0,
         weight: float = 1.0,
         mixes: bool = True,
+        class_balance: float = 0.0,
         masking: BlockMasking | None = None,
         masked_weight: float = 1.0,
         fda_beta: float = 0.0,
@@ -84,6 +86,7 @@ class SelfTraining(FineTuning):
             warm_up: number of first steps without unlabeled images.
             weight: of the loss on pseudo-labels.
             mixes: use ClassMix.
+            class_balance: exponent of ``balanced`` for the teacher's predictions; 0: they stay as they are.
             masking: adds a view of each unlabeled image with hidden blocks, whose loss has the weight masked_weight.
             fda_beta: source images take over the style of an unlabeled image, see ``fda``; 0: they do not.
             feature_weight: of "loss_features", the distance between the features of source images and those of
@@ -97,6 +100,7 @@ class SelfTraining(FineTuning):
         )
         model.requires_grad_(False)
         self.augmentation, self.policy, self.warm_up, self.weight = augmentation, policy, warm_up, weight
+        self.class_balance = class_balance
         self.mixes, self.masking, self.masked_weight, self.fda_beta = mixes, masking, masked_weight, fda_beta
         self.feature_weight, self.feature_checkpoint = feature_weight, feature_checkpoint
         self.feature_classes = feature_classes
@@ -176,6 +180,7 @@ class SelfTraining(FineTuning):
             warm_up=round(keys.WARM_UP * iterations),
             weight=keys.PSEUDO_LABEL_WEIGHT,
             mixes=keys.MIX == "classmix",
+            class_balance=keys.CLASS_BALANCE,
             masking=masking if keys.MIC_WEIGHT else None,
             masked_weight=keys.MIC_WEIGHT,
             fda_beta=keys.FDA_BETA,
@@ -223,6 +228,8 @@ class SelfTraining(FineTuning):
         """Yield the teacher's prediction for each image as it is."""
         images = self.teacher.preprocess(records)
         probabilities = marginals(self.teacher.run(images, records).outputs)
+        if self.class_balance:
+            probabilities = balanced(probabilities, self.state["monitor"].get_buffer("predicted"), self.class_balance)
         padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
         for (height, width), (label, confidence) in zip(
             images.image_sizes, labels_and_confidence(probabilities, padded_size)

@@ -91,7 +91,7 @@ def test_a_project_is_imported_when_its_name_is_used() -> None:
         "print([name for name in sys.modules if name.startswith('tmt_d2.projects')])\n"
         "print(tmt_d2.adapt.__module__)\n"
     )
-    assert run_python("-c", code).stdout.split() == ["[]", "tmt_d2.projects.loop.project"]
+    assert run_python("-c", code).stdout.split() == ["[]", "tmt_d2.projects.loop.starting"]
 
 
 def test_nothing_in_the_package_imports_a_command_or_a_test() -> None:

@@ -29,7 +29,8 @@ from tmt_d2.inference import Predictor
 from tmt_d2.projects.annotation.brush import decode_brush, encode_brush
 from tmt_d2.projects.annotation.label_studio_backend import Backend, BackendServer, local_file
 from tmt_d2.projects.annotation.label_studio_events import FOLDER, Inbox
-from tmt_d2.projects.loop.project import Project, start
+from tmt_d2.projects.loop.project import Project
+from tmt_d2.projects.loop.starting import start
 from tmt_d2.utils.lock import LOCK, folder_lock
 
 pytestmark = pytest.mark.slow

@@ -111,7 +111,7 @@ def check_place_of(option: str, place: str) -> None:
 
 
 def _start(args: argparse.Namespace) -> int:
-    from tmt_d2.projects.loop.project import start
+    from tmt_d2.projects.loop.starting import start
     from tmt_d2.projects.loop.state import next_command
 
     options = {"classes": args.classes, "source_data": args.source_data, "opts": args.opts}

@@ -90,12 +90,7 @@ def propose(
 
 
 def _propose_training(
-    project: Project,
-    model: Model,
-    draft: Path,
-    budget: int,
-    rng: np.random.Generator,
-    confidence: float,
+    project: Project, model: Model, draft: Path, budget: int, rng: np.random.Generator, confidence: float
 ) -> tuple[list[str], list[str]]:
     """Return the proposed images, and the unlabeled ones with the least certain predictions."""
     predictor = project.predictor(model)

@@ -43,7 +43,14 @@ MISTAKES = (
     ("tmt_d2.projects.report.command", "nowhere"),
     ("tmt_d2.projects.viewer.command", "--port 99999"),
 )
-UNKNOWN_KEY = ("tmt_d2.cli.train", f"{CONFIG} MODEL.NOTHING 3")
+BAD_SETTINGS = (
+    ("tmt_d2.cli.train", f"{CONFIG} MODEL.NOTHING 3"),
+    ("tmt_d2.cli.predict", f"{CONFIG} --input docs --output nowhere SELF_TRAINING.CLASS_BALANCE -1"),
+    (
+        "tmt_d2.projects.label_selection.command",
+        f"{CONFIG} --target docs --budget 3 --output nowhere SELF_TRAINING.MIX paste",
+    ),
+)
 PROBE = """
 import importlib, json, shlex, sys
 for module, words in json.loads(sys.argv[1]):
@@ -69,7 +76,7 @@ def commands() -> list[str]:
 @pytest.fixture(scope="module")
 def answers() -> dict[tuple[str, str | None], Answer]:
     """What each command answers in one process, and the modules that it is the first to import."""
-    cases = [*((module, None) for module in commands()), *MISTAKES, UNKNOWN_KEY]
+    cases = [*((module, None) for module in commands()), *MISTAKES, *BAD_SETTINGS]
     process = run_python("-c", PROBE, json.dumps(cases))
     lines = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("[")]
     assert len(lines) == len(cases), process.stderr
@@ -95,10 +102,10 @@ def test_mistakes_are_found_before_anything_that_takes_seconds(
 
 
 @pytest.mark.slow
-def test_an_unknown_key_imports_no_model(answers: dict[tuple[str, str | None], Answer]) -> None:
-    error, imported = answers[UNKNOWN_KEY]
-    assert error == "UserError" and not imported & MODELS
-    assert "torch" in imported  # control: Detectron2, which declares most keys, imports it
+def test_bad_settings_are_found_before_a_model_is_imported(answers: dict[tuple[str, str | None], Answer]) -> None:
+    found = [answers[case] for case in BAD_SETTINGS]
+    assert all(error == "UserError" and not imported & MODELS for error, imported in found)
+    assert "torch" in found[0][1]  # control: Detectron2, which declares most keys, imports it
 
 
 @pytest.mark.parametrize(

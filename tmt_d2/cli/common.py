@@ -45,15 +45,15 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
 
 
 def check_config(config_file: str | Path, opts: Sequence[str] = (), method: str = "") -> None:
-    """Check files, keys and types of a config before a model is imported: files even without PyTorch.
+    """Check files, keys and values of a config before a model is imported: files even without PyTorch.
 
     Raises:
-        FileNotFoundError, UserError: as ``merge_cfg``.
+        FileNotFoundError, UserError: as ``merge_cfg`` and ``check_values``.
     """
     load_config_file(find_config(config_file), method)
-    from tmt_d2.config import merge_cfg
+    from tmt_d2.config import check_values, merge_cfg
 
-    merge_cfg(config_file, opts, method)
+    check_values(merge_cfg(config_file, opts, method)[0])
 
 
 def check_file(option: str, path: str | Path) -> None:

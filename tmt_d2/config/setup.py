@@ -6,7 +6,7 @@ import ast
 import importlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from detectron2.config import CfgNode, get_cfg
 import tmt_d2
 from tmt_d2.config.access import flatten, get_key, replace_keys
 from tmt_d2.config.file import find_config, load_config_file
-from tmt_d2.config.keys import ALLOWED, RENAMED, add_tmt_config
+from tmt_d2.config.keys import ALLOWED, RENAMED, Registered, add_tmt_config
 from tmt_d2.config.ranges import SIZES, Range
 from tmt_d2.errors import UserError, did_you_mean
 
@@ -109,20 +109,30 @@ def _read(value: Any, default: Any) -> Any:
 
 
 def check_cfg(cfg: CfgNode) -> None:
-    """
+    """Check what ``check_values`` does, and the names of architectures and backbones.
+
     Raises:
         UserError: a value that would only fail, or mislead, after training began.
     """
+    check_values(cfg)
     tmt_d2.register()  # architectures and backbones, whose names are values
     for key, allowed in ALLOWED.items():
+        if isinstance(allowed, Registered):
+            _check_choice(key, get_key(cfg, key), allowed)
+
+
+def check_values(cfg: CfgNode) -> None:
+    """Check all values but the names of architectures and backbones: no model is imported.
+
+    Raises:
+        UserError: a value that would only fail, or mislead, after training began.
+    """
+    for key, allowed in ALLOWED.items():
         value = get_key(cfg, key)
-        if value in allowed:
-            continue
-        if isinstance(allowed, Range):
+        if isinstance(allowed, Range) and value not in allowed:
             raise UserError(f"must be {allowed}", key=key, value=value)
-        known = [str(each) for each in allowed]
-        nearest = did_you_mean(str(value), known)
-        raise UserError("this does not exist", key=key, value=value, hint=f"choose one of {', '.join(known)}{nearest}")
+        if isinstance(allowed, tuple):
+            _check_choice(key, value, allowed)
     try:
         torch.device(cfg.MODEL.DEVICE)
     except RuntimeError as error:
@@ -138,6 +148,13 @@ def check_cfg(cfg: CfgNode) -> None:
     if head.NORM == "GN" and head.CONVS_DIM % 32:
         message = "must be a multiple of 32 with NORM GN"
         raise UserError(message, key="MODEL.SEM_SEG_HEAD.CONVS_DIM", value=head.CONVS_DIM)
+
+
+def _check_choice(key: str, value: Any, allowed: Iterable[Any]) -> None:
+    if value not in allowed:
+        known = [str(each) for each in allowed]
+        hint = f"choose one of {', '.join(known)}{did_you_mean(str(value), known)}"
+        raise UserError("this does not exist", key=key, value=value, hint=hint)
 
 
 def model_settings(cfg: CfgNode) -> str:

@@ -262,6 +262,12 @@ OWN: dict[str, Key] = {
         CLASS_BALANCE=Key(
             0.0, SHARE, "Exponent of a class's share of the pseudo-labels, by which its probability is divided; 0: off"
         ),
+        IGNORED_ROWS=Key(
+            (0.0, 0.0),
+            Range(0, 1, count=2),
+            "Shares of an unlabeled image's height, at the top and at the bottom, that have no pseudo-labels",
+        ),
+        IGNORED_MASK=Key("", None, "Image file, stretched over unlabeled images: no pseudo-labels where it is black"),
         MIX=Key("classmix", ("classmix", "none"), "Paste half of the classes of a labeled image onto an unlabeled one"),
         COLOR_JITTER_PROB=Key(0.8, SHARE, "Probability of color jitter in the student's view"),
         COLOR_JITTER_STRENGTH=Key(

@@ -22,6 +22,7 @@ from tmt_d2.data import reader
 from tmt_d2.data.augmentation import Crop, crop_image, crop_label, ssd_colors
 from tmt_d2.data.datasets.label_spaces import IGNORE, LabelSpace
 from tmt_d2.data.datasets.registration import label_space_of
+from tmt_d2.data.ignored_area import IgnoredArea
 from tmt_d2.data.maps import TransferabilityMaps
 from tmt_d2.data.reader import ChannelOrder
 from tmt_d2.errors import UserError
@@ -37,7 +38,7 @@ class SemanticMapper:
     ``sem_seg`` uint8 (h, w) of train ids, at most as large as the crop. The model pads them to ``padded_size`` (H, W),
     that of a whole crop, so that position encodings are equal in every micro-batch and process. In testing: ``image``
     only, with its shortest edge resized. Both have ``height`` and ``width`` of the label, or of an image without one,
-    and the names of the record.
+    and the names of the record. ``ignored`` bool (h, w): see ``ignored_area``.
     """
 
     @configurable
@@ -58,6 +59,7 @@ class SemanticMapper:
         with_label: bool = True,
         maps: TransferabilityMaps | None = None,
         rare_class_area: float = 0.0,
+        ignored_area: IgnoredArea | None = None,
     ) -> None:
         """
         Args:
@@ -75,6 +77,7 @@ class SemanticMapper:
             with_label: False reads no label, only the size of its file, for the orientation of the image.
             rare_class_area: crops in which the "rare_class" (a train id) of a record fills less are drawn again.
             maps: in training add ``transferability``, the crop of each level's map.
+            ignored_area: in training add ``ignored`` to records with "labeled" False, (h, w) bool.
         """
         if min_size_sampling not in ("choice", "range"):
             raise UserError("use 'choice' or 'range'", key="INPUT.MIN_SIZE_TRAIN_SAMPLING", value=min_size_sampling)
@@ -96,6 +99,7 @@ class SemanticMapper:
         self.with_label = with_label
         self.maps = maps
         self.rare_class_area = rare_class_area
+        self.ignored_area = ignored_area
 
     @classmethod
     def from_config(
@@ -124,6 +128,7 @@ class SemanticMapper:
             "with_label": with_label,
             "maps": maps,
             "rare_class_area": cfg.SELF_TRAINING.RARE_CLASS_AREA / 2,
+            "ignored_area": IgnoredArea(cfg),
         }
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,6 +152,9 @@ class SemanticMapper:
         sample["image"] = _channels_first(pixels, mirrored)
         if sem_seg is not None:
             sample["sem_seg"] = _channels_first(sem_seg[..., None], mirrored)[0]
+        if self.ignored_area and not record.get("labeled", True):
+            ignored = self.ignored_area.crop(crop)
+            sample["ignored"] = _channels_first(ignored[..., None], mirrored)[0]
         if self.maps is not None:
             sample["transferability"] = self.maps.crop(record, crop, mirrored)
         return sample

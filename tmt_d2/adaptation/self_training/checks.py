@@ -7,6 +7,7 @@ import logging
 from detectron2.config import CfgNode
 
 from tmt_d2.data.datasets.registration import label_space_of
+from tmt_d2.data.ignored_area import IgnoredArea
 from tmt_d2.data.labeled import LabelChoice
 from tmt_d2.errors import UserError
 
@@ -19,6 +20,7 @@ def check_settings(cfg: CfgNode) -> None:
         UserError: a setting has no effect, or needs images or labels that no batch has.
     """
     keys, data = cfg.SELF_TRAINING, cfg.DATASETS
+    IgnoredArea(cfg)
 
     def refuse(key: str, message: str, hint: str = "") -> None:
         raise UserError(message, key=f"SELF_TRAINING.{key}", value=keys[key], hint=hint)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.engine.test_resume import FINAL, run_killed, trainer_of
 from tests.helpers.errors import refuses
 from tests.helpers.models import tiny_cfg
-from tests.helpers.small_runs import contents, differences, metrics_of, small_cfg
+from tests.helpers.small_runs import contents, differences, small_cfg
 from tmt_d2.adaptation.checks import check_task
 from tmt_d2.adaptation.self_training.checks import check_source_classes
 from tmt_d2.data import register_data
@@ -46,8 +46,6 @@ def test_resumed_equals_uninterrupted(start: Path, tmp_path: Path, accumulation:
     if source:
         settings = {
             "FDA_BETA": 0.05,
-            "FEATURE_DISTANCE_WEIGHT": 0.1,
-            "FEATURE_DISTANCE_CHECKPOINT": str(start),
             "RARE_CLASS_TEMPERATURE": 0.1,
         }
         changes |= CAREFUL | {f"SELF_TRAINING__{key}": value for key, value in settings.items()}
@@ -167,43 +165,6 @@ def test_a_refused_command_leaves_the_config_of_the_run_before(start: Path, tmp_
     with pytest.raises(UserError, match="CONFIDENCE_THRESHOLD"):
         run_stage(self_training_cfg(tmp_path, start, SELF_TRAINING__CONFIDENCE_THRESHOLD=0.9))
     assert (tmp_path / "config.yaml").read_text() == config
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("data_root")
-def test_pretrained_features_come_from_any_file_with_the_backbone(start: Path, tmp_path: Path) -> None:
-    """Of other classes, or without a head; not from one without a part of it."""
-    content = torch.load(start, weights_only=True)
-    weights = content["model"]
-    changes: dict[str, Any] = {
-        "SOLVER__MAX_ITER": 1,
-        "SELF_TRAINING__SOURCE_RATIO": 0.5,
-        "DATASETS__SOURCE_TRAIN": ("cityscapes_sem_seg_train",),
-        "SELF_TRAINING__FEATURE_DISTANCE_WEIGHT": 0.1,
-        "SELF_TRAINING__FEATURE_DISTANCE_CLASSES": ("road", "building", "sky"),
-    }
-
-    def run(name: str, model: dict[str, Tensor]) -> None:
-        torch.save({"model": model}, tmp_path / f"{name}.pth")
-        file = str(tmp_path / f"{name}.pth")
-        cfg = self_training_cfg(tmp_path / name, start, SELF_TRAINING__FEATURE_DISTANCE_CHECKPOINT=file, **changes)
-        run_stage(cfg)
-
-    head = "sem_seg_head.predictor.class_embed"
-    run("other", weights | {f"{head}.{part}": weights[f"{head}.{part}"][:8] for part in ("weight", "bias")})
-    backbone = {name: value for name, value in weights.items() if name.startswith("backbone.")}
-    run("backbone", backbone)
-    run("control", weights | {name: 0.9 * value for name, value in backbone.items() if name.endswith("weight")})
-    distances = [
-        next(line["loss_features"] for line in metrics_of(tmp_path / name) if "loss_features" in line)
-        for name in ("other", "backbone", "control")
-    ]
-    assert distances[0] == distances[1] == 0 < distances[2]
-    first = min(name for name in backbone if name.endswith("weight"))
-    with pytest.raises(UserError, match=rf"lacking.pth.*{first}"):
-        run("lacking", {name: value for name, value in backbone.items() if name != first})
-    with pytest.raises(UserError, match="FEATURE_DISTANCE_CHECKPOINT.*foreign.pth"):
-        run("foreign", {"layer.weight": torch.zeros(3)})
 
 
 @pytest.mark.usefixtures("data_root")

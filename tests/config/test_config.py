@@ -265,6 +265,15 @@ def test_old_keys_are_answered_with_their_new_names(tmp_path: Path) -> None:
         tmt_d2.setup_cfg(str(tmp_path / "old.yaml"))
 
 
+def test_removed_keys_of_older_runs_are_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "old.yaml").write_text("SEED: 3\nSELF_TRAINING: {FEATURE_DISTANCE_WEIGHT: 0.1}")
+    cfg = tmt_d2.setup_cfg(str(tmp_path / "old.yaml"))
+    assert cfg.SEED == 3 and "FEATURE_DISTANCE_WEIGHT" not in cfg.SELF_TRAINING
+    assert "SELF_TRAINING.FEATURE_DISTANCE_WEIGHT" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("opts", "key", "hint"),
     [

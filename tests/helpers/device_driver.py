@@ -39,7 +39,6 @@ SOURCE = {"DATASETS__SOURCE_TRAIN": ("cityscapes_sem_seg_train",)} | SOURCE_TEST
 CAREFUL = {
     "SOURCE_RATIO": 0.5,
     "FDA_BETA": 0.05,
-    "FEATURE_DISTANCE_WEIGHT": 0.1,
     "RARE_CLASS_TEMPERATURE": 0.1,
     "CONFIDENCE_THRESHOLD": 0.5,
     "IGNORE_UNCONFIDENT": True,
@@ -116,8 +115,6 @@ class Tasks:
         return run_stage(small_cfg(name, self.folder / output, self.start, **changes), resume=resume)
 
     def self_training(self, output: str, settings: dict[str, Any], **more: Any) -> dict[str, Any]:
-        if "FEATURE_DISTANCE_WEIGHT" in settings:
-            settings = settings | {"FEATURE_DISTANCE_CHECKPOINT": str(self.start)}
         changes = {f"SELF_TRAINING__{key}": value for key, value in settings.items()}
         return self.stage("self-training", output, **SOURCE, **changes, **more)
 

@@ -21,7 +21,7 @@ from tmt_d2.errors import UserError, did_you_mean
 
 Record = dict[str, Any]
 Scores = dict[str, dict[str, float]]  # {split: {metric: value}}
-Load = Callable[..., None]  # (path, model, backbone_only=False): put the weights of a file into a model
+Load = Callable[..., None]  # (path, model): put the weights of a file into a model
 
 
 class Test(Protocol):

@@ -277,18 +277,6 @@ OWN: dict[str, Key] = {
         MIC_WEIGHT=Key(0.0, NONNEGATIVE, "Weight of the loss on a second, masked view of each unlabeled image (MIC)"),
         MIC_MASK_RATIO=Key(0.7, SHARE, "Share of masked blocks"),
         MIC_BLOCK_SIZE=Key(0.0625, SHARE, "Side of a block, relative to the crop's shorter side"),
-        FEATURE_DISTANCE_WEIGHT=Key(
-            0.0, NONNEGATIVE, "Weight of the distance to the features of a pretrained backbone (DAFormer: 0.005)"
-        ),
-        FEATURE_DISTANCE_CHECKPOINT=Key("", None, "Weights of that backbone, such as MODEL.WEIGHTS of source training"),
-        FEATURE_DISTANCE_CLASSES=Key(
-            (
-                "traffic light", "traffic sign", "person", "rider", "car", "truck", "bus", "train", "motorcycle",
-                "bicycle",
-            ),
-            None,
-            "Classes of source images in whose pixels the distance is computed",
-        ),
         FDA_BETA=Key(0.0, SHARE, "Size of the low-frequency band that source images take from target images (FDA)"),
     ),
     **section(
@@ -395,8 +383,7 @@ _RENAMED_SELF_TRAINING = {
     "RARE_CLASSES": "RARE_CLASS_TEMPERATURE", "WEIGHT": "PSEUDO_LABEL_WEIGHT", "THRESHOLD": "CONFIDENCE_THRESHOLD",
     "COLOUR": "COLOR_JITTER_PROB", "COLOUR_STRENGTH": "COLOR_JITTER_STRENGTH", "BLUR": "BLUR_PROB",
     "MASKED_WEIGHT": "MIC_WEIGHT", "MASK_RATIO": "MIC_MASK_RATIO", "MASK_BLOCK": "MIC_BLOCK_SIZE",
-    "FEATURE_DISTANCE": "FEATURE_DISTANCE_WEIGHT", "FEATURE_WEIGHTS": "FEATURE_DISTANCE_CHECKPOINT",
-    "FEATURE_CLASSES": "FEATURE_DISTANCE_CLASSES", "RARE_CLASS_AREA": "RARE_CLASS_AREA", "MIX": "MIX",
+    "RARE_CLASS_AREA": "RARE_CLASS_AREA", "MIX": "MIX",
     "BURN_IN": "BURN_IN", "WARM_UP": "WARM_UP", "IGNORE_UNCONFIDENT": "IGNORE_UNCONFIDENT", "WEIGHT_BY": "WEIGHT_BY",
     "FDA_BETA": "FDA_BETA",
 }  # fmt: skip
@@ -409,6 +396,9 @@ RENAMED = {  # old key: new key
     "TEST.PICTURES": "LOGGING.IMAGES",
     "DATASETS.UNLABELLED": "DATASETS.UNLABELED",
     **{f"TRANSFER.SELF_TRAINING.{old}": f"SELF_TRAINING.{new}" for old, new in _RENAMED_SELF_TRAINING.items()},
+}
+REMOVED = {  # config.yaml of older runs has them
+    *(f"SELF_TRAINING.FEATURE_DISTANCE_{name}" for name in ("WEIGHT", "CHECKPOINT", "CLASSES")),
 }
 
 

@@ -16,7 +16,7 @@ from detectron2.config import CfgNode, get_cfg
 import tmt_d2
 from tmt_d2.config.access import flatten, get_key, replace_keys
 from tmt_d2.config.file import find_config, load_config_file
-from tmt_d2.config.keys import ALLOWED, RENAMED, Registered, add_tmt_config
+from tmt_d2.config.keys import ALLOWED, REMOVED, RENAMED, Registered, add_tmt_config
 from tmt_d2.config.ranges import SIZES, Range
 from tmt_d2.errors import UserError, did_you_mean
 
@@ -77,6 +77,9 @@ def merge_cfg(
         for key, value in pairs:
             if key in RENAMED:
                 raise UserError(f"this key of {source} is now {RENAMED[key]}", key=key)
+            if key in REMOVED:
+                logger.warning("%s of %s has no effect any more", key, source)
+                continue
             if key not in defaults:
                 raise UserError(f"{source} has this unknown key{did_you_mean(key, defaults)}", key=key)
             try:

@@ -405,15 +405,11 @@ def _check_micro_batches(sampler: StepSampler, accumulation_steps: int) -> None:
         )
 
 
-def load_weights(cfg: CfgNode, path: str, model: nn.Module, backbone_only: bool = False) -> None:
-    """Put the weights of a file into a model; without ``backbone_only`` it must be a trained one."""
-    TMTCheckpointer(
-        model,
-        require_estimator=not backbone_only,
-        require_head=not backbone_only,
-        reinit_class_head=cfg.TRANSFER.REINIT_CLASS_HEAD,
-        backbone_only=backbone_only,
-    ).load(path, checkpointables=[])
+def load_weights(cfg: CfgNode, path: str, model: nn.Module) -> None:
+    """Put the weights of a trained model into a model."""
+    reinit = cfg.TRANSFER.REINIT_CLASS_HEAD
+    checkpointer = TMTCheckpointer(model, require_estimator=True, require_head=True, reinit_class_head=reinit)
+    checkpointer.load(path, checkpointables=[])
 
 
 def _mean_over_processes(values: dict[str, Tensor]) -> dict[str, float]:

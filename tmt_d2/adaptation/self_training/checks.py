@@ -35,25 +35,11 @@ def check_settings(cfg: CfgNode) -> None:
     if keys.CONFIDENCE_THRESHOLD and not keys.IGNORE_UNCONFIDENT and keys.WEIGHT_BY == "none":
         hint = "set IGNORE_UNCONFIDENT True, or WEIGHT_BY pixel or image"
         refuse("CONFIDENCE_THRESHOLD", "nothing depends on the confidence", hint)
-    if keys.FEATURE_DISTANCE_WEIGHT:
-        _check_feature_distance(cfg)
     if not keys.LABELED_RATIO and LabelChoice.from_config(cfg).is_limited:
         logger.warning("SELF_TRAINING.LABELED_RATIO is 0: no label of the target is used, however many it has")
     if keys.UNLABELED_RATIO and (tested := {*data.UNLABELED} & {*data.TEST}):
         names = ", ".join(sorted(tested))
         logger.warning("DATASETS.UNLABELED and TEST both name %s: it is trained on, so it is no unseen test", names)
-
-
-def _check_feature_distance(cfg: CfgNode) -> None:
-    keys, key = cfg.SELF_TRAINING, "SELF_TRAINING.FEATURE_DISTANCE"
-    names = label_space_of(cfg.DATASETS.TRAIN[0]).classes.names
-    if not keys.FEATURE_DISTANCE_CHECKPOINT:
-        hint = "name the pretrained backbone, MODEL.WEIGHTS of source training"
-        raise UserError("it is empty", key=f"{key}_CHECKPOINT", hint=hint)
-    if not keys.SOURCE_RATIO:
-        raise UserError("it is for source images, and SOURCE_RATIO is 0", key=f"{key}_WEIGHT", hint="set it to 0.0")
-    if not {*names} & {*keys.FEATURE_DISTANCE_CLASSES}:
-        raise UserError("none is a class of the data sets", key=f"{key}_CLASSES", value=keys.FEATURE_DISTANCE_CLASSES)
 
 
 def check_source_classes(cfg: CfgNode) -> None:

@@ -19,12 +19,6 @@ from tmt_d2.adaptation.self_training.augmentation import BlockMasking, StrongAug
 from tmt_d2.adaptation.self_training.checks import check_settings, check_source_classes
 from tmt_d2.adaptation.self_training.classmix import classmix_mask, donor_of, paste
 from tmt_d2.adaptation.self_training.fda import fda
-from tmt_d2.adaptation.self_training.feature_distance import (
-    class_positions,
-    coarsest,
-    feature_distance,
-    recorded_outputs,
-)
 from tmt_d2.adaptation.self_training.pseudo_labels import (
     CollapseMonitor,
     PseudoLabel,
@@ -35,13 +29,12 @@ from tmt_d2.adaptation.self_training.pseudo_labels import (
 )
 from tmt_d2.adaptation.self_training.teacher import MovingAverage, share_statistics
 from tmt_d2.adaptation.supervised import FineTuning
-from tmt_d2.adaptation.task import Load, Record, Split, Test, loader_options
+from tmt_d2.adaptation.task import Record, Split, Test, loader_options
 from tmt_d2.data.datasets.label_spaces import IGNORE
 from tmt_d2.data.datasets.registration import label_space_of, labeled_records
 from tmt_d2.data.ignored_area import IgnoredArea
 from tmt_d2.data.loaders import SOURCE_DOMAIN, Shares, build_semi_supervised_loader
 from tmt_d2.data.rare_classes import RareClasses
-from tmt_d2.errors import USER_ERRORS, UserError
 from tmt_d2.evaluation.semantic import METRICS
 from tmt_d2.modeling.mask_former import MaskFormer
 from tmt_d2.modeling.mask_logits import DecoderOutputs, MaskLogits, QueryOutputs
@@ -52,7 +45,7 @@ VIEW_STREAM, MIX_STREAM, MASK_STREAM = 1, 2, 3  # of the random draws for one sa
 
 
 class SelfTraining(FineTuning):
-    """Labeled and unlabeled images -> losses of the student on labels, "loss_pseudo", "loss_masked", "loss_features".
+    """Labeled and unlabeled images -> losses of the student on labels, "loss_pseudo", "loss_masked".
 
     The teacher is the model that is saved and evaluated. A record without a label has "labeled" False.
     """
@@ -77,9 +70,6 @@ class SelfTraining(FineTuning):
         masking: BlockMasking | None = None,
         masked_weight: float = 1.0,
         fda_beta: float = 0.0,
-        feature_weight: float = 0.0,
-        feature_checkpoint: str = "",
-        feature_classes: Sequence[int] = (),
     ) -> None:
         """
         Args:
@@ -91,8 +81,6 @@ class SelfTraining(FineTuning):
             class_balance: exponent of ``balanced`` for the teacher's predictions; 0: they stay as they are.
             masking: adds a view of each unlabeled image with hidden blocks, whose loss has the weight masked_weight.
             fda_beta: source images take over the style of an unlabeled image, see ``fda``; 0: they do not.
-            feature_weight: of "loss_features", the distance between the features of source images and those of
-                feature_checkpoint, at positions of feature_classes (train ids).
         """
         super().__init__(model)
         number = model.sem_seg_head.num_classes
@@ -104,9 +92,6 @@ class SelfTraining(FineTuning):
         self.augmentation, self.policy, self.warm_up, self.weight = augmentation, policy, warm_up, weight
         self.class_balance = class_balance
         self.mixes, self.masking, self.masked_weight, self.fda_beta = mixes, masking, masked_weight, fda_beta
-        self.feature_weight, self.feature_checkpoint = feature_weight, feature_checkpoint
-        self.feature_classes = feature_classes
-        self.reference: nn.Module | None = None
 
     @property
     def teacher(self) -> MaskFormer:
@@ -119,8 +104,6 @@ class SelfTraining(FineTuning):
     def train(self, mode: bool = True) -> SelfTraining:
         super().train(mode)
         self.teacher.eval()
-        if self.reference is not None:
-            self.reference.eval()
         return self
 
     # --- before anything is built
@@ -188,9 +171,6 @@ class SelfTraining(FineTuning):
             masking=masking if keys.MIC_WEIGHT else None,
             masked_weight=keys.MIC_WEIGHT,
             fda_beta=keys.FDA_BETA,
-            feature_weight=keys.FEATURE_DISTANCE_WEIGHT,
-            feature_checkpoint=keys.FEATURE_DISTANCE_CHECKPOINT,
-            feature_classes=[index for index, name in enumerate(names) if name in keys.FEATURE_DISTANCE_CLASSES],
         )
 
     # --- one step
@@ -266,8 +246,7 @@ class SelfTraining(FineTuning):
         """num_masks: (3,), of ``GROUPS``."""
         student = self.student
         images = student.preprocess(records)
-        with recorded_outputs(student.backbone) as features:
-            outputs = student.run(images, records).outputs
+        outputs = student.run(images, records).outputs
         counts: Sequence[Tensor | None] = [None] * len(GROUPS) if num_masks is None else num_masks.unbind()
         losses: dict[str, Tensor] = {}
         for group, weight, count in zip(GROUPS, (1.0, self.weight, self.masked_weight), counts):
@@ -279,14 +258,6 @@ class SelfTraining(FineTuning):
                 losses |= values
             else:
                 losses[f"loss_{group}"] = weight * torch.stack(list(values.values())).sum()
-        sources = [index for index, record in enumerate(records) if record.get("domain") == SOURCE_DOMAIN]
-        if self.reference is not None and sources:
-            with torch.no_grad():
-                frozen = coarsest(self.reference(images.tensor[sources]))
-            labels = student.padded_labels([records[i] for i in sources], images)
-            positions = class_positions(labels, self.feature_classes, (frozen.shape[-2], frozen.shape[-1]))
-            distance = feature_distance(coarsest(features[0])[sources], frozen, positions)
-            losses["loss_features"] = self.feature_weight * distance
         return losses
 
     def after_step(self) -> None:
@@ -295,15 +266,6 @@ class SelfTraining(FineTuning):
         self.state["monitor"].after_step()
 
     # --- one run
-
-    def load_references(self, cfg: CfgNode, load: Load) -> None:
-        if self.feature_weight:
-            other = copy.deepcopy(self.teacher)
-            try:
-                load(self.feature_checkpoint, other, backbone_only=True)
-            except USER_ERRORS as error:
-                raise UserError(str(error), key="SELF_TRAINING.FEATURE_DISTANCE_CHECKPOINT") from error
-            self.reference = other.backbone.requires_grad_(False).eval()
 
     def begin(self, start_iter: int) -> None:
         if not start_iter:

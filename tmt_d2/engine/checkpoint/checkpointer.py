@@ -61,7 +61,6 @@ class TMTCheckpointer(DetectionCheckpointer):
         require_head: bool = False,
         keep: int = 3,
         reinit_class_head: bool = False,
-        backbone_only: bool = False,
         **others: Any,
     ):
         """
@@ -71,11 +70,10 @@ class TMTCheckpointer(DetectionCheckpointer):
             keep: maximum number of periodic checkpoints; the final one does not count.
             reinit_class_head: if the file has other classes, take their rows of the class head by name and leave the
                 others as initialized; if it names no classes and its head has another size, leave all of them.
-            backbone_only: use only the backbone: the file must have all of it, and its head may be any.
         """
         super().__init__(model, save_dir, **others)
         self.require_estimator, self.require_head, self.keep = require_estimator, require_head, keep
-        self.reinit_class_head, self.backbone_only = reinit_class_head or backbone_only, backbone_only
+        self.reinit_class_head = reinit_class_head
         self.found_head = False  # the last file has a segmentation head
         self._loading, self._resumes = "", False
 
@@ -229,9 +227,7 @@ class TMTCheckpointer(DetectionCheckpointer):
         is_resumed = self._resumes and self.checkpointables
         if not is_resumed and not any(ADAPTER in name for name in names):  # new adapters change no output
             incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if ADAPTER not in name]
-        if self.backbone_only:
-            self._check_backbone(incompatible)
-        elif self.found_head:
+        if self.found_head:
             self._check_whole(incompatible)
         elif self.require_head:
             message = "it holds no segmentation head (sem_seg_head.*), and a random one predicts nothing"
@@ -287,12 +283,6 @@ class TMTCheckpointer(DetectionCheckpointer):
                 "%s lacks %d of the backbone's %d weights, which stay random, e.g. %s",
                 self._loading, len(missing), len(part), min(missing),
             )  # fmt: skip
-
-    def _check_backbone(self, incompatible: _IncompatibleKeys) -> None:
-        missing = [*incompatible.missing_keys, *(name for name, _, _ in incompatible.incorrect_shapes)]
-        missing = [name for name in missing if name.startswith("backbone.")]
-        if missing:
-            raise self._refusal(f"it is of another backbone: {missing[0]}{_more(missing)} is not in the file")
 
     def _check_whole(self, incompatible: _IncompatibleKeys) -> None:
         shapes = [each for each in incompatible.incorrect_shapes if each[0] != EMPTY_WEIGHT]

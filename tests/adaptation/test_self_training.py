@@ -120,22 +120,6 @@ def test_unconfident_pixels_are_ignored_and_have_no_weight(build_tiny: Any, monk
     assert task.count_masks(records)[1] <= sum(len(record["sem_seg"].unique()) for record in plain[2:])
 
 
-def test_an_ignored_area_has_no_pseudo_labels_and_no_loss(build_tiny: Any) -> None:
-    plain = build(build_tiny, SELF_TRAINING__MIX="none").prepare_batch(batch())
-    task = build(build_tiny, SELF_TRAINING__MIX="none", SELF_TRAINING__IGNORED_ROWS=(0.0, 0.25))
-    records = batch()
-    for record in records[1::2]:
-        record["ignored"] = torch.zeros(record["image"].shape[-2:], dtype=torch.bool)
-        record["ignored"][-12:] = True
-    prepared = task.prepare_batch(records)
-    for ours, theirs in zip(prepared[2:], plain[2:]):
-        assert (ours["sem_seg"][-12:] == 255).all()
-        assert torch.equal(ours["sem_seg"][:-12], theirs["sem_seg"][:-12])
-    images = task.student.preprocess(prepared[2:])
-    for target in task.student.targets(prepared[2:], images):
-        assert target.valid is not None and not target.valid[36:48].any() and target.valid[:36, :50].all()
-
-
 def test_masked_views_come_on_top_and_keep_the_label(build_tiny: Any) -> None:
     task = build(build_tiny, SELF_TRAINING__MIC_WEIGHT=0.25)
     plain = build(build_tiny, SELF_TRAINING__MIX="none").prepare_batch(batch())
@@ -196,6 +180,8 @@ def test_in_the_warm_up_only_labels_are_used(build_tiny: Any) -> None:
         ({"LABELED_RATIO": 0.0, "WARM_UP": 0.5, "MIX": "none"}, "WARM_UP"),
         ({"LABELED_RATIO": 0.0}, "MIX"),
         ({"CONFIDENCE_THRESHOLD": 0.9}, "CONFIDENCE_THRESHOLD"),
+        ({"IGNORED_ROWS": (0.5, 0.5)}, "IGNORED_ROWS"),
+        ({"IGNORED_ROWS": (0.0, 0.1), "UNLABELED_RATIO": 0.0}, "IGNORED_ROWS"),
     ],
 )
 def test_settings_that_contradict_each_other(changes: dict[str, Any], key: str) -> None:

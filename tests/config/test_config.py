@@ -272,6 +272,9 @@ def test_removed_keys_of_older_runs_are_left_out_with_a_warning(
     cfg = tmt_d2.setup_cfg(str(tmp_path / "old.yaml"))
     assert cfg.SEED == 3 and "FEATURE_DISTANCE_WEIGHT" not in cfg.SELF_TRAINING
     assert "SELF_TRAINING.FEATURE_DISTANCE_WEIGHT" in caplog.text
+    with pytest.raises(UserError) as answer:  # not one that somebody types
+        tmt_d2.setup_cfg(TINY_CONFIG, ["SELF_TRAINING.FEATURE_DISTANCE_WEIGHT", "0.1"])
+    assert answer.value.key == "SELF_TRAINING.FEATURE_DISTANCE_WEIGHT"
 
 
 @pytest.mark.parametrize(

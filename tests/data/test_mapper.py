@@ -298,3 +298,21 @@ def test_an_unlabeled_image_keeps_its_colors(record: dict[str, str]) -> None:
         assert torch.equal(crops[0], crops[1])
         changed += not torch.equal(crops[0], crops[2])
     assert changed
+
+
+@pytest.mark.parametrize("crop_size", [(64, 96), (100, 96), None])
+def test_no_crop_of_an_unlabeled_image_has_ignored_rows(tmp_path: Path, crop_size: tuple[int, int] | None) -> None:
+    painted = np.full((*SIZE, 3), 255, np.uint8)
+    painted[:21], painted[84:] = 0, 0  # a fifth each, of which the resize blurs the border
+    Image.fromarray(painted).save(tmp_path / "a.png")
+    record = {"file_name": str(tmp_path / "a.png"), "image_id": "a", "dataset": NAME, "labeled": False}
+    plain, cut = build(crop_size=crop_size), build(crop_size=crop_size, ignored_rows=(0.22, 0.22))
+    black, heights = 0, set()
+    for seed in range(12):
+        np.random.seed(seed)
+        black += int((plain(record)["image"] < 128).sum())
+        np.random.seed(seed)
+        sample = cut(record)
+        assert (sample["image"] > 250).all()
+        heights.add(sample["image"].shape[1])
+    assert black and len(heights) > 1  # control; small images leave less than a crop, others more

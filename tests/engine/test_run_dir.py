@@ -27,5 +27,12 @@ def test_an_ended_run_keeps_its_config(start: Path, tmp_path: Path) -> None:
         RunDir(other).check_same_settings()  # as a notebook does
     with pytest.raises(UserError, match="INPUT.MIN_SIZE_TEST"):
         run_stage(other, resume=True)
+    newer = small_cfg("full", tmp_path, start, SOLVER__MAX_ITER=1, SOLVER__POLY_LR_POWER=0.5)
+    lines = before.decode().splitlines()  # of a version without this key
+    (tmp_path / "config.yaml").write_text("\n".join(line for line in lines if "POLY_LR_POWER" not in line))
+    RunDir(cfg).check_same_settings()
+    with pytest.raises(UserError, match="POLY_LR_POWER"):
+        RunDir(newer).check_same_settings()
+    (tmp_path / "config.yaml").write_bytes(before)
     run_stage(small_cfg("full", tmp_path, tmp_path / "model_final.pth", INPUT__MIN_SIZE_TEST=32), eval_only=True)
     assert (tmp_path / "config.yaml").read_bytes() == before

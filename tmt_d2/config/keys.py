@@ -265,9 +265,8 @@ OWN: dict[str, Key] = {
         IGNORED_ROWS=Key(
             (0.0, 0.0),
             Range(0, 1, count=2),
-            "Shares of an unlabeled image's height, at the top and at the bottom, that have no pseudo-labels",
+            "Shares of an unlabeled image's height, at the top and at the bottom, from which no crop is taken",
         ),
-        IGNORED_MASK=Key("", None, "Image file, stretched over unlabeled images: no pseudo-labels where it is black"),
         MIX=Key("classmix", ("classmix", "none"), "Paste half of the classes of a labeled image onto an unlabeled one"),
         COLOR_JITTER_PROB=Key(0.8, SHARE, "Probability of color jitter in the student's view"),
         COLOR_JITTER_STRENGTH=Key(
@@ -397,9 +396,8 @@ RENAMED = {  # old key: new key
     "DATASETS.UNLABELLED": "DATASETS.UNLABELED",
     **{f"TRANSFER.SELF_TRAINING.{old}": f"SELF_TRAINING.{new}" for old, new in _RENAMED_SELF_TRAINING.items()},
 }
-REMOVED = {  # config.yaml of older runs has them
-    *(f"SELF_TRAINING.FEATURE_DISTANCE_{name}" for name in ("WEIGHT", "CHECKPOINT", "CLASSES")),
-}
+# config.yaml of older runs has them.
+REMOVED = [f"SELF_TRAINING.FEATURE_DISTANCE_{name}" for name in ("WEIGHT", "CHECKPOINT", "CLASSES")]
 
 
 def add_tmt_config(cfg: CfgNode) -> None:

@@ -75,10 +75,13 @@ def merge_cfg(
     files = f"{config_file}, method {method}" if method else f"{config_file}"
     for source, pairs in ((files, values.items()), ("an override", zip(opts[::2], opts[1::2]))):
         for key, value in pairs:
+            if key in REMOVED and source == "an override":
+                raise UserError("this key was removed", key=key)
             if key in RENAMED:
                 raise UserError(f"this key of {source} is now {RENAMED[key]}", key=key)
             if key in REMOVED:
-                logger.warning("%s of %s has no effect any more", key, source)
+                if value and isinstance(value, (int, float)):
+                    logger.warning("%s of %s is %s: it was removed and has no effect", key, source, value)
                 continue
             if key not in defaults:
                 raise UserError(f"{source} has this unknown key{did_you_mean(key, defaults)}", key=key)
@@ -112,7 +115,7 @@ def _read(value: Any, default: Any) -> Any:
 
 
 def check_cfg(cfg: CfgNode) -> None:
-    """Check what ``check_values`` does, and the names of architectures and backbones.
+    """Check the values (see ``check_values``), the device, and the names of architectures and backbones.
 
     Raises:
         UserError: a value that would only fail, or mislead, after training began.
@@ -122,10 +125,14 @@ def check_cfg(cfg: CfgNode) -> None:
     for key, allowed in ALLOWED.items():
         if isinstance(allowed, Registered):
             _check_choice(key, get_key(cfg, key), allowed)
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise UserError("no device", key="MODEL.DEVICE", value=cfg.MODEL.DEVICE, hint="cuda, cuda:1 or cpu") from error
 
 
 def check_values(cfg: CfgNode) -> None:
-    """Check all values but the names of architectures and backbones: no model is imported.
+    """Check all values that need no import of a model, nor of the modules in TMT_IMPORT.
 
     Raises:
         UserError: a value that would only fail, or mislead, after training began.
@@ -136,10 +143,6 @@ def check_values(cfg: CfgNode) -> None:
             raise UserError(f"must be {allowed}", key=key, value=value)
         if isinstance(allowed, tuple):
             _check_choice(key, value, allowed)
-    try:
-        torch.device(cfg.MODEL.DEVICE)
-    except RuntimeError as error:
-        raise UserError("no device", key="MODEL.DEVICE", value=cfg.MODEL.DEVICE, hint="cuda, cuda:1 or cpu") from error
     crop, former, head = cfg.INPUT.CROP, cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD
     if crop.ENABLED and crop.TYPE != "absolute":
         raise UserError("only absolute crops are implemented", key="INPUT.CROP.TYPE", value=crop.TYPE)

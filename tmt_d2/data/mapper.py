@@ -22,7 +22,6 @@ from tmt_d2.data import reader
 from tmt_d2.data.augmentation import Crop, crop_image, crop_label, ssd_colors
 from tmt_d2.data.datasets.label_spaces import IGNORE, LabelSpace
 from tmt_d2.data.datasets.registration import label_space_of
-from tmt_d2.data.ignored_area import IgnoredArea
 from tmt_d2.data.maps import TransferabilityMaps
 from tmt_d2.data.reader import ChannelOrder
 from tmt_d2.errors import UserError
@@ -38,7 +37,7 @@ class SemanticMapper:
     ``sem_seg`` uint8 (h, w) of train ids, at most as large as the crop. The model pads them to ``padded_size`` (H, W),
     that of a whole crop, so that position encodings are equal in every micro-batch and process. In testing: ``image``
     only, with its shortest edge resized. Both have ``height`` and ``width`` of the label, or of an image without one,
-    and the names of the record. ``ignored`` bool (h, w): see ``ignored_area``.
+    and the names of the record.
     """
 
     @configurable
@@ -59,7 +58,7 @@ class SemanticMapper:
         with_label: bool = True,
         maps: TransferabilityMaps | None = None,
         rare_class_area: float = 0.0,
-        ignored_area: IgnoredArea | None = None,
+        ignored_rows: Sequence[float] = (0.0, 0.0),
     ) -> None:
         """
         Args:
@@ -77,7 +76,8 @@ class SemanticMapper:
             with_label: False reads no label, only the size of its file, for the orientation of the image.
             rare_class_area: crops in which the "rare_class" (a train id) of a record fills less are drawn again.
             maps: in training add ``transferability``, the crop of each level's map.
-            ignored_area: in training add ``ignored`` to records with "labeled" False, (h, w) bool.
+            ignored_rows: shares of the height, at the top and at the bottom, outside of crops of records with "labeled"
+                False.
         """
         if min_size_sampling not in ("choice", "range"):
             raise UserError("use 'choice' or 'range'", key="INPUT.MIN_SIZE_TRAIN_SAMPLING", value=min_size_sampling)
@@ -99,7 +99,7 @@ class SemanticMapper:
         self.with_label = with_label
         self.maps = maps
         self.rare_class_area = rare_class_area
-        self.ignored_area = ignored_area
+        self.ignored_rows = ignored_rows
 
     @classmethod
     def from_config(
@@ -128,7 +128,7 @@ class SemanticMapper:
             "with_label": with_label,
             "maps": maps,
             "rare_class_area": cfg.SELF_TRAINING.RARE_CLASS_AREA / 2,
-            "ignored_area": IgnoredArea(cfg),
+            "ignored_rows": cfg.SELF_TRAINING.IGNORED_ROWS,
         }
 
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class SemanticMapper:
             pixels, sem_seg, crop = self._read_crop(record)
         else:
             image = reader.read_image_of(record, self.image_format)
-            crop, sem_seg = self._draw_crop(image.shape[:2]), None
+            crop, sem_seg = self._draw_crop(image.shape[:2], ignored_rows=self.ignored_rows), None
             pixels = crop_image(image, crop)
         size = crop.source
         sample |= {"height": size[0], "width": size[1], "padded_size": self._padded_size(pixels.shape[:2])}
@@ -152,9 +152,6 @@ class SemanticMapper:
         sample["image"] = _channels_first(pixels, mirrored)
         if sem_seg is not None:
             sample["sem_seg"] = _channels_first(sem_seg[..., None], mirrored)[0]
-        if self.ignored_area and not record.get("labeled", True):
-            ignored = self.ignored_area.crop(crop)
-            sample["ignored"] = _channels_first(ignored[..., None], mirrored)[0]
         if self.maps is not None:
             sample["transferability"] = self.maps.crop(record, crop, mirrored)
         return sample
@@ -172,17 +169,24 @@ class SemanticMapper:
                 return crop_image(reduced, crop, crop.reduction), sem_seg, crop
         return crop_image(reader.read_image_of(record, self.image_format, size), crop), sem_seg, crop
 
-    def _draw_crop(self, size: tuple[int, int], label: np.ndarray | None = None, rare_class: int | None = None) -> Crop:
+    def _draw_crop(
+        self,
+        size: tuple[int, int],
+        label: np.ndarray | None = None,
+        rare_class: int | None = None,
+        ignored_rows: Sequence[float] = (0.0, 0.0),
+    ) -> Crop:
         if self.min_size_sampling == "range":
             min_size = int(np.random.randint(self.min_sizes[0], self.min_sizes[1] + 1))
         else:
             min_size = int(np.random.choice(self.min_sizes))
         resized = resized_size(size, min_size, self.max_size)
+        first, rows = _kept_rows(resized[0], ignored_rows)
         if self.crop_size is None:
-            return _whole(size, resized)
-        height, width = min(self.crop_size[0], resized[0]), min(self.crop_size[1], resized[1])
+            return Crop(size, resized, first, 0, rows, resized[1])
+        height, width = min(self.crop_size[0], rows), min(self.crop_size[1], resized[1])
         for _ in range(CROP_ATTEMPTS):
-            top = int(np.random.randint(resized[0] - height + 1))
+            top = first + int(np.random.randint(rows - height + 1))
             left = int(np.random.randint(resized[1] - width + 1))
             crop = Crop(size, resized, top, left, height, width)
             if label is not None and rare_class is not None:
@@ -232,6 +236,12 @@ def resized_size(size: tuple[int, int], min_size: int, max_size: int) -> tuple[i
         return size
     height, width = ResizeShortestEdge.get_output_shape(*size, min_size, max_size)
     return max(height, 1), max(width, 1)
+
+
+def _kept_rows(height: int, ignored: Sequence[float]) -> tuple[int, int]:
+    """Return the first row, and the number of rows, that are not ignored; one is always left."""
+    first = min(round(ignored[0] * height), height - 1)
+    return first, max(height - first - round(ignored[1] * height), 1)
 
 
 def _whole(size: tuple[int, int], resized: tuple[int, int]) -> Crop:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
 
 from tmt_d2.adaptation import TASKS
-from tmt_d2.config import flatten
+from tmt_d2.config import add_tmt_config, flatten
 from tmt_d2.config.file import load_config_file
 from tmt_d2.engine.best import Best
 from tmt_d2.engine.checkpoint.checkpointer import FINAL, TMTCheckpointer, ended_after
@@ -90,12 +90,17 @@ class RunDir:
         return UserError(message, key="OUTPUT_DIR", value=str(self.folder), hint="choose another OUTPUT_DIR")
 
     def _changed_settings(self) -> dict[str, tuple[Any, Any]]:
-        """Return config key -> (value of the run in the folder, value now); empty without a run."""
+        """Return config key -> (value of the run in the folder, value now); empty without a run.
+
+        A key that the run did not know yet has its default there.
+        """
         if not (self.folder / CONFIG).is_file() or not self.checkpoints():
             return {}
-        there = flatten(load_config_file(self.folder / CONFIG))
+        defaults = get_cfg()
+        add_tmt_config(defaults)
+        there = flatten(yaml.safe_load(defaults.dump())) | flatten(load_config_file(self.folder / CONFIG))
         here = flatten(yaml.safe_load(self.cfg.dump()))
-        return {key: (there[key], value) for key, value in here.items() if key in there and there[key] != value}
+        return {key: (there[key], value) for key, value in here.items() if there.get(key, value) != value}
 
     def has_ended(self) -> bool:
         """Return True if the folder holds weights without a state to resume: only an evaluation may be missing.

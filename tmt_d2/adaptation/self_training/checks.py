@@ -7,7 +7,6 @@ import logging
 from detectron2.config import CfgNode
 
 from tmt_d2.data.datasets.registration import label_space_of
-from tmt_d2.data.ignored_area import IgnoredArea
 from tmt_d2.data.labeled import LabelChoice
 from tmt_d2.errors import UserError
 
@@ -20,7 +19,6 @@ def check_settings(cfg: CfgNode) -> None:
         UserError: a setting has no effect, or needs images or labels that no batch has.
     """
     keys, data = cfg.SELF_TRAINING, cfg.DATASETS
-    IgnoredArea(cfg)
 
     def refuse(key: str, message: str, hint: str = "") -> None:
         raise UserError(message, key=f"SELF_TRAINING.{key}", value=keys[key], hint=hint)
@@ -32,6 +30,10 @@ def check_settings(cfg: CfgNode) -> None:
         refuse("WARM_UP", "it is training on labels alone, and LABELED_RATIO and SOURCE_RATIO are 0")
     if keys.FDA_BETA and not (keys.SOURCE_RATIO and keys.UNLABELED_RATIO):
         refuse("FDA_BETA", "it needs source and unlabeled images, and SOURCE_RATIO or UNLABELED_RATIO is 0")
+    if sum(keys.IGNORED_ROWS) >= 1:
+        refuse("IGNORED_ROWS", "nothing is left of the images")
+    if any(keys.IGNORED_ROWS) and not keys.UNLABELED_RATIO:
+        refuse("IGNORED_ROWS", "they are left out of unlabeled images, and UNLABELED_RATIO is 0")
     if keys.CONFIDENCE_THRESHOLD and not keys.IGNORE_UNCONFIDENT and keys.WEIGHT_BY == "none":
         hint = "set IGNORE_UNCONFIDENT True, or WEIGHT_BY pixel or image"
         refuse("CONFIDENCE_THRESHOLD", "nothing depends on the confidence", hint)

@@ -77,17 +77,15 @@ class PseudoLabelPolicy:
         ignores: pixels that are not confident are ignored.
         weight_by: weight of a mask, the mean over its pixels of: 1 ("none"); 1 where confident, else 0 ("pixel"); the
             share of confident pixels in the image ("image"; DAFormer, arXiv 2111.14887).
-        has_ignored_area: labels are 255 where images show no street: such pixels are left out of the mask losses.
     """
 
     threshold: float = 0.0
     ignores: bool = False
     weight_by: str = "none"
-    has_ignored_area: bool = False
 
     def pseudo_label(self, label: Tensor, confidence: Tensor) -> PseudoLabel:
-        """label, confidence: (H, W), from ``labels_and_confidence``; label: 255 where the image is ignored."""
-        confident = (confidence >= self.threshold) & (label != IGNORE)
+        """label, confidence: (H, W), from ``labels_and_confidence``."""
+        confident = confidence >= self.threshold
         return PseudoLabel(label.to(torch.uint8), confident, self.weights(confident))
 
     def weights(self, confident: Tensor) -> Tensor:
@@ -100,7 +98,7 @@ class PseudoLabelPolicy:
     def entries(self, pseudo: PseudoLabel) -> dict[str, Any]:
         """Return the entries of a record that ``MaskFormer.losses`` reads."""
         label = pseudo.label.masked_fill(~pseudo.confident, IGNORE) if self.ignores else pseudo.label
-        if not self.ignores and self.weight_by == "none" and not self.has_ignored_area:
+        if not self.ignores and self.weight_by == "none":
             return {"sem_seg": label}
         return {"sem_seg": label, "mask_weights": mask_weights(pseudo.label, pseudo.weights)}
 

@@ -30,9 +30,7 @@ from tmt_d2.adaptation.self_training.pseudo_labels import (
 from tmt_d2.adaptation.self_training.teacher import MovingAverage, share_statistics
 from tmt_d2.adaptation.supervised import FineTuning
 from tmt_d2.adaptation.task import Record, Split, Test, loader_options
-from tmt_d2.data.datasets.label_spaces import IGNORE
 from tmt_d2.data.datasets.registration import label_space_of, labeled_records
-from tmt_d2.data.ignored_area import IgnoredArea
 from tmt_d2.data.loaders import SOURCE_DOMAIN, Shares, build_semi_supervised_loader
 from tmt_d2.data.rare_classes import RareClasses
 from tmt_d2.evaluation.semantic import METRICS
@@ -160,9 +158,7 @@ class SelfTraining(FineTuning):
             augmentation=StrongAugmentation(
                 keys.COLOR_JITTER_PROB, keys.COLOR_JITTER_STRENGTH, keys.BLUR_PROB, bgr=cfg.INPUT.FORMAT == "BGR"
             ),
-            policy=PseudoLabelPolicy(
-                keys.CONFIDENCE_THRESHOLD, keys.IGNORE_UNCONFIDENT, keys.WEIGHT_BY, bool(IgnoredArea(cfg))
-            ),
+            policy=PseudoLabelPolicy(keys.CONFIDENCE_THRESHOLD, keys.IGNORE_UNCONFIDENT, keys.WEIGHT_BY),
             class_names=names,
             warm_up=round(keys.WARM_UP * iterations),
             weight=keys.PSEUDO_LABEL_WEIGHT,
@@ -209,19 +205,16 @@ class SelfTraining(FineTuning):
         return record | {"image": fda(record["image"].to(style.device), style, self.fda_beta)}
 
     def _pseudo_labels(self, records: Sequence[Record]) -> Iterator[PseudoLabel]:
-        """Yield the teacher's prediction for each image as it is; no class where the image is "ignored"."""
+        """Yield the teacher's prediction for each image as it is."""
         images = self.teacher.preprocess(records)
         probabilities = marginals(self.teacher.run(images, records).outputs)
         if self.class_balance:
             probabilities = balanced(probabilities, self.state["monitor"].get_buffer("predicted"), self.class_balance)
         padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
-        for record, (height, width), (label, confidence) in zip(
-            records, images.image_sizes, labels_and_confidence(probabilities, padded_size)
+        for (height, width), (label, confidence) in zip(
+            images.image_sizes, labels_and_confidence(probabilities, padded_size)
         ):
-            label, confidence = label[:height, :width], confidence[:height, :width]
-            if "ignored" in record:
-                label = label.masked_fill(record["ignored"].to(label.device), IGNORE)
-            yield self.policy.pseudo_label(label, confidence)
+            yield self.policy.pseudo_label(label[:height, :width], confidence[:height, :width])
 
     def _masked(self, record: Record) -> Record:
         assert self.masking is not None

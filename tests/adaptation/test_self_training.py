@@ -180,6 +180,7 @@ def test_in_the_warm_up_only_labels_are_used(build_tiny: Any) -> None:
         ({"LABELED_RATIO": 0.0, "WARM_UP": 0.5, "MIX": "none"}, "WARM_UP"),
         ({"LABELED_RATIO": 0.0}, "MIX"),
         ({"CONFIDENCE_THRESHOLD": 0.9}, "CONFIDENCE_THRESHOLD"),
+        ({"CLASS_BALANCE": 0.3, "LABELED_RATIO": 0.0, "MIX": "none"}, "CLASS_BALANCE"),
         ({"IGNORED_ROWS": (0.5, 0.5)}, "IGNORED_ROWS"),
         ({"IGNORED_ROWS": (0.0, 0.1), "UNLABELED_RATIO": 0.0}, "IGNORED_ROWS"),
     ],

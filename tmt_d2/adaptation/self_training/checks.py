@@ -30,6 +30,9 @@ def check_settings(cfg: CfgNode) -> None:
         refuse("WARM_UP", "it is training on labels alone, and LABELED_RATIO and SOURCE_RATIO are 0")
     if keys.FDA_BETA and not (keys.SOURCE_RATIO and keys.UNLABELED_RATIO):
         refuse("FDA_BETA", "it needs source and unlabeled images, and SOURCE_RATIO or UNLABELED_RATIO is 0")
+    if keys.CLASS_BALANCE and not has_labels:
+        message = "without any label, rare classes take over (LABELED_RATIO and SOURCE_RATIO are 0)"
+        refuse("CLASS_BALANCE", message, "set it to 0.0, or use source images")
     if sum(keys.IGNORED_ROWS) >= 1:
         refuse("IGNORED_ROWS", "nothing is left of the images")
     if any(keys.IGNORED_ROWS) and not keys.UNLABELED_RATIO:

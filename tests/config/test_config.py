@@ -265,6 +265,15 @@ def test_old_keys_are_answered_with_their_new_names(tmp_path: Path) -> None:
         tmt_d2.setup_cfg(str(tmp_path / "old.yaml"))
 
 
+@pytest.mark.parametrize("text", ["TRANSFER: {METHOD: }", "SOLVER: {MAX_ITER: null}"])
+def test_none_is_no_value(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(UserError, match="needs a value"):
+        tmt_d2.setup_cfg(str(tmp_path / "a.yaml"))
+    with pytest.raises(UserError, match="needs a value"):
+        tmt_d2.setup_cfg(TINY_CONFIG, ["TRANSFER.METHOD", "None"])
+
+
 def test_removed_keys_of_older_runs_are_left_out_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -85,11 +85,13 @@ def merge_cfg(
                 continue
             if key not in defaults:
                 raise UserError(f"{source} has this unknown key{did_you_mean(key, defaults)}", key=key)
+            message = f"{source} needs a value of type {type(defaults[key]).__name__}"
             try:
                 cfg.merge_from_list([key, _read(value, defaults[key])])
             except ValueError as error:  # of another type
-                message = f"{source} needs a value of type {type(defaults[key]).__name__}"
                 raise UserError(message, key=key, value=value) from error
+            if get_key(cfg, key) is None and defaults[key] is not None:  # Detectron2 takes None for any type
+                raise UserError(message, key=key, value=value)
     return cfg, values
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from tmt_d2.modeling.ops.linear import MIN_ROWS, Linear, linear
+from tmt_d2.modeling.ops.linear import MIN_ROWS, Linear, inner, linear
 
 
 @pytest.fixture(autouse=True, params=[1, 2])
@@ -40,6 +40,14 @@ def test_as_pytorch_and_its_gradients(shape: tuple[int, ...], dtype: torch.dtype
 def test_rows_that_do_not_lie_one_after_the_other() -> None:
     x, layer = torch.randn(2, 6, MIN_ROWS).transpose(1, 2), Linear(6, 4, bias=False)
     torch.testing.assert_close(layer(x), F.linear(x, layer.weight))
+
+
+@pytest.mark.parametrize("a_shape, b_rows", [((3, 5), MIN_ROWS), ((MIN_ROWS,), 4), ((2, 3), 4)])
+@pytest.mark.parametrize("empty", ["", "a", "b"])
+def test_inner_with_many_and_with_no_rows(a_shape: tuple[int, ...], b_rows: int, empty: str) -> None:
+    a, b = torch.randn(*a_shape, 6), torch.randn(b_rows, 6)
+    a, b = a[:0] if empty == "a" else a, b[:0] if empty == "b" else b
+    torch.testing.assert_close(inner(a, b), torch.inner(a, b))
 
 
 def routes(function, *args) -> set[str]:

@@ -326,6 +326,8 @@ def upsampled_scores(class_logits: Tensor, mask_logits: Tensor, size: tuple[int,
     for top in range(0, h, rows):
         bottom = min(top + rows, h)
         first, last = max(top - 1, 0), min(bottom + 1, h)  # interpolation looks one row further
-        strip = resize(mask_logits[:, first:last], ((last - first) * scale, size[1]))
+        strip = mask_logits[None, :, first:last]
+        strip = strip.contiguous(memory_format=torch.channels_last)  # resized in less time on a CPU
+        strip = resize(strip, ((last - first) * scale, size[1]))[0]
         strips.append(semantic_scores(class_logits, strip[:, (top - first) * scale : (bottom - first) * scale]))
     return torch.cat(strips, 1)

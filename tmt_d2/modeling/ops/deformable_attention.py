@@ -200,7 +200,15 @@ class MSDeformAttn(nn.Module):
         query = at_least_float32(query)
         with torch.autocast(query.device.type, enabled=False):  # rounded points would be off by parts of a cell
             offsets = self.sampling_offsets(query).view(B, Q, M, L, P, 2)
-            weights = self.attention_weights(query).view(B, Q, M, L * P).softmax(-1).view(B, Q, M, L, P)
+            weights = _softmax(self.attention_weights(query).view(B, Q, M, L * P)).unflatten(-1, (L, P))
         cells = reference_points.new_tensor([(1 / w, 1 / h) for h, w in spatial_shapes])
         locations = torch.addcmul(reference_points[:, None, None, None], offsets, cells[:, None])
         return self.output_proj(ms_deform_attn(value, spatial_shapes, locations, weights))
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Softmax over the last dimension. PyTorch on a CPU needs a quarter of the time if the few values of a sum are not
+    next to each other in memory."""
+    if scores.device.type != "cpu" or is_traced():
+        return scores.softmax(-1)
+    return scores.movedim(-1, 1).contiguous().softmax(1).movedim(1, -1)

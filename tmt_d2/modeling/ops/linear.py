@@ -18,7 +18,10 @@ MIN_ROWS = 2048  # from which oneDNN is faster, with one thread and with two
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """a @ b.T, as ``torch.inner``: a (..., C), b (K, C) -> (..., K), every row of a times every row of b."""
-    return linear(a, b)
+    many_rows = _onednn_takes(a) or _onednn_takes(b)
+    if is_traced() or not many_rows or not (a.numel() and b.numel()):
+        return F.linear(a, b)
+    return _convolve(a, b)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
@@ -26,6 +29,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = F
     if is_traced() or not _onednn_takes(x):
         product = F.linear(x, weight, bias)
         return F.relu(product) if relu else product
+    return _convolve(x, weight, bias, relu)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+    """``linear`` by oneDNN."""
     rows = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, C_in, 1, rows), channels last without a copy
     # Dilation does not change a 1x1 convolution. Without it PyTorch computes one with a single thread by way of MKL.
     product = F.conv2d(rows, weight[:, :, None, None], bias, dilation=2)

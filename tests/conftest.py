@@ -46,11 +46,15 @@ def clean_catalogs() -> Iterator[None]:
 
 @pytest.fixture
 def build_tiny() -> Callable[..., nn.Module]:
-    """build_tiny(architecture, KEY=value, ...) -> a model in evaluation mode; equal calls give equal weights."""
+    """build_tiny(architecture, KEY=value, ...) -> a model in evaluation mode; equal calls give equal weights.
+
+    T acts in inference, so that outputs show it.
+    """
 
     def build(architecture: str = "TransferableMaskFormer", **changes: Any) -> nn.Module:
         torch.manual_seed(0)
-        return build_model(tiny_cfg(MODEL__META_ARCHITECTURE=architecture, **changes)).eval()
+        changes = {"MODEL__TMT__TEST_ATTENTION": True, "MODEL__META_ARCHITECTURE": architecture, **changes}
+        return build_model(tiny_cfg(**changes)).eval()
 
     return build
 
@@ -82,10 +86,11 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def model_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Configs and checkpoints of two random models: tmt.yaml, tmt.pth, full.yaml, full.pth."""
+    """Configs and checkpoints of two random models: tmt.yaml (T acts in inference), tmt.pth, full.yaml, full.pth."""
     folder = tmp_path_factory.mktemp("models")
+    changes = {"MODEL__MASK_FORMER__DEC_LAYERS": 4, "INPUT__MIN_SIZE_TEST": 0, "MODEL__TMT__TEST_ATTENTION": True}
     for name in ("tmt", "full"):
-        cfg = small_cfg(name, folder / name, MODEL__MASK_FORMER__DEC_LAYERS=4, INPUT__MIN_SIZE_TEST=0)
+        cfg = small_cfg(name, folder / name, **changes)
         torch.manual_seed(0)
         torch.save({"model": build_model(cfg).state_dict()}, folder / f"{name}.pth")
         (folder / f"{name}.yaml").write_text(cfg.dump())

@@ -35,6 +35,7 @@ from tmt_d2.inference import Prediction, Predictor
 from tmt_d2.inference.attention import report_image
 from tmt_d2.inference.images import InputImage
 from tmt_d2.inference.predictor import ImageLike
+from tmt_d2.modeling.tmt import attention_in_inference
 from tmt_d2.utils.logs import log_to_screen
 from tmt_d2.visualization.figures import prediction_figure, query_figure, transferability_figure
 from tmt_d2.visualization.inspection import AttentionReport, Selector
@@ -75,7 +76,8 @@ class Trained:
         Raises:
             UserError: the model is a plain Mask2Former.
         """
-        report = self._report(path)
+        with attention_in_inference(self.predictor.model):
+            report = self._report(path)
         if not report.levels:
             raise UserError("a plain Mask2Former has no T", key=self.weights, hint="use adapt(..., method='tmt')")
         return transferability_figure(report, f"{Path(path).name}: transferability")
@@ -83,8 +85,12 @@ class Trained:
     def show_attention(
         self, path: str | Path, pixel: tuple[int, int] | None = None, layers: Sequence[int] | None = None
     ) -> Figure:
-        """Draw the attention of one query: the owner of ``pixel`` (x, y), or the most confident query."""
-        report = self._report(path, [pixel] if pixel else [], top=0 if pixel else 1, layers=layers)
+        """Draw the attention of one query: the owner of ``pixel`` (x, y), or the most confident query.
+
+        T masks attention as in training.
+        """
+        with attention_in_inference(self.predictor.model):
+            report = self._report(path, [pixel] if pixel else [], top=0 if pixel else 1, layers=layers)
         query = report.queries[0]
         return query_figure([report], [query], f"{Path(path).name}: {query.name}, query {query.selected.query}", ())
 

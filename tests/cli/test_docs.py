@@ -91,7 +91,7 @@ def test_commands(workplace: Path) -> None:
 
 
 def check_onnx_file(path: Path, model: MaskFormer) -> None:
-    """Compare the file with the model on another image; it masks attention by transferability."""
+    """Compare the file with the model on another image."""
     assert any(node.op_type == "GridSample" for node in onnx.load(path).graph.node)
     session = onnxruntime.InferenceSession(path)
     metadata = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
@@ -102,14 +102,12 @@ def check_onnx_file(path: Path, model: MaskFormer) -> None:
     assert metadata["input"] == expected_input | {"size": size}
     image, fixed = sample_image(tuple(size), 99), FixedSizeModel(model)
     names = [output.name for output in session.get_outputs()]
-    assert names == fixed.names == ["labels", "scores", "class_logits", "mask_logits", "transferability"]
+    assert names == fixed.names == ["labels", "scores", "class_logits", "mask_logits"]
     exported = dict(zip(names, map(torch.from_numpy, session.run(None, {"image": image.numpy()}))))
     expected = dict(zip(names, fixed(image)))
-    for name in ("class_logits", "mask_logits", "transferability"):
+    for name in ("class_logits", "mask_logits"):
         assert (exported[name] - expected[name]).abs().max() < 1e-3
     assert (exported["labels"] == expected["labels"]).double().mean() > 0.999
-    model.attention = "off"
-    assert (fixed(image)[2] - exported["class_logits"]).abs().max() > 1e-5
 
 
 def test_predictor(workplace: Path) -> None:

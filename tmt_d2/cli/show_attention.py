@@ -14,7 +14,9 @@ For each image NAME (its path below the common folder of all images) the output 
 and with --statistics SPLIT, over all images of a registered split: which classes transferability excludes, and how
 often it leaves a query without positions, as a table, statistics_SPLIT.json and statistics_SPLIT.png.
 
-Existing files of these names are overwritten. Plain Mask2Former models (MaskFormer) have no transferability figures.
+T masks attention as in training, also for the prediction that is shown; ``MODEL.TMT.TEST_ATTENTION False`` shows the
+model as it predicts by default. Existing files of these names are overwritten. Plain Mask2Former models (MaskFormer)
+have no transferability figures.
 Levels, layers, heads and queries are numbered from 0, as in the state dict.
 """
 
@@ -63,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from tmt_d2.data import register_data
     from tmt_d2.data.datasets.registration import check_registered
     from tmt_d2.inference.images import find_images
-    from tmt_d2.inference.predictor import Predictor
+    from tmt_d2.inference.predictor import AS_IN_TRAINING, Predictor
     from tmt_d2.utils.logs import log_to_screen
 
     log_to_screen()
@@ -73,9 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     images = find_images(args.input) if args.input else None
     if args.statistics:
         check_registered(args.statistics, "--statistics")
-    predictors = [Predictor.from_config(args.config_file, args.weights, args.opts, args.method)]
+    predictors = [Predictor.from_config(args.config_file, args.weights, [*AS_IN_TRAINING, *args.opts], args.method)]
     if args.compare:
-        predictors.append(Predictor.from_config(*args.compare))
+        config_file, weights = args.compare
+        predictors.append(Predictor.from_config(config_file, weights, AS_IN_TRAINING))
         if predictors[0].name == predictors[1].name:
             for predictor in predictors:
                 weights = Path(predictor.cfg.MODEL.WEIGHTS)

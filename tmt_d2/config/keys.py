@@ -195,7 +195,7 @@ OWN: dict[str, Key] = {
         ),
         TRAIN_ATTENTION=Key(True, None, "False: exclude positions in inference only; training is that of full"),
         TEST_ATTENTION=Key(
-            True, None, "False: exclude positions in training only; a prediction then needs no T and costs that of full"
+            False, None, "True: exclude positions in inference too, as the paper does; this runs a second encoder"
         ),
         OUTPUT_TRANSFERABILITY=Key(False, None, 'Add "transferability", T of each level, to each output'),
     ),

@@ -13,10 +13,10 @@ or "BGR", "range": [0, 255], "dtype": "float32", "size": [H, W]}, ``classes`` is
 [[r, g, b], ...]}.
 
 The file resizes nothing: it equals ``Predictor`` for images that are already resized as the config resizes them.
-Normalization, padding, adaptive clustering and transferable masked attention are part of the file. It is written only
-if it agrees with the model on five images: the median of their largest logit differences is at most 1e-3, and at least
-99.9 % of the labels are equal. Single images may differ more: masked attention tests whether a logit is above 0, so a
-rounding error may change what a query attends to.
+Normalization and padding are part of the file, and where T acts in inference, adaptive clustering and transferable
+masked attention. It is written only if it agrees with the model on five images: the median of their largest logit
+differences is at most 1e-3, and at least 99.9 % of the labels are equal. Single images may differ more: masked
+attention tests whether a logit is above 0, so a rounding error may change what a query attends to.
 """
 
 from __future__ import annotations

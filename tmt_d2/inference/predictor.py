@@ -34,6 +34,7 @@ from tmt_d2.modeling.tmt import TransferableMaskFormer
 from tmt_d2.utils.memory import reuse_freed_memory
 
 ImageLike = str | Path | Image.Image | np.ndarray
+AS_IN_TRAINING = ("MODEL.TMT.TEST_ATTENTION", "True")  # overrides for figures of what T excludes
 
 
 class Prediction(NamedTuple):

@@ -10,7 +10,7 @@ Letters: B images, (h, w) a level of the pyramid.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ class TransferableMaskFormer(MaskFormer):
         output_transferability: bool,
         rank_by: str = "T",
         train_attention: bool = True,
-        test_attention: bool = True,
+        test_attention: bool = False,
         **mask_former: Any,
     ):
         """
@@ -62,7 +62,7 @@ class TransferableMaskFormer(MaskFormer):
             output_transferability: add "transferability" to each result.
             rank_by: "T", or for controls "inverted" (the lowest T is excluded) or "random" positions.
             train_attention: False masks attention in inference only, a control.
-            test_attention: False masks attention in training only; T is then not computed in inference.
+            test_attention: True masks attention in inference too, as the paper does; T then costs a second encoder.
             mask_former: the arguments of ``MaskFormer``.
         """
         super().__init__(**mask_former)
@@ -211,14 +211,24 @@ def differs_in_training(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
-@contextmanager
-def output_transferability(model: Any) -> Iterator[None]:
+def output_transferability(model: Any) -> AbstractContextManager[None]:
     """Let the model, if it has T, output it within the block."""
+    return _switched_on(model, "output_transferability")
+
+
+def attention_in_inference(model: Any) -> AbstractContextManager[None]:
+    """Let T, if the model has it, mask attention in evaluation mode within the block."""
+    return _switched_on(model, "test_attention")
+
+
+@contextmanager
+def _switched_on(model: Any, name: str) -> Iterator[None]:
     if not isinstance(model, TransferableMaskFormer):
         yield
         return
-    before, model.output_transferability = model.output_transferability, True
+    before = getattr(model, name)
+    setattr(model, name, True)
     try:
         yield
     finally:
-        model.output_transferability = before
+        setattr(model, name, before)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tmt_d2.adaptation import BASELINE, OURS
-from tmt_d2.inference import Predictor
+from tmt_d2.inference.predictor import AS_IN_TRAINING, Predictor
 from tmt_d2.projects.viewer.pixel_view import pixel_html
 from tmt_d2.visualization.inspection import attention_report, masking_p_t
 from tmt_d2.visualization.sizes import shrink
@@ -74,7 +74,7 @@ class Viewer:
 
     def _load(self, name: str) -> Predictor:
         checkpoint = self.checkpoints[name]
-        return Predictor.from_config(str(checkpoint.config_file), str(checkpoint.weights))
+        return Predictor.from_config(str(checkpoint.config_file), str(checkpoint.weights), AS_IN_TRAINING)
 
     def layers(self, name: str) -> int:
         decoder: Any = self._predictor(name).model.sem_seg_head.predictor

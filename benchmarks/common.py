@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import platform
 import statistics
 import time
@@ -20,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 
 from tmt_d2.modeling.ops.linear import linear
 from tmt_d2.utils.files import write_json
+from tmt_d2.utils.memory import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, reuse_freed_memory
 
 Function = Callable[[], Any]
 
@@ -76,6 +78,22 @@ def in_turns(
             if index:
                 times[name].append(clock() - start)
     return {name: average(values) for name, values in times.items()}
+
+
+def with_memory_given_back(function: Function) -> Function:
+    """Run the function with the thresholds at which glibc arrives by itself, and reuse freed memory afterwards."""
+    if not reuse_freed_memory():
+        return function
+
+    def run() -> Any:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**26)
+        result = function()
+        reuse_freed_memory()
+        return result
+
+    return run
 
 
 def _synchronize(device: str) -> None:

@@ -6,7 +6,8 @@
 
 ResNet-50, 100 queries, 19 classes, random weights, the same input, in turns; medians and ratios. "network" ends at
 class and mask logits; "labels" at a label map of the image's size; a "step" is forward, losses, backward and AdamW.
-Ours are as ``Predictor`` runs them; freed memory is reused in all of them.
+Ours are as ``Predictor`` and the commands run them: batch normalization is folded, freed memory is reused. "hf" gives
+freed memory back to the system, as glibc does by itself; "hf, reuse" reuses it. "tmt, T" has MODEL.TMT.TEST_ATTENTION.
 On a GPU all run in mixed precision; on a CPU with bfloat16 "bf16" is the plain model in mixed precision. Efficiency is
 FLOPs / (time x rate of a large matrix product). Peak memory of a step is measured in a process of its own.
 
@@ -41,6 +42,7 @@ from benchmarks.common import (
     peak_flops,
     report,
     size,
+    with_memory_given_back,
 )
 from tmt_d2 import setup_cfg
 from tmt_d2.evaluation.semantic import labels_at_size
@@ -64,18 +66,23 @@ def build(name: str, device: str) -> nn.Module:
         backbone = ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
         config = Mask2FormerConfig(backbone_config=backbone, num_labels=19)
         return Mask2FormerForUniversalSegmentation(config).to(device)
-    architecture = {"plain": "MaskFormer", "tmt": "TransferableMaskFormer"}[name]
+    architecture = "MaskFormer" if name == "plain" else "TransferableMaskFormer"
     opts = ["MODEL.DEVICE", device, "MODEL.WEIGHTS", "", "MODEL.META_ARCHITECTURE", architecture]
-    return build_model(setup_cfg(str(CONFIG), opts))
+    return build_model(setup_cfg(str(CONFIG), [*opts, "MODEL.TMT.TEST_ATTENTION", str(name == "tmt, T")]))
 
 
 def autocast(device: str, bf16: bool = False) -> Any:
     return mixed_precision(device, torch.bfloat16 if bf16 or device != "cpu" else None)
 
 
-def with_bf16(make: Callable[..., Function], models: dict[str, nn.Module], *args: Any) -> dict[str, Function]:
-    """``make(model, *args)`` of every model, on a CPU with bfloat16 also of the plain one in mixed precision."""
+def variants(make: Callable[..., Function], models: dict[str, nn.Module], *args: Any) -> dict[str, Function]:
+    """``make(model, *args)`` of every model, and of Hugging Face's with freed memory reused.
+
+    On a CPU with bfloat16 also of the plain one in mixed precision.
+    """
     functions = {name: make(model, *args) for name, model in models.items()}
+    functions["hf, reuse"] = functions["hf"]
+    functions["hf"] = with_memory_given_back(functions["hf"])
     if next(models["plain"].parameters()).device.type == "cpu" and cpu_has_bfloat16():
         functions["bf16"] = make(models["plain"], *args, bf16=True)
     return functions
@@ -182,8 +189,9 @@ def compare(
     row = row_of(kind, edges, times)
     for name in MODELS:
         row[f"{name} efficiency"] = flops(functions[name]) / (times[name] * args.peak)
-    if "bf16" in times:
-        row |= {"bf16": times["bf16"], "bf16 / plain": times["bf16"] / times["plain"]}
+    for a, b in (("plain", "hf, reuse"), ("tmt, T", "plain"), ("bf16", "plain")):
+        if a in times:
+            row[f"{a} / {b}"] = times[a] / times[b]
     return row
 
 
@@ -238,10 +246,10 @@ def roofline_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         image = scene(1, *edges, "cpu")[0][0]
         for kind, calls in stages(image):
             yield row(kind, edges, calls)
-        tmt = fold_batch_norm(build("tmt", "cpu").eval())
+        tmt = fold_batch_norm(build("tmt, T", "cpu").eval())
         with torch.no_grad():
             calls = operations(lambda tmt=tmt, image=image: tmt([{"image": image}]))
-        yield row("tmt as a whole", edges, calls)
+        yield row("tmt with T as a whole", edges, calls)
     for edges in args.step_sizes:
         step = training_step(build("plain", "cpu"), *scene(args.batch, *edges, "cpu"))
         yield row(f"step of {args.batch}, plain", edges, operations(step))
@@ -270,13 +278,14 @@ def main() -> None:
     dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
     args.peak = peak_flops(args.device, dtype, args.clock)
     rows = []
-    models = {name: build(name, args.device) for name in MODELS}
+    models = {name: build(name, args.device) for name in (*MODELS, "tmt, T")}
     for edges in args.sizes:
         image = scene(1, *edges, args.device)[0][0]
         for kind in ("network", "labels"):
-            rows.append(compare(f"{kind}, s", edges, with_bf16(inference, models, image, kind == "labels"), args))
+            rows.append(compare(f"{kind}, s", edges, variants(inference, models, image, kind == "labels"), args))
     for edges in args.step_sizes:
-        functions = with_bf16(training_step, models, *scene(args.batch, *edges, args.device))
+        trained = {name: models[name] for name in MODELS}
+        functions = variants(training_step, trained, *scene(args.batch, *edges, args.device))
         rows.append(compare(f"step of {args.batch}, s", edges, functions, args))
         memory = {name: memory_in_own_process(name, args, *edges) for name in MODELS}
         rows.append(row_of("step, peak MiB", edges, memory))

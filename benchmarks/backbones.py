@@ -3,7 +3,8 @@
     python -m benchmarks.backbones [--names convnext_tiny swin_tiny_patch4_window7_224] [--size 256x512] [--rounds 3]
 
 FLOPs are those of one inference (convolutions and matrix products; a multiplication and an addition are two). Times are
-medians, in turns with Hugging Face's Mask2Former on the same timm model in one process; random weights.
+medians, in turns with Hugging Face's Mask2Former on the same timm model in one process; random weights. Freed memory is
+reused as in ``benchmarks.model``.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import torch
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-from benchmarks.common import benchmark_parser, flops, in_turns, report, size
+from benchmarks.common import benchmark_parser, flops, in_turns, report, size, with_memory_given_back
 from benchmarks.model import CONFIG, inference, scene, training_step
 from tmt_d2 import setup_cfg
 from tmt_d2.modeling.backbones.timm_backbone import TimmBackbone
+from tmt_d2.utils.memory import reuse_freed_memory
 
 NAMES = (
     "tf_efficientnet_lite0",
@@ -77,6 +79,8 @@ def measure(name: str, height: int, width: int, rounds: int, device: str) -> dic
             functions = {key: inference(each, images[0], to_labels=False) for key, each in models.items()}
         else:
             functions = {key: training_step(each, images, labels) for key, each in models.items()}
+        if "hf" in functions:
+            functions["hf"] = with_memory_given_back(functions["hf"])
         times = in_turns(functions, rounds, device)
         row[f"{kind} s"] = times["ours"]
         row[f"{kind} / hf"] = times["ours"] / times["hf"] if "hf" in times else None
@@ -88,6 +92,7 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", default=NAMES)
     parser.add_argument("--size", type=size, default=(256, 512), metavar="HxW")
     args = parser.parse_args()
+    reuse_freed_memory()
     report(args, [measure(name, *args.size, args.rounds, args.device) for name in args.names], size=args.size)
 
 

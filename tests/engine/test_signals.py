@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -96,6 +97,26 @@ def test_ctrl_c_saves_and_a_second_one_leaves_at_once(start: Path, tmp_path: Pat
         signal.raise_signal(signal.SIGINT)
         assert signals.requested()
         signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_among_several_processes_is_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that watches for a stuck process sends a signal of its own, which is no second Ctrl-C."""
+    echoed, send, before = threading.Event(), signal.pthread_kill, signal.getsignal(signal.SIGUSR1)
+
+    def send_noted(thread: int, number: int) -> None:
+        send(thread, number)
+        echoed.set()
+
+    monkeypatch.setattr(signal, "pthread_kill", send_noted)
+    monkeypatch.setattr(signals.comm, "get_world_size", lambda: 2)
+    reasons = []
+    with pytest.raises(KeyboardInterrupt), signals.stop_on_signals():
+        signal.raise_signal(signal.SIGINT)
+        assert echoed.wait(60)
+        reasons.append(signals.reason())
+        signal.raise_signal(signal.SIGINT)
+    assert reasons == ["SIGINT"]
+    assert signal.getsignal(signal.SIGUSR1) == before
 
 
 def test_sighup_asks_for_a_stop_unless_it_is_ignored() -> None:

@@ -8,6 +8,7 @@ while waiting for the loader. Several processes poll together: a signal to one o
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import socket
 import threading
@@ -22,6 +23,7 @@ from detectron2.utils import comm
 
 STOPPED = 75  # exit status; EX_TEMPFAIL of sysexits.h
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+ECHO = signal.SIGUSR1  # not SIGINT, of which a second one ends the run
 STUCK_AFTER = 20.0  # seconds
 
 
@@ -35,7 +37,7 @@ class Stopped(SystemExit):
 class _State:
     received: signal.Signals | None = None
     interruptible = False
-    alive = threading.Event()  # set by the handler
+    handled: queue.SimpleQueue[int] = queue.SimpleQueue()  # filled by the handler, in which it may be used
 
 
 @contextmanager
@@ -54,10 +56,10 @@ def stop_on_signals() -> Iterator[None]:
             raise SystemExit(1) from error
         raise
     finally:
+        if stop_watching:
+            stop_watching()  # first: without a handler its signal would end the process
         for number, handler in previous.items():
             signal.signal(number, handler)
-        if stop_watching:
-            stop_watching()
         _State.received = None
 
 
@@ -70,8 +72,8 @@ def handled() -> list[signal.Signals]:
 def _note(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGINT:
         signal.signal(number, signal.default_int_handler)  # for the second one
-    _State.received = signal.Signals(number)
-    _State.alive.set()
+    _State.received = _State.received or signal.Signals(number)
+    _State.handled.put(number)
     if _State.interruptible:
         raise Stopped
 
@@ -135,6 +137,15 @@ def _waits_by_spinning() -> bool:
     return torch.distributed.is_initialized() and torch.distributed.get_backend() == "nccl"
 
 
+def _is_handled() -> bool:
+    """Return True once the handler runs, False if it does not within ``STUCK_AFTER``."""
+    try:
+        _State.handled.get(timeout=STUCK_AFTER)
+    except queue.Empty:
+        return False
+    return True
+
+
 def _leave_when_stuck() -> Callable[[], None]:
     """Exit if the handler does not run within 20 s after a signal: this process waits for one that has ended.
 
@@ -151,19 +162,22 @@ def _leave_when_stuck() -> Callable[[], None]:
         while data := reading.recv(1):  # written by C code, whatever the main thread does
             if data[0] not in SIGNALS:
                 continue
-            _State.alive.clear()
-            signal.pthread_kill(main, data[0])  # once more, after the event is cleared ...
-            reading.recv(1)  # ... which is written to the socket, too
+            while not _State.handled.empty():
+                _State.handled.get()
+            signal.pthread_kill(main, ECHO)  # must be handled from now on ...
+            reading.recv(1)  # ... and is written to the socket, too
             cpu_time = time.process_time()
-            while not _State.alive.wait(STUCK_AFTER):
+            while not _is_handled():
                 cpu_time, previous = time.process_time(), cpu_time
                 if _waits_by_spinning() or cpu_time - previous < STUCK_AFTER / 100:
                     os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
 
     def stop() -> None:
         signal.set_wakeup_fd(before)
         writing.close()
+        watcher.join()
 
     return stop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 
 from tests.helpers.checkout import ROOT
 from tests.helpers.small_runs import write_plan
+from tmt_d2.cli.train_matrix import render_data
+from tmt_d2.data.check import MANIFEST
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.plan import read_plan
 from tmt_d2.experiments.progress import Progress, TimeEstimate
@@ -60,7 +63,9 @@ def sweep(**item: Any) -> dict[str, Any]:
         ({"scores": {"draws": 1.5}}, "scores.draws"),
         ({"guess": {"iteration": True}}, "guess.iteration"),
         ({"guess": {"evaluation": -1}}, "guess.evaluation"),
+        ({"guess": {"iteration": [1]}}, "guess.iteration"),
         ({"render": {"size": 128}}, "render.size"),
+        ({"render": {"train": [3]}}, "render.train"),
         ({"sweeps": {"s": [0.1]}}, "sweeps.s"),
         (sweep(key=None), "sweeps.s.key"),
         (sweep(key="SEED"), "sweeps.s.key"),
@@ -105,6 +110,23 @@ def test_presets_are_plans(preset: Path, tmp_path: Path) -> None:
     if plan.render is not None:
         height = plan.render.get("size", (128, 256))[0]
         assert {unit.cfg.INPUT.MIN_SIZE_TEST for unit in units} == {height}
+
+
+@pytest.mark.slow
+def test_presets_can_be_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any folder, also if a package of the same name is there; each choice of options once."""
+    plans = [plan for plan in map(read_plan, PRESETS) if plan.render is not None]
+    choices = {tuple({**plan.render, "train": 1, "val": 1}.items()): plan for plan in plans}
+    assert len(choices) == 2
+    (tmp_path / "tmt_d2.py").write_text("raise ImportError")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", "")
+    for number, (options, plan) in enumerate(choices.items()):
+        render_data(replace(plan, pairs=plan.pairs[:1], render=dict(options)), Path(str(number)))
+        manifests = [json.loads(path.read_text()) for path in (tmp_path / str(number)).rglob(MANIFEST)]
+        assert len(manifests) == 2
+        for manifest in manifests:
+            assert dict(options).items() <= {**manifest, "size": tuple(manifest["size"])}.items()
 
 
 @pytest.mark.slow

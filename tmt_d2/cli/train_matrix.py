@@ -49,9 +49,11 @@ def render_data(plan: Plan, output: Path) -> None:
     """Render the plan's data sets into OUTPUT/data."""
     root = output.resolve() / "data"
     names = dict.fromkeys(name for pair in plan.pairs for name in pair)
-    options = [word for key, value in plan.render.items() for word in (f"--{key}", str(value))]
+    values = {key: "x".join(map(str, value)) if key == "size" else value for key, value in plan.render.items()}
+    options = [word for key, value in values.items() for word in (f"--{key}", str(value))]
     command = [sys.executable, "-m", "tmt_d2.projects.street_scenes.command", "--root", str(root), *options]
-    if subprocess.run([*command, "--data-sets", *names]).returncode:
+    package = Path(__file__).resolve().parents[2]  # imported from here, installed or not
+    if subprocess.run([*command, "--data-sets", *names], cwd=package).returncode:
         raise UserError(f"the scenes of {', '.join(names)} could not be rendered in {root}", key="render")
     os.environ["DETECTRON2_DATASETS"] = str(root)
 

@@ -221,7 +221,7 @@ def _sweep(name: str, item: Any, folder: Path, model: Path, methods: Sequence[st
 def _numbers(value: Any, key: str, ranges: Mapping[str, Range]) -> dict[str, Any]:
     values = _mapping(value, key, ranges)
     for name, number in values.items():
-        if number not in ranges[name]:
+        if number not in ranges[name] or isinstance(number, list) != bool(ranges[name].count):
             kind = "whole numbers" if ranges[name].whole else "numbers"
             raise UserError(f"must be {kind}, {ranges[name]}", key=f"{key}.{name}", value=number)
     return {name: tuple(number) if isinstance(number, list) else number for name, number in values.items()}

@@ -73,6 +73,13 @@ def label(folder: Path, name: str) -> np.ndarray:
         ("day-b.png", [1]),
         ("/data/upload/2/01234567-a.jpg", [0]),
         ("01234567-night_b.jpg", [2]),
+        ("images/89abcdef-c.PNG", [3]),
+        ("photos/night/b", [2]),
+        ("other/b.jpg", []),
+        ("other/c.PNG", []),
+        ("other/night/c", [3]),
+        ("night/a", [0]),
+        ("other/89abcdef-c.PNG", []),
         ("d.jpg", []),
         ("aa.jpg", []),
         ("a.b", []),
@@ -102,6 +109,20 @@ def test_files_of_an_import(tmp_path: Path) -> None:
     others = {"classes.json", "dataset.yaml", "labeled.txt"}
     assert files_below(tmp_path / "out") == {"labels/a.png", "labels/night/b.png"} | others
     assert read_classes(str(tmp_path / "out" / "classes.json")) == OWN
+
+
+@pytest.mark.parametrize("names", [("b", "other/b"), ("other/b", "b")])
+def test_a_label_of_a_removed_image_replaces_no_other(tmp_path: Path, names: tuple[str, str]) -> None:
+    """Neither of another folder, nor beside the label of the same path, whichever comes first."""
+    photos(tmp_path / "photos", ("b.jpg", "day/c.jpg"))
+    labels = {name: blobs(1 if name == "b" else 2) for name in names}
+    report = run(tmp_path, write_zip(tmp_path / "e.zip", exports.cvat_coco(labels | {"night/c.jpg": blobs(3)})))
+    assert report.names["additional"] == ["other/b", "night/c.jpg"] and not report.is_complete
+    assert not report.names["repeated"] and report.names["missing"] == ["day/c.jpg"]
+    assert np.array_equal(label(tmp_path, "b"), IDS[blobs(1)])
+    update = write_zip(tmp_path / "u.zip", exports.cvat_coco({"night/c.jpg": blobs(4), "day/c.jpg": blobs(5)}))
+    assert run(tmp_path, update, replace=True).names["written"] == ["day/c.jpg"]
+    assert np.array_equal(label(tmp_path, "day/c"), IDS[blobs(5)])
 
 
 def test_the_data_set_has_labeled_and_unlabeled_images(tmp_path: Path) -> None:

@@ -370,6 +370,23 @@ def test_an_image_is_proposed_once(city: Path, scenes: Path) -> None:
     adapt(city, "propose", "--budget", "2")
 
 
+def test_an_image_that_was_removed_is_no_other_of_the_same_name(city: Path, photos: Path) -> None:
+    folder = city / "rounds/01"
+    folder.mkdir(parents=True)
+    (photos / "day").mkdir()
+    first, second = sorted(photos.glob("*.jpg"))[:2]
+    shutil.copy(first, photos / "day" / first.name)
+    lines = [f"day/{first.name}", second.name, str(next((photos / "more/night").iterdir()))]
+    (folder / "selected.txt").write_text("\n".join(lines))
+    night = Path(lines[2]).relative_to(photos).as_posix()
+    assert Project(city).proposed(folder) == [*lines[:2], night]  # names, and a path that the page saved
+    (photos / "day" / first.name).unlink()
+    project = Project(city)
+    assert project.proposed(folder) == [second.name, night] and first.name in project.free()
+    shutil.move(second, photos / "day")
+    assert Project(city).proposed(folder) == [f"day/{second.name}", night]  # a file name that only one image has
+
+
 def test_labels_may_be_removed(city: Path, scenes: Path) -> None:
     adapt(city, "propose", "--budget", "2")
     adapt(city, "import", str(label(city, scenes, "01")))
@@ -551,3 +568,5 @@ def test_images_of_one_name_in_folders_of_several_depths(
         register_custom(file)
     assert len(labeled_records(project.splits()["train"])) == 8
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert adapt(city, "train") == 0  # without an unlabeled image
+    assert [model.labels for model in status(Project(city)).models] == [0, 8]

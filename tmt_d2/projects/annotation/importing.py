@@ -22,7 +22,7 @@ from tmt_d2.inference.folder import CLASSES, write_classes
 from tmt_d2.inference.images import InputImages, find_images
 from tmt_d2.projects.annotation.formats import Size, read_export
 from tmt_d2.projects.annotation.labels import LabelClasses, classes_of_json
-from tmt_d2.projects.annotation.matching import ImageNames, bare
+from tmt_d2.projects.annotation.matching import ImageNames, bare, distance
 from tmt_d2.utils.files import atomic_write
 
 LABELS, DATA_SET, LIST = "labels", "dataset.yaml", "labeled.txt"
@@ -102,13 +102,15 @@ def import_labels(
     check_names(paths, files)
     report, encoded = ImportReport(), dict[int, np.ndarray]()
     names, count = ImageNames(paths), 0
+    used: dict[int, tuple[tuple[bool, int], str]] = {}  # of each encoded image, distance and name in the export
     for exported in read_export(export, classes.by_name(), mapping):
         count += 1
         matches = names.find(exported.name)
         if len(matches) != 1:
             report.names["ambiguous" if matches else "additional"].append(exported.name)
             continue
-        path, sizes = paths[matches[0]], _sizes_of(files[matches[0]])
+        index = matches[0]
+        path, sizes = paths[index], _sizes_of(files[index])
         size = exported.size or sizes[0]
         if size not in sizes:
             remark = f"{exported.name} ({size[1]}x{size[0]}, not {sizes[0][1]}x{sizes[0][0]})"
@@ -121,9 +123,15 @@ def import_labels(
         if (label == IGNORE).all():
             report.names["empty"].append(path)
             continue
-        if matches[0] in encoded:
+        far = distance(exported.name, path)
+        if index in encoded and far != used[index][0]:  # the farther name is that of an image which was removed
+            farther = max(used[index], (far, exported.name))[1]
+            report.names["additional"].append(farther)
+            if farther == exported.name:
+                continue
+        elif index in encoded:
             report.names["repeated"].append(path)
-        encoded[matches[0]] = cv2.imencode(".png", label)[1]
+        encoded[index], used[index] = cv2.imencode(".png", label)[1], (far, exported.name)
     if not encoded:
         raise _no_labels(export, images, report, count)
     report.names["missing"] = [path for index, path in enumerate(paths) if index not in encoded]

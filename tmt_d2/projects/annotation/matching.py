@@ -8,7 +8,8 @@ from pathlib import PurePosixPath
 
 from tmt_d2.data.image_files import IMAGES
 
-UPLOAD = re.compile(r"(^|/)[0-9a-f]{8}-(?=[^/]+$)")  # Label Studio's prefix of the name of an uploaded file
+# Label Studio's prefix of the name of an uploaded file, with its folder: it forgets the one that the file was in.
+UPLOAD = re.compile(r"(?:^(?:.*/)?(?:images|upload/\d+)/|(?<![^/]))[0-9a-f]{8}-(?=[^/]+$)")
 
 
 def bare(path: str) -> str:
@@ -21,7 +22,15 @@ def _flat(path: str) -> str:
     return re.sub(r"[/_\-\s]+", "_", bare(path))
 
 
-KEYS = (str, bare, lambda path: PurePosixPath(path).name, lambda path: PurePosixPath(bare(path)).name, _flat)
+def _file_name(path: str) -> str:
+    return PurePosixPath(path).name
+
+
+def _stem(path: str) -> str:
+    return _file_name(bare(path))
+
+
+KEYS = (str, bare, _file_name, _stem, _flat)
 
 
 class ImageNames:
@@ -44,15 +53,28 @@ class ImageNames:
         """Return the images that ``name`` means: one, none, or several if it is ambiguous.
 
         The first that exists counts: the same path; the same path but for the suffix; the same file name; the same
-        stem; the same text with folders joined by "_" or "-". Of several, the ones with the most folders in common
-        count. Then the same without Label Studio's prefix.
+        stem; the same text with folders joined by "_" or "-". A file name or stem in other folders does not count: one
+        path has to end with the folders of the other. Of several, the ones with the most folders in common count. Then
+        the same without Label Studio's prefix.
         """
-        for text in dict.fromkeys((name, UPLOAD.sub(r"\1", name))):
+        for text in dict.fromkeys((name, UPLOAD.sub("", name))):
             for key, table in zip(KEYS, self._tables):
-                if found := table.get(key(text)):
-                    common = [_common_end(text, self._paths[index]) for index in found]
-                    return [index for index, length in zip(found, common) if length == max(common)]
+                common = {index: _common_end(text, self._paths[index]) for index in table.get(key(text), ())}
+                if key in (_file_name, _stem):
+                    depths = {index: min(_depth(text), _depth(self._paths[index])) for index in common}
+                    common = {index: count for index, count in common.items() if count == depths[index]}
+                if common:
+                    return [index for index, count in common.items() if count == max(common.values())]
         return []
+
+
+def distance(name: str, path: str) -> tuple[bool, int]:
+    """Return how unlike the path of an image a name is that means it: (False, 0) is the path but for its suffix."""
+    return not f"/{bare(name)}".endswith(f"/{bare(path)}"), abs(_depth(name) - _depth(path))
+
+
+def _depth(path: str) -> int:
+    return len(PurePosixPath(path).parts) - 1
 
 
 def _common_end(first: str, second: str) -> int:

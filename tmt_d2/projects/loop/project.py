@@ -25,7 +25,7 @@ from detectron2.config import CfgNode
 from tmt_d2.config.file import UniqueKeys
 from tmt_d2.data.datasets.custom import read_custom
 from tmt_d2.data.datasets.registration import split_name
-from tmt_d2.data.image_lists import list_line, listed_names
+from tmt_d2.data.image_lists import list_line, listed_names, names_in_lists
 from tmt_d2.errors import UserError
 from tmt_d2.inference.folder import CLASSES
 from tmt_d2.inference.images import InputImages
@@ -33,7 +33,7 @@ from tmt_d2.inference.predictor import Predictor
 from tmt_d2.projects.annotation.importing import LABELS as LABEL_FILES
 from tmt_d2.projects.annotation.importing import check_names, data_set, data_set_text, images_below
 from tmt_d2.projects.annotation.labels import LabelClasses, classes_of_json
-from tmt_d2.projects.annotation.matching import ImageNames, bare
+from tmt_d2.projects.annotation.matching import bare
 from tmt_d2.projects.loop.choices import CONFIG, PROJECT
 from tmt_d2.utils.files import atomic_write
 from tmt_d2.utils.lock import file_lock
@@ -121,8 +121,10 @@ class Project:
         return {path: name for name, path in self.files.items()}
 
     @cached_property
-    def _search(self) -> ImageNames:
-        return ImageNames([*self.files])
+    def _listed(self) -> dict[str, str]:
+        """Line of a list -> name, of every image: its name, its absolute path, its file name if no other has it."""
+        in_lists = dict(zip(names_in_lists([*self.names]), self.files))
+        return in_lists | self.names | {name: name for name in self.files}
 
     def label_of(self, name: str) -> Path:
         return self.folder / LABELS / LABEL_FILES / f"{bare(name)}.png"
@@ -152,9 +154,8 @@ class Project:
 
     def proposed(self, folder: Path) -> list[str]:
         """Return the images of a round that are still there; the list may be one that ``selected.html`` saved."""
-        names = list(self.files)
-        found = map(self._search.find, listed_names(SELECTED, folder / SELECTED, self.files.__contains__))
-        return [names[indices[0]] for indices in found if len(indices) == 1]
+        lines = listed_names(SELECTED, folder / SELECTED, self.files.__contains__)
+        return [self._listed[line] for line in lines if line in self._listed]
 
     def frame(self) -> list[dict[str, str]]:
         """Return the rows of ``test.csv``: every image that could be drawn for the test; [] without one."""

@@ -103,7 +103,7 @@ def training_config(project: Project, folder: Path, opts: Sequence[str]) -> CfgN
         "OUTPUT_DIR": str(folder),
         "DATASETS.CUSTOM": project.data_set_files(),
         "DATASETS.TRAIN": tuple(splits["train"]),
-        "DATASETS.UNLABELED": tuple(splits["unlabeled"]),
+        "DATASETS.UNLABELED": tuple(splits["unlabeled"] or splits["train"]),  # once all images are labeled
         # Without a labeled test image the source is tested, or else what was trained on.
         "DATASETS.TEST": tuple(splits["test"] or project.source_test or splits["train"]),
         **({"MODEL.WEIGHTS": project.weights} if project.weights else {}),

@@ -57,6 +57,28 @@ def test_the_best_follows_from_the_record(tmp_path: Path) -> None:
         Best(tmp_path, "pACC", SPLIT, 0).read(30)
 
 
+@pytest.mark.parametrize("last", [10, 15])
+@pytest.mark.parametrize("again", [2.9, math.nan])
+def test_the_record_names_the_weights_that_are_kept(tmp_path: Path, last: int, again: float) -> None:
+    """The best evaluation came after the checkpoint to resume from, and is worse the second time."""
+    kept = []
+
+    def note(best: Best, iteration: int, value: float) -> None:
+        best.note(iteration, {SPLIT: {"mIoU": value}}, lambda: kept.append(iteration))
+
+    best = Best(tmp_path, "mIoU", SPLIT, patience=2)
+    note(best, 10, 3.0)
+    note(best, 20, 3.1)
+    for iteration, value in ((20, again), (30, 2.5), (40, 2.95), (50, 2.8)):
+        best = Best(tmp_path, "mIoU", SPLIT, patience=2)  # resumed each time
+        best.read(last if iteration == 20 else iteration - 5)
+        assert best.exhausted == (iteration > 30)  # as of a run that is not interrupted
+        note(best, iteration, value)
+        assert json.loads((tmp_path / "best.json").read_text())["best"] == best.iteration
+        assert best.iteration in (kept[-1], None)
+    assert kept == ([10, 20, 20, 40] if again == 2.9 else [10, 20, 30, 40])
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("data_root")
 class TestRuns:

@@ -23,9 +23,9 @@ RECORD = "best.json"
 class Best:
     """Values of one metric by the number of completed iterations, in ``OUTPUT_DIR/best.json``.
 
-    The best evaluation follows from this list alone. A resumed run drops the evaluations after its checkpoint, so it
-    equals an uninterrupted one. Detectron2's ``BestCheckpointer`` keeps the best value in memory only: a resumed run
-    would replace better weights.
+    A resumed run drops the evaluations after its checkpoint, so it equals an uninterrupted one. Were the best weights
+    of one that is dropped, the next evaluation replaces them: those of an earlier one exist no more. Detectron2's
+    ``BestCheckpointer`` keeps the best value in memory only: a resumed run would replace better weights.
     """
 
     def __init__(self, folder: Path, metric: str, split: str, patience: int) -> None:
@@ -36,6 +36,7 @@ class Best:
         self.path = folder / RECORD
         self.metric, self.split, self.patience = metric, split, patience
         self.values: dict[int, float] = {}
+        self._first = 0  # the best weights may be of this iteration or a later one
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Best | None:
@@ -53,7 +54,7 @@ class Best:
         """
         if not self.path.is_file():
             return
-        keys = ("metric", "split", "evaluations")
+        keys = ("metric", "split", "best", "evaluations")
         record = read_json(self.path, keys, "delete it to start a new record")
         if (record["metric"], record["split"]) != (self.metric, self.split):
             raise UserError(
@@ -63,6 +64,8 @@ class Best:
             )
         values = {each["after"]: each["value"] for each in record["evaluations"] if each["after"] <= last}
         self.values = {after: math.nan if value is None else value for after, value in values.items()}
+        lost = record["best"] is None or record["best"] > last
+        self._first = last + (last in self.values) if lost else record["best"]
 
     def forget(self) -> None:
         """Delete the record: a run from scratch has no best weights."""
@@ -91,13 +94,18 @@ class Best:
 
     @property
     def iteration(self) -> int | None:
-        """Return the completed iterations of the first evaluation with the highest value; None without a value."""
-        finite = {iteration: value for iteration, value in sorted(self.values.items()) if math.isfinite(value)}
-        return max(finite, key=lambda iteration: finite[iteration]) if finite else None
+        """Return the completed iterations of the evaluation whose weights are kept; None without any."""
+        return self._best_since(self._first)
 
     @property
     def exhausted(self) -> bool:
         """Return True if the last ``patience`` evaluations are not better than the best before them."""
-        best = self.iteration
+        best = self._best_since(0)
         since = len(self.values) if best is None else sum(iteration > best for iteration in self.values)
         return 0 < self.patience <= since
+
+    def _best_since(self, first: int) -> int | None:
+        """Return the first evaluation with the highest value among those from ``first`` on; None without a value."""
+        values = {after: value for after, value in sorted(self.values.items()) if after >= first}
+        finite = {after: value for after, value in values.items() if math.isfinite(value)}
+        return max(finite, key=lambda after: finite[after]) if finite else None

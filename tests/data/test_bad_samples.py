@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.helpers.small_runs import make_scenes, small_cfg
+from tests.helpers.small_runs import contents, differences, make_scenes, small_cfg
 from tmt_d2.data import loaders
 from tmt_d2.data.datasets import registration
 from tmt_d2.data.datasets.cityscapes import CITYSCAPES
@@ -20,6 +23,7 @@ from tmt_d2.data.mapper import SemanticMapper
 from tmt_d2.data.reader import DataError
 from tmt_d2.engine.bad_samples import BadSamples
 from tmt_d2.engine.run_stage import run_stage
+from tmt_d2.engine.step import TrainingStep
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -147,6 +151,59 @@ def test_a_stage_goes_on_and_says_how_many(
     run_stage(cfg)
     assert "1 of 6 training images" in (tmp_path / "run" / "log.txt").read_text()
     assert str(image) in json.loads((tmp_path / "run" / "bad_samples.json").read_text())
+
+
+def damage_after(steps: int, images: Sequence[Path], patch: pytest.MonkeyPatch) -> None:
+    """Damage images after this number of steps of a run."""
+    update, calls = TrainingStep.update, itertools.count(1)
+
+    def updating(self: TrainingStep) -> None:
+        update(self)
+        if next(calls) == steps:
+            for image in images:
+                image.write_bytes(b"xx")
+
+    patch.setattr(TrainingStep, "update", updating)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damaged", [1, 6])
+def test_a_run_that_they_end_loses_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: int) -> None:
+    """One is more than the allowed fraction; with all six there is no batch. They are repaired before resuming."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(make_scenes(tmp_path / "scenes")))
+    images = sorted((tmp_path / "scenes").glob("cityscapes/leftImg8bit/train/*/*.png"))[:damaged]
+    whole = [image.read_bytes() for image in images]
+    changes = {"SOLVER__MAX_ITER": 6, "SOLVER__CHECKPOINT_PERIOD": 100}
+    run_stage(small_cfg("source", tmp_path / "straight", **changes))
+    with monkeypatch.context() as patch, pytest.raises(DataError):
+        damage_after(2, images, patch)
+        run_stage(small_cfg("source", tmp_path / "run", **changes))
+    (checkpoint,) = (tmp_path / "run").glob("model_*.pth")
+    assert contents(checkpoint)["/trainer/iteration"] >= 1
+    if damaged == 1:
+        assert json.loads((tmp_path / "run" / "bad_samples.json").read_text()).keys() == {str(images[0])}
+    for image, content in zip(images, whole, strict=True):
+        image.write_bytes(content)
+    run_stage(small_cfg("source", tmp_path / "run", **changes), resume=True)
+    assert not differences(*(tmp_path / name / "model_final.pth" for name in ("straight", "run")))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(make_scenes(tmp_path / "scenes")))
+    image = next((tmp_path / "scenes").glob("cityscapes/leftImg8bit/train/*/*.png"))
+    note = BadSamples.note
+
+    def stop(self: BadSamples, batch: Any) -> None:
+        note(self, batch)
+        if self.reasons:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    damage_after(1, [image], monkeypatch)
+    monkeypatch.setattr(BadSamples, "note", stop)
+    with pytest.raises(SystemExit):
+        run_stage(small_cfg("source", tmp_path / "run", SOLVER__MAX_ITER=20, DATALOADER__MAX_BAD_FRACTION=0.2))
+    assert json.loads((tmp_path / "run" / "bad_samples.json").read_text()).keys() == {str(image)}
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,36 @@ def test_resumed_equals_uninterrupted(
     assert saved["/trainer/iteration"] == 3
     assert any(key.startswith("/trainer/optimizer/state/0/exp_avg") for key in saved)
     assert ("/estimator_training/running_error" in saved) == (stage == "estimator")
+
+
+@pytest.mark.parametrize("metric", ["", "mIoU"])
+def test_an_interrupted_evaluation_is_made_again_once(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str
+) -> None:
+    """Metrics are written every 20 iterations."""
+
+    def run(name: str, killed_in: int = 0, resume: bool = False) -> int:
+        calls = itertools.count(1)
+
+        def test(cfg: Any, model: Any) -> dict[str, Any]:
+            if next(calls) == killed_in:
+                raise Killed
+            return {"bdd100k_sem_seg_val": {"mIoU": 5.0}}
+
+        changes = {"SOLVER__MAX_ITER": 25, "SOLVER__CHECKPOINT_PERIOD": 20, "TEST__EVAL_PERIOD": 20}
+        monkeypatch.setattr(Trainer, "test", staticmethod(test))
+        with contextlib.suppress(Killed):
+            run_stage(small_cfg("full", tmp_path / name, start, **changes, TEST__BEST__METRIC=metric), resume)
+        return next(calls) - 1
+
+    def evaluations(name: str) -> list[int]:
+        return [line["iteration"] for line in metrics_of(tmp_path / name) if any("/" in scalar for scalar in line)]
+
+    assert run("straight") == 2
+    assert run("killed", killed_in=1) == 1
+    assert run("killed", killed_in=2, resume=True) == 2  # again, and at the end
+    assert run("killed", resume=True) == 1
+    assert evaluations("killed") == evaluations("straight") and len(evaluations("straight")) == 2
 
 
 def test_loader_processes_and_seeds_matter_as_they_should(start: Path, tmp_path: Path) -> None:

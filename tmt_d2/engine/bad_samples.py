@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class BadSamples:
                 if name not in self.reasons:
                     self.reasons[name] = reason
                     logger.warning("bad sample %d, replaced by another image: %s", len(self.reasons), reason)
-        if len(self.reasons) > self.max_fraction * self.images:
+        if self._are_too_many(self.reasons):
             raise DataError(
                 f"{len(self.reasons)} of {self.images} training images cannot be used; the last: "
                 f"{list(self.reasons.values())[-1]}",
@@ -46,10 +46,21 @@ class BadSamples:
                 value=self.max_fraction,
             )
 
-    def write_summary(self, folder: str) -> None:
-        """Write the reasons of all processes to ``folder/bad_samples.json``, if there are any."""
-        for reasons in comm.gather(self.reasons):
+    def _are_too_many(self, reasons: Mapping[str, str]) -> bool:
+        return len(reasons) > self.max_fraction * self.images
+
+    def restore(self, reasons: Mapping[str, str]) -> None:
+        """Continue with the reasons in a checkpoint; after an error of ``note`` without, as files may be repaired."""
+        if not self._are_too_many(reasons):
             self.reasons.update(reasons)
-        if self.reasons and comm.is_main_process():
+
+    def write_summary(self, folder: str, together: bool = True) -> None:
+        """Write the reasons to ``folder/bad_samples.json``, if there are any.
+
+        together: those of all processes, which must call this; otherwise those of this process.
+        """
+        for reasons in comm.gather(self.reasons) if together else []:
+            self.reasons.update(reasons)
+        if self.reasons and (comm.is_main_process() or not together):
             logger.warning("%d of %d training images were unreadable and replaced", len(self.reasons), self.images)
             write_json(Path(folder) / "bad_samples.json", self.reasons)

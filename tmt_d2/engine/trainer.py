@@ -33,6 +33,7 @@ from tmt_d2.adaptation.task import Scores, Task, task_of
 from tmt_d2.data.datasets.registration import has_labels, labeled_records
 from tmt_d2.data.loaders import MappedRecords, StepSampler
 from tmt_d2.data.mapper import SemanticMapper
+from tmt_d2.data.reader import DataError
 from tmt_d2.engine.anomaly import find_anomalies
 from tmt_d2.engine.bad_samples import BadSamples
 from tmt_d2.engine.best import Best
@@ -246,7 +247,7 @@ class Trainer(TrainerBase):
         Raises:
             Stopped: on SIGTERM or SIGUSR1, with a checkpoint of the last step on disk.
             FloatingPointError: a loss or the gradient is not finite; the state before that step is on disk.
-            DataError: too many training images are unreadable.
+            DataError: too many training images are unreadable, or an image to test on; the state before is on disk.
         """
         if not self.start_iter:
             self.checkpointer.supersede()
@@ -275,6 +276,7 @@ class Trainer(TrainerBase):
                 self.after_train()
             except signals.Stopped:
                 self.save_checkpoint()
+                self.bad_samples.write_summary(self.cfg.OUTPUT_DIR)
                 logger.warning(
                     "%s: stopping after %d of %d iterations; they are saved, and a run resumed in %s continues there",
                     signals.reason(),
@@ -285,10 +287,12 @@ class Trainer(TrainerBase):
                 if self._writer is not None:
                     self._writer.after_train()
                 raise
-            except USER_ERRORS:
-                raise
-            except Exception:
-                logger.exception("iteration %d failed", self.iter)
+            except Exception as error:
+                self.bad_samples.write_summary(self.cfg.OUTPUT_DIR, together=False)
+                if isinstance(error, DataError) and comm.get_world_size() == 1:
+                    self.save_checkpoint()  # other processes may not have failed, and would not save
+                if not isinstance(error, USER_ERRORS):
+                    logger.exception("iteration %d failed", self.iter)
                 raise
             finally:
                 del self._batches  # ends the loader's processes
@@ -376,7 +380,7 @@ class Trainer(TrainerBase):
         if self.cfg.SEED < 0:
             self.sampler.seed = state["seed"]
         self.scheduler.load_state_dict(state["scheduler"])
-        self.bad_samples.reasons.update(state["bad_samples"])
+        self.bad_samples.restore(state["bad_samples"])
         self.step.load_state_dict(state)
 
 

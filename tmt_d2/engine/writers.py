@@ -104,14 +104,23 @@ def forget_metrics(folder: str, start: int) -> None:
     if not path.is_file():
         return
     lines = path.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("}\n") and _is_before(line, start)]
+    kept = [line for line in lines if line.endswith("}\n") and _scalars(line).get("iteration", start) < start]
     if len(kept) < len(lines):
         with atomic_write(path, "w") as file:
             file.writelines(kept)
 
 
-def _is_before(line: str, start: int) -> bool:
+def has_evaluation(folder: str, iteration: int) -> bool:
+    """Return True if ``folder/metrics.json`` holds a metric, whose name is that of a split and its own, of the step."""
+    path = Path(folder) / METRICS
+    lines = map(_scalars, path.read_text().splitlines()) if path.is_file() else []
+    return any("/" in name for scalars in lines if scalars.get("iteration") == iteration for name in scalars)
+
+
+def _scalars(line: str) -> dict[str, Any]:
+    """Return the scalars in a line of ``metrics.json``; none if it is damaged."""
     try:
-        return json.loads(line)["iteration"] < start
-    except (ValueError, KeyError):
-        return False
+        scalars = json.loads(line)
+    except ValueError:
+        return {}
+    return scalars if isinstance(scalars, dict) else {}

@@ -10,8 +10,8 @@ from typing import Any
 from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 
-from tmt_d2.data.reader import DataError
 from tmt_d2.engine.best import BEST, Best
+from tmt_d2.engine.writers import has_evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,17 @@ class Evaluation(EvalHook):
         """Evaluate if the run was interrupted between a checkpoint and the evaluation after the same step."""
         start, period = self.trainer.start_iter, self._period
         due = period > 0 and 0 < start < self.trainer.max_iter and start % period == 0
-        if due and self.best and start not in self.best.values:
-            self._evaluate_and_keep()
+        if due and not self._has_evaluated(start):
+            storage = self.trainer.storage
+            storage.iter = start - 1  # the step to which the scalars belong
+            self._do_eval()
+            storage.iter = start
             self.trainer.task.train()
+
+    def _has_evaluated(self, start: int) -> bool:
+        if self.best:
+            return start in self.best.values
+        return has_evaluation(self.trainer.cfg.OUTPUT_DIR, start - 1)
 
     def stops_early(self) -> bool:
         """Return True if TEST.BEST.PATIENCE has run out before the last step."""
@@ -57,12 +65,7 @@ class Evaluation(EvalHook):
     def _evaluate_and_keep(self) -> dict[str, Any]:
         trainer = self.trainer
         trainer.share_buffers()
-        try:
-            self.results = self.evaluate()
-        except DataError:
-            if comm.get_world_size() == 1:  # other processes may not have failed, and would not save
-                trainer.save_checkpoint()
-            raise
+        self.results = self.evaluate()
         if self.best:
             save = partial(trainer.checkpointer.save_weights, BEST, iterations=trainer.done + 1)
             self.best.note(trainer.done + 1, self.results, save)

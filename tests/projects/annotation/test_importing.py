@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,15 +15,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.helpers.errors import refuses
+from tests.helpers.small_runs import exif
 from tests.projects.annotation import exports
 from tests.projects.annotation.exports import CLASSES, COLORS, IDS, NAMES, SIZE, blobs, write_folder, write_zip
 from tmt_d2.data.class_lists import ClassList
 from tmt_d2.data.datasets.custom import read_custom
 from tmt_d2.data.image_lists import listed_names
-from tmt_d2.data.reader import read_pair
+from tmt_d2.data.reader import exif_orientation, read_image, read_pair
 from tmt_d2.errors import UserError
 from tmt_d2.inference.images import find_images
 from tmt_d2.projects.annotation import archive
@@ -32,6 +34,7 @@ from tmt_d2.projects.annotation.brush import encode_brush
 from tmt_d2.projects.annotation.importing import ImportReport, import_labels
 from tmt_d2.projects.annotation.labels import LabelClasses, read_classes
 from tmt_d2.projects.annotation.matching import ImageNames
+from tmt_d2.projects.annotation.orientation import copy_as_stored
 from tmt_d2.projects.annotation.writers import labeling_config, write_cvat_masks, write_label_studio
 from tmt_d2.projects.label_selection import prelabels
 from tmt_d2.projects.label_selection.prelabels import MASKS, POLYGONS, mask_annotations
@@ -237,18 +240,68 @@ def test_of_two_annotators_the_last_counts(tmp_path: Path) -> None:
     assert report.names["repeated"] == ["a.jpg"] and np.array_equal(label(tmp_path, "a"), IDS[blobs(1)])
 
 
+def turn(file: Path, orientation: int) -> None:
+    """Give an image an EXIF orientation."""
+    with Image.open(file) as image:
+        image.save(file, exif=exif(orientation))
+
+
 def test_labels_of_an_image_turned_by_its_orientation(tmp_path: Path) -> None:
     photos(tmp_path / "photos", ("a.jpg",))
-    with Image.open(tmp_path / "photos" / "a.jpg") as image:
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        image.save(tmp_path / "photos" / "a.jpg", exif=exif)
+    turn(tmp_path / "photos" / "a.jpg", 6)
     turned = blobs(1, (SIZE[1], SIZE[0]))
     run(tmp_path, write_zip(tmp_path / "e.zip", exports.cvat_masks({"a": turned})))
     data_set = read_custom(tmp_path / "out" / "dataset.yaml")
     image_file, own = data_set.listing("train").pairs["a"]
     pixels, _ = read_pair({"file_name": image_file, "sem_seg_file_name": own}, data_set.label_space)
     assert pixels.shape[:2] == turned.shape
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(2, SIZE), (3, SIZE), (4, SIZE), (5, (32, 32)), (8, (32, 32))])
+def test_a_label_whose_size_does_not_tell_the_orientation_is_left_out(
+    tmp_path: Path, orientation: int, size: tuple[int, int]
+) -> None:
+    """Unless a copy without the orientation was labeled."""
+    photos(tmp_path / "photos", ("a.jpg", "b.jpg"), size)
+    shutil.copytree(tmp_path / "photos", tmp_path / "copies")
+    turn(tmp_path / "photos" / "a.jpg", orientation)
+    export = write_zip(tmp_path / "e.zip", exports.cvat_masks({name: blobs(1, size) for name in "ab"}))
+    report = run(tmp_path, export)
+    assert report.names["turned"] == [f"a.jpg ({orientation})"] and report.names["written"] == ["b.jpg"]
+    assert not report.is_complete and files_below(tmp_path / "out" / "labels") == {"b.png"}
+    report = run(tmp_path, export, copies={"a.jpg": str(tmp_path / "copies" / "a.jpg")})
+    assert report.is_complete and report.names["written"] == ["a.jpg"]
+
+
+def with_other_tags(orientation: int, order: str) -> bytes:
+    """An EXIF block of either byte order, with the orientation between other tags."""
+    entries = [
+        (0x010E, 2, 4, b"cam\0"),
+        (0x0112, 3, 1, struct.pack(f"{order}HH", orientation, 0)),
+        (0x0131, 2, 4, b"x.y\0"),
+    ]
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
+    rows = [struct.pack(f"{order}HHI", tag, kind, count) + value for tag, kind, count, value in entries]
+    return b"Exif\0\0" + head + struct.pack(f"{order}H", len(rows)) + b"".join(rows) + bytes(4)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_a_copy_is_shown_as_the_image_is_stored(tmp_path: Path, name: str, order: str) -> None:
+    photos(tmp_path, (name,))
+    plain, copy = tmp_path / name, tmp_path / f"copy-{name}"
+    copy_as_stored(str(plain), copy)
+    assert copy.read_bytes() == plain.read_bytes()
+    with Image.open(plain) as image:
+        image.save(plain, exif=with_other_tags(3, order))
+    assert exif_orientation(str(plain)) == 3
+    copy_as_stored(str(plain), copy)
+    with Image.open(copy) as shown, Image.open(plain) as stored:
+        assert {**shown.getexif()} == {**stored.getexif()} | {0x0112: 1}
+        assert np.array_equal(np.asarray(ImageOps.exif_transpose(shown)), np.asarray(stored))
+    assert np.array_equal(read_image(str(copy), oriented=True), read_image(str(plain)))
+    changed = [a != b for a, b in zip(copy.read_bytes(), plain.read_bytes(), strict=True)]
+    assert sum(changed) <= 1 + 4 * (name == "a.png")  # and the checksum of a chunk
 
 
 def truncated(path: Path) -> Path:

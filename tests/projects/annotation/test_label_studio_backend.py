@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -22,7 +23,7 @@ from PIL import Image
 
 from tests.helpers.checkout import TINY_CONFIG, environment
 from tests.helpers.errors import refuses
-from tests.helpers.small_runs import options
+from tests.helpers.small_runs import exif, options
 from tests.projects.annotation.exports import region
 from tmt_d2.errors import INTERRUPTED
 from tmt_d2.inference import Predictor
@@ -147,6 +148,22 @@ def test_predicted_regions_are_the_labels(request_of: Request, backend: Backend,
             assert each["score"] == pytest.approx(confidence[mask].mean(), abs=1e-4)
         assert np.array_equal(labels, prediction.labels.numpy())
         assert result["score"] == pytest.approx(confidence.mean(), abs=1e-4)
+
+
+def test_regions_lie_on_the_image_as_a_browser_shows_it(
+    request_of: Request, backend: Backend, photos: Path, tmp_path: Path
+) -> None:
+    with Image.open(photos / "by day" / "a.png") as image:
+        image.save(photos / "turned.png", exif=exif(6))
+        image.rotate(-90, expand=True).save(tmp_path / "upright.png")
+    results = request_of("/predict", tasks("turned.png"))[1]["results"]
+    assert backend.model
+    labels = backend.model[0](tmp_path / "upright.png").labels.numpy()
+    assert labels.shape == SIZE[::-1] and results[0]["result"]
+    for each in results[0]["result"]:
+        assert (each["original_height"], each["original_width"]) == labels.shape
+        index = backend.model[0].classes.names.index(each["value"]["brushlabels"][0])
+        assert np.array_equal(decode_brush(each["value"]["rle"], labels.shape), labels == index)
 
 
 def test_nothing_outside_of_the_folder_is_read(request_of: Request, photos: Path) -> None:
@@ -331,8 +348,9 @@ def test_nobody_has_to_wait_for_the_answer(
     assert not errors
 
 
-def test_the_command_imports_and_trains(city: Project, tmp_path: Path) -> None:
-    """A process of the command, and the training that it starts. An image is drawn for the test."""
+def test_the_command_imports_and_trains(city: Project, photos: Path, tmp_path: Path) -> None:
+    """A process of the command, and the training that it starts, with a copy of the images. One is a test image."""
+    shutil.copytree(photos, tmp_path / "copy")
     (city.folder / "rounds" / "01").mkdir(parents=True)
     (city.folder / "rounds" / "01" / "selected.txt").write_text("by day/b.png\n")
     (city.folder / "rounds" / "01" / "test.csv").write_text("image,round,probability\nby day/b.png,1,0.5\n")
@@ -343,6 +361,8 @@ def test_the_command_imports_and_trains(city: Project, tmp_path: Path) -> None:
         "tmt_d2.projects.annotation.label_studio_backend",
         "--project",
         str(city.folder),
+        "--images",
+        str(tmp_path / "copy"),
         "--port",
         str(port),
     ]

@@ -19,11 +19,12 @@ from PIL import Image
 import tmt_d2
 from tests.helpers.checkout import TINY_CONFIG, run_python
 from tests.helpers.errors import refuses
-from tests.helpers.small_runs import Killed, differences, options, small_cfg
+from tests.helpers.small_runs import Killed, differences, exif, options, small_cfg
 from tmt_d2.config import replace_keys, setup_cfg
 from tmt_d2.data.datasets.custom import register_custom
 from tmt_d2.data.datasets.label_spaces import CITYSCAPES_CLASSES
 from tmt_d2.data.datasets.registration import labeled_records
+from tmt_d2.data.reader import exif_orientation
 from tmt_d2.engine.checkpoint.classes import encode_classes
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.engine.trainer import Trainer
@@ -237,6 +238,22 @@ def test_test_images_stay_test_images(city: Path, scenes: Path, photos: Path) ->
     assert not {*Project(city).proposed(city / "rounds/03")} & {*Project(city).test()}
 
 
+def test_a_photo_with_an_orientation_is_labeled_as_it_is_stored(city: Path, scenes: Path, photos: Path) -> None:
+    for file in photos.rglob("*.jpg"):
+        with Image.open(file) as image:
+            image.save(file, exif=exif(3))
+    adapt(city, "propose", "--budget", "2", "--tool", "files")
+    names = Project(city).proposed(city / "rounds/01")
+    for name in names:
+        assert exif_orientation(str(photos / name)) == 3
+        assert exif_orientation(str(city / "rounds/01/images" / name)) == 1
+    assert adapt(city, "import", str(label(city, scenes, "01"))) == 0
+    shutil.rmtree(city / "rounds/01/images")  # not known what was labeled
+    shutil.rmtree(city / "labels")
+    with refuses(str(label(city, scenes, "01"))):
+        adapt(city, "import", str(label(city, scenes, "01")))
+
+
 def test_a_killed_proposal_is_made_again(city: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(proposing, "write_page", killed)
@@ -385,6 +402,57 @@ def test_an_image_that_was_removed_is_no_other_of_the_same_name(city: Path, phot
     assert project.proposed(folder) == [second.name, night] and first.name in project.free()
     shutil.move(second, photos / "day")
     assert Project(city).proposed(folder) == [f"day/{second.name}", night]  # a file name that only one image has
+
+
+def test_images_that_are_missing_are_not_forgotten(
+    city: Path, scenes: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that is offline for a while changes neither test nor labels."""
+    adapt(city, "propose", "--budget", "2", "--purpose", "test")
+    first = Project(city).test()
+    assert adapt(city, "import", str(label(city, scenes, "01"))) == 0
+    assert Project(city).missing() == {}
+    gone = photos.parent / first[0].replace("/", "_")
+    (photos / first[0]).rename(gone)
+    label_file = Project(city).label_of(first[0])
+    missing = {"label files": [label_file.relative_to(city.resolve() / "labels/labels").as_posix()]}
+    assert Project(city).missing() == missing | {"test images": [first[0]]}
+    capsys.readouterr()
+    adapt(city, "status")
+    assert first[0] in capsys.readouterr().out
+    adapt(city, "propose", "--budget", "1", "--purpose", "test")
+    assert first[0] not in Project(city).test() and len(Project(city).test()) == 2
+    gone.rename(photos / first[0])
+    assert len({*Project(city).test()}) == 3 and {*first} < {*Project(city).test()}
+    assert len(Project(city).frame()) == 6
+
+
+def test_an_interrupted_training_outlives_an_image_that_is_missing(
+    city: Path, scenes: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapt(city, "propose", "--budget", "2")
+    adapt(city, "import", str(label(city, scenes, "01")))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training, "run_stage", killed)
+        adapt(city, "train")
+    saved = city / "models/01/model_0000000.pth"
+    saved.write_text("hours of work")
+    name = Project(city).labeled()[0]
+    (photos / name).rename(photos.parent / "gone")
+    config = (city / "config.yaml").read_text()
+    with refuses(str(city.resolve() / "models/01")):
+        adapt(city, "train")
+    assert saved.is_file() and (city / "config.yaml").read_text() == config
+    shutil.rmtree(city / "models/01")  # to do without it
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training, "run_stage", killed)
+        adapt(city, "train")
+    assert len((city / "models/01/labels.csv").read_text().splitlines()) == 2
+    (photos.parent / "gone").rename(photos / name)  # a label more: begins again
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training, "run_stage", killed)
+        adapt(city, "train")
+    assert len((city / "models/01/labels.csv").read_text().splitlines()) == 3
 
 
 def test_labels_may_be_removed(city: Path, scenes: Path) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
 from tmt_d2.data.datasets.label_spaces import IGNORE
@@ -58,7 +58,7 @@ class DetectionFunction:
 
     def detect(self, context: Any, image: Image.Image) -> list[Any]:
         """Return the shapes in an image; ``context`` is CVAT's ``DetectionFunctionContext``."""
-        prediction = self._predictor(image)
+        prediction = self._predictor(ImageOps.exif_transpose(image))  # as CVAT shows it
         least = self._confidence if context.conf_threshold is None else context.conf_threshold
         confidences = prediction.confidence().numpy()
         labels = np.where(confidences >= least, prediction.labels.numpy(), np.uint8(IGNORE))

@@ -41,9 +41,10 @@ KINDS = {
     "additional": "left out, no such image",
     "ambiguous": "left out, several images have this name",
     "wrong_size": "left out, of another size than the image",
+    "turned": "left out, an EXIF orientation keeps the size of the image: remove it and label the image again",
     "missing": "not labeled in the export",
 }
-LEFT_OUT = ("kept", "additional", "ambiguous", "wrong_size")
+LEFT_OUT = ("kept", "additional", "ambiguous", "wrong_size", "turned")
 
 
 @dataclass
@@ -84,6 +85,7 @@ def import_labels(
     *,
     mapping: Mapping[str, str] | None = None,
     replace: bool = False,
+    copies: Mapping[str, str] | None = None,
 ) -> ImportReport:
     """Write ``output/labels/NAME.png`` for each image that an export labels, a data set and a list for training.
 
@@ -92,6 +94,7 @@ def import_labels(
     Args:
         export, mapping: as of ``read_export``.
         replace: replace label files that differ.
+        copies: path of an image below its folder -> file that was labeled in its place; its EXIF orientation counts.
 
     Raises:
         UserError: as ``read_export``; the export labels none of the images; ``output`` has other classes.
@@ -115,6 +118,10 @@ def import_labels(
         if size not in sizes:
             remark = f"{exported.name} ({size[1]}x{size[0]}, not {sizes[0][1]}x{sizes[0][0]})"
             report.names["wrong_size"].append(remark)
+            continue
+        orientation = exif_orientation((copies or {}).get(path, files[index]))
+        if orientation != 1 and sizes[0] == sizes[-1]:  # tools show it turned, and the size does not tell
+            report.names["turned"].append(f"{path} ({orientation})")
             continue
         if not f"/{bare(exported.name)}".endswith(f"/{bare(path)}"):
             report.names["renamed"].append(f"{exported.name} -> {path}")

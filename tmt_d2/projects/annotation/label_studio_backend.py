@@ -185,9 +185,10 @@ class Backend:
 
 
 def _prediction(predictor: Predictor, file: Path) -> Json:
+    from tmt_d2.data.reader import read_image
     from tmt_d2.projects.annotation.writers import brush_region
 
-    prediction = predictor(file)
+    prediction = predictor(read_image(str(file), oriented=True))  # as a browser shows it
     labels, confidence = prediction.labels.numpy(), prediction.confidence().numpy()
     regions = []
     for index in prediction.labels.unique().tolist():
@@ -282,8 +283,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return (project.predictor(model), f"model {model.number:02d}") if model else None
 
     def test_files() -> set[Path]:
-        project = Project(args.project)
-        return {Path(project.files[name]).resolve() for name in project.test()}
+        project = Project(args.project)  # --images may name a copy of its images
+        return {Path(place, name).resolve() for name in project.test() for place in (project.place, root)}
 
     root = Path(args.images or Project(args.project).place)
     words = [sys.executable, "-m", "tmt_d2.projects.loop.command", "train", "--project", args.project]

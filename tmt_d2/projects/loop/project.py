@@ -42,7 +42,7 @@ DATA, LABELS, ROUNDS, MODELS = "data.yaml", "labels", "rounds", "models"
 LABELED, UNLABELED, TEST, FRAME = "labeled.txt", "unlabeled.txt", "test.txt", "test.csv"
 LISTS = "lists"
 OWN = (CLASSES, CONFIG, DATA, LABELED, UNLABELED, TEST, FRAME, LISTS, LABELS, ROUNDS, MODELS)  # written or removed
-SELECTED, TRAINED_ON, FINISHED = "selected.txt", "labels.csv", "evaluation.json"
+SELECTED, COPIES, TRAINED_ON, FINISHED = "selected.txt", "images", "labels.csv", "evaluation.json"
 
 T = TypeVar("T")
 
@@ -158,8 +158,12 @@ class Project:
         return [self._listed[line] for line in lines if line in self._listed]
 
     def frame(self) -> list[dict[str, str]]:
-        """Return the rows of ``test.csv``: every image that could be drawn for the test; [] without one."""
-        return [row for row in csv.DictReader(io.StringIO(self._frame_text())) if row["image"] in self.files]
+        """Return the rows of ``test.csv`` with an image: all that could be drawn for the test; [] without one."""
+        return [row for row in self.whole_frame() if row["image"] in self.files]
+
+    def whole_frame(self) -> list[dict[str, str]]:
+        """Return the rows of ``test.csv``, also those of images that are not there now."""
+        return list(csv.DictReader(io.StringIO(self._frame_text())))
 
     def _frame_text(self) -> str:
         files = [file for folder in self.rounds() if (file := folder / FRAME).is_file()]
@@ -169,6 +173,13 @@ class Project:
         """Return the images that were drawn for the test; they are never trained on."""
         return [row["image"] for row in self.frame() if row["round"]]
 
+    def missing(self) -> dict[str, list[str]]:
+        """Return "label files" and "test images" -> those whose image was renamed or removed, or is offline."""
+        folder, known = self.folder / LABELS / LABEL_FILES, {f"{bare(name)}.png" for name in self.files}
+        labels = sorted({path.relative_to(folder).as_posix() for path in folder.rglob("*.png")} - known)
+        tests = [row["image"] for row in self.whole_frame() if row["round"] and row["image"] not in self.files]
+        return {kind: names for kind, names in (("label files", labels), ("test images", tests)) if names}
+
     # --- models
 
     def models(self) -> list[Model]:
@@ -177,9 +188,7 @@ class Project:
         for folder in _numbered(self.folder / MODELS):
             weights = folder / "model_final.pth"
             if (folder / FINISHED).is_file() and weights.is_file():
-                lines = {
-                    line.partition(",")[2] for line in (folder / TRAINED_ON).read_text(encoding="utf-8").splitlines()
-                }
+                lines = trained_lines(folder)
                 trained_on = frozenset(name for name in self.files if list_line(name) in lines)
                 models.append(Model(int(folder.name), folder / CONFIG, str(weights), trained_on))
         return models
@@ -290,6 +299,12 @@ def files_of(images: InputImages) -> dict[str, str]:
     names = [Path(os.path.relpath(file, images.top)).as_posix() for file in files]
     check_names(names, files)
     return dict(zip(names, files))
+
+
+def trained_lines(folder: Path) -> set[str]:
+    """Return the lines of a list (see ``list_line``) for the images that a training uses."""
+    lines = (folder / TRAINED_ON).read_text(encoding="utf-8").splitlines()[1:]
+    return {line.partition(",")[2] for line in lines}
 
 
 def _numbered(folder: Path) -> list[Path]:

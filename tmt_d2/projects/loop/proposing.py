@@ -20,6 +20,7 @@ from tmt_d2.errors import UserError
 from tmt_d2.inference.folder import png_path, write_classes, write_png
 from tmt_d2.inference.statistics import model_identity
 from tmt_d2.projects.annotation.matching import bare
+from tmt_d2.projects.annotation.orientation import copy_as_stored
 from tmt_d2.projects.annotation.writers import labeling_config, write_cvat_masks, write_label_studio
 from tmt_d2.projects.label_selection.pool import Pool, score_pool
 from tmt_d2.projects.label_selection.prelabels import FOLDER, write_prelabels
@@ -27,7 +28,7 @@ from tmt_d2.projects.label_selection.proposal import write_proposal
 from tmt_d2.projects.label_selection.strategies import AUTO, STRATEGIES
 from tmt_d2.projects.loop.estimator import draw, strata_of
 from tmt_d2.projects.loop.page import PAGE, write_page
-from tmt_d2.projects.loop.project import FRAME, ROUNDS, SELECTED, Model, Project, next_number
+from tmt_d2.projects.loop.project import COPIES, FRAME, ROUNDS, SELECTED, Model, Project, next_number
 from tmt_d2.projects.loop.state import predicted_confusions
 from tmt_d2.utils.files import atomic_write
 
@@ -76,9 +77,9 @@ def propose(
     else:
         names, hardest = _propose_training(project, model, draft, budget, rng, confidence)
     for name in names:
-        copy = draft / "images" / name
+        copy = draft / COPIES / name
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(project.files[name], copy)
+        copy_as_stored(project.files[name], copy)
     write_for_tool(project, draft, names, tool)
     overlays = {name: prelabel_file(draft, name) for name in names}
     use = "to measure on" if purpose == "test" else "to train on"
@@ -159,6 +160,7 @@ def _propose_test(
         writer = csv.DictWriter(file, ["image", "stratum", "quality", "probability", "round"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+        writer.writerows(row for row in project.whole_frame() if row["image"] not in project.files)  # may come back
     names = [rows[index]["image"] for index in new]
     write_names(draft / SELECTED, names)
     return names

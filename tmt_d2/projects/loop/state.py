@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -17,6 +18,7 @@ from tabulate import tabulate
 from tmt_d2.config import setup_cfg
 from tmt_d2.data.datasets.custom import read_custom, register_custom
 from tmt_d2.data.datasets.registration import labeled_records
+from tmt_d2.data.image_lists import first_names
 from tmt_d2.data.labeled import LABEL
 from tmt_d2.data.reader import read_image_of, read_label
 from tmt_d2.estimation.collect import Collector, spread
@@ -69,6 +71,7 @@ class Status:
         images, labeled: number of images, and of those with a label to train on.
         drawn, test: number of images drawn for the test, and of those with a label.
         rounds: number, purpose, number of proposed images, number of those with a label.
+        missing: label files and test images without an image, as ``Project.missing``.
         next: the command to type.
     """
 
@@ -79,6 +82,7 @@ class Status:
     rounds: list[tuple[int, str, int, int]]
     models: list[ModelStatus]
     next: str
+    missing: dict[str, list[str]]
 
 
 def status(project: Project) -> Status:
@@ -93,6 +97,7 @@ def status(project: Project) -> Status:
         rounds=rounds_of(project),
         models=[model_status(project, model) for model in project.models()],
         next=next_command(project),
+        missing=project.missing(),
     )
 
 
@@ -264,6 +269,9 @@ def lines(project: Project, state: Status) -> list[str]:
         f"{project.folder}: {state.images} images, {state.labeled} labeled for training, "
         f"{state.test} of {state.drawn} test images labeled"
     ]
+    if state.missing:
+        counts = " and ".join(f"{len(names)} {kind}" for kind, names in state.missing.items())
+        texts += [f"{counts} have no image: {first_names([*itertools.chain(*state.missing.values())])}"]
     if rounds:
         texts += ["", tabulate(rounds, headers=["round", "for", "proposed", "labeled"], disable_numparse=True)]
     if rows:

@@ -17,6 +17,7 @@ from detectron2.engine import HookBase
 from tmt_d2.adaptation.checks import check_task
 from tmt_d2.config import replace_keys, setup_cfg
 from tmt_d2.data import register_data
+from tmt_d2.data.image_lists import first_names, list_line
 from tmt_d2.engine.hooks.evaluation_images import EvaluationImages
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.engine.trainer import Trainer
@@ -24,12 +25,14 @@ from tmt_d2.errors import UserError
 from tmt_d2.projects.annotation.importing import ImportReport, import_labels
 from tmt_d2.projects.loop.project import (
     CONFIG,
+    COPIES,
     FINISHED,
     LABELS,
     MODELS,
     TRAINED_ON,
     Project,
     next_number,
+    trained_lines,
     write_config,
 )
 from tmt_d2.utils.files import atomic_write
@@ -47,10 +50,12 @@ def import_export(
         UserError: as ``import_labels``.
     """
     output = project.folder / LABELS
-    report = import_labels(export, project.images, project.classes(), output, mapping=mapping, replace=replace)
+    proposed = {name: folder / COPIES / name for folder in project.rounds() for name in project.proposed(folder)}
+    copies = {name: str(copy) for name, copy in proposed.items() if copy.is_file()}
+    options: dict[str, Any] = {"mapping": mapping, "replace": replace, "copies": copies}
+    report = import_labels(export, project.images, project.classes(), output, **options)
     project.refresh()
-    proposed = {name for folder in project.rounds() for name in project.proposed(folder)}
-    report.names["missing"] = sorted(proposed - {*project.with_label()})
+    report.names["missing"] = sorted(proposed.keys() - {*project.with_label()})
     return report
 
 
@@ -66,7 +71,8 @@ def train(project: Project, seconds: float = 0, opts: Sequence[str] = ()) -> Pat
         the folder of the model; None if there is one of the same labels and nothing else is given.
 
     Raises:
-        UserError: there is no label, or as ``run_stage``.
+        UserError: there is no label; an interrupted training would begin again because an image is gone; or as
+            ``run_stage``.
     """
     project.refresh()
     if not project.labeled():
@@ -84,6 +90,7 @@ def train(project: Project, seconds: float = 0, opts: Sequence[str] = ()) -> Pat
     if is_current:
         write_config(project.folder / CONFIG, cfg)
     else:
+        _check_images(project, folder)
         shutil.rmtree(folder, ignore_errors=True)
         if seconds:
             cfg = replace_keys(cfg, {"SOLVER.MAX_ITER": steps_within(seconds, seconds_a_step(cfg))})
@@ -94,6 +101,18 @@ def train(project: Project, seconds: float = 0, opts: Sequence[str] = ()) -> Pat
     cfg = setup_cfg(project.folder / CONFIG)
     run_stage(cfg, resume=True, hooks=[EvaluationImages(cfg)])
     return folder
+
+
+def _check_images(project: Project, folder: Path) -> None:
+    """
+    Raises:
+        UserError: an image of the interrupted training in ``folder``, if there is one, is not there now.
+    """
+    if not (folder / TRAINED_ON).is_file():
+        return
+    if gone := sorted(trained_lines(folder) - {*map(list_line, project.files)}):
+        message = f"is trained on images that are not in {project.place}: {first_names(gone)}"
+        raise UserError(message, key=folder, hint="bring them back, or delete this folder to begin again without them")
 
 
 def training_config(project: Project, folder: Path, opts: Sequence[str]) -> CfgNode:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tmt_d2.adaptation.self_training.teacher import MovingAverage
+from tmt_d2.adaptation.self_training import teacher as teacher_module
+from tmt_d2.adaptation.self_training.teacher import MovingAverage, share_statistics
 
 
 class Model(nn.Module):
@@ -29,6 +30,24 @@ def test_moving_average_by_hand() -> None:
             assert teacher.weight.item() == pytest.approx(value)
             assert float(teacher.statistic) == pytest.approx(10 * value)  # buffers too
             assert int(teacher.count) == (0 if step < 2 else step)  # copied
+
+
+def test_buffers_in_any_layout_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a table of timm's Swin-V2, (1, H, W, 2), in the layout of images."""
+
+    def model(value: float) -> nn.Module:
+        made = Model(value)
+        made.register_buffer("table", value + torch.arange(24.0).view(1, 3, 4, 2))
+        return made.to(memory_format=torch.channels_last)
+
+    first, mine = model(0.0), model(100.0)
+    assert not mine.table.is_contiguous()
+    sent = torch.cat([buffer.flatten() for buffer in first.buffers() if buffer.is_floating_point()])
+    monkeypatch.setattr(teacher_module.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, source: tensor.copy_(sent))
+    share_statistics(mine)
+    assert torch.equal(mine.table, first.table) and torch.equal(mine.statistic, first.statistic)
+    assert mine.weight.item() == 100  # a parameter is averaged alike in all processes
 
 
 def test_the_step_of_the_average_is_kept() -> None:

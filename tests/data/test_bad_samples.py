@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
+import io
 import itertools
 import json
 import logging
@@ -203,6 +206,25 @@ def test_a_run_that_is_stopped_names_them(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(BadSamples, "note", stop)
     with pytest.raises(SystemExit):
         run_stage(small_cfg("source", tmp_path / "run", SOLVER__MAX_ITER=20, DATALOADER__MAX_BAD_FRACTION=0.2))
+    assert json.loads((tmp_path / "run" / "bad_samples.json").read_text()).keys() == {str(image)}
+
+
+@pytest.mark.slow
+def test_an_image_that_may_not_be_opened_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of another user, or on a failing disk; also by the checks before training."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(make_scenes(tmp_path / "scenes")))
+    image = min((tmp_path / "scenes").glob("cityscapes/leftImg8bit/train/*/*.png"))
+
+    def refusing(file: Any, *arguments: Any, **options: Any) -> Any:
+        if str(file) == str(image):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        return open_file(file, *arguments, **options)
+
+    open_file = builtins.open
+    for module in (builtins, io):
+        monkeypatch.setattr(module, "open", refusing)
+    changes = {"SOLVER__MAX_ITER": 2, "DATALOADER__MAX_BAD_FRACTION": 0.2}
+    run_stage(small_cfg("source", tmp_path / "run", **changes))
     assert json.loads((tmp_path / "run" / "bad_samples.json").read_text()).keys() == {str(image)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,27 @@ def test_crops_show_the_rare_class(tmp_path: Path) -> None:
     wanted, any_ = shares(rare_class=13), shares()
     assert sum(share >= 0.2 for share in wanted) >= 58
     assert sum(share >= 0.2 for share in any_) < 45  # control
+
+
+def test_counts_are_kept_where_they_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the weights; in OUTPUT_DIR if the weights are none of this user's."""
+    (tmp_path / "source").mkdir()
+    weights, forbidden, allows = tmp_path / "source" / "model.pth", set[Path](), os.access
+    weights.touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) not in forbidden and allows(path, mode))
+
+    def folder() -> Path:
+        settings = RareClasses.from_config(small_cfg("self-training-daformer", tmp_path / "out", weights))
+        assert settings is not None
+        return settings.folder.parent
+
+    assert folder() == weights.parent
+    forbidden.add(weights.parent)
+    assert folder() == tmp_path / "out"
+    (weights.parent / "class_pixels").mkdir()
+    assert folder() == weights.parent
+    forbidden.add(weights.parent / "class_pixels")
+    assert folder() == tmp_path / "out"
 
 
 @pytest.mark.slow

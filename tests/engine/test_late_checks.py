@@ -16,7 +16,6 @@ from tests.helpers.models import tiny_cfg
 from tmt_d2.cli import export, predict, score, show_attention
 from tmt_d2.config import replace_keys
 from tmt_d2.data.datasets.registration import check_registered
-from tmt_d2.engine.launch import launch
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.errors import UserError
 from tmt_d2.experiments import scoring as scoring_module
@@ -87,20 +86,6 @@ def test_inputs_and_places_for_results(photos: Path, tmp_path: Path, monkeypatch
     for run, match in cases:
         with pytest.raises((UserError, FileNotFoundError), match=match):
             run()
-
-
-@pytest.mark.parametrize(
-    ("words", "match"),
-    [
-        ({"num_processes": 0}, "--num-gpus"),
-        ({"num_machines": 0}, "--num-machines"),
-        ({"machine_rank": 1}, "--machine-rank"),
-        ({"dist_url": "tcp://127.0.0.1:99999"}, "--dist-url"),
-    ],
-)
-def test_processes_that_there_cannot_be(words: dict[str, Any], match: str) -> None:
-    with pytest.raises(UserError, match=match):
-        launch(lambda: None, **{"num_processes": 1, **words})
 
 
 def test_ports_of_the_page() -> None:

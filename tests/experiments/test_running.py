@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from tests.helpers.checkout import environment
+from tests.helpers.errors import refuses
 from tests.helpers.small_runs import measured, small_units, write_values
 from tmt_d2.errors import UserError
 from tmt_d2.experiments import running
 from tmt_d2.experiments.progress import Progress
-from tmt_d2.experiments.running import check_names, launch_unit, run_all, run_unit
+from tmt_d2.experiments.running import check_names, check_units, launch_unit, run_all, run_unit
 from tmt_d2.experiments.units import Unit
 from tmt_d2.projects.report.document import write_report
 from tmt_d2.utils.signals import STOPPED
@@ -186,10 +187,22 @@ def test_a_process_that_failed_is_named_by_its_status(tmp_path) -> None:
 
 def test_scores_are_taken_by_one_process(tmp_path, monkeypatch) -> None:
     started = []
-    monkeypatch.setattr(running, "launch", lambda main, number, args: started.append((args[0].kind, number)))
-    for unit in small_units(tmp_path, scores={}, methods=["full"]):
+    monkeypatch.setattr(
+        running, "launch", lambda _, number, args, device: started.append((args[0].kind, number, device))
+    )
+    for unit in small_units(tmp_path, "MODEL.DEVICE", "cpu", scores={}, methods=["full"]):
         launch_unit(unit, 4)
-    assert started == [("source", 4), ("evaluation", 4), ("scores", 1), ("finetune", 4)]
+    kinds = {"source": 4, "evaluation": 4, "scores": 1, "finetune": 4}
+    assert started == [(kind, number, "cpu") for kind, number in kinds.items()]
+
+
+@pytest.mark.usefixtures("data_root")
+def test_each_combination_of_settings_is_checked_before_the_first_unit(tmp_path) -> None:
+    swept = {"key": "MODEL.META_ARCHITECTURE", "values": ["MaskFormer"], "methods": ["tmt"]}
+    units = small_units(tmp_path, methods=["tmt"], sweeps={"model": swept})
+    check_units(units[:-1])
+    with refuses("MODEL.META_ARCHITECTURE"):
+        check_units(units)
 
 
 def test_torchrun_is_for_single_stages(tmp_path, monkeypatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
@@ -165,8 +164,8 @@ def warn_of_small_inputs(cfg: CfgNode) -> None:
         ("INPUT.MIN_SIZE_TRAIN and MAX_SIZE_TRAIN", max(sizes.MIN_SIZE_TRAIN), sizes.MAX_SIZE_TRAIN),
     )
     for record in records[:: -(-len(records) // SAMPLED)]:
-        file = Path(record["file_name"])
-        size = stored_size(file.read_bytes()) if file.is_file() else None
+        file = record["file_name"]
+        size = stored_size(file)
         if size is None:
             continue
         for keys, shortest, longest in ranges:

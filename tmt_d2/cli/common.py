@@ -12,11 +12,14 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from tmt_d2.config.file import find_config, load_config_file
 from tmt_d2.errors import UserError, one_line_errors
 from tmt_d2.utils.memory import reuse_freed_memory
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +47,11 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
     return args
 
 
-def check_config(config_file: str | Path, opts: Sequence[str] = (), method: str = "") -> None:
+def check_config(config_file: str | Path, opts: Sequence[str] = (), method: str = "") -> CfgNode:
     """Check files, keys and values of a config before a model is imported: files even without PyTorch.
+
+    Returns:
+        the merged config; its data sets and weights are not read.
 
     Raises:
         FileNotFoundError, UserError: as ``merge_cfg`` and ``check_values``.
@@ -53,7 +59,9 @@ def check_config(config_file: str | Path, opts: Sequence[str] = (), method: str 
     load_config_file(find_config(config_file), method)
     from tmt_d2.config import check_values, merge_cfg
 
-    check_values(merge_cfg(config_file, opts, method)[0])
+    cfg, _ = merge_cfg(config_file, opts, method)
+    check_values(cfg)
+    return cfg
 
 
 def check_file(option: str, path: str | Path) -> None:

@@ -51,10 +51,10 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(parser(), arguments)
-    check_config(args.config_file, args.opts, args.method)
+    device = check_config(args.config_file, args.opts, args.method).MODEL.DEVICE
     from tmt_d2.engine.launch import launch
 
-    launch(train, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
+    launch(train, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,), device=device)
 
 
 def command() -> NoReturn:

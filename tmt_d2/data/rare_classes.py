@@ -53,19 +53,20 @@ class RareClasses:
     def from_config(cls, cfg: CfgNode) -> RareClasses | None:
         """Return None where SELF_TRAINING.RARE_CLASS_TEMPERATURE is 0.
 
-        The folder is beside MODEL.WEIGHTS, or in OUTPUT_DIR where MODEL.WEIGHTS is no local file.
+        The folder is beside MODEL.WEIGHTS, or in OUTPUT_DIR where that is no local file or cannot be written to.
         """
         keys = cfg.SELF_TRAINING
         if not keys.RARE_CLASS_TEMPERATURE:
             return None
-        weights = Path(cfg.MODEL.WEIGHTS)
+        weights, folder = Path(cfg.MODEL.WEIGHTS), Path(cfg.MODEL.WEIGHTS).parent / FOLDER
+        is_writable = weights.is_file() and os.access(folder if folder.is_dir() else folder.parent, os.W_OK)
         return cls(
             keys.RARE_CLASS_TEMPERATURE,
             keys.RARE_CLASS_AREA,
             tuple(cfg.INPUT.CROP.SIZE) if cfg.INPUT.CROP.ENABLED else None,
             int(np.median(cfg.INPUT.MIN_SIZE_TRAIN)),
             cfg.INPUT.MAX_SIZE_TRAIN,
-            (weights.parent if weights.is_file() else Path(cfg.OUTPUT_DIR)) / FOLDER,
+            folder if is_writable else Path(cfg.OUTPUT_DIR) / FOLDER,
         )
 
     def chooser(self, records: Sequence[Mapping[str, Any]]) -> ClassChooser | None:

@@ -23,6 +23,7 @@ from tmt_d2.utils.ports import check_port
 from tmt_d2.utils.signals import handled
 
 PATIENCE = 5.0  # seconds
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def launch(
@@ -32,26 +33,28 @@ def launch(
     machine_rank: int = 0,
     dist_url: str = "auto",
     args: Sequence[Any] = (),
+    device: str = "cuda",
 ) -> None:
     """Run ``main(*args)`` in every process; under ``torchrun`` (RANK and WORLD_SIZE are set), in this one.
 
     Exits with the status of the first process that fails; the others are terminated within 30 s. SIGTERM, SIGUSR1 and
-    SIGHUP are forwarded; Ctrl-C reaches all processes by itself. Without a GPU the backend is gloo.
+    SIGHUP are forwarded; Ctrl-C reaches all processes by itself. On the CPU and without a GPU the backend is gloo.
 
-    Args: as Detectron2's ``launch``; num_processes: per machine.
+    Args: as Detectron2's ``launch``; num_processes: per machine. device: MODEL.DEVICE.
 
     Raises:
-        UserError: a number or the address is invalid.
+        UserError: a number or the address is invalid, or the processes cannot have a GPU each.
     """
     _check(num_processes, num_machines, machine_rank, dist_url)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        _join_torchrun()
+        _join_torchrun(device)
         _run(main, args)
         return
     if num_processes * num_machines == 1:
         main(*args)
         return
-    with _forward_signals():
+    _use_gpus(device, num_processes, "--num-gpus")
+    with _forward_signals(), _visible_gpus(device):
         try:
             engine.launch(_run, num_processes, num_machines, machine_rank, dist_url, args=(main, args))
         except ProcessExitedException as error:
@@ -82,14 +85,43 @@ def _run(main: Callable[..., Any], args: Sequence[Any]) -> None:
             raise
 
 
-def _join_torchrun() -> None:
+def _use_gpus(device: str, processes: int, option: str) -> bool:
+    """Return True if the processes of this machine are on GPUs.
+
+    Raises:
+        UserError: MODEL.DEVICE names one GPU for all, or there are not enough.
+    """
+    if not device.startswith("cuda") or not torch.cuda.is_available():
+        return False
+    if device != "cuda":
+        raise UserError("each process needs a GPU of its own", key="MODEL.DEVICE", value=device, hint="set it to cuda")
+    if processes > torch.cuda.device_count():
+        raise UserError(f"more than the {torch.cuda.device_count()} GPUs of this machine", key=option, value=processes)
+    return True
+
+
+def _join_torchrun(device: str) -> None:
     if distributed.is_initialized() or int(os.environ["WORLD_SIZE"]) == 1:
         return
-    use_gpu = torch.cuda.is_available()
+    use_gpu = _use_gpus(device, int(os.environ["LOCAL_WORLD_SIZE"]), "--nproc-per-node")
     if use_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("nccl" if use_gpu else "gloo")
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+
+
+@contextmanager
+def _visible_gpus(device: str) -> Iterator[None]:
+    """Hide the GPUs from new processes of a model on the CPU: Detectron2's launcher uses NCCL where it sees one."""
+    before = os.environ.get(VISIBLE)
+    if device == "cpu":
+        os.environ[VISIBLE] = ""
+    try:
+        yield
+    finally:
+        os.environ.pop(VISIBLE, None)
+        if before is not None:
+            os.environ[VISIBLE] = before
 
 
 @contextmanager

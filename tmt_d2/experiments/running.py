@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tmt_d2.adaptation.checks import check_task
+from tmt_d2.config import replace_keys
 from tmt_d2.data import register_data
 from tmt_d2.data.datasets.registration import check_registered
 from tmt_d2.engine.hooks.evaluation_images import EvaluationImages
@@ -44,7 +46,8 @@ def run_unit(unit: Unit) -> None:
 
 def launch_unit(unit: Unit, num_processes: int) -> None:
     """``run_unit`` in ``num_processes`` processes of this machine; scores are taken by one."""
-    launch(run_unit, 1 if unit.kind == "scores" else num_processes, args=(unit,))
+    processes = 1 if unit.kind == "scores" else num_processes
+    launch(run_unit, processes, args=(unit,), device=unit.cfg.MODEL.DEVICE)
 
 
 def run_recorded(unit: Unit, run: RunUnit) -> bool:
@@ -138,11 +141,8 @@ def check_units(units: Sequence[Unit]) -> None:
         raise UserError("units start their own processes", key="RANK", value=os.environ["RANK"], hint="use --num-gpus")
     seen = set()
     for unit in units:
-        cfg = unit.cfg
-        labels = cfg.TRANSFER.LABEL_COUNT, cfg.TRANSFER.LABEL_LIST
-        sections = (section.dump() for section in (cfg.DATASETS, cfg.SELF_TRAINING, cfg.TEST))
-        settings = unit.kind, cfg.TRANSFER.METHOD, labels, *sections
+        settings = unit.kind, json.dumps(replace_keys(unit.cfg, {"OUTPUT_DIR": "", "SEED": 0, "MODEL.WEIGHTS": ""}))
         if settings not in seen:
-            register_data(cfg)
-            check_task(cfg, eval_only=unit.trains_nothing and unit.kind != "scores")
+            register_data(unit.cfg)
+            check_task(unit.cfg, eval_only=unit.trains_nothing and unit.kind != "scores")
         seen.add(settings)

@@ -52,7 +52,8 @@ class MovingAverage(nn.Module):
 def share_statistics(teacher: nn.Module) -> None:
     """Give all processes the normalization statistics of the first one, so that there is one teacher."""
     if comm.get_world_size() > 1:
-        buffers = [buffer.view(-1) for buffer in teacher.buffers() if buffer.is_floating_point()]
-        together = torch.cat(buffers)
+        buffers = [buffer for buffer in teacher.buffers() if buffer.is_floating_point()]
+        together = torch.cat([buffer.flatten() for buffer in buffers])
         torch.distributed.broadcast(together, 0)
-        torch._foreach_copy_(buffers, together.split([len(buffer) for buffer in buffers]))
+        parts = together.split([buffer.numel() for buffer in buffers])
+        torch._foreach_copy_(buffers, [part.view(buffer.shape) for part, buffer in zip(parts, buffers, strict=True)])

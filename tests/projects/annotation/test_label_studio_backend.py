@@ -29,7 +29,7 @@ from tmt_d2.errors import INTERRUPTED
 from tmt_d2.inference import Predictor
 from tmt_d2.projects.annotation.brush import decode_brush, encode_brush
 from tmt_d2.projects.annotation.label_studio_backend import Backend, BackendServer, local_file
-from tmt_d2.projects.annotation.label_studio_events import FOLDER, Inbox
+from tmt_d2.projects.annotation.label_studio_events import FOLDER, REFUSED, Inbox
 from tmt_d2.projects.loop.project import Project
 from tmt_d2.projects.loop.starting import start
 from tmt_d2.utils.lock import LOCK, folder_lock
@@ -239,11 +239,18 @@ def test_an_annotation_is_imported_and_trained_on(
 
 
 def test_several_annotations_in_one_event(request_of: Request, city: Project) -> None:
-    first, second = (event("ANNOTATIONS_CREATED", f"by day/{name}.png", labels_of(5)) for name in "ab")
-    second["task"]["id"] = second["annotation"]["task"] = 20
-    both = first | {key: [first[key], second[key]] for key in ("annotation", "task")}
-    assert request_of("/webhook", both)[1]["training"] == "running"
+    """One that is refused is kept, and keeps no other back."""
+    first, bad, second = (event("ANNOTATIONS_CREATED", f"by day/{name}.png", labels_of(5)) for name in "aab")
+    BAD["another label"](bad)
+    for number, each in enumerate((bad, second)):
+        each["task"]["id"] = each["annotation"]["task"] = 20 + number
+    sent = first | {key: [first[key], bad[key], second[key]] for key in ("annotation", "task")}
+    status, answer = request_of("/webhook", sent)
+    assert (status, answer["training"], len(answer["labels"])) == (200, "running", 3)
     assert city.labeled() == ["by day/a.png", "by day/b.png"]
+    assert np.array_equal(label(city, "by day/a.png"), labels_of(5))
+    (refused,) = (city.folder / FOLDER).iterdir()
+    assert refused.suffix == REFUSED and json.loads(refused.read_text())[0]["id"] == 20
 
 
 def test_an_annotation_outlives_the_backend(city: Project, photos: Path, training: Training) -> None:
@@ -293,7 +300,8 @@ def test_bad_annotations_change_nothing(
     request_of: Request, city: Project, training: Training, caplog: pytest.LogCaptureFixture
 ) -> None:
     def files() -> set[Path]:
-        return {path for path in city.folder.rglob("*") if path.is_file() and path.name != LOCK}
+        found = (path for path in city.folder.rglob("*") if path.is_file() and path.name != LOCK)
+        return {path for path in found if path.suffix != REFUSED}
 
     city.refresh()
     before = files()

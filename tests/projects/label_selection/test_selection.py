@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -203,11 +205,29 @@ def test_the_page_is_self_contained_and_escapes_names(build_tiny: Build, tmp_pat
     write_images(tmp_path / "p", 1)
     pool = made(np.zeros((1, 2)))
     pool.files[:] = [str((tmp_path / "p" / "0.png").rename(tmp_path / "p" / "<b>&0.png"))]
-    images = selected_images(pool, Selection([0]), NONE, ["a", "b", "c"])
+    images = selected_images(pool, Selection([0]), NONE, ["a", "b", "c"], ["<b>&0.png"])
     predictor = Predictor(tiny_cfg(INPUT__MIN_SIZE_TEST=0), build_tiny("MaskFormer"))
-    write_page(tmp_path / "page.html", images, predictor, {"strategy": AUTO})
+    write_page(tmp_path / "page.html", images, predictor, {"strategy": AUTO}, {"list.txt": ["<b>&1"]})
     page = (tmp_path / "page.html").read_text()
-    assert "<b>&0" not in page and "http" not in page
+    assert "<b>&" not in page and "http" not in page
+    assert saved_lists(tmp_path / "page.html", lambda name: True) == {"list.txt": ["<b>&1", "<b>&0.png"]}
+
+
+def saved_lists(page: Path, is_selected: Callable[[str], bool]) -> dict[str, list[str]]:
+    """What each button of a page saves, as its script does it, after a user has chosen."""
+    buttons, boxes = dict[str, str](), list[str]()
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            values = {name: value or "" for name, value in attrs}
+            if tag == "button":
+                buttons[values["name"]] = values["value"]
+            elif values.get("type") == "checkbox":
+                boxes.append(values["value"])
+
+    Reader().feed(page.read_text())
+    chosen = "".join(f"{line}\n" for line in boxes if is_selected(line))
+    return {name: (lines + chosen).splitlines() for name, lines in buttons.items()}
 
 
 @pytest.mark.slow
@@ -232,7 +252,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     second = (out / "selected.txt").read_text().split()
     assert sorted(first + second) == [f"{i}.png" for i in range(5)]
     assert (out / "labeled.txt").read_text().split() == [*sorted(first), *second]
-    assert (out / "selected.html").is_file() and (out / "selected.csv").is_file()
+    assert (out / "selected.csv").is_file()
+    lists = saved_lists(out / "selected.html", lambda name: True)
+    assert lists == {name: (out / name).read_text().split() for name in ("selected.txt", "labeled.txt")}
+    rest = [name for name in second if name != second[0]]  # a deselected image is in neither list
+    lists = saved_lists(out / "selected.html", lambda name: name != second[0])
+    assert lists == {"selected.txt": rest, "labeled.txt": [*sorted(first), *rest]}
     records = [{"file_name": f"/x/{i}.png", "image_id": f"{i}", "dataset": "d"} for i in range(6)]
     assert [Path(record["file_name"]).name for record in listed(records, str(labeled))] == sorted(first)
     for words, key in (

@@ -20,6 +20,7 @@ import tmt_d2
 from tests.helpers.checkout import TINY_CONFIG, run_python
 from tests.helpers.errors import refuses
 from tests.helpers.small_runs import Killed, differences, exif, options, small_cfg
+from tests.projects.label_selection.test_selection import saved_lists
 from tmt_d2.config import replace_keys, setup_cfg
 from tmt_d2.data.datasets.custom import register_custom
 from tmt_d2.data.datasets.label_spaces import CITYSCAPES_CLASSES
@@ -618,6 +619,8 @@ def test_images_of_one_name_in_folders_of_several_depths(
         Image.open(file).rotate(180).save(photos / file.name)
     assert adapt(city, "propose", "--budget", "8") == 0
     assert len(Project(city).proposed(city / "rounds/01")) == 8
+    saved = saved_lists(city / "rounds/01/selected.html", lambda name: True)
+    assert saved == {"selected.txt": (city / "rounds/01/selected.txt").read_text().splitlines()}
     # Labels of one folder first: the data set has labels at one depth, then at both.
     names = Project(city).proposed(city / "rounds/01")
     for depth in (0, 2):

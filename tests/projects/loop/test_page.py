@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import numpy as np
+import pytest
+from PIL import Image
+
+from tmt_d2.data.class_lists import ClassList
 from tmt_d2.projects.loop.estimator import Measured
-from tmt_d2.projects.loop.page import class_changes, curve
+from tmt_d2.projects.loop.page import class_changes, curve, write_page
+from tmt_d2.projects.loop.project import Project
 from tmt_d2.projects.loop.state import ModelStatus
+
+
+@pytest.mark.parametrize("size", [(6, 4000), (4000, 1), (1, 1)])
+def test_a_thin_image_is_on_the_page(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.fromarray(np.zeros((*size, 3), np.uint8)).save(tmp_path / "a.png")
+    classes = SimpleNamespace(classes=ClassList(("road",), ((1, 2, 3),)))
+    project = SimpleNamespace(files={"a.png": str(tmp_path / "a.png")}, classes=lambda: classes, models=list)
+    write_page(cast(Project, project), tmp_path / "round.html", {"a.png": tmp_path / "none"}, [], "Round")
+    assert "<img" in (tmp_path / "round.html").read_text()
 
 
 def measured(value: float) -> Measured:

@@ -14,16 +14,19 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.checkout import TINY_CONFIG
 from tests.helpers.errors import refuses
 from tests.helpers.invented_matrix import make_matrix, metrics, record, three_domains
+from tests.helpers.small_runs import unit_options
 from tmt_d2.errors import UserError
+from tmt_d2.experiments.pair import pair_units, run_pair
 from tmt_d2.experiments.results import ALL, read_results
 from tmt_d2.projects.report import command as report
 from tmt_d2.projects.report import document
 from tmt_d2.projects.report.data import ReportData
 from tmt_d2.projects.report.document import render_page, write_report
 from tmt_d2.projects.report.elements import Cell, Example, Section
-from tmt_d2.projects.report.examples import ImageError, doubts_of, rank_correlations, worst_blocks
+from tmt_d2.projects.report.examples import ImageError, _at_width, doubts_of, rank_correlations, worst_blocks
 from tmt_d2.projects.report.paper import paper_miou
 from tmt_d2.projects.report.sections.comparison import results_table
 from tmt_d2.projects.report.sections.curves import training
@@ -179,6 +182,25 @@ def test_what_cannot_be_shown_is_named_on_the_page(tmp_path: Path, kinds: tuple[
         assert {row["kind"] for row in csv.DictReader(file)} == {*kinds}
     assert (tmp_path / "results.tex").is_file()
     assert (str(tmp_path / "source" / "a") in page) == ("finetune" in kinds)
+
+
+def test_images_of_a_pair_whose_source_model_was_given(tmp_path: Path, start: Path, data_root: Path) -> None:
+    """That model was only evaluated; without it the section that needs no source model stays."""
+    output, given = tmp_path / "out", tmp_path / "given.pth"
+    shutil.copy(start, given)
+    options = unit_options(SOLVER__MAX_ITER=1)
+    run_pair(pair_units(TINY_CONFIG, "cityscapes", "bdd100k", ["full"], output, options, given), output)
+    page = write_report(output, images=1, worst=1).read_text()
+    assert {"examples", "worst"} < {*re.findall(r'<section id="(\w+)"', page)} and str(given) not in page
+    given.unlink()
+    page = write_report(output, images=1, worst=1).read_text()
+    shown = {*re.findall(r'<section id="(\w+)"', page)}
+    assert "worst" in shown and "examples" not in shown and str(given) in page
+
+
+@pytest.mark.parametrize("size", [(1, 5000), (3, 4000), (40, 3)])
+def test_a_thin_image_keeps_a_pixel(size: tuple[int, int]) -> None:
+    assert _at_width(np.zeros((*size, 3), np.uint8), 512).shape == (max(1, round(size[0] * 512 / size[1])), 512, 3)
 
 
 def test_a_folder_without_results_is_refused(tmp_path) -> None:

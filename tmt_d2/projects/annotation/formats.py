@@ -202,7 +202,8 @@ def _paint_png(
     if image.mode in ("P", "RGBA") and not as_ids:
         image = image.convert("RGB")
     if image.mode not in ("1", "L", "P") and (image.mode != "RGB" or as_ids):
-        raise UserError(f"is a PNG file of mode {image.mode}", key=where, hint="labels are 8-bit gray, palette or RGB")
+        hint = "labels are 8-bit gray or palette" if as_ids else "labels are 8-bit gray, palette or RGB"
+        raise UserError(f"is a PNG file of mode {image.mode}", key=where, hint=hint)
     pixels = np.asarray(image)
     names = {value: name for value, (name, _) in enumerate(entries) if name}
     if pixels.ndim == 3:

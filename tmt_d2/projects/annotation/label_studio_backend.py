@@ -146,7 +146,7 @@ class Backend:
             return []
         with self._importing:
             if self.training.is_running:
-                return [f"{count} events wait for the end of the training"]
+                return [f"annotations of {count} tasks wait for the end of the training"]
             written, lines = self._inbox.import_all()
             if written:
                 self.training.start()

@@ -26,14 +26,14 @@ from tmt_d2.utils.lock import folder_lock
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "label_studio"
+FOLDER, REFUSED = "label_studio", ".refused"
 CREATED, UPDATED = "created", "updated"  # an update replaces the label file
 EVENTS = {"ANNOTATION_CREATED": CREATED, "ANNOTATIONS_CREATED": CREATED, "ANNOTATION_UPDATED": UPDATED}
 Json = dict[str, Any]
 
 
 class Inbox:
-    """Annotations of a project that wait to be imported, one file for each event."""
+    """Annotations of a project that wait to be imported, one file for each task: no bad one keeps others back."""
 
     def __init__(self, project: str, mapping: Mapping[str, str] | None = None) -> None:
         """
@@ -53,28 +53,29 @@ class Inbox:
             UserError: it does not carry them.
         """
         if kind := EVENTS.get(str(event.get("action"))):
-            tasks = tasks_of(event)
+            tasks, now = tasks_of(event), time.time_ns()
             self._folder.mkdir(exist_ok=True)
-            with atomic_write(self._folder / f"{time.time_ns()}-{kind}.json", "w") as file:
-                json.dump(tasks, file)
+            for number, task in enumerate(tasks):
+                with atomic_write(self._folder / f"{now}-{number:06d}-{kind}.json", "w") as file:
+                    json.dump([task], file)
 
     def waiting(self) -> list[Path]:
-        """Return the files of events that are not imported yet."""
+        """Return the files of annotations that are not imported yet."""
         return sorted(self._folder.glob("*.json"))
 
     def import_all(self) -> tuple[int, list[str]]:
-        """Import what waits as ``tmt-adapt import`` does; what is refused is removed.
+        """Import what waits as ``tmt-adapt import`` does; what is refused stays as a file that ends in ``REFUSED``.
 
         Returns:
-            number of label files that were written, and a line for each event.
+            number of label files that were written, and a line for each task.
         """
         try:
             project = Project(self._project)
             with folder_lock(project.folder, "--project"):
-                project.refresh()  # no event is refused for a fault of the project, such as images that are offline
+                project.refresh()  # no annotation is refused because images are offline
                 outcomes = [self._import(project, file) for file in self.waiting()]
         except USER_ERRORS as error:  # or another command holds the project
-            line = f"{len(self.waiting())} events wait: {one_line(error)}"
+            line = f"annotations of {len(self.waiting())} tasks wait: {one_line(error)}"
             logger.warning(line)
             return 0, [line]
         return sum(written for written, _ in outcomes), [line for _, line in outcomes]
@@ -85,7 +86,7 @@ class Inbox:
             report = import_export(project, str(file), mapping=self._mapping, replace=UPDATED in file.name)
         except USER_ERRORS as error:
             if isinstance(error, UserError):
-                file.unlink()
+                file.rename(file.with_suffix(REFUSED))
             line = f"{name} is not imported: {one_line(error).removeprefix(f'{file}: ')}"
             logger.error(line)
             return 0, line

@@ -5,7 +5,7 @@
 
 Files in --output:
 
-    selected.html    every proposed image with its prediction and statistics; deselect images, save the list
+    selected.html    every proposed image with its prediction and statistics; deselect images, save the lists
     selected.txt     the list, one image a line, for training: TRANSFER.LABEL_LIST proposed/selected.txt
     labeled.txt      with --labeled: the images of that list and the proposed ones, for training
     selected.csv     the statistics as a table

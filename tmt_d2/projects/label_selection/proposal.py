@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,21 +76,23 @@ def write_proposal(
     Returns:
         the list for training.
     """
-    images = selected_images(pool, selection, labeled, predictor.classes.names)
-    names, path = names_in_lists(pool.files), output / LIST
-    write_names(path, [image.name for image in images])
+    names = names_in_lists(pool.files)
+    images = selected_images(pool, selection, labeled, predictor.classes.names, names)
+    lists = {LIST: list[str]()}
     if len(labeled):
-        path = output / TRAINING_LIST
-        write_names(path, [names[index] for index in [*labeled, *selection.indices]])
+        lists[TRAINING_LIST] = [names[index] for index in labeled]
+    for file, others in lists.items():
+        write_names(output / file, [*others, *(image.name for image in images)])
     write_table(output / TABLE, images)
-    write_page(output / PAGE, images, predictor, facts)
-    return path
+    write_page(output / PAGE, images, predictor, facts, lists)
+    return output / [*lists][-1]
 
 
 def selected_images(
-    pool: Pool, selection: Selection, labeled: np.ndarray, class_names: Sequence[str]
+    pool: Pool, selection: Selection, labeled: np.ndarray, class_names: Sequence[str], names: Sequence[str]
 ) -> list[SelectedImage]:
-    names, images = names_in_lists(pool.files), []
+    """Return the selected images, the first rank first; names: of the images of the pool, in lists."""
+    images = []
     for rank, index in enumerate(selection.indices, 1):
         earlier = [*labeled.tolist(), *selection.indices[: rank - 1]]
         nearest, distance = "", float("nan")
@@ -131,11 +133,18 @@ def write_table(path: Path, images: Sequence[SelectedImage]) -> None:
             )
 
 
-def write_page(path: Path, images: Sequence[SelectedImage], predictor: Predictor, facts: dict[str, Any]) -> None:
+def write_page(
+    path: Path,
+    images: Sequence[SelectedImage],
+    predictor: Predictor,
+    facts: dict[str, Any],
+    lists: Mapping[str, Sequence[str]],
+) -> None:
     """Write one self-contained HTML file: every image, its prediction, its statistics, and a box to deselect it.
 
     Args:
         facts: name -> value, for the head of the page.
+        lists: file that the page saves -> names that precede the images that are not deselected.
     """
 
     def thumbnails(file: str) -> list[np.ndarray]:
@@ -145,5 +154,6 @@ def write_page(path: Path, images: Sequence[SelectedImage], predictor: Predictor
         return [cv2.resize(each, size, interpolation=cv2.INTER_AREA) for each in (pixels, overlay)]
 
     page = templates(__package__).get_template("proposal.html")
+    lines = {name: "".join(f"{list_line(other)}\n" for other in others) for name, others in lists.items()}
     with atomic_write(path, "w") as file:
-        file.write(page.render(images=images, facts=facts, thumbnails=thumbnails, list_line=list_line, list_name=LIST))
+        file.write(page.render(images=images, facts=facts, thumbnails=thumbnails, list_line=list_line, lists=lines))

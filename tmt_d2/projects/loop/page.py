@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image
 
@@ -17,6 +16,7 @@ from tmt_d2.projects.loop.state import ModelStatus, interval_text, known_models
 from tmt_d2.utils.files import atomic_write
 from tmt_d2.visualization.html import templates
 from tmt_d2.visualization.overlays import label_overlay
+from tmt_d2.visualization.sizes import shrink
 
 PAGE = "round.html"
 THUMBNAIL = 320  # pixels, of the longest edge
@@ -37,8 +37,7 @@ def write_page(project: Project, path: Path, prelabels: Mapping[str, Path], hard
         file = prelabels.get(name)
         if file is not None and file.is_file():
             pixels = label_overlay(pixels, np.asarray(Image.open(file)), classes, 0.5)
-        factor = THUMBNAIL / max(pixels.shape[:2])
-        return cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA) if factor < 1 else pixels
+        return shrink(pixels, THUMBNAIL)
 
     page = templates(__package__).get_template("round.html")
     groups = {"Proposed": [*prelabels], "Least certain": hardest}

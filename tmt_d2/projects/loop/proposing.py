@@ -24,7 +24,9 @@ from tmt_d2.projects.annotation.orientation import copy_as_stored
 from tmt_d2.projects.annotation.writers import labeling_config, write_cvat_masks, write_label_studio
 from tmt_d2.projects.label_selection.pool import Pool, score_pool
 from tmt_d2.projects.label_selection.prelabels import FOLDER, write_prelabels
-from tmt_d2.projects.label_selection.proposal import write_proposal
+from tmt_d2.projects.label_selection.proposal import PAGE as SELECTION_PAGE
+from tmt_d2.projects.label_selection.proposal import TABLE, selected_images, write_table
+from tmt_d2.projects.label_selection.proposal import write_page as write_selection_page
 from tmt_d2.projects.label_selection.strategies import AUTO, STRATEGIES
 from tmt_d2.projects.loop.estimator import draw, strata_of
 from tmt_d2.projects.loop.page import PAGE, write_page
@@ -108,13 +110,14 @@ def _propose_training(
         raise UserError(f"only {len(pool) - len(has_label)} images can be read", key="--budget", value=budget)
     selection = STRATEGIES[AUTO](pool, budget, has_label, rng)
     facts = {"proposed": f"{budget} of {len(pool)} images", "strategy": AUTO, "model": model.weights}
-    write_proposal(draft, pool, selection, has_label, predictor, facts)
+    images = selected_images(pool, selection, has_label, predictor.classes.names, names)
+    write_names(draft / SELECTED, [image.name for image in images])
+    write_table(draft / TABLE, images)
+    write_selection_page(draft / SELECTION_PAGE, images, predictor, facts, {SELECTED: []})
     bare_pool = replace(pool, names=[bare(name) for name in names])
     write_prelabels(draft, bare_pool, selection.indices, predictor, confidence=confidence)
-    chosen = [names[index] for index in selection.indices]
-    write_names(draft / SELECTED, chosen)  # file names alone may be those of several images
     hardest = [names[index] for index in np.argsort(-pool.entropy, kind="stable") if names[index] in free]
-    return chosen, hardest[:HARDEST]
+    return [image.name for image in images], hardest[:HARDEST]
 
 
 def subset(pool: Pool, indices: Sequence[int]) -> Pool:

@@ -57,12 +57,13 @@ def write_report(output: Path, images: int = 0, title: str = "", worst: int = 0)
     write_csv(results, output / "results.csv")
     with atomic_write(output / "results.tex", "w") as file:
         file.write("\n".join(latex_table(results, labels) for labels in amounts))
-    missing, shown = "", []
-    try:
-        shown = [examples(results, images, amounts[:1]), worst_images(results, worst, amounts[:1])]
-    except USER_ERRORS as error:  # the images or a checkpoint may have been moved or deleted
-        missing = f"No images are shown: {one_line(error)}"
-        logger.warning(missing)
+    missing, shown = list[str](), list[Section]()
+    for section, count in ((examples, images), (worst_images, worst)):
+        try:
+            shown.append(section(results, count, amounts[:1]))
+        except USER_ERRORS as error:  # the images or a checkpoint may have been moved or deleted
+            missing.append(f"{count} images are not shown: {one_line(error)}")
+            logger.warning(missing[-1])
     page = output / "report.html"
     with atomic_write(page, "w") as file:
         file.write(render_page(results, shown, title or f"Transfer matrix: {output.name}", missing))
@@ -70,12 +71,12 @@ def write_report(output: Path, images: int = 0, title: str = "", worst: int = 0)
 
 
 def render_page(
-    results: Results, images: Sequence[Section] = (), title: str = "Transfer matrix", missing: str = ""
+    results: Results, images: Sequence[Section] = (), title: str = "Transfer matrix", missing: Sequence[str] = ()
 ) -> str:
     """The page as HTML text.
 
     Args:
-        images: sections of example images. missing: the reason why there are none.
+        images: sections of images. missing: for each that is not among them, the reason.
     """
     data = ReportData(results)
     sections = [*(section(data) for section in SECTIONS), *images, settings(data)]

@@ -69,7 +69,9 @@ def _first_cell(results: Results, labels: Sequence[Labels]) -> list[Run]:
 
 def _load(run: Run) -> Predictor:
     opts = ["MODEL.TMT.OUTPUT_TRANSFERABILITY", "True"]  # also where T does not act
-    return Predictor.from_config(str(run.folder / "config.yaml"), str(run.folder / f"{FINAL}.pth"), opts)
+    # A source model that was only evaluated has no checkpoint of its own.
+    weights = run.setting("MODEL.WEIGHTS") if "weights" in run.about else run.folder / f"{FINAL}.pth"
+    return Predictor.from_config(str(run.folder / "config.yaml"), str(weights), opts)
 
 
 def legend_of(space: LabelSpace) -> list[tuple[str, str]]:
@@ -84,7 +86,7 @@ def _views(predictor: Predictor, record: dict[str, Any], name: str) -> dict[str,
     whole, truth = read_pair(record, predictor.label_space_of(record["dataset"]))
     classes = predictor.classes
     height, width = whole.shape[:2]
-    image = resized(whole, (round(height * WIDTH / width), WIDTH))
+    image = _at_width(whole, WIDTH)
     item = predictor.model_input(whole)
     result = predictor.model([item])[0]
     prediction = labels_at_size(result["sem_seg"], (height, width)).cpu().numpy()
@@ -99,6 +101,11 @@ def _views(predictor: Predictor, record: dict[str, Any], name: str) -> dict[str,
         t = resize_level(t, STRIDES[-1], item["image"].shape[-2:], image.shape[:2])[0].cpu().numpy()
         views[f"{name}: T (stride 8)"] = heat_overlay(image, t, TRANSFERABILITY_MAP)
     return views
+
+
+def _at_width(image: np.ndarray, width: int) -> np.ndarray:
+    """Resize an image, of however few rows, to a width in pixels."""
+    return resized(image, (max(1, round(image.shape[0] * width / image.shape[1])), width))
 
 
 class ImageError(NamedTuple):
@@ -177,7 +184,7 @@ def _image_error(predictor: Predictor, record: dict[str, Any]) -> ImageError:
     prediction = labels_at_size(result["sem_seg"], truth.shape).cpu().numpy()
     error = float(wrong_pixels(prediction, truth).sum()) / max(int((truth != IGNORE).sum()), 1)
     t = float(result["transferability"][-1].mean()) if "transferability" in result else None
-    image = resized(whole, (round(whole.shape[0] * THUMBNAIL_WIDTH / whole.shape[1]), THUMBNAIL_WIDTH))
+    image = _at_width(whole, THUMBNAIL_WIDTH)
     both = np.vstack([image, error_overlay(image, prediction, truth)])
     doubts = doubts_of(result["sem_seg"], t)
     return ImageError(Path(record["file_name"]).name, error, t, doubts, data_uri(both, 75))

@@ -48,19 +48,21 @@ def stop_on_signals() -> Iterator[None]:
         return
     previous = {number: signal.signal(number, _note) for number in handled()}
     stop_watching = _leave_when_stuck() if comm.get_world_size() > 1 else None
+    failure = None
     try:
         yield
     except Exception as error:
-        if requested() and comm.get_world_size() > 1:
-            # Another process has failed, the launcher terminates this one, and their connection is broken.
-            raise SystemExit(1) from error
+        failure = error
         raise
     finally:
         if stop_watching:
             stop_watching()  # first: without a handler its signal would end the process
         for number, handler in previous.items():
             signal.signal(number, handler)
-        _State.received = None
+        received, _State.received = _State.received, None
+        if failure and received and stop_watching:
+            # Another process has failed, the launcher terminates this one, and their connection is broken.
+            raise SystemExit(1) from failure
 
 
 def handled() -> list[signal.Signals]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -95,6 +96,25 @@ def test_clue_moves_to_where_predictions_are_uncertain() -> None:
     uncertain = np.where(np.arange(101) > 80, 1.0, 0.01)
     plain, weighted = (select(name, made(line, entropy=uncertain), 1).indices[0] for name in ("kmeans", "clue"))
     assert plain == 50 and weighted > 80
+
+
+def test_clustering_needs_scikit_learn_which_is_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    words = [
+        "--config-file",
+        "none.yaml",
+        "--target",
+        str(tmp_path),
+        "--budget",
+        "1",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    with refuses("strategy", AUTO):
+        select_labels.main(words)
+    with refuses("strategy"):
+        select("clue", made(), 1)
+    assert select("random", made(), 1).indices
 
 
 def write_images(folder: Path, count: int = 5, size: tuple[int, int] = (37, 91)) -> None:

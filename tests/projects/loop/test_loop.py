@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -530,6 +531,16 @@ def test_prelabels_are_cut_by_confidence(city: Path) -> None:
         assert 0 < is_sure.mean() < 1
     with refuses("--confidence", 1):
         proposing.propose(project, 2, confidence=1)
+
+
+def test_without_scikit_learn_only_proposals_by_a_model_are_refused(
+    city: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with refuses("strategy"):
+        adapt(city, "propose", "--budget", "1")
+    assert not (city / "cache").exists() and not (city / "rounds").exists()  # before the pass over the images
+    assert adapt(city, "propose", "--budget", "1", "--purpose", "test") == 0
 
 
 def test_adapt_opens_or_starts(city: Path, photos: Path, source: Path, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ from tmt_d2.cli.common import (
 from tmt_d2.errors import UserError
 from tmt_d2.inference.choices import VIDEOS
 from tmt_d2.projects.label_selection.choices import MASKS, SEGMENTATIONS
-from tmt_d2.projects.label_selection.strategies import AUTO, DOMAIN_NEEDS, STRATEGIES
+from tmt_d2.projects.label_selection.strategies import AUTO, DOMAIN_NEEDS, STRATEGIES, check_strategy
 
 if TYPE_CHECKING:
     from tmt_d2.inference.predictor import Predictor
@@ -82,12 +82,17 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("it needs --prelabels", key="--confidence", value=args.confidence)
     if args.calibration and not args.prelabels:
         raise UserError("it needs --prelabels", key="--calibration", value=args.calibration)
+    check_strategy(_strategy(args))
     if Path(args.target).suffix.lower() in VIDEOS:
         raise UserError("it is a video", key="--target", value=args.target, hint="extract its frames")
     check_output_folder(args.output, args.target, "--target")
     check_place("--target", args.target)
     check_file("--weights", args.weights)
     check_config(args.config_file, args.opts, args.method)
+
+
+def _strategy(args: argparse.Namespace) -> str:
+    return AUTO if args.strategy == "auto" else args.strategy
 
 
 def check_budget(budget: int, unlabeled: int) -> None:
@@ -141,7 +146,7 @@ def propose(args: argparse.Namespace, predictor: Predictor, pool: Pool) -> int:
     if args.labeled:
         labeled = labeled_indices(pool.names, pool.files, args.labeled)
     check_budget(args.budget, len(pool) - len(labeled))
-    strategy = AUTO if args.strategy == "auto" else args.strategy
+    strategy = _strategy(args)
     selection = STRATEGIES[strategy](pool, args.budget, labeled, np.random.default_rng(args.seed))
     facts = {
         "proposed": f"{len(selection.indices)} of {len(pool)} images",

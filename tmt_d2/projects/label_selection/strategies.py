@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,6 +37,16 @@ class Selection:
 
 Strategy = Callable[["Pool", int, np.ndarray, np.random.Generator], Selection]
 """(pool, budget, labeled, rng) -> selection; ``labeled``: rows of the pool that have a label and are not selected."""
+
+
+def check_strategy(strategy: str) -> None:
+    """
+    Raises:
+        UserError: the strategy needs scikit-learn, which is not installed.
+    """
+    if strategy in CLUSTERING and find_spec("sklearn") is None:
+        hint = "pip install 'tmt_d2[select]'"
+        raise UserError("it needs scikit-learn", key="strategy", value=strategy, hint=hint)
 
 
 def unlabeled(pool: Pool, labeled: np.ndarray) -> np.ndarray:
@@ -104,11 +115,9 @@ def kmeans(
     Raises:
         UserError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.cluster import KMeans
-    except ImportError as error:
-        hint = "pip install 'tmt_d2[select]'"
-        raise UserError("this strategy needs scikit-learn", key="--strategy", hint=hint) from error
+    check_strategy("kmeans")
+    from sklearn.cluster import KMeans
+
     count = min(budget + len(labeled), len(pool))
     model = KMeans(count, n_init=10, random_state=int(rng.integers(2**31))).fit(pool.features, sample_weight=weights)
     clusters = model.labels_
@@ -145,4 +154,5 @@ STRATEGIES: dict[str, Strategy] = {
     "clue": clue,
     "domain": highest(domain_score),
 }
+CLUSTERING = ("kmeans", "clue")
 AUTO = "kmeans"  # the strategy that "auto" stands for

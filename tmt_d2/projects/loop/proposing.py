@@ -27,7 +27,7 @@ from tmt_d2.projects.label_selection.prelabels import FOLDER, write_prelabels
 from tmt_d2.projects.label_selection.proposal import PAGE as SELECTION_PAGE
 from tmt_d2.projects.label_selection.proposal import TABLE, selected_images, write_table
 from tmt_d2.projects.label_selection.proposal import write_page as write_selection_page
-from tmt_d2.projects.label_selection.strategies import AUTO, STRATEGIES
+from tmt_d2.projects.label_selection.strategies import AUTO, STRATEGIES, check_strategy
 from tmt_d2.projects.loop.estimator import draw, strata_of
 from tmt_d2.projects.loop.page import PAGE, write_page
 from tmt_d2.projects.loop.project import COPIES, FRAME, ROUNDS, SELECTED, Model, Project, next_number
@@ -57,7 +57,7 @@ def propose(
         the folder.
 
     Raises:
-        UserError: there are fewer images, or ``confidence`` is not in [0, 1).
+        UserError: there are fewer images, ``confidence`` is not in [0, 1), or scikit-learn is not installed.
     """
     if not 0 <= confidence < 1:
         raise UserError("must be at least 0 and below 1", key="--confidence", value=confidence)
@@ -65,11 +65,13 @@ def propose(
     free = project.free()
     if not 1 <= budget <= len(free):
         raise UserError(f"there are {len(free)} images to choose from", key="--budget", value=budget)
+    model, hardest = project.newest_model(), list[str]()
+    if purpose == "train" and model is not None:
+        check_strategy(AUTO)
     number = next_number(project.folder / ROUNDS)
     draft = project.folder / ROUNDS / f"{DRAFT}{number}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    model, hardest = project.newest_model(), list[str]()
     rng = np.random.default_rng(int(number))
     if purpose == "test":
         names = _propose_test(project, model, draft, budget, rng)

@@ -8,12 +8,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.helpers.errors import refuses
+from tests.helpers.small_runs import exif
 from tmt_d2.inference import Predictor
 from tmt_d2.projects.annotation import cvat_function
-from tmt_d2.projects.annotation.cvat_function import mask_points, shapes_of
+from tmt_d2.projects.annotation.cvat_function import DetectionFunction, mask_points, shapes_of
 
 LABELS = np.array([[3, 3, 255, 3], [3, 0, 0, 0], [3, 0, 0, 0]], np.uint8)
 
@@ -33,6 +35,21 @@ def test_regions_by_hand() -> None:
 def test_confidence_is_checked() -> None:
     with refuses("confidence", "1.5"):
         cvat_function.create("", "", confidence="1.5")
+
+
+def test_regions_lie_on_the_image_as_cvat_shows_it(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "a.png", exif=exif(6))
+
+    def predict(image: Image.Image) -> SimpleNamespace:
+        size = image.size[::-1]
+        return SimpleNamespace(labels=torch.zeros(size, dtype=torch.uint8), confidence=lambda: torch.ones(size))
+
+    predict.classes = SimpleNamespace(names=())  # type: ignore[attr-defined]
+    sdk = SimpleNamespace(DetectionFunctionSpec=dict, mask=lambda index, points: points)
+    context = SimpleNamespace(conf_threshold=None, conv_mask_to_poly=False)
+    with Image.open(tmp_path / "a.png") as image:
+        (points,) = DetectionFunction(predict, 0.0, sdk).detect(context, image)  # type: ignore[arg-type]
+    assert points == [0, 24, 0, 0, 3, 5]  # one run, in a box of four columns and six rows
 
 
 @pytest.mark.slow

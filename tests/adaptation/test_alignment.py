@@ -109,6 +109,22 @@ def test_segmentation_takes_the_rest_of_the_weight(build_tiny) -> None:
     torch.testing.assert_close(losses["loss_score"], 0.25 * whole["loss_score"])
 
 
+def test_segmentation_is_of_the_target(build_tiny) -> None:
+    training, batch = alignment(build_tiny, "otce", weight=0.25), paired_records()
+
+    def segmentation(changed: int) -> torch.Tensor:
+        records = [{**record, "seed": index} for index, record in enumerate(batch)]
+        for record in records:
+            if record["domain"] == changed:
+                record["sem_seg"] = torch.full_like(record["sem_seg"], 7)
+        return training(records)["loss_segmentation"]
+
+    unchanged = segmentation(-1)
+    assert torch.equal(segmentation(SOURCE_DOMAIN), unchanged)
+    assert not torch.equal(segmentation(TARGET_DOMAIN), unchanged)
+    assert training.count_masks(batch) == training.model.count_masks([r for r in batch if r["domain"] == TARGET_DOMAIN])
+
+
 @pytest.mark.parametrize("score", ["leep", "otce"])
 def test_batches_without_labels_change_nothing(build_tiny, score: str) -> None:
     training = alignment(build_tiny, score)

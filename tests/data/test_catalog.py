@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from tests.helpers.errors import refuses
 from tests.helpers.small_runs import small_cfg
+from tmt_d2.data.class_lists import MAX_CLASSES
 from tmt_d2.data.datasets.label_spaces import CITYSCAPES_CLASSES, CLASSES
-from tmt_d2.data.datasets.registration import label_space_of, records_of
-from tmt_d2.data.reader import UndefinedIdError, read_label
+from tmt_d2.data.datasets.registration import check_readable, label_space_of, records_of
+from tmt_d2.data.reader import SizeError, UndefinedIdError, read_label
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.errors import UserError
 from tmt_d2.experiments.scoring import score_checkpoint
@@ -86,6 +88,25 @@ def test_its_labels_are_train_ids_as_they_are(tmp_path: Path) -> None:
             label_space_of("two_classes")
     finally:
         DatasetCatalog.remove("two_classes")
+
+
+def test_more_classes_than_a_byte_holds_are_refused(clean_catalogs: None) -> None:
+    for count in (MAX_CLASSES, MAX_CLASSES + 1):
+        name = f"{count}_classes"
+        MetadataCatalog.get(name).set(stuff_classes=[f"class {index}" for index in range(count)])
+        DatasetCatalog.register(name, list)
+    assert len(label_space_of(f"{MAX_CLASSES}_classes").classes) == MAX_CLASSES
+    with refuses("data set", f"{MAX_CLASSES + 1}_classes"):
+        label_space_of(f"{MAX_CLASSES + 1}_classes")
+
+
+def test_images_and_labels_of_other_sizes_are_found_before_training(tmp_path: Path) -> None:
+    record = {"file_name": str(tmp_path / "image.png"), "sem_seg_file_name": str(tmp_path / "label.png")}
+    for shape, size in (((4, 6), (4, 6)), ((4, 6), (6, 4)), ((4, 6), (4, 7))):
+        cv2.imwrite(record["file_name"], np.zeros((*shape, 3), np.uint8))
+        cv2.imwrite(record["sem_seg_file_name"], np.zeros(size, np.uint8))
+        with nullcontext() if shape == size else pytest.raises(SizeError):
+            check_readable([record])
 
 
 def test_a_split_without_an_image_is_refused(clean_catalogs: None) -> None:

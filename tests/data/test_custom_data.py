@@ -63,6 +63,7 @@ OWN = {"train_ids": None}
         ({"splits": {"train": {"images": "{stem}.png"}}}, "splits.train.labels"),
         ({"splits": {"train": {"images": "*.png", "labels": "{stem}.png"}}}, "splits.train.images"),
         ({"splits": {"train": {"images": "**/{stem}.png", "labels": "x"}}}, "splits.train.images"),
+        ({"splits": {"train": {"images": "{1}.png", "labels": "{1}.png"}}}, "splits.train.images"),
         ({"splits": {"a b": {"images": "{stem}", "labels": "{stem}"}}}, "splits.a b"),
         ({"splits": {1: {"images": "{a}", "labels": "{a}"}}}, "splits.1"),
         ({"splits": {"t": {"images": "{a}/{b}.png", "labels": "{b}.png"}}}, "splits.t.labels"),

@@ -101,6 +101,16 @@ def test_a_jpeg_damaged_in_its_middle_is_an_error_at_every_size(tmp_path: Path, 
         assert np.array_equal(half, cv2.imdecode(np.frombuffer(whole, np.uint8), cv2.IMREAD_REDUCED_COLOR_2))
 
 
+def test_whatever_follows_the_end_of_a_jpeg_is_no_damage(tmp_path: Path) -> None:
+    """Such as the film of a phone's motion photo, in which the markers occur by chance."""
+    whole, path = encoded("JPEG"), tmp_path / "image.jpg"
+    path.write_bytes(whole)
+    expected = read_image(str(path))
+    for film in (b"\xff\xda", b"\xff\xd9\xff\xda" + bytes(50), encoded("JPEG")[:2000]):
+        path.write_bytes(whole + film)
+        assert np.array_equal(read_image(str(path)), expected)
+
+
 def test_the_thumbnail_of_a_truncated_jpeg_does_not_hide_that_it_is_truncated(tmp_path: Path) -> None:
     thumbnail = encoded("JPEG")
     whole = encoded("JPEG", exif=b"Exif\0\0" + thumbnail[:60000])
@@ -281,6 +291,23 @@ def test_a_pair_of_other_sizes_is_an_error(tmp_path: Path) -> None:
 
 COLORS = {(200, 0, 0): 0, (0, 90, 0): 1, (0, 0, 0): 255, (70, 70, 70): 1}
 IN_COLORS = LabelSpace("town", {0: 0, 1: 1}, frozenset({255}), colors=COLORS)
+
+
+@pytest.mark.parametrize("palette", [(0, 1, 2), (1, 0, 2), (1, 0, 9), (9, 2, 0, 1)])
+def test_palettes_in_colors(tmp_path: Path, palette: tuple[int, ...]) -> None:
+    """Tools that save a mask in few colors with a palette order it as they like; 9: a color of no class."""
+    town = {0: (0, 0, 142), 1: (70, 70, 70), 2: (0, 90, 0), 9: (9, 9, 9)}
+    space = LabelSpace("town", {0: 0, 1: 1, 2: 2}, frozenset({255}), colors={town[index]: index for index in range(3)})
+    truth = np.tile(np.array([0, 1, 1, 0], np.uint8), (4, 1))
+    indices = np.array([palette.index(0), palette.index(1)], np.uint8)[truth]
+    path = save_colored(tmp_path / "label.png", indices.ravel().tolist(), [town[index] for index in palette])
+    if palette == (1, 0, 2):  # all are colors of classes, and the indices are ids of other ones
+        with pytest.raises(DataError) as error:
+            read_label(path, space)
+        assert error.value.key == path
+    else:
+        expected = indices if palette == (1, 0, 9) else truth
+        assert np.array_equal(read_label(path, space), expected.reshape(1, -1))
 
 
 @pytest.mark.parametrize("channels", [3, 4])

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from torch import Tensor, nn
 
 from tests.helpers.errors import refuses
 from tests.helpers.small_runs import small_cfg
+from tmt_d2.data.datasets.registration import label_space_of, register_split
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.engine.trainer import Trainer
 from tmt_d2.errors import UserError
@@ -159,6 +161,22 @@ def test_an_estimator_is_not_measured_where_it_was_trained(tmp_path, key, domain
     for name, split in (("estimator", val), ("tmt", train)):  # control: the weights are refused next
         with pytest.raises(FileNotFoundError, match="nowhere"):
             run_stage(stage_cfg(name, tmp_path, "nowhere.pth", **{f"DATASETS__{key}": (split,)}))
+
+
+def test_another_ignored_id_is_refused(tmp_path: Path) -> None:
+    with refuses("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 65):
+        run_stage(stage_cfg("full", tmp_path, "nowhere.pth", MODEL__SEM_SEG_HEAD__IGNORE_VALUE=65))
+
+
+@pytest.mark.usefixtures("clean_catalogs")
+def test_an_image_of_two_splits_is_not_held_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train, other = "bdd100k_sem_seg_train", "part_sem_seg_val"
+    register_split(other, lambda: DatasetCatalog.get(train)[:1], label_space_of(train))
+    with refuses("DATASETS.TEST", other):
+        run_stage(stage_cfg("estimator", tmp_path, "nowhere.pth", DATASETS__TEST=(other,)))
+    with caplog.at_level("WARNING"), pytest.raises(FileNotFoundError, match="nowhere"):
+        run_stage(stage_cfg("full", tmp_path, "nowhere.pth", DATASETS__TEST=(other,)))
+    assert DatasetCatalog.get(train)[0]["file_name"] in caplog.text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU")

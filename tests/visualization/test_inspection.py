@@ -162,6 +162,18 @@ def test_a_plain_mask_former_has_no_transferability(
     assert [layer.layer for layer in report.queries[0].layers] == [1, 2, 3]  # the last three of four
 
 
+@pytest.mark.parametrize("rank_by", ["T", "inverted", "random"])
+def test_excluded_positions_are_those_of_the_pass(
+    build_tiny: Callable[..., nn.Module], records: list[dict[str, Any]], rank_by: str
+) -> None:
+    model, record = build_tiny(MODEL__TMT__RANK_BY=rank_by, MODEL__TMT__P_T=0.5), records[0]
+    with torch.no_grad():
+        allowed = model.run(model.preprocess([record])).inputs.key_mask.allowed
+    for level, mask in zip(inspect_image(model, record).levels(), allowed, strict=True):
+        assert np.array_equal(level.excluded, level.grid.crop(~mask[0].numpy()))
+    assert level.excluded.any()  # of the finest
+
+
 def test_levels_and_layers_by_hand(build_tiny: Callable[..., nn.Module], records: list[dict[str, Any]]) -> None:
     model, record = build_tiny(MODEL__TMT__P_T=0.5), records[0]
     report = attention_report(model, record, image_of(record), selectors=range(20), layers=[0, 1, 2, 3])

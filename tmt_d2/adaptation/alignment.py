@@ -26,7 +26,7 @@ from tmt_d2.data.datasets.label_spaces import IGNORE
 from tmt_d2.data.loaders import TARGET_DOMAIN, build_paired_loader
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.mask_former import MaskFormer, semantic_scores
-from tmt_d2.modeling.mask_logits import DecoderOutputs, QueryOutputs
+from tmt_d2.modeling.mask_logits import DecoderOutputs, QueryOutputs, outputs_of
 from tmt_d2.transferability.scores import leep_objective, relative_cost, squared_distances, target_given_source_entropy
 
 
@@ -94,7 +94,7 @@ class Alignment(FineTuning):
         else:
             inputs = model.encode(images)
         labels = model.padded_labels(records, images)
-        domain = [record.get("domain", TARGET_DOMAIN) for record in records]
+        domain = [_domain(record) for record in records]
         is_target = torch.tensor([value == TARGET_DOMAIN for value in domain], device=model.device)[:, None, None]
         pixels = draw_pixels(labels.where(is_target, IGNORE), self.pixels)
         if len(pixels.label):
@@ -104,9 +104,14 @@ class Alignment(FineTuning):
         losses = {"loss_score": -self.weight * score}
         if self.weight < 1:
             assert outputs is not None
-            segmentation = torch.stack(list(model.losses(outputs, records, images, num_masks).values())).sum()
-            losses["loss_segmentation"] = (1 - self.weight) * segmentation
+            indices = [index for index, value in enumerate(domain) if value == TARGET_DOMAIN]
+            targets = [records[index] for index in indices]
+            segmentation = model.losses(outputs_of(outputs, indices), targets, images, num_masks)
+            losses["loss_segmentation"] = (1 - self.weight) * torch.stack(list(segmentation.values())).sum()
         return losses
+
+    def count_masks(self, records: Sequence[Record]) -> int:
+        return self.model.count_masks([record for record in records if _domain(record) == TARGET_DOMAIN])
 
     @abstractmethod
     def score(
@@ -189,6 +194,10 @@ class Otce(Leep):
     @classmethod
     def training_splits(cls, cfg: CfgNode) -> list[Split]:
         return [Split("TRAIN"), Split("SOURCE_TRAIN")]
+
+
+def _domain(record: Record) -> int:
+    return int(record.get("domain", TARGET_DOMAIN))
 
 
 def _zero(mask_features: Tensor, outputs: DecoderOutputs | None = None) -> Tensor:

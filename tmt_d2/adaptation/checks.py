@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog
 
 from tmt_d2.adaptation.task import Split, Task, task_of
 from tmt_d2.data.class_lists import ClassList
+from tmt_d2.data.datasets.label_spaces import IGNORE
 from tmt_d2.data.datasets.registration import (
     check_has_classes,
     check_readable,
@@ -17,6 +18,7 @@ from tmt_d2.data.datasets.registration import (
     common_classes,
     labeled_records,
     records_of,
+    shared_images,
 )
 from tmt_d2.data.mapper import resized_size
 from tmt_d2.data.reader import DataError, stored_size
@@ -64,6 +66,10 @@ def check_task(cfg: CfgNode, eval_only: bool = False) -> ClassList:
             ", ".join(sorted(both)),
         )
     if not eval_only:
+        _warn_of_shared_images(cfg, task)
+        if (ignored := cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE) != IGNORE:
+            message = f"labels are read as train ids, of which {IGNORE} is ignored"
+            raise UserError(message, key="MODEL.SEM_SEG_HEAD.IGNORE_VALUE", value=ignored, hint=f"set it to {IGNORE}")
         task.labeled_images(cfg)
         if task.measures_splits:
             _check_best(cfg)
@@ -116,6 +122,16 @@ def _check_split(cfg: CfgNode, split: Split) -> None:
             if not split.hint:
                 raise
             raise UserError(str(error), key=key, value=name, hint=split.hint) from error
+
+
+def _warn_of_shared_images(cfg: CfgNode, task: type[Task]) -> None:
+    for tested in evaluation_splits(task, cfg):
+        for trained in task.training_splits(cfg):
+            if shared := shared_images(cfg.DATASETS[tested.key], cfg.DATASETS[trained.key]):
+                logger.warning(
+                    "%d images of DATASETS.%s are in DATASETS.%s, too, such as %s: trained on, they are no unseen test",
+                    *(len(shared), tested.key, trained.key, shared[0]),
+                )
 
 
 def _check_best(cfg: CfgNode) -> None:

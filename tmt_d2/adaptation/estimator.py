@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from tmt_d2.adaptation.task import Record, Split, Task, Test, loader_options
 from tmt_d2.data.datasets.label_spaces import IGNORE
-from tmt_d2.data.datasets.registration import label_space_of, labeled_records, records_of
+from tmt_d2.data.datasets.registration import label_space_of, labeled_records, records_of, shared_images
 from tmt_d2.data.labeled import LABEL
 from tmt_d2.data.loaders import SOURCE_DOMAIN, TARGET_DOMAIN, build_paired_loader
 from tmt_d2.data.mapper import SemanticMapper
@@ -89,11 +89,14 @@ class Estimator(Task):
 
     @classmethod
     def check(cls, cfg: CfgNode, eval_only: bool = False) -> None:
-        data = cfg.DATASETS
-        for key in ("SOURCE_TEST", "TEST"):
-            for name in {*data[key]} & {*data.SOURCE_TRAIN, *data.TRAIN}:
+        trained = (*cfg.DATASETS.SOURCE_TRAIN, *cfg.DATASETS.TRAIN)
+        tested = [(key, name) for key in ("SOURCE_TEST", "TEST") for name in cfg.DATASETS[key]]
+        for key, name in tested:
+            shared = [] if eval_only else shared_images([name], trained)
+            if name in trained or shared:
+                which = f"{len(shared)} of its images" if shared else "it"
                 raise UserError(
-                    "the discriminators are trained on it, and the proxy A-distance needs unseen images",
+                    f"the discriminators are trained on {which}, and the proxy A-distance needs unseen images",
                     key=f"DATASETS.{key}",
                     value=name,
                     hint="name a held-out split",

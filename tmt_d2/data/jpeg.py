@@ -55,5 +55,19 @@ def decode_jpeg(data: bytes, order: Literal["RGB", "BGR"], reduction: int = 1) -
 def _is_padded(data: bytes, message: str) -> bool:
     """Return True if the only damage is equal bytes between image data and end, as some cameras write them."""
     match = PADDING.fullmatch(message)
-    end = data.rfind(END)
+    end = end_of(data)
     return match is not None and len(set(data[end - int(match[1]) : end])) == 1
+
+
+def end_of(data: bytes) -> int:
+    """Return where the end marker of a JPEG file's image is; -1 if it is missing.
+
+    The end of a thumbnail does not count, which lies in the header, nor that of data that follow the image.
+    """
+    at = len(START) - 1
+    while data[at : at + 1] == b"\xff":
+        if data.startswith(SCAN, at):
+            return data.find(END, at)
+        fill = data[at + 1 : at + 2] == b"\xff"
+        at += 1 if fill else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return -1 if at >= len(data) else data.rfind(END)  # a damaged header is left to the decoder

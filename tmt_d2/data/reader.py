@@ -211,8 +211,7 @@ def _read_whole(path: str) -> bytes:
         raise DataError("is empty (0 bytes)", key=path)
     if data.startswith(PNG) and data.rfind(b"IEND") < 0:
         raise DataError("is truncated (PNG without its end)", key=path)
-    # The end of a thumbnail in the header does not count: the image data begin after it.
-    if data.startswith(jpeg.START) and (end := data.rfind(jpeg.END)) < data.find(jpeg.SCAN, max(end, 0)):
+    if data.startswith(jpeg.START) and jpeg.end_of(data) < 0:
         raise DataError("is truncated (JPEG without its end)", key=path)
     return data
 
@@ -243,14 +242,17 @@ def _index_ids(path: str, data: bytes, label_space: LabelSpace) -> np.ndarray:
     if not data.startswith(PNG) or len(data) < PNG_HEADER:
         raise DataError("is no PNG file", key=path, hint=LABEL_HINT)
     depth, color_type = data[24], data[25]  # of the header chunk, which always comes first
-    if color_type in (GRAY, PALETTE) and (plain := decode_plain(data, "GRAY")) is not None:
+    is_plain = color_type == GRAY or (color_type == PALETTE and not label_space.colors)
+    if is_plain and (plain := decode_plain(data, "GRAY")) is not None:
         return plain
     image = open_image(path, data)
     if color_type == PALETTE:
-        color = tuple((image.getpalette() or [])[6:9])  # of id 2
+        palette = np.array(image.getpalette() or [], np.uint8).reshape(-1, 3)
+        color = tuple(palette[2:3].flatten().tolist())  # of id 2
         if color == label_space.other_version_color:
             raise UndefinedIdError(f"its palette has {color} for id 2", key=path, hint=label_space.other_version)
-        return np.asarray(image)
+        indices = np.asarray(image)
+        return palette[indices] if _has_palette_of_colors(path, indices, palette, label_space) else indices
     values = np.asarray(image)
     if color_type == GRAY and depth < 8:  # Pillow has two values as bool, and stretches 4 and 16 to 0-255
         return values.astype(np.uint8) if depth == 1 else values // np.uint8(255 // (2**depth - 1))
@@ -262,8 +264,11 @@ def _index_ids(path: str, data: bytes, label_space: LabelSpace) -> np.ndarray:
         colors, alpha = values[..., : 1 if color_type == GRAY_ALPHA else 3], values[..., -1]
         if color_type == RGB or (alpha == 255).all():
             # Some tools save ids in several equal channels; files of the five data sets never are.
-            if (colors == colors[..., :1]).all() and not _is_in_colors(path, colors, label_space):
-                return np.ascontiguousarray(colors[..., 0])
+            gray = np.ascontiguousarray(colors[..., 0])
+            if (colors == gray[..., None]).all() and not (
+                colors.shape[-1] == 3 and _is_in_colors(path, colors, gray, label_space)
+            ):
+                return gray
             if label_space.colors and color_type != GRAY_ALPHA:
                 return colors
     kind = {GRAY: "gray", RGB: "RGB", GRAY_ALPHA: "gray with transparency", RGBA: "RGBA"}.get(color_type, "unknown")
@@ -277,7 +282,7 @@ def _index_ids(path: str, data: bytes, label_space: LabelSpace) -> np.ndarray:
 
 
 def ids_of_colors(pixels: np.ndarray, colors: Mapping[tuple[int, int, int], int]) -> np.ndarray:
-    """Map (H, W, 3) RGB to (H, W) uint8 ids, ``OUTSIDE`` where ``colors`` lacks the color."""
+    """Map (..., 3) RGB to (...) uint8 ids, ``OUTSIDE`` where ``colors`` lacks the color."""
     table = sorted((r << 16 | g << 8 | b, train_id) for (r, g, b), train_id in colors.items())
     codes, train_ids = np.array(table).T
     values = pixels.astype(np.int64) @ (1 << 16, 1 << 8, 1)
@@ -298,24 +303,38 @@ def _train_ids_of_colors(path: str, pixels: np.ndarray, label_space: LabelSpace)
     return label
 
 
-def _is_in_colors(path: str, pixels: np.ndarray, label_space: LabelSpace) -> bool:
-    """Return True if an RGB file in which all pixels are gray holds colors of ``label_space``, not ids.
+def _has_palette_of_colors(path: str, indices: np.ndarray, palette: np.ndarray, label_space: LabelSpace) -> bool:
+    """Return True if a palette file holds colors of ``label_space``, in whatever order, and its indices are no ids.
 
     Raises:
         DataError: it can be read as either, with different results.
     """
-    if pixels.shape[-1] == 1 or not any(len({*color}) == 1 for color in label_space.colors):
+    if not label_space.colors or len(palette) <= indices.max():
+        return False
+    used = np.unique(indices)
+    undefined = (label_space.lookup()[used] == OUTSIDE).any()
+    only_classes = (ids_of_colors(palette, label_space.colors) != OUTSIDE).all()
+    return (undefined or only_classes) and _is_in_colors(path, palette[used][None], used[None], label_space)
+
+
+def _is_in_colors(path: str, pixels: np.ndarray, ids: np.ndarray, label_space: LabelSpace) -> bool:
+    """Return True if a file that has colors (H, W, 3) RGB and ids (H, W) uint8 means colors of ``label_space``.
+
+    Raises:
+        DataError: it can be read as either, with different results.
+    """
+    if not label_space.colors:
         return False
     by_color = ids_of_colors(pixels, label_space.colors)
-    by_id = cv2.LUT(np.ascontiguousarray(pixels[..., 0]), label_space.lookup())
+    by_id = cv2.LUT(ids, label_space.lookup())
     if (by_color == OUTSIDE).any() or (by_color == by_id).all():
         return False
     if (by_id == OUTSIDE).any():
         return True
     raise DataError(
-        f"is an RGB PNG whose gray values are both ids and colors of {label_space.name}",
+        f"holds both ids and colors of {label_space.name}, which mean different classes",
         key=path,
-        hint="save it as a gray PNG of ids, or give the classes colors that are not gray",
+        hint="save it as a gray PNG of ids, or as RGB with classes whose colors are not gray",
     )
 
 

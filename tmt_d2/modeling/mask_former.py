@@ -52,13 +52,14 @@ class Inspection(TypedDict):
     """One evaluation pass with all intermediate values that visualization needs.
 
     results: as ``forward``. layers: of each decoder layer. transferability: a ``LevelTransferability`` of each level;
-    None for plain Mask2Former, and if it is neither used nor output. images: padded.
+    None for plain Mask2Former, and if it is neither used nor output. key_mask: of the decoder. images: padded.
     """
 
     results: list[dict[str, Any]]
     outputs: DecoderOutputs
     layers: list[LayerTrace]
     transferability: Sequence[Any] | None
+    key_mask: KeyMask
     images: ImageList
 
 
@@ -274,6 +275,7 @@ class MaskFormer(nn.Module):
             "outputs": passed.outputs,
             "layers": trace,
             "transferability": getattr(passed, "transferability", None),
+            "key_mask": passed.inputs.key_mask,
             "images": images,
         }
 

@@ -9,6 +9,7 @@ Letters: B images, Q queries, C channels, N classes, (H, W) the size of the mask
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -43,3 +44,17 @@ class DecoderOutputs(QueryOutputs):
     """Predictions after the last layer; aux_outputs: before each layer, in order."""
 
     aux_outputs: list[QueryOutputs]
+
+
+def outputs_of(outputs: DecoderOutputs, indices: Sequence[int]) -> DecoderOutputs:
+    """Return the outputs of some images of the batch."""
+    if len(indices) == len(outputs["pred_logits"]):
+        return outputs
+    index = torch.tensor(indices, device=outputs["pred_logits"].device)
+    features = outputs["pred_masks"].features[index]  # shared by all layers
+
+    def select(layer: QueryOutputs) -> QueryOutputs:
+        masks = MaskLogits(layer["pred_masks"].embeddings[index], features)
+        return {"pred_logits": layer["pred_logits"][index], "pred_masks": masks}
+
+    return {**select(outputs), "aux_outputs": [select(layer) for layer in outputs["aux_outputs"]]}

@@ -276,7 +276,7 @@ class InspectedImage:
         self._image_size: Size = tuple(inspection["images"].image_sizes[0])
         self._masks = inspection["outputs"]["pred_masks"]
         self._class_logits = inspection["outputs"]["pred_logits"][0]
-        self._transferability = inspection["transferability"]
+        self._transferability, self._allowed = inspection["transferability"], inspection["key_mask"].allowed
         self.probabilities: Tensor = self._class_logits.softmax(-1)[:, :-1]
 
     def grid(self, level_size: Sequence[int]) -> Grid:
@@ -301,11 +301,12 @@ class InspectedImage:
         return self._masks.resized(features)[0, :, 0, 0].sigmoid()
 
     def levels(self) -> list[LevelReport]:
+        """Return T of each level, with the positions that were excluded from attention in this pass."""
         reports = []
-        for level in self._transferability or ():
+        for index, level in enumerate(self._transferability or ()):
             grid = self.grid(level.logits.shape[-2:])
             logits, regions = grid.crop(_numpy(level.logits[0])), grid.crop(_numpy(level.regions.index[0]))
-            excluded = None if self.p_t is None else grid.crop(~_numpy(level.transferable(self.p_t)[0]))
+            excluded = None if self._allowed is None else grid.crop(~_numpy(self._allowed[index][0]))
             reports.append(LevelReport(grid, _numpy(level.map_of(0)), logits, regions, excluded))
         return reports
 

@@ -18,7 +18,7 @@ def check_settings(cfg: CfgNode) -> None:
     Raises:
         UserError: a setting has no effect, or needs images or labels that no batch has.
     """
-    keys, data = cfg.SELF_TRAINING, cfg.DATASETS
+    keys = cfg.SELF_TRAINING
 
     def refuse(key: str, message: str, hint: str = "") -> None:
         raise UserError(message, key=f"SELF_TRAINING.{key}", value=keys[key], hint=hint)
@@ -42,9 +42,6 @@ def check_settings(cfg: CfgNode) -> None:
         refuse("CONFIDENCE_THRESHOLD", "nothing depends on the confidence", hint)
     if not keys.LABELED_RATIO and LabelChoice.from_config(cfg).is_limited:
         logger.warning("SELF_TRAINING.LABELED_RATIO is 0: no label of the target is used, however many it has")
-    if keys.UNLABELED_RATIO and (tested := {*data.UNLABELED} & {*data.TEST}):
-        names = ", ".join(sorted(tested))
-        logger.warning("DATASETS.UNLABELED and TEST both name %s: it is trained on, so it is no unseen test", names)
 
 
 def check_source_classes(cfg: CfgNode) -> None:

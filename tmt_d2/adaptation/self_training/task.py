@@ -35,7 +35,7 @@ from tmt_d2.data.loaders import SOURCE_DOMAIN, Shares, build_semi_supervised_loa
 from tmt_d2.data.rare_classes import RareClasses
 from tmt_d2.evaluation.semantic import METRICS
 from tmt_d2.modeling.mask_former import MaskFormer
-from tmt_d2.modeling.mask_logits import DecoderOutputs, MaskLogits, QueryOutputs
+from tmt_d2.modeling.mask_logits import outputs_of
 from tmt_d2.utils.randomness import derived_seed, seeded
 
 LABELED, PSEUDO, MASKED = GROUPS = ("labeled", "pseudo", "masked")  # of the records of a prepared batch
@@ -277,17 +277,3 @@ class FullEma(SelfTraining):
 
     name = "full-ema"
     about = "as full; the moving average of the weights is evaluated"
-
-
-def outputs_of(outputs: DecoderOutputs, indices: Sequence[int]) -> DecoderOutputs:
-    """Return the outputs of some images of the batch."""
-    if len(indices) == len(outputs["pred_logits"]):
-        return outputs
-    index = torch.tensor(indices, device=outputs["pred_logits"].device)
-    features = outputs["pred_masks"].features[index]  # shared by all layers
-
-    def select(layer: QueryOutputs) -> QueryOutputs:
-        masks = MaskLogits(layer["pred_masks"].embeddings[index], features)
-        return {"pred_logits": layer["pred_logits"][index], "pred_masks": masks}
-
-    return {**select(outputs), "aux_outputs": [select(layer) for layer in outputs["aux_outputs"]]}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tmt_d2.data.reader import DataError, MissingDataError
 
-CAPTURE = re.compile(r"\{(\w+)\}")
+CAPTURE = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 
 @dataclass

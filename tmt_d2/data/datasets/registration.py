@@ -8,6 +8,7 @@ below ``$DETECTRON2_DATASETS`` (default: ``datasets``). Importing this module re
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,13 +17,13 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from tmt_d2.data.class_lists import ClassList
+from tmt_d2.data.class_lists import MAX_CLASSES, ClassList
 from tmt_d2.data.datasets import bdd100k, cityscapes, gtav, mapillary, synthia
 from tmt_d2.data.datasets.label_spaces import IGNORE, LabelSpace, class_list
 from tmt_d2.data.datasets.layouts import Layout, Listing
 from tmt_d2.data.datasets.names import dataset_root
 from tmt_d2.data.labeled import LABEL
-from tmt_d2.data.reader import DataError, read_image, read_label, stored_size
+from tmt_d2.data.reader import DataError, read_image, read_image_of, read_label, stored_size
 from tmt_d2.errors import UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,15 @@ def records_of(names: Sequence[str]) -> list[dict[str, Any]]:
     return records
 
 
+def shared_images(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """Return the image files that are in both groups of registered splits, sorted; links are not followed."""
+
+    def images(names: Sequence[str]) -> set[str]:
+        return {os.path.abspath(record["file_name"]) for name in names for record in DatasetCatalog.get(name)}
+
+    return sorted(images(first) & images(second))
+
+
 def label_space_of(dataset_name: str) -> LabelSpace:
     """Return the label space of a registered split.
 
@@ -131,6 +141,8 @@ def label_space_of(dataset_name: str) -> LabelSpace:
 
 def _plain_space(name: str, metadata: Any) -> LabelSpace | None:
     names = tuple(metadata.get("stuff_classes", ()))
+    if len(names) > MAX_CLASSES:
+        raise UserError(f"has {len(names)} classes, and up to {MAX_CLASSES} fit", key="data set", value=name)
     colors = dict(zip(names, map(tuple, metadata.get("stuff_colors", ()))))
     ignored = frozenset({IGNORE, metadata.get("ignore_label", IGNORE)})
     ids = {index: index for index in range(len(names)) if index not in ignored}
@@ -207,16 +219,20 @@ def check_has_classes(key: str, records: Sequence[Record]) -> None:
 
 
 def check_readable(records: Sequence[Record]) -> None:
-    """Read the header of every image and label, and all of a file without one.
+    """Read the header of every image and label, and all of a file without one, or of another size than its label.
 
     Raises:
-        DataError: as ``read_image`` and ``read_label``.
+        DataError: as ``read_image_of`` and ``read_label``.
     """
     for record in records:
         if stored_size(record["file_name"]) is None:
             read_image(record["file_name"])
-        if LABEL in record and stored_size(record[LABEL]) is None:
+        if LABEL not in record:
+            continue
+        if (label_size := stored_size(record[LABEL])) is None:
             read_record_label(record)
+        elif stored_size(record["file_name"]) != label_size:
+            read_image_of(record)
 
 
 def to_records(name: str, listing: Listing, label_space: LabelSpace, unlabeled_allowed: bool = False) -> list[Record]:

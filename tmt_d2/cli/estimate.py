@@ -262,7 +262,7 @@ def warnings(estimation: Estimation, statistics: ImageStatistics) -> list[str]:
         texts.append(f"only {len(statistics.names)} images: take the accuracy of images, not the mIoU")
     name = estimation.estimator.name
     if name == Confidence.name:
-        texts.append("the model was trained on target images: after self-training its confidence is too high")
+        texts.append("the model was trained on target images: after self-training its confidence says little")
     elif name == AmplifiedConfidence.name:
         texts.append("the model has no domain discriminators (--method estimator): after a change of domain, a guess")
     else:

@@ -246,13 +246,32 @@ def test_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pyt
 def test_temporary_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
     (tmp_path / "inference").mkdir()
     dead = 2**22 + 1  # above the largest id that Linux gives
-    litter = [tmp_path / f".model_0000001.pth.{dead}.tmp", tmp_path / "inference" / f".a.json.{dead}.tmp"]
-    others = [tmp_path / "model.tmp", tmp_path / ".hidden", tmp_path / f".b.{os.getppid()}.tmp"]
+    with atomic_write(tmp_path / "x"):
+        (name,) = (path.name for path in tmp_path.glob("*.tmp"))
+    host, own = name.split(".")[2:4]
+    assert own == str(os.getpid())
+    litter = [
+        tmp_path / f".model_0000001.pth.{host}.{dead}.0a.tmp",
+        tmp_path / f"inference/.a.json.{host}.{dead}.9.tmp",
+    ]
+    others = [tmp_path / "model.tmp", tmp_path / ".hidden", tmp_path / f".b.{host}.{os.getppid()}.0.tmp"]
+    others.append(tmp_path / f".c.{host[::-1]}0.{dead}.0.tmp")  # of another machine
     for path in [*litter, *others]:
         path.write_text("x")
     remove_temporaries(tmp_path)
     assert not any(path.exists() for path in litter)
     assert all(path.exists() for path in others)
+
+
+def test_processes_with_the_same_id_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """Of two machines that write to a shared folder."""
+    path = tmp_path / "progress.txt"
+    with atomic_write(path, "w") as first:
+        first.write("first")
+        with atomic_write(path, "w") as second:
+            second.write("second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first" and names(tmp_path) == [path.name]
 
 
 def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import socket
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +23,8 @@ from tmt_d2.errors import UserError
 
 LONG_NAME = 200  # bytes; file systems allow 255, and the name of a temporary file is longer
 REMEDY = "delete it, or choose another folder"
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+_TEMPORARY = re.compile(rf"\..+\.{_HOST}\.(\d+)\.\w+\.tmp")
 
 
 @contextmanager
@@ -36,7 +38,8 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     name = path.name
     if len(os.fsencode(name)) > LONG_NAME:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
-    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+    # A process on another machine that shares the folder may have the same id.
+    temporary = path.with_name(f".{name}.{_HOST}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     # File names in the text need not be UTF-8.
     encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
     try:
@@ -66,7 +69,7 @@ def check_writable(option: str, path: str | Path) -> None:
 
 
 def remove_temporaries(folder: str | Path) -> None:
-    """Delete the temporary files below ``folder`` of processes that no longer run."""
+    """Delete the temporary files below ``folder`` of processes of this machine that no longer run."""
     for path in Path(folder).rglob(".*.tmp"):
         match = _TEMPORARY.fullmatch(path.name)
         if match and not _is_alive(int(match[1])):

@@ -6,10 +6,31 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.small_runs import small_cfg
-from tmt_d2.engine.run_dir import RunDir
+from tests.helpers.small_runs import differences, small_cfg
+from tmt_d2.engine.hooks.evaluation_images import EvaluationImages
+from tmt_d2.engine.run_dir import WITHOUT_EFFECT, RunDir
 from tmt_d2.engine.run_stage import run_stage
 from tmt_d2.errors import UserError
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data_root")
+def test_keys_without_effect_change_no_result(start: Path, tmp_path: Path) -> None:
+    others = {
+        "DATALOADER__NUM_WORKERS": 1,
+        "SOLVER__CHECKPOINT_PERIOD": 2,
+        "SOLVER__CHECKPOINTS_KEPT": 1,
+        "SOLVER__DETECT_ANOMALY": True,
+        "LOGGING__IMAGES": 1,
+    }
+    assert {key.replace("__", ".") for key in others} == {*WITHOUT_EFFECT} - {"OUTPUT_DIR", "LOGGING.WANDB_PROJECT"}
+    usual = {key.replace(".", "__"): value for key, value in WITHOUT_EFFECT.items() if key != "OUTPUT_DIR"}
+    for name, changes in (("usual", usual), ("other", others)):
+        cfg = small_cfg("tmt", tmp_path / name, start, MODEL__RESNETS__NORM="BN", TEST__EVAL_PERIOD=2, **changes)
+        run_stage(cfg, hooks=[EvaluationImages(cfg)])
+    assert not differences(*(tmp_path / name / "model_final.pth" for name in ("usual", "other")))
+    usual_result, other_result = ((tmp_path / name / "evaluation.json").read_bytes() for name in ("usual", "other"))
+    assert usual_result == other_result
 
 
 @pytest.mark.slow

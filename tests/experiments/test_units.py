@@ -230,8 +230,10 @@ def test_what_began_with_other_settings_does_not_go_on(tmp_path: Path) -> None:
     other, *_ = small_units(tmp_path, "SOLVER.BASE_LR", "0.5")
     with pytest.raises(UserError, match="source/cityscapes/seed1"):
         other.is_done()
-    logged, *_ = small_units(tmp_path, "LOGGING.IMAGES", "2")
-    assert not logged.is_done()  # no result depends on it
+    for key in ("LOGGING.IMAGES", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.CHECKPOINTS_KEPT"):
+        assert not small_units(tmp_path, key, "2")[0].is_done()  # no result depends on it
+    with refuses(str(first.folder)):
+        small_units(tmp_path, "MODEL.DEVICE", "meta")[0].is_done()
     write_values(first)
     first.write_record(1.0)
     assert first.is_done() and not (first.folder / "begun.json").exists()

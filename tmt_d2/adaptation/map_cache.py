@@ -36,7 +36,8 @@ FOLDER = "transferability"
 SECONDS_BETWEEN_LINES = 10
 # Keys that T of an image depends on, besides the weights and the other sections of MODEL.
 KEYS = ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "INPUT.FORMAT", "MODEL.MASK_FORMER.SIZE_DIVISIBILITY")
-TMT_KEYS = ("REGIONS", "CELL_SIZES", "ITERATIONS", "KAPPA", "DISCRIMINATOR")
+# Keys of MODEL.TMT that an estimator depends on, and with it T.
+ESTIMATOR_KEYS = ("REGIONS", "CELL_SIZES", "ITERATIONS", "KAPPA", "DISCRIMINATOR")
 
 
 def reads_maps(cfg: CfgNode) -> bool:
@@ -122,7 +123,7 @@ def _write(
 
 def _fingerprint(cfg: CfgNode, weights: str) -> str:
     """Return a name for all that T depends on: the file of the weights and the settings."""
-    settings: dict[str, Any] = {key: cfg.MODEL.TMT[key] for key in TMT_KEYS}
+    settings: dict[str, Any] = {key: cfg.MODEL.TMT[key] for key in ESTIMATOR_KEYS}
     settings |= {key: get_key(cfg, key) for key in KEYS}
     for key, node in cfg.MODEL.items():  # a user's own backbone may read any other section
         if key not in ("WEIGHTS", "DEVICE", "META_ARCHITECTURE", "MASK_FORMER", "TMT"):

@@ -28,7 +28,17 @@ from tmt_d2.utils.files import atomic_write, read_json, write_json
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
-RUNTIME = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "SOLVER.CHECKPOINT", "LOGGING.")  # change no result
+# Keys that no result depends on, with the value that stands for all.
+WITHOUT_EFFECT = {
+    "OUTPUT_DIR": "",
+    "DATALOADER.NUM_WORKERS": 0,
+    "SOLVER.CHECKPOINT_PERIOD": 100,
+    "SOLVER.CHECKPOINTS_KEPT": 3,
+    "SOLVER.DETECT_ANOMALY": False,
+    "LOGGING.IMAGES": 0,
+    "LOGGING.WANDB_PROJECT": "",
+}
+RUNTIME = (*WITHOUT_EFFECT, "MODEL.DEVICE")  # may differ in any run; the device changes rounding only
 RESUMABLE = (*RUNTIME, "MODEL.WEIGHTS", "SOLVER.MAX_ITER", "TEST.")  # may change when a run is resumed
 
 

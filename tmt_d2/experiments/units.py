@@ -13,11 +13,12 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from tmt_d2.adaptation import task_of
+from tmt_d2.adaptation.map_cache import ESTIMATOR_KEYS
 from tmt_d2.config import get_key, replace_keys, setup_cfg
 from tmt_d2.data.datasets.registration import split_name
 from tmt_d2.data.image_lists import listed_names
 from tmt_d2.engine.checkpoint.checkpointer import keep_weights
-from tmt_d2.engine.run_dir import check_identity
+from tmt_d2.engine.run_dir import WITHOUT_EFFECT, check_identity
 from tmt_d2.errors import UserError, did_you_mean
 from tmt_d2.experiments.plan import PLANNED, Plan, Sweep
 from tmt_d2.experiments.results import DAMAGED, STAGE_RECORD, About, Labels, StageRecord, read_record, read_values
@@ -26,16 +27,6 @@ from tmt_d2.utils.files import read_json, sha256_of, write_json
 BEGINNING = "begun.json"
 REMOVE = "remove one of them"
 LABEL_KEYS = ("TRANSFER.LABEL_COUNT", "TRANSFER.LABEL_LIST", "TRANSFER.LABEL_FRACTION")
-# Keys of MODEL.TMT that an estimator depends on: a method with other values needs an estimator of its own.
-ESTIMATOR_KEYS = ("REGIONS", "CELL_SIZES", "ITERATIONS", "KAPPA", "DISCRIMINATOR")
-# Keys that no result depends on, with the value that stands for all.
-WITHOUT_EFFECT = {
-    "OUTPUT_DIR": "",
-    "DATALOADER.NUM_WORKERS": 0,
-    "LOGGING.IMAGES": 0,
-    "LOGGING.WANDB_PROJECT": "",
-    "SOLVER.DETECT_ANOMALY": False,
-}
 
 
 @dataclass(frozen=True)

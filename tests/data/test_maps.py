@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,20 +115,23 @@ def test_a_process_whose_share_of_missing_maps_is_empty_makes_none(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("data_root")
-def test_a_resumed_run_reads_no_maps_of_an_estimator_made_since(tmp_path: Path, start: Path) -> None:
-    weights, other = tmp_path / "source.pth", tmp_path / "other.pth"
-    shutil.copy(start, weights)
-    run_stage(tmt_cfg(tmp_path / "run", weights, SOLVER__MAX_ITER=1))
+@pytest.mark.parametrize("changed", ["transferability.discriminators.", "backbone.", "sem_seg_head.pixel_decoder."])
+def test_a_resumed_run_reads_no_maps_of_an_estimator_made_since(tmp_path: Path, start: Path, changed: str) -> None:
+    """Its encoder may be the model's own, of which it is a copy."""
+    weights, other, moved = (tmp_path / f"{name}.pth" for name in ("source", "other", "moved"))
     content = torch.load(start, weights_only=True)
-    own = [name for name in content["model"] if name.startswith("transferability.discriminators.")]
-    content["model"][own[0]] += 1
+    copied = ("transferability.backbone.", "transferability.pixel_decoder.")
+    content["model"] = {name: value for name, value in content["model"].items() if not name.startswith(copied)}
+    for path in (weights, moved):
+        torch.save(content, path)
+    run_stage(tmt_cfg(tmp_path / "run", weights, SOLVER__MAX_ITER=1))
+    content["model"][next(name for name in content["model"] if name.startswith(changed))] += 1
     for path in (other, weights):  # another name, and the name that the run began with
         torch.save(content, path)
         with pytest.raises(UserError, match=path.name):
             run_stage(tmt_cfg(tmp_path / "run", path, SOLVER__MAX_ITER=2), resume=True)
     assert len({path.parent for path in tmp_path.rglob("transferability/*/*.npz")}) == 1  # none was made of the other
-    shutil.copy(start, tmp_path / "moved.pth")
-    run_stage(tmt_cfg(tmp_path / "run", tmp_path / "moved.pth", SOLVER__MAX_ITER=2), resume=True)
+    run_stage(tmt_cfg(tmp_path / "run", moved, SOLVER__MAX_ITER=2), resume=True)
     assert contents(tmp_path / "run" / "model_final.pth")["/trainer/iteration"] == 1
 
 

@@ -8,8 +8,7 @@ from torch import nn
 from tmt_d2.adaptation.task import Record, Task
 from tmt_d2.data.datasets.registration import records_of
 from tmt_d2.data.labeled import LabelChoice
-
-ESTIMATOR = "transferability."  # prefix of its parameters, which are frozen in all fine-tuning
+from tmt_d2.modeling.official import ESTIMATOR
 
 
 class FineTuning(Task):

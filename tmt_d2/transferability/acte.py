@@ -15,6 +15,11 @@ from tmt_d2.transferability.discriminator import Discriminator
 from tmt_d2.transferability.map import LevelTransferability
 from tmt_d2.transferability.settings import decode_settings, encode_settings, refuse_other_settings
 
+FROZEN_ENCODER = {  # prefixes of the model's own parts and of their frozen copies in a state dict
+    "backbone.": "transferability.backbone.",
+    "sem_seg_head.pixel_decoder.": "transferability.pixel_decoder.",
+}
+
 
 class TransferabilityEstimator(nn.Module):
     """Regions and discriminators of all levels; ``transferability.*`` in the state dict, with the settings."""
@@ -115,10 +120,9 @@ class TransferabilityEstimator(nn.Module):
 
 def fill_frozen_encoder(state: dict[str, Any]) -> Mapping[str, Any]:
     """Fill missing entries of the frozen copy from the model's own backbone and pixel decoder."""
-    copies = {"backbone.": "transferability.backbone.", "sem_seg_head.pixel_decoder.": "transferability.pixel_decoder."}
     added = {
         target + name[len(source) :]: value
-        for source, target in copies.items()
+        for source, target in FROZEN_ENCODER.items()
         for name, value in state.items()
         if name.startswith(source)
     }

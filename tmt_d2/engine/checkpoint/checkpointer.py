@@ -26,15 +26,13 @@ from tmt_d2.engine.checkpoint.files import (
 from tmt_d2.engine.checkpoint.pretrained import read_safetensors
 from tmt_d2.errors import UserError
 from tmt_d2.modeling.backbones.timm_backbone import timm_part
-from tmt_d2.modeling.official import CLASS_HEAD, load_report, upgrade_names
-from tmt_d2.transferability.acte import TransferabilityEstimator
+from tmt_d2.modeling.official import CLASS_HEAD, ESTIMATOR, load_report, upgrade_names
+from tmt_d2.transferability.acte import FROZEN_ENCODER, TransferabilityEstimator, fill_frozen_encoder
 from tmt_d2.transferability.settings import decode_settings, refuse_other_settings
 from tmt_d2.utils.files import atomic_write, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
-ESTIMATOR = "transferability."
-FROZEN_ENCODER = (f"{ESTIMATOR}backbone.", f"{ESTIMATOR}pixel_decoder.")  # copied from the model's own if missing
 SETTINGS = f"{ESTIMATOR}_extra_state"  # PyTorch's name for it
 ESTIMATOR_TRAINING = "estimator_training"  # entry of checkpoints of the estimator's training only
 ADAPTER = ".lora_"  # in the names of adapters, which may be added to a model that was trained without them
@@ -218,7 +216,7 @@ class TMTCheckpointer(DetectionCheckpointer):
             name for name in incompatible.missing_keys if name not in {*reset, SETTINGS} and not name.endswith(COUNT)
         ]
         misfits = [name for name, _, _ in incompatible.incorrect_shapes]
-        copied = {name for name in model_names - names if name.startswith(FROZEN_ENCODER)}
+        copied = {name for name in model_names - names if name.startswith(tuple(FROZEN_ENCODER.values()))}
         loaded = {name for name in model_names - copied - reset if not name.endswith(COUNT)}
         loaded -= {*incompatible.missing_keys, *misfits}
         unused = [*incompatible.unexpected_keys, *misfits]
@@ -338,11 +336,11 @@ def refuse_another_estimator(path: str, folder: str | Path) -> None:
             there = read_state(str(file))
         except DamagedCheckpoint:
             continue  # as ``resume_or_load`` does
-        here = read_state(path)
+        here = fill_frozen_encoder(read_state(path))
         for name, value in there.items():
             if not name.startswith(ESTIMATOR) or name == SETTINGS:
                 continue
-            other = here.get(name, here.get(name[len(ESTIMATOR) :]))  # its own encoder, or the model's
+            other = here.get(name)
             if other is not None and not torch.equal(value, other):
                 message = f"--resume: its estimator is not the one of {file}"
                 hint = "restore the file, or choose another OUTPUT_DIR"

@@ -18,6 +18,7 @@ from tmt_d2.adaptation.self_training.pseudo_labels import (
     mask_weights,
 )
 from tmt_d2.data.datasets.label_spaces import CLASSES
+from tmt_d2.errors import UserError
 from tmt_d2.modeling.mask_logits import MaskLogits
 
 
@@ -63,13 +64,13 @@ def test_weights_of_masks_by_hand() -> None:
 def test_counts_of_a_step_do_not_depend_on_how_it_is_shared() -> None:
     whole, split = CollapseMonitor("ab"), CollapseMonitor("ab")
     label = torch.tensor([0, 0, 1, 255], dtype=torch.uint8)
-    for _ in range(2):
+    for step in (1, 2):
         whole.add("labelled", label)
         split.add("labelled", label[:1])
         split.add("labelled", label[1:])
-        assert whole.labelled.tolist() == ([0, 0] if _ == 0 else [2, 1])  # they take effect after the step
-        whole.after_step()
-        split.after_step()
+        assert whole.labelled.tolist() == ([0, 0] if step == 1 else [2, 1])  # they take effect after the step
+        whole.after_step(step)
+        split.after_step(step)
     assert whole.labelled.tolist() == split.labelled.tolist() == pytest.approx([3.98, 1.99])
 
 
@@ -77,18 +78,37 @@ def test_counts_of_a_step_do_not_depend_on_how_it_is_shared() -> None:
 def test_without_labels_the_first_predictions_are_expected(later: int, expected: bool) -> None:
     monitor = CollapseMonitor(CLASSES)
     with refuses("SELF_TRAINING") if expected else nullcontext():
-        for step in range(400):
-            road = 14 if step < 20 else later
+        for step in range(1, 401):
+            road = 14 if step <= 20 else later
             monitor.add("predicted", torch.tensor([0] * road + [1] * (20 - road)))
-            monitor.after_step()
+            monitor.after_step(step)
 
 
 @pytest.mark.parametrize(("road", "labelled", "expected"), [(19, 10, True), (14, 10, False), (19, 18, False)])
 def test_a_collapse_stops_the_run(road: int, labelled: int, expected: bool) -> None:
     monitor = CollapseMonitor(CLASSES)
     with refuses("SELF_TRAINING") if expected else nullcontext():
-        for _ in range(45):
+        for step in range(1, 46):
             monitor.add("predicted", torch.tensor([0] * road + [1] * (20 - road)))
             labels = [0] * labelled + [3] * (20 - labelled) + [255] * 50
             monitor.add("labelled", torch.tensor(labels, dtype=torch.uint8))
-            monitor.after_step()
+            monitor.after_step(step)
+
+
+@pytest.mark.parametrize("interrupted", [0, 27])
+def test_a_resumed_run_checks_at_the_same_steps_against_the_same_counts(interrupted: int) -> None:
+    monitor, raised, expected = CollapseMonitor(CLASSES), [], None
+    for step in range(1, 201):
+        if step == interrupted:
+            state, monitor = monitor.state_dict(), CollapseMonitor(CLASSES)
+            monitor.load_state_dict(state)
+        road = 14 if step <= 20 else 19
+        monitor.add("predicted", torch.tensor([0] * road + [1] * (20 - road)))
+        try:
+            monitor.after_step(step)
+        except UserError:
+            raised.append(step)
+        if step == 20:
+            expected = monitor.labelled.clone()
+    assert raised == list(range(60, 201, 20))
+    assert torch.equal(monitor.labelled, expected)  # without labels those of the first predictions

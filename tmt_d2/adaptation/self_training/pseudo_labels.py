@@ -122,7 +122,7 @@ class CollapseMonitor(nn.Module):
 
     def __init__(self, class_names: Sequence[str]):
         super().__init__()
-        self.class_names, self.steps = class_names, 0
+        self.class_names = class_names
         for name in ("predicted", "labelled"):
             self.register_buffer(name, torch.zeros(len(class_names), dtype=torch.float64))
             self.register_buffer(f"_{name}_now", torch.zeros(len(class_names), dtype=torch.float64), persistent=False)
@@ -133,8 +133,11 @@ class CollapseMonitor(nn.Module):
         now = self.get_buffer(f"_{name}_now")
         now += counts.to(now.device)
 
-    def after_step(self) -> None:
+    def after_step(self, steps: int) -> None:
         """
+        Args:
+            steps: number of completed steps, this one included.
+
         Raises:
             UserError: a collapse, in every process.
         """
@@ -142,15 +145,15 @@ class CollapseMonitor(nn.Module):
             counts, now = self.get_buffer(name), self.get_buffer(f"_{name}_now")
             if comm.get_world_size() > 1:
                 torch.distributed.all_reduce(now)
-            counts.mul_(MEMORY).add_(now)
+            if now.any():  # counts that only decay would round to 0
+                counts.mul_(MEMORY).add_(now)
             now.zero_()
-        self.steps += 1
-        if self.steps % STEPS_BETWEEN_CHECKS == 0:
+        if steps == STEPS_BETWEEN_CHECKS and not self.labelled.any():
+            self.labelled.copy_(self.predicted)
+        if steps % STEPS_BETWEEN_CHECKS == 0:
             self._check()
 
     def _check(self) -> None:
-        if self.steps == STEPS_BETWEEN_CHECKS and not self.labelled.any():
-            self.labelled.copy_(self.predicted)
         predicted, labeled = self.predicted.tolist(), self.labelled.tolist()
         if not sum(predicted):
             return

@@ -256,7 +256,7 @@ class SelfTraining(FineTuning):
     def after_step(self) -> None:
         self.state["average"].update(self.teacher, self.student)
         share_statistics(self.teacher)
-        self.state["monitor"].after_step()
+        self.state["monitor"].after_step(self.state["average"].steps)
 
     # --- one run
 

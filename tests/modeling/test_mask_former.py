@@ -196,3 +196,15 @@ def test_scores_by_strips_are_the_scores(size: tuple[int, int], monkeypatch: pyt
     for values in (1, 3 * 4 * full[1] * 2):  # one row at a time, two rows at a time
         monkeypatch.setitem(mask_former.STRIP_VALUES, "cpu", values)
         torch.testing.assert_close(mask_former.upsampled_scores(logits, masks, full), whole, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("values", [1, 2 * 64 * 96, 2**20])
+def test_small_outputs_by_groups_of_classes_are_the_scores(
+    build_tiny: Build, records: Records, values: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_tiny("MaskFormer")
+    items = [record | {"height": 20, "width": 30} for record in records]
+    expected = scores(model, items)
+    monkeypatch.setattr(mask_former, "GROUP_VALUES", values)
+    for found, whole in zip(scores(model, items), expected, strict=True):
+        torch.testing.assert_close(found, whole, rtol=0, atol=1e-6)

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 # Mask values that inference upsamples at once, by device type: on a CPU few enough to stay in its cache.
 STRIP_VALUES = {"cpu": 2**22, "cuda": 2**28}
+GROUP_VALUES = 2**27  # class scores that exist at once where only a part of their size is wanted: 512 MB
+ALL_CLASSES = slice(None)
 
 Record = Mapping[str, Any]  # one element of Detectron2's batched inputs
 
@@ -258,7 +260,11 @@ class MaskFormer(nn.Module):
                 if self.postprocess_before_inference:
                     scores = semantic_scores(logits, resize(resize(mask, padded_size)[:, :height, :width], size))
                 else:
-                    scores = resize(upsampled_scores(logits, mask, padded_size)[:, :height, :width], size)
+                    parts = [
+                        resize(upsampled_scores(logits, mask, padded_size, classes)[:, :height, :width], size)
+                        for classes in _class_groups(logits.shape[-1] - 1, padded_size, size)
+                    ]
+                    scores = parts[0] if len(parts) == 1 else torch.cat(parts)
                 results.append({"sem_seg": scores})
         return results
 
@@ -308,22 +314,30 @@ def real_positions(image: Sequence[int], padded: Sequence[int], level: Sequence[
     return rows, columns
 
 
-def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+def semantic_scores(class_logits: Tensor, mask_logits: Tensor, classes: slice = ALL_CLASSES) -> Tensor:
     """class_logits (Q, N + 1), mask_logits (Q, H, W) -> (N, H, W): sum over queries of class times mask probability."""
-    probabilities = class_logits.softmax(-1)[:, :-1]
+    probabilities = class_logits.softmax(-1)[:, :-1][:, classes]
     return torch.einsum("qn,qhw->nhw", probabilities, mask_logits.sigmoid())
 
 
-def upsampled_scores(class_logits: Tensor, mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
+def _class_groups(classes: int, padded: Sequence[int], size: Sequence[int]) -> list[slice]:
+    """Return which classes to score together: all, or few enough where a smaller output is wanted than the maps are."""
+    at_once = classes if size[0] * size[1] * 4 > padded[0] * padded[1] else GROUP_VALUES // (padded[0] * padded[1])
+    return [slice(first, first + max(at_once, 1)) for first in range(0, classes, max(at_once, 1))]
+
+
+def upsampled_scores(
+    class_logits: Tensor, mask_logits: Tensor, size: tuple[int, int], classes: slice = ALL_CLASSES
+) -> Tensor:
     """``semantic_scores`` of the masks resized to ``size``, strip by strip: Q maps of that size never exist at once.
 
-    class_logits (Q, N + 1), mask_logits (Q, h, w) -> (N, *size).
+    class_logits (Q, N + 1), mask_logits (Q, h, w) -> (N, *size), or of some classes.
     """
     queries, h, w = mask_logits.shape
     scale = size[0] // h
     rows = max(STRIP_VALUES.get(mask_logits.device.type, 2**28) // (queries * scale * size[1]), 1)
     if is_traced() or rows >= h or size != (h * scale, w * scale):  # a graph wants no loop
-        return semantic_scores(class_logits, resize(mask_logits, size))
+        return semantic_scores(class_logits, resize(mask_logits, size), classes)
     strips = []
     for top in range(0, h, rows):
         bottom = min(top + rows, h)
@@ -331,5 +345,6 @@ def upsampled_scores(class_logits: Tensor, mask_logits: Tensor, size: tuple[int,
         strip = mask_logits[None, :, first:last]
         strip = strip.contiguous(memory_format=torch.channels_last)  # resized in less time on a CPU
         strip = resize(strip, ((last - first) * scale, size[1]))[0]
-        strips.append(semantic_scores(class_logits, strip[:, (top - first) * scale : (bottom - first) * scale]))
+        strip = strip[:, (top - first) * scale : (bottom - first) * scale]
+        strips.append(semantic_scores(class_logits, strip, classes))
     return torch.cat(strips, 1)

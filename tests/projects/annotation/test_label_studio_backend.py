@@ -13,24 +13,29 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.helpers.checkout import TINY_CONFIG, environment
 from tests.helpers.errors import refuses
 from tests.helpers.small_runs import exif, options
 from tests.projects.annotation.exports import region
+from tmt_d2.data.reader import read_image
 from tmt_d2.errors import INTERRUPTED
 from tmt_d2.inference import Predictor
 from tmt_d2.projects.annotation.brush import decode_brush, encode_brush
-from tmt_d2.projects.annotation.label_studio_backend import Backend, BackendServer, local_file
+from tmt_d2.projects.annotation.label_studio_backend import Backend, BackendServer, local_file, shown_files
 from tmt_d2.projects.annotation.label_studio_events import FOLDER, REFUSED, Inbox
 from tmt_d2.projects.loop.project import Project
+from tmt_d2.projects.loop.proposing import propose
 from tmt_d2.projects.loop.starting import start
 from tmt_d2.utils.lock import LOCK, folder_lock
 
@@ -164,6 +169,41 @@ def test_regions_lie_on_the_image_as_a_browser_shows_it(
         assert (each["original_height"], each["original_width"]) == labels.shape
         index = backend.model[0].classes.names.index(each["value"]["brushlabels"][0])
         assert np.array_equal(decode_brush(each["value"]["rle"], labels.shape), labels == index)
+
+
+class BrightIsSky:
+    """A pretended predictor."""
+
+    classes = SimpleNamespace(names=("road", "sky"))
+
+    def __call__(self, image: np.ndarray) -> Any:
+        labels = torch.from_numpy(image[..., 0] > 127).byte()
+        return SimpleNamespace(labels=labels, confidence=lambda: torch.ones(labels.shape))
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_an_accepted_prediction_is_the_label_of_the_stored_image(
+    city: Project, photos: Path, training: Training, orientation: int
+) -> None:
+    """Label Studio shows the copy in the round; an image that is in no round is predicted as a browser shows it."""
+    for file in (photos / "by day").iterdir():
+        with Image.open(file) as image:
+            image.save(file, exif=exif(orientation))
+    folder = propose(city, 1, "label-studio")
+    (name,) = city.proposed(folder)
+    (task,) = json.loads((folder / "label-studio" / "tasks.json").read_text())
+    (other,) = set(city.files) - {name}
+    model: Any = BrightIsSky()
+    inbox, shown = Inbox(str(city.folder)), partial(shown_files, city, photos)
+    backend = Backend(lambda: (model, ""), photos, inbox, training.words, shown)
+    accepted, outside = backend.predict({"tasks": [task, *tasks(other)["tasks"]]})["results"]
+    sent = event("ANNOTATION_CREATED", name, labels_of(1))
+    sent["annotation"]["result"] = accepted["result"]
+    assert backend.webhook(sent)["training"] == "running"
+    backend.training.stop()
+    assert np.array_equal(label(city, name), read_image(city.files[name])[..., 0] > 127)
+    size = {(each["original_height"], each["original_width"]) for each in outside["result"]}
+    assert size == {SIZE if orientation == 3 else SIZE[::-1]}
 
 
 def test_nothing_outside_of_the_folder_is_read(request_of: Request, photos: Path) -> None:

@@ -7,11 +7,12 @@ Add http://127.0.0.1:9090 as a model in the settings of a Label Studio project w
 `tmt-adapt propose --tool label-studio` writes. Tasks name images as /data/local-files/?d=PATH, or by their path, below
 --images. Nothing outside of that folder is read.
 
-With --project, a folder of tmt-adapt, the newest model predicts. An annotation that is submitted is imported as by
-`tmt-adapt import`, and starts `tmt-adapt train`, as "Start training" does, if none runs. What is submitted during a
-training is imported when it has ended, and starts the next one. The model is replaced when a training has ended well,
-and stays otherwise. A new annotation keeps a label that exists, an updated one replaces it. Switch on "Start model
-training on annotation submission" in Label Studio, or no annotation is sent.
+With --project, a folder of tmt-adapt, the newest model predicts. For an image of a round its copy in the round is
+predicted, so the root of Label Studio's local storage has to be `images/` of the round. An annotation that is
+submitted is imported as by `tmt-adapt import`, and starts `tmt-adapt train`, as "Start training" does, if none runs.
+What is submitted during a training is imported when it has ended, and starts the next one. The model is replaced when
+a training has ended well, and stays otherwise. A new annotation keeps a label that exists, an updated one replaces it.
+Switch on "Start model training on annotation submission" in Label Studio, or no annotation is sent.
 
 Nobody has to log in: leave --host at this machine, or protect the port.
 
@@ -27,7 +28,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -42,6 +43,7 @@ from tmt_d2.utils.ports import check_port
 if TYPE_CHECKING:
     from tmt_d2.inference.predictor import Predictor
     from tmt_d2.projects.annotation.label_studio_events import Inbox
+    from tmt_d2.projects.loop.project import Project
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,18 @@ def local_file(root: Path, reference: object) -> Path:
         if path.is_relative_to(root.resolve()) and path.is_file():
             return path
     raise UserError("there is no such file below --images", key="image", value=reference)
+
+
+def shown_files(project: Project, root: Path) -> dict[Path, Path | None]:
+    """Return image -> its copy in a round, which Label Studio shows; None for images that are measured on.
+
+    A prediction for the latter would favor the model.
+
+    Args:
+        root: folder of the images, or of a copy of them.
+    """
+    files: dict[str, Path | None] = {**project.copies(), **dict.fromkeys(project.test())}
+    return {Path(place, name).resolve(): file for name, file in files.items() for place in (project.place, root)}
 
 
 class BackgroundTraining:
@@ -103,7 +117,7 @@ class Backend:
         root: folder of the images.
         inbox: imports annotations; None: none is imported, and no training started.
         words: command of a training.
-        test_files: returns the images that are measured on: a prediction there would favor the model.
+        shown: returns image -> file that is predicted in its place; None: nothing is predicted.
     """
 
     def __init__(
@@ -112,9 +126,9 @@ class Backend:
         root: Path,
         inbox: Inbox | None = None,
         words: Sequence[str] = (),
-        test_files: Callable[[], set[Path]] = set,
+        shown: Callable[[], Mapping[Path, Path | None]] = dict,
     ) -> None:
-        self._load, self._root, self._inbox, self._test_files = load, root, inbox, test_files
+        self._load, self._root, self._inbox, self._shown = load, root, inbox, shown
         self._predicting, self._importing = threading.Lock(), threading.Lock()
         self.model = load()
         self.training = BackgroundTraining(words, self.ended)
@@ -167,10 +181,10 @@ class Backend:
             references = [task["data"]["image"] for task in request["tasks"]]
         except (LookupError, TypeError) as error:
             raise UserError("is no list of tasks with data.image", key="tasks") from error
-        files = [local_file(self._root, reference) for reference in references]
-        test_files = self._test_files()
+        images, shown = [local_file(self._root, reference) for reference in references], self._shown()
+        files = [shown.get(image, image) for image in images]
         with self._predicting:
-            results = [{"result": []} if file in test_files else _prediction(predictor, file) for file in files]
+            results = [_prediction(predictor, file) if file else {"result": []} for file in files]
         return {"results": [each | {"model_version": version} for each in results], "model_version": version}
 
     def webhook(self, request: Json) -> Json:
@@ -282,14 +296,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model = project.newest_model()
         return (project.predictor(model), f"model {model.number:02d}") if model else None
 
-    def test_files() -> set[Path]:
-        project = Project(args.project)  # --images may name a copy of its images
-        return {Path(place, name).resolve() for name in project.test() for place in (project.place, root)}
-
     root = Path(args.images or Project(args.project).place)
     words = [sys.executable, "-m", "tmt_d2.projects.loop.command", "train", "--project", args.project]
     if args.project:
-        backend = Backend(load, root, Inbox(args.project, read_mapping(args.map)), words, test_files)
+        inbox = Inbox(args.project, read_mapping(args.map))
+        backend = Backend(load, root, inbox, words, lambda: shown_files(Project(args.project), root))
     else:
         backend = Backend(load, root)
     with BackendServer((args.host, args.port), backend) as server:

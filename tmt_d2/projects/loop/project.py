@@ -157,6 +157,11 @@ class Project:
         lines = listed_names(SELECTED, folder / SELECTED, self.files.__contains__)
         return [self._listed[line] for line in lines if line in self._listed]
 
+    def copies(self) -> dict[str, Path]:
+        """Return name -> its copy in a round, which annotation tools show, of every image that has one."""
+        files = {name: folder / COPIES / name for folder in self.rounds() for name in self.proposed(folder)}
+        return {name: file for name, file in files.items() if file.is_file()}
+
     def frame(self) -> list[dict[str, str]]:
         """Return the rows of ``test.csv`` with an image: all that could be drawn for the test; [] without one."""
         return [row for row in self.whole_frame() if row["image"] in self.files]

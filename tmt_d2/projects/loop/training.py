@@ -25,7 +25,6 @@ from tmt_d2.errors import UserError
 from tmt_d2.projects.annotation.importing import ImportReport, import_labels
 from tmt_d2.projects.loop.project import (
     CONFIG,
-    COPIES,
     FINISHED,
     LABELS,
     MODELS,
@@ -50,12 +49,12 @@ def import_export(
         UserError: as ``import_labels``.
     """
     output = project.folder / LABELS
-    proposed = {name: folder / COPIES / name for folder in project.rounds() for name in project.proposed(folder)}
-    copies = {name: str(copy) for name, copy in proposed.items() if copy.is_file()}
+    proposed = {name for folder in project.rounds() for name in project.proposed(folder)}
+    copies = {name: str(copy) for name, copy in project.copies().items()}
     options: dict[str, Any] = {"mapping": mapping, "replace": replace, "copies": copies}
     report = import_labels(export, project.images, project.classes(), output, **options)
     project.refresh()
-    report.names["missing"] = sorted(proposed.keys() - {*project.with_label()})
+    report.names["missing"] = sorted(proposed - {*project.with_label()})
     return report
 
 

@@ -28,7 +28,7 @@ from tmt_d2.data.datasets.registration import split_name
 from tmt_d2.errors import one_line_errors
 from tmt_d2.inference.attention import report_image, split_statistics
 from tmt_d2.inference.images import find_images
-from tmt_d2.inference.predictor import Predictor
+from tmt_d2.inference.predictor import AS_IN_TRAINING, Predictor
 from tmt_d2.visualization.exclusion import statistics_figure
 
 SPLIT = split_name(TARGET, "val")
@@ -41,10 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not (folder / "model_final.pth").is_file():
             raise FileNotFoundError(f"--demo {args.demo}: no {folder}/model_final.pth: run `make demo` first")
     os.environ["DETECTRON2_DATASETS"] = str(args.demo / "data")
-    tmt, full = (
-        Predictor.from_config(str(folders[name] / "config.yaml"), str(folders[name] / "model_final.pth"))
-        for name in ("tmt", "full")
-    )
+    files = [(folders[name] / "config.yaml", folders[name] / "model_final.pth") for name in ("tmt", "full")]
+    files = [(folders[name] / "config.yaml", folders[name] / "model_final.pth") for name in ("tmt", "full")]
+    tmt, full = (Predictor.from_config(str(config), str(weights), AS_IN_TRAINING) for config, weights in files)
     args.output.mkdir(parents=True, exist_ok=True)
     image, report = most_interesting(tmt, find_images(SPLIT))
     query = report.queries[0]

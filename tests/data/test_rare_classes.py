@@ -132,18 +132,18 @@ def test_counts_are_kept_where_they_can_be(tmp_path: Path, monkeypatch: pytest.M
     weights.touch()
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) not in forbidden and allows(path, mode))
 
-    def folder() -> Path:
-        settings = RareClasses.from_config(small_cfg("self-training-daformer", tmp_path / "out", weights))
-        assert settings is not None
-        return settings.folder.parent
+    settings = RareClasses.from_config(small_cfg("self-training-daformer", tmp_path / "out", weights))
+    assert settings is not None
 
-    assert folder() == weights.parent
-    forbidden.add(weights.parent)
-    assert folder() == tmp_path / "out"
-    (weights.parent / "class_pixels").mkdir()
-    assert folder() == weights.parent
-    forbidden.add(weights.parent / "class_pixels")
-    assert folder() == tmp_path / "out"
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    first, second = (make_records(tmp_path / name, labels()) for name in ("a", "b"))
+    found = []
+    for records in (first, first, second):
+        settings.chooser(records)
+        found.append(sorted(path.parents[1] for path in tmp_path.rglob("class_pixels/*.npz")))
+        forbidden.add(weights.parent / "class_pixels")
+    assert found == [[weights.parent], [weights.parent], [tmp_path / "out", weights.parent]]
 
 
 @pytest.mark.slow

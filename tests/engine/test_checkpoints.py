@@ -251,13 +251,16 @@ def test_temporary_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
     host, own = name.split(".")[2:4]
     assert own == str(os.getpid())
     litter = [
-        tmp_path / f".model_0000001.pth.{host}.{dead}.0a.tmp",
-        tmp_path / f"inference/.a.json.{host}.{dead}.9.tmp",
+        tmp_path / f".model_0000001.pth.{host}.{dead}.0000000a.tmp",
+        tmp_path / f"inference/.a.json.{host}.{dead}.00000009.tmp",
+        tmp_path / f".model_0000001.pth.{dead}.tmp",  # of an earlier version
+        tmp_path / f".d.json.{'0' * 8}.{dead}.00000009.tmp",  # of another machine, and old
     ]
-    others = [tmp_path / "model.tmp", tmp_path / ".hidden", tmp_path / f".b.{host}.{os.getppid()}.0.tmp"]
-    others.append(tmp_path / f".c.{host[::-1]}0.{dead}.0.tmp")  # of another machine
+    others = [tmp_path / "model.tmp", tmp_path / ".hidden", tmp_path / f".b.{host}.{os.getppid()}.00000000.tmp"]
+    others.append(tmp_path / f".c.{'0' * 8}.{dead}.00000000.tmp")  # of another machine
     for path in [*litter, *others]:
         path.write_text("x")
+    os.utime(litter[-1], (0, 0))
     remove_temporaries(tmp_path)
     assert not any(path.exists() for path in litter)
     assert all(path.exists() for path in others)

@@ -110,6 +110,27 @@ def test_an_interrupted_evaluation_is_made_again_once(
     assert evaluations("killed") == evaluations("straight") and len(evaluations("straight")) == 2
 
 
+def test_an_evaluation_whose_scalars_were_not_written_is_made_again(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although best.json has it."""
+    monkeypatch.setattr(Trainer, "test", staticmethod(lambda cfg, model: {"bdd100k_sem_seg_val": {"mIoU": 5.0}}))
+    changes = {"SOLVER__MAX_ITER": 25, "SOLVER__CHECKPOINT_PERIOD": 15, "TEST__EVAL_PERIOD": 15}
+    straight, killed = (
+        small_cfg("full", tmp_path / name, start, **changes, TEST__BEST__METRIC="mIoU")
+        for name in ("straight", "killed")
+    )
+    run_stage(straight)
+    run_killed(killed, 17)
+    assert "after" in (tmp_path / "killed" / "best.json").read_text()
+    run_stage(killed, resume=True)
+    evaluations = [
+        [line["iteration"] for line in metrics_of(tmp_path / name) if any("/" in scalar for scalar in line)]
+        for name in ("straight", "killed")
+    ]
+    assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 2
+
+
 def test_loader_processes_and_seeds_matter_as_they_should(start: Path, tmp_path: Path) -> None:
     for name, changes in {
         "none": {"DATALOADER__NUM_WORKERS": 0},

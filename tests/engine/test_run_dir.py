@@ -43,6 +43,8 @@ def test_an_ended_run_keeps_its_config(start: Path, tmp_path: Path) -> None:
     logged = small_cfg("full", tmp_path, start, SOLVER__MAX_ITER=1, LOGGING__IMAGES=1)
     RunDir(logged).check_same_settings()
     RunDir(logged).check(resume=True)
+    with_t = small_cfg("full", tmp_path, start, SOLVER__MAX_ITER=1, MODEL__TMT__P_T=0.5)  # a plain model has no T
+    RunDir(with_t).check_same_settings()
     other = small_cfg("full", tmp_path, start, SOLVER__MAX_ITER=1, INPUT__MIN_SIZE_TEST=32)
     with pytest.raises(UserError, match="INPUT.MIN_SIZE_TEST"):
         RunDir(other).check_same_settings()  # as a notebook does

@@ -232,6 +232,7 @@ def test_what_began_with_other_settings_does_not_go_on(tmp_path: Path) -> None:
         other.is_done()
     for key in ("LOGGING.IMAGES", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.CHECKPOINTS_KEPT"):
         assert not small_units(tmp_path, key, "2")[0].is_done()  # no result depends on it
+    assert not small_units(tmp_path, "MODEL.TMT.TEST_ATTENTION", "True")[0].is_done()  # a plain model has no T
     with refuses(str(first.folder)):
         small_units(tmp_path, "MODEL.DEVICE", "meta")[0].is_done()
     write_values(first)

@@ -125,13 +125,15 @@ def _check_split(cfg: CfgNode, split: Split) -> None:
 
 
 def _warn_of_shared_images(cfg: CfgNode, task: type[Task]) -> None:
+    unread = () if cfg.SELF_TRAINING.UNLABELED_RATIO else ("UNLABELED",)
+    keys = [split.key for split in task.training_splits(cfg) if split.key not in unread]
+    trained = dict.fromkeys(name for key in keys for name in cfg.DATASETS[key])
     for tested in evaluation_splits(task, cfg):
-        for trained in task.training_splits(cfg):
-            if shared := shared_images(cfg.DATASETS[tested.key], cfg.DATASETS[trained.key]):
-                logger.warning(
-                    "%d images of DATASETS.%s are in DATASETS.%s, too, such as %s: trained on, they are no unseen test",
-                    *(len(shared), tested.key, trained.key, shared[0]),
-                )
+        if shared := shared_images(cfg.DATASETS[tested.key], [*trained]):
+            logger.warning(
+                "%d images of DATASETS.%s, such as %s, are trained on (%s): they are no unseen test",
+                *(len(shared), tested.key, shared[0], ", ".join(f"DATASETS.{key}" for key in keys)),
+            )
 
 
 def _check_best(cfg: CfgNode) -> None:

@@ -193,7 +193,7 @@ OWN: dict[str, Key] = {
         RANK_BY=Key(
             "T", ("T", "random", "inverted"), "Exclude positions with the highest T, or, as controls, any or the lowest"
         ),
-        TRAIN_ATTENTION=Key(True, None, "False: exclude positions in inference only; training is that of full"),
+        TRAIN_ATTENTION=Key(True, None, "False: training is that of full; a control with TEST_ATTENTION True"),
         TEST_ATTENTION=Key(
             False, None, "True: exclude positions in inference too, as the paper does; this runs a second encoder"
         ),

@@ -48,30 +48,31 @@ class RareClasses:
     min_size: int
     max_size: int
     folder: Path
+    other_folder: Path | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> RareClasses | None:
         """Return None where SELF_TRAINING.RARE_CLASS_TEMPERATURE is 0.
 
-        The folder is beside MODEL.WEIGHTS, or in OUTPUT_DIR where that is no local file or cannot be written to.
+        The folder is beside MODEL.WEIGHTS, or in OUTPUT_DIR where that is no local file.
         """
         keys = cfg.SELF_TRAINING
         if not keys.RARE_CLASS_TEMPERATURE:
             return None
-        weights, folder = Path(cfg.MODEL.WEIGHTS), Path(cfg.MODEL.WEIGHTS).parent / FOLDER
-        is_writable = weights.is_file() and os.access(folder if folder.is_dir() else folder.parent, os.W_OK)
+        own, weights = Path(cfg.OUTPUT_DIR) / FOLDER, Path(cfg.MODEL.WEIGHTS)
         return cls(
             keys.RARE_CLASS_TEMPERATURE,
             keys.RARE_CLASS_AREA,
             tuple(cfg.INPUT.CROP.SIZE) if cfg.INPUT.CROP.ENABLED else None,
             int(np.median(cfg.INPUT.MIN_SIZE_TRAIN)),
             cfg.INPUT.MAX_SIZE_TRAIN,
-            folder if is_writable else Path(cfg.OUTPUT_DIR) / FOLDER,
+            weights.parent / FOLDER if weights.is_file() else own,
+            own,
         )
 
     def chooser(self, records: Sequence[Mapping[str, Any]]) -> ClassChooser | None:
         """Return the chooser of labeled records; None, with a warning, if no class fills ``area`` in any image."""
-        pixels, sizes = class_pixels(records, self.folder)
+        pixels, sizes = class_pixels(records, self.folder, self.other_folder)
         unreadable = [str(record[LABEL]) for record, size in zip(records, sizes) if not size.any()]
         if unreadable:
             logger.warning("rare class sampling: %d labels cannot be read, e.g. %s", len(unreadable), unreadable[0])
@@ -116,13 +117,18 @@ class ClassChooser:
         return int(generator.choice(self.images[place])), self.classes[place]
 
 
-def class_pixels(records: Sequence[Mapping[str, Any]], folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def class_pixels(
+    records: Sequence[Mapping[str, Any]], folder: Path, other_folder: Path | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the number of pixels of each train id in each label, (R, 255) int64, and the labels' sizes, (R, 2).
 
-    Labels that cannot be read are all 0. The main process counts; the file in ``folder`` is named by a hash of the
-    label files and label spaces.
+    Labels that cannot be read are all 0. The main process counts. The file is in ``folder``, or in ``other_folder``
+    where it does not exist there and cannot be written; its name is a hash of the label files and label spaces.
     """
     path = folder / f"{_fingerprint(records)}.npz"
+    if other_folder and not path.is_file() and not os.access(folder if folder.is_dir() else folder.parent, os.W_OK):
+        folder = other_folder
+        path = folder / path.name
     if comm.is_main_process() and not path.is_file():
         logger.info("rare class sampling: counting the classes of %d labels, once, in %s", len(records), folder)
         with ThreadPoolExecutor(os.cpu_count()) as pool:

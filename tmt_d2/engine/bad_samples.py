@@ -57,10 +57,12 @@ class BadSamples:
     def write_summary(self, folder: str, together: bool = True) -> None:
         """Write the reasons to ``folder/bad_samples.json``, if there are any.
 
-        together: those of all processes, which must call this; otherwise those of this process.
+        together: those of all processes, which must call this; otherwise those of this process, the first or one that
+            writes ``bad_samples_<rank>.json``.
         """
         for reasons in comm.gather(self.reasons) if together else []:
             self.reasons.update(reasons)
         if self.reasons and (comm.is_main_process() or not together):
             logger.warning("%d of %d training images were unreadable and replaced", len(self.reasons), self.images)
-            write_json(Path(folder) / "bad_samples.json", self.reasons)
+            name = "bad_samples.json" if comm.is_main_process() else f"bad_samples_{comm.get_rank()}.json"
+            write_json(Path(folder) / name, self.reasons)

@@ -28,6 +28,7 @@ from tmt_d2.utils.files import atomic_write, read_json, write_json
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
+PLAIN = "MaskFormer"  # no result of it depends on MODEL.TMT
 # Keys that no result depends on, with the value that stands for all.
 WITHOUT_EFFECT = {
     "OUTPUT_DIR": "",
@@ -39,7 +40,8 @@ WITHOUT_EFFECT = {
     "LOGGING.WANDB_PROJECT": "",
 }
 RUNTIME = (*WITHOUT_EFFECT, "MODEL.DEVICE")  # may differ in any run; the device changes rounding only
-RESUMABLE = (*RUNTIME, "MODEL.WEIGHTS", "SOLVER.MAX_ITER", "TEST.")  # may change when a run is resumed
+# May change when a run is resumed.
+RESUMABLE = (*RUNTIME, "MODEL.WEIGHTS", "SOLVER.MAX_ITER", "TEST.", "MODEL.TMT.TEST_ATTENTION")
 
 
 class RunDir:
@@ -110,7 +112,10 @@ class RunDir:
         add_tmt_config(defaults)
         there = flatten(yaml.safe_load(defaults.dump())) | flatten(load_config_file(self.folder / CONFIG))
         here = flatten(yaml.safe_load(self.cfg.dump()))
-        return {key: (there[key], value) for key, value in here.items() if there.get(key, value) != value}
+        changed = {key: (there[key], value) for key, value in here.items() if there.get(key, value) != value}
+        if there["MODEL.META_ARCHITECTURE"] == self.cfg.MODEL.META_ARCHITECTURE == PLAIN:
+            changed = {key: values for key, values in changed.items() if not key.startswith("MODEL.TMT.")}
+        return changed
 
     def has_ended(self) -> bool:
         """Return True if the folder holds weights without a state to resume: only an evaluation may be missing.

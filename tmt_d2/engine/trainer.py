@@ -12,6 +12,7 @@ import math
 import time
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
@@ -288,9 +289,10 @@ class Trainer(TrainerBase):
                     self._writer.after_train()
                 raise
             except Exception as error:
-                self.bad_samples.write_summary(self.cfg.OUTPUT_DIR, together=False)
                 if isinstance(error, DataError) and comm.get_world_size() == 1:
                     self.save_checkpoint()  # other processes may not have failed, and would not save
+                with suppress(OSError):  # the first error counts
+                    self.bad_samples.write_summary(self.cfg.OUTPUT_DIR, together=False)
                 if not isinstance(error, USER_ERRORS):
                     logger.exception("iteration %d failed", self.iter)
                 raise

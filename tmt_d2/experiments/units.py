@@ -18,7 +18,7 @@ from tmt_d2.config import get_key, replace_keys, setup_cfg
 from tmt_d2.data.datasets.registration import split_name
 from tmt_d2.data.image_lists import listed_names
 from tmt_d2.engine.checkpoint.checkpointer import keep_weights
-from tmt_d2.engine.run_dir import WITHOUT_EFFECT, check_identity
+from tmt_d2.engine.run_dir import PLAIN, WITHOUT_EFFECT, check_identity
 from tmt_d2.errors import UserError, did_you_mean
 from tmt_d2.experiments.plan import PLANNED, Plan, Sweep
 from tmt_d2.experiments.results import DAMAGED, STAGE_RECORD, About, Labels, StageRecord, read_record, read_values
@@ -96,7 +96,9 @@ class Unit:
         It is of the identity and of all config keys that results depend on; of input files only the names count.
         """
         files = {key: Path(get_key(self.cfg, key)).name for key in ("MODEL.WEIGHTS", "TRANSFER.LABEL_LIST")}
-        cfg = replace_keys(self.cfg, {**WITHOUT_EFFECT, **files})
+        # T has no part in a plain model; True was the default when folders were first written.
+        plain = {"MODEL.TMT.TEST_ATTENTION": True} if self.cfg.MODEL.META_ARCHITECTURE == PLAIN else {}
+        cfg = replace_keys(self.cfg, {**WITHOUT_EFFECT, **files, **plain})
         return hashlib.sha256(json.dumps([cfg, self._identity()], sort_keys=True).encode()).hexdigest()
 
     def digest(self) -> str:

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 # Mask values that inference upsamples at once, by device type: on a CPU few enough to stay in its cache.
 STRIP_VALUES = {"cpu": 2**22, "cuda": 2**28}
-GROUP_VALUES = 2**27  # class scores that exist at once where only a part of their size is wanted: 512 MB
+GROUP_VALUES = {"cpu": 2**28, "cuda": 2**30}  # class scores that exist at once where a part of their size is wanted
 ALL_CLASSES = slice(None)
 
 Record = Mapping[str, Any]  # one element of Detectron2's batched inputs
@@ -262,7 +262,7 @@ class MaskFormer(nn.Module):
                 else:
                     parts = [
                         resize(upsampled_scores(logits, mask, padded_size, classes)[:, :height, :width], size)
-                        for classes in _class_groups(logits.shape[-1] - 1, padded_size, size)
+                        for classes in _class_groups(mask, logits.shape[-1] - 1, padded_size, size)
                     ]
                     scores = parts[0] if len(parts) == 1 else torch.cat(parts)
                 results.append({"sem_seg": scores})
@@ -320,10 +320,12 @@ def semantic_scores(class_logits: Tensor, mask_logits: Tensor, classes: slice = 
     return torch.einsum("qn,qhw->nhw", probabilities, mask_logits.sigmoid())
 
 
-def _class_groups(classes: int, padded: Sequence[int], size: Sequence[int]) -> list[slice]:
+def _class_groups(masks: Tensor, classes: int, padded: Sequence[int], size: Sequence[int]) -> list[slice]:
     """Return which classes to score together: all, or few enough where a smaller output is wanted than the maps are."""
-    at_once = classes if size[0] * size[1] * 4 > padded[0] * padded[1] else GROUP_VALUES // (padded[0] * padded[1])
-    return [slice(first, first + max(at_once, 1)) for first in range(0, classes, max(at_once, 1))]
+    values, at_once = padded[0] * padded[1], classes
+    if 4 * size[0] * size[1] <= values:
+        at_once = max(GROUP_VALUES.get(masks.device.type, 2**30) // values, 1)
+    return [slice(first, first + at_once) for first in range(0, classes, at_once)]
 
 
 def upsampled_scores(

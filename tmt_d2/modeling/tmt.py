@@ -61,7 +61,7 @@ class TransferableMaskFormer(MaskFormer):
             attention: "hard": these positions are not attended to (Eq. 12); "off": T has no effect ("w/o TMA").
             output_transferability: add "transferability" to each result.
             rank_by: "T", or for controls "inverted" (the lowest T is excluded) or "random" positions.
-            train_attention: False masks attention in inference only, a control.
+            train_attention: False masks no attention in training; a control with ``test_attention``.
             test_attention: True masks attention in inference too, as the paper does; T then costs a second encoder.
             mask_former: the arguments of ``MaskFormer``.
         """

@@ -10,10 +10,11 @@ import os
 import re
 import shutil
 import socket
+import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +25,8 @@ from tmt_d2.errors import UserError
 LONG_NAME = 200  # bytes; file systems allow 255, and the name of a temporary file is longer
 REMEDY = "delete it, or choose another folder"
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-_TEMPORARY = re.compile(rf"\..+\.{_HOST}\.(\d+)\.\w+\.tmp")
+_TEMPORARY = re.compile(r"\..+?(?:\.(?P<host>[0-9a-f]{8}))?\.(?P<process>\d+)(?:\.[0-9a-f]{8})?\.tmp")
+ABANDONED = 24 * 3600.0  # seconds after which nobody still writes a temporary file
 
 
 @contextmanager
@@ -69,10 +71,20 @@ def check_writable(option: str, path: str | Path) -> None:
 
 
 def remove_temporaries(folder: str | Path) -> None:
-    """Delete the temporary files below ``folder`` of processes of this machine that no longer run."""
+    """Delete the temporary files below ``folder`` of processes that no longer run; those of other machines after a day.
+
+    Names without a machine, of an earlier version, are those of this machine.
+    """
     for path in Path(folder).rglob(".*.tmp"):
         match = _TEMPORARY.fullmatch(path.name)
-        if match and not _is_alive(int(match[1])):
+        if not match:
+            continue
+        if match["host"] in (None, _HOST):
+            is_left = not _is_alive(int(match["process"]))
+        else:
+            with suppress(FileNotFoundError):
+                is_left = time.time() - path.stat().st_mtime > ABANDONED
+        if is_left:
             path.unlink(missing_ok=True)
 
 

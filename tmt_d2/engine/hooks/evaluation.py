@@ -45,9 +45,8 @@ class Evaluation(EvalHook):
             self.trainer.task.train()
 
     def _has_evaluated(self, start: int) -> bool:
-        if self.best:
-            return start in self.best.values
-        return has_evaluation(self.trainer.cfg.OUTPUT_DIR, start - 1)
+        is_recorded = not self.best or start in self.best.values
+        return is_recorded and has_evaluation(self.trainer.cfg.OUTPUT_DIR, start - 1)
 
     def stops_early(self) -> bool:
         """Return True if TEST.BEST.PATIENCE has run out before the last step."""

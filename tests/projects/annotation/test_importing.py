@@ -100,7 +100,7 @@ def test_files_of_an_import(tmp_path: Path) -> None:
     assert not report.is_complete and len(report.lines()) == 7
     assert {kind: names for kind, names in report.names.items() if names} == {
         "written": ["a.jpg", "night/b.jpg"],
-        "renamed": ["day_b.jpg -> day/b.jpg"],
+        "renamed": ["images/night/b.jpg -> night/b.jpg", "day_b.jpg -> day/b.jpg"],
         "empty": ["day/b.jpg"],
         "additional": ["gone.jpg"],
         "ambiguous": ["b.jpg"],
@@ -123,6 +123,10 @@ def test_a_label_of_a_removed_image_replaces_no_other(tmp_path: Path, names: tup
     assert report.names["additional"] == ["other/b", "night/c.jpg"] and not report.is_complete
     assert not report.names["repeated"] and report.names["missing"] == ["day/c.jpg"]
     assert np.array_equal(label(tmp_path, "b"), IDS[blobs(1)])
+    alone = write_zip(tmp_path / "a.zip", exports.cvat_coco({"other/b.jpg": blobs(2), "day/c.jpg": blobs(3)}))
+    report = run(tmp_path, alone, gone=["other/b.jpg"])
+    assert report.names["additional"] == ["other/b.jpg"] and report.names["written"] == ["day/c.jpg"]
+    assert run(tmp_path, alone).names["renamed"] == ["other/b.jpg -> b.jpg"]  # "other" may be the folder of the images
     update = write_zip(tmp_path / "u.zip", exports.cvat_coco({"night/c.jpg": blobs(4), "day/c.jpg": blobs(5)}))
     assert run(tmp_path, update, replace=True).names["written"] == ["day/c.jpg"]
     assert np.array_equal(label(tmp_path, "day/c"), IDS[blobs(5)])

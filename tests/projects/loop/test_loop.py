@@ -406,6 +406,23 @@ def test_an_image_that_was_removed_is_no_other_of_the_same_name(city: Path, phot
     assert Project(city).proposed(folder) == [f"day/{second.name}", night]  # a file name that only one image has
 
 
+def test_a_label_of_an_image_that_is_gone_is_no_label_of_another(city: Path, scenes: Path, photos: Path) -> None:
+    folder = city / "rounds/01"
+    folder.mkdir(parents=True)
+    (photos / "day").mkdir()
+    first, second = sorted(photos.glob("*.jpg"))[:2]
+    removed = photos / "day" / first.name
+    shutil.copy(first, removed)
+    (folder / "selected.txt").write_text(f"{removed}\n{second.name}\n")
+    export = label(city, scenes, "01")
+    removed.unlink()
+    assert adapt(city, "import", str(export)) == 1
+    assert Project(city).with_label() == [second.name]
+    shutil.copy(first, removed.with_suffix(".jpeg"))  # in another format, or of another suffix
+    assert adapt(city, "import", str(export)) == 0
+    assert {*Project(city).with_label()} == {second.name, f"day/{first.stem}.jpeg"}
+
+
 def test_images_that_are_missing_are_not_forgotten(
     city: Path, scenes: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,6 +86,7 @@ def import_labels(
     mapping: Mapping[str, str] | None = None,
     replace: bool = False,
     copies: Mapping[str, str] | None = None,
+    gone: Sequence[str] = (),
 ) -> ImportReport:
     """Write ``output/labels/NAME.png`` for each image that an export labels, a data set and a list for training.
 
@@ -95,6 +96,7 @@ def import_labels(
         export, mapping: as of ``read_export``.
         replace: replace label files that differ.
         copies: path of an image below its folder -> file that was labeled in its place; its EXIF orientation counts.
+        gone: paths of images that were below the folder, whose labels no other image gets.
 
     Raises:
         UserError: as ``read_export``; the export labels none of the images; ``output`` has other classes.
@@ -104,13 +106,13 @@ def import_labels(
     paths = [Path(os.path.relpath(file, images.top)).as_posix() for file in files]
     check_names(paths, files)
     report, encoded = ImportReport(), dict[int, np.ndarray]()
-    names, count = ImageNames(paths), 0
+    names, count = ImageNames([*paths, *gone]), 0
     used: dict[int, tuple[tuple[bool, int], str]] = {}  # of each encoded image, distance and name in the export
     for exported in read_export(export, classes.by_name(), mapping):
         count += 1
         matches = names.find(exported.name)
-        if len(matches) != 1:
-            report.names["ambiguous" if matches else "additional"].append(exported.name)
+        if len(matches) != 1 or matches[0] >= len(paths):
+            report.names["ambiguous" if len(matches) > 1 else "additional"].append(exported.name)
             continue
         index = matches[0]
         path, sizes = paths[index], _sizes_of(files[index])
@@ -123,7 +125,7 @@ def import_labels(
         if orientation != 1 and sizes[0] == sizes[-1]:  # tools show it turned, and the size does not tell
             report.names["turned"].append(f"{path} ({orientation})")
             continue
-        if not f"/{bare(exported.name)}".endswith(f"/{bare(path)}"):
+        if bare(exported.name) != bare(path):
             report.names["renamed"].append(f"{exported.name} -> {path}")
         report.without_area += exported.without_area
         label = exported.paint(size)

@@ -154,8 +154,16 @@ class Project:
 
     def proposed(self, folder: Path) -> list[str]:
         """Return the images of a round that are still there; the list may be one that ``selected.html`` saved."""
-        lines = listed_names(SELECTED, folder / SELECTED, self.files.__contains__)
-        return [self._listed[line] for line in lines if line in self._listed]
+        return [self._listed[line] for line in self._selected(folder) if line in self._listed]
+
+    def gone(self) -> list[str]:
+        """Return the names of images that a round proposed and that are not there now, not even in another format."""
+        lines = {line for folder in self.rounds() for line in self._selected(folder) if line not in self._listed}
+        names, there = {line.removeprefix(f"{self.place}/") for line in lines}, {bare(name) for name in self.files}
+        return sorted(name for name in names if bare(name) not in there)
+
+    def _selected(self, folder: Path) -> list[str]:
+        return listed_names(SELECTED, folder / SELECTED, self.files.__contains__)
 
     def copies(self) -> dict[str, Path]:
         """Return name -> its copy in a round, which annotation tools show, of every image that has one."""

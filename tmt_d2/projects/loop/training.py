@@ -51,7 +51,7 @@ def import_export(
     output = project.folder / LABELS
     proposed = {name for folder in project.rounds() for name in project.proposed(folder)}
     copies = {name: str(copy) for name, copy in project.copies().items()}
-    options: dict[str, Any] = {"mapping": mapping, "replace": replace, "copies": copies}
+    options: dict[str, Any] = {"mapping": mapping, "replace": replace, "copies": copies, "gone": project.gone()}
     report = import_labels(export, project.images, project.classes(), output, **options)
     project.refresh()
     report.names["missing"] = sorted(proposed - {*project.with_label()})

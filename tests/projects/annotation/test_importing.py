@@ -308,6 +308,25 @@ def test_a_copy_is_shown_as_the_image_is_stored(tmp_path: Path, name: str, order
     assert sum(changed) <= 1 + 4 * (name == "a.png")  # and the checksum of a chunk
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_copy_of_an_image_with_a_damaged_exif_block(tmp_path: Path) -> None:
+    """Readers skip repeated prefixes, and read what there is of a list of tags that ends early."""
+    photos(tmp_path, ("a.jpg", "a.png"))
+    plain, copy, good = tmp_path / "a.jpg", tmp_path / "copy.jpg", with_other_tags(3, "<")
+    uncounted = good.replace(struct.pack("<IH", 8, 3), struct.pack("<IH", 8, 99))
+    for block in (b"Exif\0\0" + good, uncounted, uncounted[:-10]):
+        with Image.open(plain) as image:
+            image.save(plain, exif=block)
+        assert exif_orientation(str(plain)) == 3
+        copy_as_stored(str(plain), copy)
+        assert exif_orientation(str(copy)) == 1
+        assert np.array_equal(read_image(str(copy), oriented=True), read_image(str(plain)))
+    with Image.open(tmp_path / "a.png") as image:
+        image.save(tmp_path / "a.png", exif=b"Exif\0\0" + good)
+    with refuses(str(tmp_path / "a.png")):  # its chunk holds a prefix, and is left as it is
+        copy_as_stored(str(tmp_path / "a.png"), tmp_path / "copy.png")
+
+
 def truncated(path: Path) -> Path:
     path.write_bytes(path.read_bytes()[:-40])
     return path

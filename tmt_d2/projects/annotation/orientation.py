@@ -14,6 +14,7 @@ from tmt_d2.data.png import SIGNATURE as PNG
 from tmt_d2.data.reader import ORIENTATION, exif_orientation
 from tmt_d2.errors import UserError
 
+PREFIX = b"Exif\0\0"
 SHORT = 3  # EXIF's number of a 16-bit value
 ENTRY = 12  # bytes of a tag with its value
 
@@ -35,12 +36,15 @@ def copy_as_stored(file: str, copy: Path) -> None:
 def _as_stored(data: bytes) -> bytes:
     """Return the bytes of an image whose EXIF orientation, where it has one, is 1."""
     with Image.open(io.BytesIO(data)) as image:
-        block = image.info["exif"].removeprefix(b"Exif\0\0")
+        block = image.info["exif"]
+    while block.startswith(PREFIX):  # some writers repeat it
+        block = block.removeprefix(PREFIX)
     order = "<" if block.startswith(b"II") else ">"
     (start,) = struct.unpack_from(f"{order}I", block, 4)
     (count,) = struct.unpack_from(f"{order}H", block, start)
     changed = bytearray(block)
-    for place in range(start + 2, start + 2 + count * ENTRY, ENTRY):
+    end = min(start + 2 + count * ENTRY, len(block) - ENTRY + 1)  # readers tolerate a count that is too large
+    for place in range(start + 2, end, ENTRY):
         if struct.unpack_from(f"{order}H", block, place)[0] == ORIENTATION:
             struct.pack_into(f"{order}HHIHH", changed, place, ORIENTATION, SHORT, 1, 1, 0)
     if data.startswith(PNG):  # a chunk ends with the checksum of its name and content

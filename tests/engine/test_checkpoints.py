@@ -266,6 +266,12 @@ def test_temporary_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
     assert all(path.exists() for path in others)
 
 
+def test_a_temporary_file_may_vanish_while_it_is_looked_at(tmp_path: Path) -> None:
+    """Another machine has just renamed it; here, a link to nothing."""
+    (tmp_path / f".a.{'0' * 8}.1.00000000.tmp").symlink_to(tmp_path / "nowhere")
+    remove_temporaries(tmp_path)
+
+
 def test_processes_with_the_same_id_do_not_disturb_each_other(tmp_path: Path) -> None:
     """Of two machines that write to a shared folder."""
     path = tmp_path / "progress.txt"

@@ -79,13 +79,13 @@ def remove_temporaries(folder: str | Path) -> None:
         match = _TEMPORARY.fullmatch(path.name)
         if not match:
             continue
-        if match["host"] in (None, _HOST):
-            is_left = not _is_alive(int(match["process"]))
-        else:
-            with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):  # its process may just have renamed it
+            if match["host"] in (None, _HOST):
+                is_left = not _is_alive(int(match["process"]))
+            else:
                 is_left = time.time() - path.stat().st_mtime > ABANDONED
-        if is_left:
-            path.unlink(missing_ok=True)
+            if is_left:
+                path.unlink()
 
 
 def _is_alive(pid: int) -> bool:
